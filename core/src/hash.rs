@@ -1,0 +1,79 @@
+//! BLAKE3 hashes as values: 32 bytes, written as 64 lower-case hexadecimal digits.
+
+use core::fmt;
+
+/// A BLAKE3 hash. What it is taken over is said where it is used.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub struct Hash(pub [u8; 32]);
+
+impl Hash {
+    /// Reads exactly 64 hexadecimal digits of either case; anything else is `None`.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        let digits: &[u8; 64] = text.as_bytes().try_into().ok()?;
+        let mut bytes = [0; 32];
+        for (byte, pair) in bytes.iter_mut().zip(digits.chunks_exact(2)) {
+            let [high, low] = pair else { return None };
+            *byte = nibble(*high)? << 4 | nibble(*low)?;
+        }
+        Some(Self(bytes))
+    }
+}
+
+fn nibble(digit: u8) -> Option<u8> {
+    match digit {
+        b'0'..=b'9' => Some(digit - b'0'),
+        b'a'..=b'f' => Some(digit - b'a' + 10),
+        b'A'..=b'F' => Some(digit - b'A' + 10),
+        _ => None,
+    }
+}
+
+/// All 64 digits; `{:.N}` writes the first N only, for people.
+impl fmt::Display for Hash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let digits = f.precision().unwrap_or(64);
+        for (i, byte) in self.0.iter().enumerate() {
+            match digits.saturating_sub(2 * i) {
+                0 => break,
+                1 => write!(f, "{:x}", byte >> 4)?,
+                _ => write!(f, "{byte:02x}")?,
+            }
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for Hash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{self:.16}")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::format;
+
+    #[test]
+    fn text_and_back() {
+        let mut bytes = [0; 32];
+        for (i, b) in bytes.iter_mut().enumerate() {
+            *b = i as u8 * 7 + 3;
+        }
+        let hash = Hash(bytes);
+        let text = format!("{hash}");
+        assert_eq!(text.len(), 64);
+        assert_eq!(Hash::parse(&text), Some(hash));
+        assert_eq!(Hash::parse(&text.to_uppercase()), Some(hash));
+        assert_eq!(format!("{hash:.5}"), text[..5]);
+    }
+
+    #[test]
+    fn anything_else_is_refused() {
+        for bad in ["", "0", &"0".repeat(63), &"0".repeat(65), &"g".repeat(64), &"é".repeat(32)] {
+            assert_eq!(Hash::parse(bad), None, "{bad}");
+        }
+    }
+}

@@ -1,0 +1,173 @@
+//! What piman orders: a line (or more), and then a line `EOM`.
+
+use core::fmt;
+
+use super::ours::Offer;
+
+/// The line that ends a block of commands.
+pub(super) const END: &[u8] = b"EOM";
+
+/// One order to a Pi.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Command {
+    /// Boot what is on the card.
+    Boot,
+    /// Partition, format, install; for our own agents with what to install.
+    Format(Option<Offer>),
+    /// Wipe the root filesystem, report `IS_UNINSTALLED` and wait.
+    Reinstall,
+    /// Set the clock; a Pi has none that runs without power.
+    Date(Date),
+    /// Answer with the Pi's addresses.
+    Ip,
+    /// Ours: what is to be installed is being prepared; report again after this many seconds.
+    Wait {
+        /// How long to wait, in seconds.
+        seconds: u16,
+        /// How far the preparation is, in per cent.
+        percent: u8,
+    },
+}
+
+impl Command {
+    /// Reads one line of a block, trimmed; `None` for what is no command.
+    #[must_use]
+    pub fn parse(line: &[u8]) -> Option<Self> {
+        match line.trim_ascii() {
+            b"boot" => Some(Self::Boot),
+            b"format" => Some(Self::Format(None)),
+            b"reinstall" => Some(Self::Reinstall),
+            b"ip" => Some(Self::Ip),
+            other => Date::parse(other).map(Self::Date),
+        }
+    }
+}
+
+/// The whole block, `EOM` included.
+impl fmt::Display for Command {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Boot => f.write_str("boot\n")?,
+            Self::Format(None) => f.write_str("format\n")?,
+            Self::Format(Some(offer)) => write!(f, "format\n{offer}\n")?,
+            Self::Reinstall => f.write_str("reinstall\n")?,
+            Self::Date(date) => writeln!(f, "{date}")?,
+            Self::Ip => f.write_str("ip\n")?,
+            Self::Wait { seconds, percent } => {
+                writeln!(f, "{} wait seconds={seconds} percent={percent}", super::ours::MARK)?;
+            }
+        }
+        f.write_str("EOM\n")
+    }
+}
+
+/// A moment in the server's local time, to the second.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub struct Date {
+    year: u16,
+    month: u8,
+    day: u8,
+    hour: u8,
+    minute: u8,
+    second: u8,
+}
+
+impl Date {
+    /// `None` unless it is a moment that exists (years 1970 to 9999, seconds to 60).
+    #[must_use]
+    pub fn new(year: u16, month: u8, day: u8, hour: u8, minute: u8, second: u8) -> Option<Self> {
+        let leap = year.is_multiple_of(4) && !year.is_multiple_of(100) || year.is_multiple_of(400);
+        let days = match month {
+            4 | 6 | 9 | 11 => 30,
+            2 => 28 + u8::from(leap),
+            _ => 31,
+        };
+        let exists = (1970..=9999).contains(&year)
+            && (1..=12).contains(&month)
+            && (1..=days).contains(&day)
+            && hour < 24
+            && minute < 60
+            && second <= 60;
+        exists.then_some(Self { year, month, day, hour, minute, second })
+    }
+
+    /// Reads `busybox date -s YYYYMMDDhhmm.ss` and no other form: nothing of the line
+    /// is ever given to a shell.
+    #[must_use]
+    pub fn parse(line: &[u8]) -> Option<Self> {
+        let stamp = line.trim_ascii().strip_prefix(b"busybox date -s ")?;
+        let (digits, second) = stamp.split_at_checked(12)?;
+        let [b'.', second @ ..] = second else { return None };
+        let number = |digits: &[u8]| -> Option<u16> {
+            digits.iter().try_fold(0, |n: u16, d| d.is_ascii_digit().then(|| n * 10 + u16::from(d - b'0')))
+        };
+        let pair = |at: usize| number(digits.get(at..at + 2)?)?.try_into().ok();
+        let second = if second.len() == 2 { number(second)?.try_into().ok()? } else { return None };
+        Self::new(number(digits.get(..4)?)?, pair(4)?, pair(6)?, pair(8)?, pair(10)?, second)
+    }
+
+    /// Seconds since 1970-01-01T00:00:00 of the same clock (whatever its zone).
+    #[must_use]
+    pub fn seconds_since_1970(&self) -> u64 {
+        // Days by counting years from March, so that the leap day is a year's last.
+        let shifted = u64::from(self.month + 9) % 12;
+        let year = u64::from(self.year) - u64::from(self.month < 3);
+        let days =
+            365 * year + year / 4 - year / 100 + year / 400 + (153 * shifted + 2) / 5 + u64::from(self.day)
+                - 719_469;
+        ((days * 24 + u64::from(self.hour)) * 60 + u64::from(self.minute)) * 60 + u64::from(self.second)
+    }
+}
+
+/// The one form on the wire.
+impl fmt::Display for Date {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { year, month, day, hour, minute, second } = self;
+        write!(f, "busybox date -s {year:04}{month:02}{day:02}{hour:02}{minute:02}.{second:02}")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::string::ToString;
+
+    #[test]
+    fn blocks_as_old_pis_read_them() {
+        assert_eq!(Command::Boot.to_string(), "boot\nEOM\n");
+        assert_eq!(Command::Format(None).to_string(), "format\nEOM\n");
+        assert_eq!(Command::Reinstall.to_string(), "reinstall\nEOM\n");
+        assert_eq!(Command::Ip.to_string(), "ip\nEOM\n");
+        let date = Date::new(2026, 3, 9, 8, 7, 5).unwrap();
+        assert_eq!(Command::Date(date).to_string(), "busybox date -s 202603090807.05\nEOM\n");
+    }
+
+    #[test]
+    fn only_one_form_of_the_date() {
+        let date = Date::new(2024, 2, 29, 23, 59, 60).unwrap();
+        assert_eq!(Date::parse(b"busybox date -s 202402292359.60\r"), Some(date));
+        for bad in [
+            "date -s 202402292359.60",
+            "busybox date -s 202302292359.60",
+            "busybox date -s 202402292359",
+            "busybox date -s 202402292359.6",
+            "busybox date -s 202402292359.600",
+            "busybox date -s 2024022923.59.60",
+            "busybox date -s 202402292359.60; reboot",
+            "busybox date -s +02402292359.60",
+            "busybox date -s $(reboot)",
+            "busybox date -s ",
+        ] {
+            assert_eq!(Date::parse(bad.as_bytes()), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn seconds() {
+        assert_eq!(Date::new(1970, 1, 1, 0, 0, 0).unwrap().seconds_since_1970(), 0);
+        assert_eq!(Date::new(2000, 3, 1, 0, 0, 0).unwrap().seconds_since_1970(), 951_868_800);
+        assert_eq!(Date::new(2026, 11, 21, 3, 24, 7).unwrap().seconds_since_1970(), 1_795_231_447);
+    }
+}

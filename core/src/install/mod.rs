@@ -1,0 +1,37 @@
+//! The install service: a Pi reports on the control connection, piman commands.
+//!
+//! | file | what lives there |
+//! |---|---|
+//! | `report` | what a Pi says, [`Report`] |
+//! | `command` | what piman orders, [`Command`] and its block of lines |
+//! | `ours` | the lines that only our own peers understand: [`Hello`], [`Offer`], [`Notice`] |
+//! | `session` | piman's side, [`Session`] |
+//! | `agent` | the Pi's side, [`Agent`] |
+//! | `fetch` | ranges of archives and images on the fetch connection |
+//! | `table` | the chunk table of an image |
+//! | `layout` | where the partitions of a card lie, and how large its file system is |
+//!
+//! Source: the wire as old peers speak it is fixed; what is ours is marked by lines that
+//! begin with `PIMAN/1`, which an old peer takes for noise.
+
+mod agent;
+mod command;
+pub mod fetch;
+pub mod layout;
+mod ours;
+mod report;
+mod session;
+pub mod table;
+
+pub use agent::{Agent, Decision, Start, Step as AgentStep};
+pub use command::{Command, Date};
+pub use ours::{Hello, ImageOffer, Notice, Offer, Paths, Stage, TEXT_MAX};
+pub use report::{Milestone, Report};
+pub use session::{Event, Fleet, Plan, Session, State, Step};
+
+/// Where the control connection listens.
+pub const CONTROL_PORT: u16 = 3333;
+/// Where the root filesystem is sent to whoever connects.
+pub const ROOTFS_PORT: u16 = 4444;
+/// Where our own agents fetch ranges of archives and images.
+pub const FETCH_PORT: u16 = 4445;

@@ -1,0 +1,348 @@
+//! The chunk table of an image: what is where in the filesystem, and its hashes.
+//!
+//! Binary, little-endian. A header of [`HEADER`] bytes, then an entry of [`ENTRY`] bytes for
+//! each chunk, in the order of their offsets. A chunk is a run of used blocks of the
+//! filesystem; what no chunk covers is free space and left as it is. Chunks are stored one
+//! after another, each compressed with zstd, or as it is where that does not help
+//! (then `stored` equals `length`). The BLAKE3 hash of the table names the image.
+
+use core::fmt;
+
+use crate::hash::Hash;
+
+/// The size of the header, in bytes.
+pub const HEADER: usize = 96;
+/// The size of an entry, in bytes.
+pub const ENTRY: usize = 88;
+/// The largest chunk, in bytes of the filesystem.
+pub const CHUNK_MAX: u32 = 4 << 20;
+/// What offsets and lengths are a multiple of, in bytes.
+pub const BLOCK: u64 = 4096;
+/// The most chunks in a table.
+pub const CHUNKS_MAX: u32 = 1 << 17;
+/// The largest table, in bytes.
+pub const TABLE_MAX: usize = HEADER + CHUNKS_MAX as usize * ENTRY;
+
+const MAGIC: [u8; 8] = *b"PIMANTB1";
+
+/// What is said once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub struct Header {
+    /// How many chunks there are.
+    pub chunks: u32,
+    /// The size of the filesystem, in bytes.
+    pub filesystem_bytes: u64,
+    /// All chunks together, in bytes of the filesystem.
+    pub used_bytes: u64,
+    /// All chunks together as they are stored, in bytes.
+    pub stored_bytes: u64,
+    /// BLAKE3 of the archive that the image was made from.
+    pub archive: Hash,
+    /// Where in the filesystem the proof's one block is, which the agent fills in, in bytes.
+    pub proof_offset: u64,
+    /// How many entries the archive has.
+    pub entries: u64,
+}
+
+/// One chunk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub struct Entry {
+    /// Where in the filesystem it lies, in bytes.
+    pub offset: u64,
+    /// Its size there, in bytes.
+    pub length: u32,
+    /// Its size as it is stored, in bytes.
+    pub stored: u32,
+    /// Where among the stored chunks it lies, in bytes.
+    pub position: u64,
+    /// BLAKE3 of it as it is stored.
+    pub stored_hash: Hash,
+    /// BLAKE3 of it in the filesystem.
+    pub hash: Hash,
+}
+
+/// Why bytes are not a table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+#[non_exhaustive]
+pub enum BadTable {
+    /// It does not begin as a table does, or is one of another version.
+    Magic,
+    /// Its size does not fit the number of chunks, or there are too many or none.
+    Size,
+    /// The header contradicts the entries or itself.
+    Header,
+    /// This entry overlaps another, is too large, or lies outside of the filesystem.
+    Entry(u32),
+}
+
+impl fmt::Display for BadTable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Magic => f.write_str("this is no chunk table of a version known here"),
+            Self::Size => f.write_str("the chunk table has the wrong size"),
+            Self::Header => f.write_str("the chunk table's header is wrong"),
+            Self::Entry(i) => write!(f, "chunk {i} of the table is impossible"),
+        }
+    }
+}
+
+impl core::error::Error for BadTable {}
+
+/// A table whose every entry was checked.
+#[derive(Debug, Clone, Copy)]
+pub struct Table<'a> {
+    header: Header,
+    entries: &'a [[u8; ENTRY]],
+}
+
+impl<'a> Table<'a> {
+    /// Checks a whole table: after this, chunks lie in ascending order, apart from each other
+    /// and inside the filesystem, the first begins at 0 and holds its first block, the
+    /// stored ones follow each other without a gap, and all sums are right.
+    ///
+    /// # Errors
+    /// [`BadTable`], the fault of whoever made the table.
+    pub fn parse(bytes: &'a [u8]) -> Result<Self, BadTable> {
+        let (head, rest) = bytes.split_first_chunk::<HEADER>().ok_or(BadTable::Size)?;
+        let header = Header::decode(head).ok_or(BadTable::Magic)?;
+        let (entries, tail) = rest.as_chunks::<ENTRY>();
+        if !tail.is_empty()
+            || entries.len() != header.chunks as usize
+            || !(1..=CHUNKS_MAX).contains(&header.chunks)
+        {
+            return Err(BadTable::Size);
+        }
+        let (mut end, mut used, mut stored) = (0, 0_u64, 0_u64);
+        for (i, raw) in (0..).zip(entries) {
+            let entry = Entry::decode(raw);
+            let right = entry.offset >= end
+                && (i > 0 || entry.offset == 0)
+                && entry.offset.is_multiple_of(BLOCK)
+                && u64::from(entry.length).is_multiple_of(BLOCK)
+                && (1..=CHUNK_MAX).contains(&entry.length)
+                && (1..=entry.length).contains(&entry.stored)
+                && entry.position == stored;
+            let past = entry.offset.checked_add(u64::from(entry.length));
+            let past = past.filter(|p| right && *p <= header.filesystem_bytes);
+            end = past.ok_or(BadTable::Entry(i))?;
+            used += u64::from(entry.length);
+            stored += u64::from(entry.stored);
+        }
+        let table = Self { header, entries };
+        let proof =
+            table.iter().any(|e| (e.offset..e.offset + u64::from(e.length)).contains(&header.proof_offset));
+        let whole = proof
+            && header.proof_offset >= BLOCK
+            && header.proof_offset.is_multiple_of(BLOCK)
+            && (header.used_bytes, header.stored_bytes) == (used, stored);
+        if whole { Ok(table) } else { Err(BadTable::Header) }
+    }
+
+    /// What is said once.
+    #[must_use]
+    pub fn header(&self) -> Header {
+        self.header
+    }
+
+    /// The chunk with this number, from 0.
+    #[must_use]
+    pub fn entry(&self, index: u32) -> Option<Entry> {
+        self.entries.get(index as usize).map(Entry::decode)
+    }
+
+    /// All chunks in their order.
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = Entry> + use<'a> {
+        self.entries.iter().map(Entry::decode)
+    }
+}
+
+/// Takes little-endian fields off the front of an array that is known to be long enough;
+/// what is missing reads as 0.
+struct Fields<'a>(&'a [u8]);
+
+impl Fields<'_> {
+    fn take<const N: usize>(&mut self) -> [u8; N] {
+        match self.0.split_first_chunk::<N>() {
+            Some((field, rest)) => {
+                self.0 = rest;
+                *field
+            }
+            None => [0; N],
+        }
+    }
+
+    fn u32(&mut self) -> u32 {
+        u32::from_le_bytes(self.take())
+    }
+
+    fn u64(&mut self) -> u64 {
+        u64::from_le_bytes(self.take())
+    }
+}
+
+/// Puts fields one after another; what does not fit is left out.
+struct Bytes<const N: usize> {
+    bytes: [u8; N],
+    at: usize,
+}
+
+impl<const N: usize> Bytes<N> {
+    fn put(mut self, field: &[u8]) -> Self {
+        if let Some(place) = self.bytes.get_mut(self.at..self.at + field.len()) {
+            place.copy_from_slice(field);
+        }
+        self.at += field.len();
+        self
+    }
+}
+
+impl Header {
+    /// The header's bytes.
+    #[must_use]
+    pub fn encode(&self) -> [u8; HEADER] {
+        Bytes { bytes: [0; HEADER], at: 0 }
+            .put(&MAGIC)
+            .put(&self.chunks.to_le_bytes())
+            .put(&[0; 4])
+            .put(&self.filesystem_bytes.to_le_bytes())
+            .put(&self.used_bytes.to_le_bytes())
+            .put(&self.stored_bytes.to_le_bytes())
+            .put(&self.archive.0)
+            .put(&self.proof_offset.to_le_bytes())
+            .put(&self.entries.to_le_bytes())
+            .bytes
+    }
+
+    /// Reads a header alone, for whoever wants to know what an image is; `None` if it is none.
+    /// Only [`Table::parse`] checks it against the entries.
+    #[must_use]
+    pub fn decode(bytes: &[u8; HEADER]) -> Option<Self> {
+        let mut fields = Fields(bytes);
+        if fields.take() != MAGIC {
+            return None;
+        }
+        let chunks = fields.u32();
+        if fields.u32() != 0 {
+            return None;
+        }
+        Some(Self {
+            chunks,
+            filesystem_bytes: fields.u64(),
+            used_bytes: fields.u64(),
+            stored_bytes: fields.u64(),
+            archive: Hash(fields.take()),
+            proof_offset: fields.u64(),
+            entries: fields.u64(),
+        })
+    }
+}
+
+impl Entry {
+    /// The entry's bytes.
+    #[must_use]
+    pub fn encode(&self) -> [u8; ENTRY] {
+        Bytes { bytes: [0; ENTRY], at: 0 }
+            .put(&self.offset.to_le_bytes())
+            .put(&self.length.to_le_bytes())
+            .put(&self.stored.to_le_bytes())
+            .put(&self.position.to_le_bytes())
+            .put(&self.stored_hash.0)
+            .put(&self.hash.0)
+            .bytes
+    }
+
+    fn decode(bytes: &[u8; ENTRY]) -> Self {
+        let mut fields = Fields(bytes);
+        Self {
+            offset: fields.u64(),
+            length: fields.u32(),
+            stored: fields.u32(),
+            position: fields.u64(),
+            stored_hash: Hash(fields.take()),
+            hash: Hash(fields.take()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::vec::Vec;
+
+    fn entry(offset: u64, length: u32, stored: u32, position: u64) -> Entry {
+        Entry { offset, length, stored, position, stored_hash: Hash([1; 32]), hash: Hash([2; 32]) }
+    }
+
+    fn bytes(header: Header, entries: &[Entry]) -> Vec<u8> {
+        let mut out = header.encode().to_vec();
+        out.extend(entries.iter().flat_map(Entry::encode));
+        out
+    }
+
+    fn good() -> (Header, [Entry; 3]) {
+        let entries = [
+            entry(0, 4096, 100, 0),
+            entry(4096, CHUNK_MAX, CHUNK_MAX, 100),
+            entry(16 << 20, 8192, 9, 100 + u64::from(CHUNK_MAX)),
+        ];
+        let header = Header {
+            chunks: 3,
+            filesystem_bytes: 64 << 20,
+            used_bytes: 4096 + (4 << 20) + 8192,
+            stored_bytes: 109 + (4 << 20),
+            archive: Hash([5; 32]),
+            proof_offset: (16 << 20) + 4096,
+            entries: 12,
+        };
+        (header, entries)
+    }
+
+    #[test]
+    fn a_table_and_back() {
+        let (header, entries) = good();
+        let bytes = bytes(header, &entries);
+        assert_eq!(bytes.len(), HEADER + 3 * ENTRY);
+        let table = Table::parse(&bytes).unwrap();
+        assert_eq!(table.header(), header);
+        assert_eq!(table.iter().collect::<Vec<_>>(), entries);
+        assert_eq!((table.entry(2), table.entry(3)), (Some(entries[2]), None));
+    }
+
+    #[test]
+    fn every_truncation_is_refused() {
+        let (header, entries) = good();
+        let bytes = bytes(header, &entries);
+        for n in 0..bytes.len() {
+            assert!(Table::parse(&bytes[..n]).is_err(), "{n} bytes");
+        }
+    }
+
+    #[test]
+    fn impossible_tables() {
+        type Change = fn(&mut Header, &mut [Entry; 3]);
+        let changes: [(Change, BadTable); 14] = [
+            (|_, e| e[0].offset = 4096, BadTable::Entry(0)),
+            (|_, e| e[0].stored = 0, BadTable::Entry(0)),
+            (|_, e| e[0].stored = 4097, BadTable::Entry(0)),
+            (|_, e| e[0].length = 0, BadTable::Entry(0)),
+            (|_, e| e[1].offset = 0, BadTable::Entry(1)),
+            (|_, e| e[1].offset += 1, BadTable::Entry(1)),
+            (|_, e| e[1].length += 4096, BadTable::Entry(1)),
+            (|_, e| e[1].position += 1, BadTable::Entry(1)),
+            (|_, e| e[2].offset = (64 << 20) - 4096, BadTable::Entry(2)),
+            (|_, e| e[2].offset = u64::MAX - 4095, BadTable::Entry(2)),
+            (|h, _| h.used_bytes += 1, BadTable::Header),
+            (|h, _| h.proof_offset = 8 << 20, BadTable::Header),
+            (|h, _| h.proof_offset = 0, BadTable::Header),
+            (|h, _| h.chunks = 2, BadTable::Size),
+        ];
+        for (i, (change, want)) in changes.into_iter().enumerate() {
+            let (mut header, mut entries) = good();
+            change(&mut header, &mut entries);
+            assert_eq!(Table::parse(&bytes(header, &entries)).unwrap_err(), want, "change {i}");
+        }
+    }
+}

@@ -1,0 +1,41 @@
+//! What piman and its Pis say to each other, and what they decide.
+//!
+//! No clock, no socket, no file, no allocation: sessions are pure steps, and
+//! one driver runs them over any byte stream that implements
+//! [`embedded_io_async`]'s traits.
+//!
+//! | module | what lives there |
+//! |---|---|
+//! | [`mod@line`] | lines out of arbitrary chunks, in the caller's buffer |
+//! | [`install`] | reports, commands, both sessions of the install service |
+//! | [`transfer`] | both sides of the transfer service: files up and down |
+//! | [`stream`] | both sides of the stream service: records of telemetry |
+//! | [`frame`] | messages over a stream, in both directions: the frames service |
+//! | [`hash`] | BLAKE3 hashes as values on the wire |
+//! | [`talks`] | calls and answers in both directions: the talks service |
+//! | [`drive`] | the one async driver for both sides |
+//! | [`blocking`] | the same driver on a blocking stream, without an executor |
+//!
+//! Features (additive): `log` and `defmt` choose where log lines go; `postcard` is the codec of talks
+//! between our own peers.
+#![no_std]
+#![forbid(unsafe_code)]
+
+#[cfg(test)]
+extern crate std;
+
+#[macro_use]
+mod log;
+
+pub mod blocking;
+pub mod drive;
+pub mod error;
+pub mod frame;
+pub mod hash;
+pub mod install;
+pub mod line;
+pub mod stream;
+pub mod talks;
+pub mod transfer;
+
+pub use error::Error;

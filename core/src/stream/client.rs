@@ -1,0 +1,174 @@
+//! The client's side: which record has been acknowledged.
+
+use embedded_io_async::{Read, Write};
+use heapless::Vec;
+
+use super::{GREETING, PROCESSED, RECEIVED};
+use crate::drive::put;
+use crate::error::{Error, PeerError};
+
+/// What a server is known to mean by its acknowledgements. It is kept over connections.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub enum Acks {
+    /// None has come yet.
+    #[default]
+    Unknown,
+    /// `data processed` is said at the end of a record only: anything else is not the end.
+    Exact,
+    /// An old server: the first acknowledgement after a piece is the one.
+    Any,
+}
+
+/// What a byte of the server meant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+#[must_use]
+pub enum Heard {
+    /// Nothing yet.
+    Nothing,
+    /// The greeting: records may be sent.
+    Greeting,
+    /// What was sent has been written.
+    Written,
+    /// A part of what was sent has been received; or all, if this is an old server. Wait a moment
+    /// for more, and if nothing comes call [`Client::is_old`].
+    Part,
+}
+
+/// One connection, seen from the client.
+#[derive(Debug, Default)]
+pub struct Client {
+    acks: Acks,
+    recent: Vec<u8, 22>,
+}
+
+impl Client {
+    /// A new connection to a server of which so much is known.
+    #[must_use]
+    pub fn new(acks: Acks) -> Self {
+        Self { acks, recent: Vec::new() }
+    }
+
+    /// What is known of the server by now.
+    #[must_use]
+    pub fn acks(&self) -> Acks {
+        self.acks
+    }
+
+    /// After [`Heard::Part`] nothing followed: the server is an old one, and that was it.
+    pub fn is_old(&mut self) {
+        self.acks = Acks::Any;
+    }
+
+    /// Takes one byte of the server. Bytes that belong to nothing are skipped.
+    pub fn hear(&mut self, byte: u8) -> Heard {
+        if self.recent.is_full() {
+            self.recent.remove(0);
+        }
+        // There is room: one was removed.
+        let _ = self.recent.push(byte);
+        let heard = if self.recent.ends_with(PROCESSED) {
+            if self.acks == Acks::Unknown {
+                self.acks = Acks::Exact;
+            }
+            Heard::Written
+        } else if self.recent.ends_with(RECEIVED) {
+            match self.acks {
+                Acks::Any => Heard::Written,
+                Acks::Exact | Acks::Unknown => Heard::Part,
+            }
+        } else if self.recent.ends_with(GREETING) {
+            Heard::Greeting
+        } else {
+            return Heard::Nothing;
+        };
+        self.recent.clear();
+        heard
+    }
+}
+
+/// Waits for the greeting.
+///
+/// # Errors
+/// [`Error::Io`] if the stream fails, [`PeerError::Closed`] if it ends.
+pub async fn open<T: Read>(io: &mut T, client: &mut Client) -> Result<(), Error<T::Error>> {
+    while listen(io, client).await? != Heard::Greeting {}
+    Ok(())
+}
+
+/// Sends one record with its newline and waits until it has been written. Without a clock, an
+/// acknowledgement that may be one of an old server counts.
+///
+/// # Errors
+/// [`Error::Io`] if the stream fails, [`PeerError::Closed`] if it ends: the record is to be sent
+/// again on a new connection.
+pub async fn send<T: Read + Write>(
+    io: &mut T,
+    client: &mut Client,
+    record: &[u8],
+) -> Result<(), Error<T::Error>> {
+    put(io, record).await?;
+    io.flush().await?;
+    loop {
+        match listen(io, client).await? {
+            Heard::Written => return Ok(()),
+            Heard::Part if client.acks() == Acks::Unknown => {
+                client.is_old();
+                return Ok(());
+            }
+            Heard::Part | Heard::Greeting | Heard::Nothing => {}
+        }
+    }
+}
+
+/// Reads what is there, and says the last that it meant.
+async fn listen<T: Read>(io: &mut T, client: &mut Client) -> Result<Heard, Error<T::Error>> {
+    let mut buf = [0; 64];
+    let n = io.read(&mut buf).await?;
+    if n == 0 {
+        return Err(Error::Peer(PeerError::Closed));
+    }
+    let mut last = Heard::Nothing;
+    for byte in buf.iter().take(n) {
+        match client.hear(*byte) {
+            Heard::Nothing => {}
+            heard => last = heard,
+        }
+    }
+    Ok(last)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn hear(client: &mut Client, bytes: &[u8]) -> std::vec::Vec<Heard> {
+        bytes.iter().map(|b| client.hear(*b)).filter(|h| *h != Heard::Nothing).collect()
+    }
+
+    #[test]
+    fn a_server_of_ours_is_recognised() {
+        let mut client = Client::default();
+        let heard = hear(&mut client, b"Connection establisheddata processeddata receiveddata processed");
+        assert_eq!(heard, [Heard::Greeting, Heard::Written, Heard::Part, Heard::Written]);
+        assert_eq!(client.acks(), Acks::Exact);
+    }
+
+    #[test]
+    fn an_old_server_may_say_either() {
+        let mut client = Client::default();
+        assert_eq!(
+            hear(&mut client, b"Connection established\r\ndata received"),
+            [Heard::Greeting, Heard::Part]
+        );
+        client.is_old();
+        assert_eq!(hear(&mut client, b"data received, data received"), [Heard::Written, Heard::Written]);
+    }
+
+    #[test]
+    fn noise_is_skipped() {
+        let mut client = Client::default();
+        assert_eq!(hear(&mut client, b"ddata datadata processe data processed"), [Heard::Written]);
+    }
+}

@@ -1,0 +1,180 @@
+//! Who may call: the password of the old peers, and a challenge between our own, where no secret
+//! crosses the wire.
+//!
+//! Between our own peers, each line one message:
+//!
+//! | from | message | |
+//! |---|---|---|
+//! | client | `(b'H', nonce)` | 32 random bytes |
+//! | server | `(b'C', nonce)` | 32 random bytes |
+//! | client | `(b'P', proof)` | proof of `piman client`, both nonces |
+//! | server | `(b'P', proof)` or `(b'A', 0xAA, (False,))` | proof of `piman server`, both nonces |
+//!
+//! Both sides prove that they know the key; who only connects learns nothing to guess it with.
+
+use super::message::Message;
+use super::value::{Kind, Value};
+use super::write::{Encode, NoRoom, Out, Tuple};
+
+/// The retcode of a login, and its verdict.
+pub const LOGIN: u32 = 0xAA;
+/// How long a client may take to log in, in milliseconds.
+pub const LOGIN_MS: u64 = 1000;
+/// How long a server lets a client wait that could not log in, in milliseconds.
+pub const PENALTY_MS: u64 = 1000;
+
+/// Whether two texts are the same, in a time that depends on the length of `given` alone.
+#[must_use]
+pub fn same(secret: &[u8], given: &[u8]) -> bool {
+    let mut differs = u8::from(secret.len() != given.len());
+    for (i, byte) in given.iter().enumerate() {
+        // Past the end of the secret anything differs already.
+        let other = secret.get(i).copied().unwrap_or(0);
+        differs = core::hint::black_box(differs | (byte ^ other));
+    }
+    differs == 0
+}
+
+/// The login of an old client: its password, or nothing.
+#[derive(Clone, Copy)]
+pub struct LoginOut<'p>(pub Option<&'p str>);
+
+impl Encode for LoginOut<'_> {
+    fn encode(&self, out: &mut dyn Out) -> Result<(), NoRoom> {
+        Tuple(&[&&b"A"[..], &LOGIN, &Tuple(&[&self.0])]).encode(out)
+    }
+}
+
+/// The verdict on a login.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Verdict(pub bool);
+
+impl Encode for Verdict {
+    fn encode(&self, out: &mut dyn Out) -> Result<(), NoRoom> {
+        Tuple(&[&&b"A"[..], &LOGIN, &Tuple(&[&self.0])]).encode(out)
+    }
+}
+
+impl Verdict {
+    /// A server's verdict; `None` if the message is something else.
+    #[must_use]
+    pub fn parse(value: Value<'_>) -> Option<Self> {
+        match login(value)? {
+            Value::Bool(verdict) => Some(Self(verdict)),
+            _ => None,
+        }
+    }
+}
+
+/// What a login message carries.
+fn login(value: Value<'_>) -> Option<Value<'_>> {
+    match Message::parse(value)? {
+        Message::Answer { retcode: LOGIN, mut values } if values.len() == 1 => values.next(),
+        _ => None,
+    }
+}
+
+/// Whether a server with this password admits a client that says this. Without a password it admits
+/// every login.
+#[must_use]
+pub fn admits(password: Option<&str>, value: Value<'_>) -> bool {
+    match (password, login(value)) {
+        (_, None) => false,
+        (None, Some(_)) => true,
+        (Some(password), Some(Value::Str(given))) => same(password.as_bytes(), given.as_bytes()),
+        (Some(password), Some(Value::Bytes(given))) => same(password.as_bytes(), given),
+        (Some(_), Some(_)) => false,
+    }
+}
+
+/// A keyed hash, as BLAKE3 or HMAC; the key stays with the implementation.
+pub trait Keyed {
+    /// The hash of these parts, one after another. Their lengths are fixed or come last.
+    fn tag(&self, parts: &[&[u8]]) -> [u8; 32];
+}
+
+/// The random bytes of both sides.
+#[derive(Debug, Clone, Copy)]
+pub struct Challenge {
+    /// Those of the client.
+    pub client: [u8; 32],
+    /// Those of the server.
+    pub server: [u8; 32],
+}
+
+impl Challenge {
+    /// What the client proves with.
+    #[must_use]
+    pub fn client_proof(&self, key: &impl Keyed) -> [u8; 32] {
+        key.tag(&[b"piman client", &self.client, &self.server])
+    }
+
+    /// What the server proves with.
+    #[must_use]
+    pub fn server_proof(&self, key: &impl Keyed) -> [u8; 32] {
+        key.tag(&[b"piman server", &self.client, &self.server])
+    }
+}
+
+/// A step of the challenge, both ways.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Handshake {
+    /// The client's random bytes.
+    Hello([u8; 32]),
+    /// The server's random bytes.
+    Challenge([u8; 32]),
+    /// A proof of either side.
+    Proof([u8; 32]),
+}
+
+impl Handshake {
+    /// Reads a step; `None` if the message is something else.
+    #[must_use]
+    pub fn parse(value: Value<'_>) -> Option<Self> {
+        let mut items = value.tuple().filter(|t| t.len() == 2)?;
+        let (kind, bytes) = (items.next()?.bytes()?, items.next()?.bytes()?.try_into().ok()?);
+        match kind {
+            b"H" => Some(Self::Hello(bytes)),
+            b"C" => Some(Self::Challenge(bytes)),
+            b"P" => Some(Self::Proof(bytes)),
+            _ => None,
+        }
+    }
+}
+
+impl Encode for Handshake {
+    fn encode(&self, out: &mut dyn Out) -> Result<(), NoRoom> {
+        let (kind, bytes) = match self {
+            Self::Hello(b) => (b"H", b),
+            Self::Challenge(b) => (b"C", b),
+            Self::Proof(b) => (b"P", b),
+        };
+        out.begin(Kind::Tuple, 2)?;
+        out.bytes(kind)?;
+        out.bytes(bytes)?;
+        out.end(Kind::Tuple, 2)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_same_is_the_same_at_every_length() {
+        assert!(same(b"", b""));
+        for n in 1..20 {
+            let secret: std::vec::Vec<u8> = (0..n).collect();
+            assert!(same(&secret, &secret));
+            assert!(!same(&secret, &secret[..usize::from(n) - 1]));
+            assert!(!same(&secret[..usize::from(n) - 1], &secret));
+            for at in 0..usize::from(n) {
+                let mut other = secret.clone();
+                other[at] ^= 0x80;
+                assert!(!same(&secret, &other));
+            }
+        }
+        assert!(!same(b"ab", b"ab\0"));
+        assert!(!same(b"ab\0", b"ab"));
+    }
+}

@@ -1,0 +1,139 @@
+//! The client's login between our own peers, over an open frames talk.
+
+use core::fmt;
+
+use embedded_io_async::{Read, Write};
+use heapless::Vec;
+
+use super::auth::{Challenge, Handshake, Keyed, Verdict, same};
+use super::postcard;
+use super::value::{DEPTH_MAX, Memory, Slot, Value};
+use super::write::Encode;
+use crate::error::Error;
+use crate::frame::{Frames, Inbox, Piece, SendError, Timer};
+
+/// The longest message of a login, in bytes.
+const MESSAGE_MAX: usize = 64;
+
+/// Why a login failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+#[non_exhaustive]
+pub enum LoginError<E> {
+    /// The connection failed.
+    Link(Error<E>),
+    /// The server closed the connection.
+    Closed,
+    /// The server has another key.
+    Denied,
+    /// The server does not know the key: it is not the one that is meant.
+    Impostor,
+    /// The server does not speak this protocol.
+    Stranger,
+}
+
+impl<E> From<Error<E>> for LoginError<E> {
+    fn from(e: Error<E>) -> Self {
+        Self::Link(e)
+    }
+}
+
+impl<E: fmt::Display> fmt::Display for LoginError<E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Link(e) => e.fmt(f),
+            Self::Closed => f.write_str("the server closed the connection"),
+            Self::Denied => f.write_str("the password is wrong"),
+            Self::Impostor => f.write_str("the server does not know the password; is it the right server?"),
+            Self::Stranger => f.write_str("the server does not speak this protocol"),
+        }
+    }
+}
+
+impl<E: fmt::Debug + fmt::Display> core::error::Error for LoginError<E> {}
+
+/// The message that came last.
+#[derive(Default)]
+struct Last {
+    bytes: Vec<u8, MESSAGE_MAX>,
+    too_long: bool,
+}
+
+impl Inbox for Last {
+    fn piece(&mut self, piece: Piece<'_>) -> impl Future<Output = ()> {
+        if piece.offset == 0 {
+            self.bytes.clear();
+            self.too_long = false;
+        }
+        self.too_long |= self.bytes.extend_from_slice(piece.bytes).is_err();
+        core::future::ready(())
+    }
+}
+
+impl Last {
+    fn look<T>(&self, look: impl FnOnce(Value<'_>) -> Option<T>) -> Option<T> {
+        let mut slots = [Slot::default(); 16];
+        let memory = Memory {
+            slots: &mut slots,
+            stack: &mut [],
+            memo: &mut [],
+            text: &mut [],
+            depth_max: DEPTH_MAX,
+            weight_max: 16,
+        };
+        postcard::decode(&self.bytes, memory).ok().filter(|_| !self.too_long).and_then(look)
+    }
+}
+
+/// Proves to the server that this client has the key, and wants the same from the server. `nonce` are
+/// 32 random bytes that are never used again.
+///
+/// # Errors
+/// [`LoginError`]; close the connection.
+pub async fn prove<T: Read + Write, C: Timer>(
+    frames: &mut Frames<'_, T, C>,
+    key: &impl Keyed,
+    nonce: [u8; 32],
+) -> Result<(), LoginError<T::Error>> {
+    let mut last = Last::default();
+    say(frames, &Handshake::Hello(nonce), &mut last).await?;
+    hear(frames, &mut last).await?;
+    let Some(Handshake::Challenge(server)) = last.look(Handshake::parse) else {
+        return Err(LoginError::Stranger);
+    };
+    let challenge = Challenge { client: nonce, server };
+    say(frames, &Handshake::Proof(challenge.client_proof(key)), &mut last).await?;
+    hear(frames, &mut last).await?;
+    match last.look(Handshake::parse) {
+        Some(Handshake::Proof(proof)) if same(&challenge.server_proof(key), &proof) => Ok(()),
+        // A server without a password admits everybody, and knows none.
+        Some(Handshake::Proof(_)) => Err(LoginError::Impostor),
+        _ if last.look(Verdict::parse) == Some(Verdict(false)) => Err(LoginError::Denied),
+        _ => Err(LoginError::Stranger),
+    }
+}
+
+async fn say<T: Read + Write, C: Timer>(
+    frames: &mut Frames<'_, T, C>,
+    step: &Handshake,
+    last: &mut Last,
+) -> Result<(), LoginError<T::Error>> {
+    let mut buf = [0; MESSAGE_MAX];
+    let mut out = postcard::Writer::new(&mut buf);
+    // Every step fits.
+    step.encode(&mut out).map_err(|_| LoginError::Stranger)?;
+    let n = out.finish();
+    let mut message = buf.get(..n).unwrap_or_default();
+    match frames.send(n as u64, &mut message, last).await {
+        Ok(()) => Ok(()),
+        Err(SendError::Link(e)) => Err(LoginError::Link(e)),
+        Err(_) => Err(LoginError::Stranger),
+    }
+}
+
+async fn hear<T: Read + Write, C: Timer>(
+    frames: &mut Frames<'_, T, C>,
+    last: &mut Last,
+) -> Result<(), LoginError<T::Error>> {
+    if frames.receive(last).await? { Ok(()) } else { Err(LoginError::Closed) }
+}

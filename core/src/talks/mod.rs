@@ -1,0 +1,90 @@
+//! The talks service: each side calls functions of the other, many at once, answered in any order.
+//!
+//! | file | what lives there |
+//! |---|---|
+//! | `value` | what calls and answers carry: plain values, decoded in memory of the caller's |
+//! | `write` | values on their way out, [`Encode`] |
+//! | `message` | a call or an answer, the same in both codecs |
+//! | `calls` | calls that are under way: numbers, matching, time-outs |
+//! | `session` | one side of an open talk, [`Session`] |
+//! | [`auth`] | who may call |
+//! | `drive` | the login of our own clients over frames (feature `postcard`) |
+//! | `function` | opcodes, names, bindings |
+//! | [`pickle`] | the codec of the old peers |
+//! | `postcard` | the codec between our own peers, over frames (feature `postcard`) |
+//!
+//! On the port our own peers begin with the greeting of frames, 0xFF, which no pickle begins
+//! with: so a server knows from the first byte who is there.
+
+pub mod auth;
+mod calls;
+#[cfg(feature = "postcard")]
+mod drive;
+mod function;
+mod message;
+pub mod pickle;
+#[cfg(feature = "postcard")]
+pub mod postcard;
+mod session;
+mod value;
+mod write;
+
+pub use calls::{CALLS_MAX, Calls, Place, TooMany};
+#[cfg(feature = "postcard")]
+pub use drive::{LoginError, prove};
+pub use function::{
+    BindError, Bindings, FUNCTIONS, Function, ID, IDENTIFY, IDENTITY, LOG, REBOOT, REINSTALL, RUN, STATUS,
+};
+pub use message::{AnswerOut, Call, CallOut, Message};
+pub use session::{Session, Step};
+pub use value::{Class, DEPTH_MAX, DecodeError, Fault, Items, Kind, Memory, Slot, Value, WEIGHT_MAX};
+pub use write::{Dict, Encode, Failure, NoRoom, Out, Tuple};
+
+/// Where the service listens, unless told otherwise.
+pub const PORT: u16 = 25565;
+
+/// How values become messages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+#[non_exhaustive]
+pub enum Codec {
+    /// Python's pickle, one after another in the stream.
+    Pickle,
+    /// postcard, one per frame.
+    #[cfg(feature = "postcard")]
+    Postcard,
+}
+
+impl Codec {
+    /// Reads one whole message.
+    ///
+    /// # Errors
+    /// [`DecodeError`].
+    pub fn decode<'m>(self, message: &'m [u8], memory: Memory<'m>) -> Result<Value<'m>, DecodeError> {
+        match self {
+            Self::Pickle => pickle::decode(message, memory),
+            #[cfg(feature = "postcard")]
+            Self::Postcard => postcard::decode(message, memory),
+        }
+    }
+
+    /// Writes one whole message to the front of `buf`; returns its length in bytes.
+    ///
+    /// # Errors
+    /// [`NoRoom`].
+    pub fn encode(self, value: &dyn Encode, buf: &mut [u8]) -> Result<usize, NoRoom> {
+        match self {
+            Self::Pickle => {
+                let mut out = pickle::Pickler::new(buf)?;
+                value.encode(&mut out)?;
+                out.finish()
+            }
+            #[cfg(feature = "postcard")]
+            Self::Postcard => {
+                let mut out = postcard::Writer::new(buf);
+                value.encode(&mut out)?;
+                Ok(out.finish())
+            }
+        }
+    }
+}

@@ -1,0 +1,192 @@
+//! Where a message ends: a pickle has no length in front, it ends at its STOP instruction.
+
+use super::opcode::{Argument, STOP, argument};
+use crate::talks::value::DecodeError;
+
+#[derive(Debug, Clone, Copy)]
+enum State {
+    Opcode,
+    Skip(u64),
+    Length { bytes: u8, have: u8, value: u64 },
+    Lines(u8),
+}
+
+/// Looks for the end of a message in bytes that come piece by piece.
+#[derive(Debug)]
+pub struct Scanner {
+    state: State,
+    limit: u64,
+    seen: u64,
+}
+
+impl Scanner {
+    /// For messages of up to `limit` bytes.
+    #[must_use]
+    pub fn new(limit: u64) -> Self {
+        Self { state: State::Opcode, limit, seen: 0 }
+    }
+
+    /// Looks at the next bytes. If the message ends in them: how many of them belong to it.
+    ///
+    /// # Errors
+    /// [`DecodeError::Unknown`], or [`DecodeError::NoRoom`] as soon as it is clear that the message
+    /// is longer than the limit. The stream cannot be understood after that.
+    pub fn feed(&mut self, bytes: &[u8]) -> Result<Option<usize>, DecodeError> {
+        let mut at = 0;
+        while let Some(byte) = bytes.get(at) {
+            match self.state {
+                State::Skip(left) => {
+                    let here = left.min((bytes.len() - at) as u64);
+                    at += usize::try_from(here).unwrap_or(usize::MAX);
+                    self.state = if left == here { State::Opcode } else { State::Skip(left - here) };
+                    self.count(here)?;
+                    continue;
+                }
+                State::Opcode => {
+                    let argument = argument(*byte).ok_or(DecodeError::Unknown(*byte))?;
+                    if *byte == STOP {
+                        self.count(1)?;
+                        *self = Self::new(self.limit);
+                        return Ok(Some(at + 1));
+                    }
+                    self.state = match argument {
+                        Argument::None => State::Opcode,
+                        Argument::Fixed(n) => State::Skip(n.into()),
+                        Argument::Counted(bytes) => State::Length { bytes, have: 0, value: 0 },
+                        Argument::Lines(n) => State::Lines(n),
+                    };
+                }
+                State::Length { bytes, have, value } => {
+                    let value = value | u64::from(*byte) << (8 * u32::from(have));
+                    self.state = if have + 1 < bytes {
+                        State::Length { bytes, have: have + 1, value }
+                    } else if value >= self.limit.saturating_sub(self.seen) {
+                        // One byte is for the length itself.
+                        return Err(DecodeError::NoRoom);
+                    } else if value == 0 {
+                        State::Opcode
+                    } else {
+                        State::Skip(value)
+                    };
+                }
+                State::Lines(left) if *byte == b'\n' => {
+                    self.state = if left == 1 { State::Opcode } else { State::Lines(left - 1) };
+                }
+                State::Lines(_) => {}
+            }
+            at += 1;
+            self.count(1)?;
+        }
+        Ok(None)
+    }
+
+    fn count(&mut self, n: u64) -> Result<(), DecodeError> {
+        self.seen = self.seen.saturating_add(n);
+        if self.seen > self.limit { Err(DecodeError::NoRoom) } else { Ok(()) }
+    }
+}
+
+/// Cuts a stream into messages, in the caller's buffer, whose length is the longest message.
+///
+/// Read into [`spare`](Self::spare), say how much with [`filled`](Self::filled), take messages with
+/// [`next_message`](Self::next_message) until it has none, read again.
+#[derive(Debug)]
+pub struct Assembler<'b> {
+    buf: &'b mut [u8],
+    start: usize,
+    end: usize,
+    scanned: usize,
+    scanner: Scanner,
+}
+
+impl<'b> Assembler<'b> {
+    /// An assembler over `buf`, which must not be empty.
+    #[must_use]
+    pub fn new(buf: &'b mut [u8]) -> Self {
+        let scanner = Scanner::new(buf.len() as u64);
+        Self { buf, start: 0, end: 0, scanned: 0, scanner }
+    }
+
+    /// Where to read the next bytes to. Never empty after `next_message` returned `Ok(None)`.
+    pub fn spare(&mut self) -> &mut [u8] {
+        if self.start > 0 {
+            self.buf.copy_within(self.start..self.end, 0);
+            self.end -= self.start;
+            self.scanned -= self.start;
+            self.start = 0;
+        }
+        self.buf.get_mut(self.end..).unwrap_or_default()
+    }
+
+    /// Says that the first `n` bytes of `spare` are filled.
+    pub fn filled(&mut self, n: usize) {
+        self.end = (self.end + n).min(self.buf.len());
+    }
+
+    /// Whether the stream may end here: no message is half here.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        self.start == self.end
+    }
+
+    /// The next whole message, or `None` if more must be read.
+    ///
+    /// # Errors
+    /// As [`Scanner::feed`]; close the connection.
+    pub fn next_message(&mut self) -> Result<Option<&[u8]>, DecodeError> {
+        let fresh = self.buf.get(self.scanned..self.end).unwrap_or_default();
+        let Some(n) = self.scanner.feed(fresh)? else {
+            self.scanned = self.end;
+            if self.end - self.start == self.buf.len() {
+                return Err(DecodeError::NoRoom);
+            }
+            return Ok(None);
+        };
+        let from = self.start;
+        self.start = self.scanned + n;
+        self.scanned = self.start;
+        Ok(self.buf.get(from..self.start))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::vec::Vec;
+
+    const STREAM: &[u8] =
+        b"N.X\x03\x00\x00\x00...Vone.two\n.cone.\ntwo.\n.\x8d\x01\0\0\0\0\0\0\0.\x95........C\0.";
+
+    #[test]
+    fn cuts_do_not_matter() {
+        for chunk in 1..=STREAM.len() {
+            let mut buf = [0; 24];
+            let mut assembler = Assembler::new(&mut buf);
+            let (mut rest, mut got) = (STREAM, Vec::new());
+            while !rest.is_empty() {
+                let spare = assembler.spare();
+                assert!(!spare.is_empty());
+                let n = chunk.min(spare.len()).min(rest.len());
+                spare[..n].copy_from_slice(&rest[..n]);
+                rest = &rest[n..];
+                assembler.filled(n);
+                while let Some(message) = assembler.next_message().unwrap() {
+                    got.push(message.to_vec());
+                }
+            }
+            assert!(assembler.is_idle());
+            assert_eq!(got.len(), 4, "pieces of {chunk}");
+            assert_eq!(got.concat(), STREAM);
+        }
+    }
+
+    #[test]
+    fn what_is_too_long_is_seen_at_its_length() {
+        let mut scanner = Scanner::new(100);
+        assert_eq!(scanner.feed(b"X\x60\0\0"), Ok(None));
+        assert_eq!(scanner.feed(b"\0"), Err(DecodeError::NoRoom));
+        assert_eq!(Scanner::new(100).feed(b"\x8d\xff\xff\xff\xff\xff\xff\xff\xff"), Err(DecodeError::NoRoom));
+        assert_eq!(Scanner::new(4).feed(b"NNNN."), Err(DecodeError::NoRoom));
+        assert_eq!(Scanner::new(4).feed(b"\xff"), Err(DecodeError::Unknown(0xFF)));
+    }
+}

@@ -1,0 +1,285 @@
+//! The codec between our own peers: values as postcard, one or several after another per frame.
+//!
+//! In terms of serde a value is an enum with the variants `None`, `Bool(bool)`, `Int(i64)`, `Float(f64)`,
+//! `Bytes(&[u8])`, `Str(&str)`, `Tuple(Vec)`, `List(Vec)`, `Set(Vec)`, `Dict(Vec)` (keys and values in
+//! turn) and `Error(class, message)`, in this order. It is written and read value by value, since there
+//! is no allocator to build the enum with.
+
+use serde::{Deserialize, Serialize};
+
+use super::value::{Arena, DecodeError, Id, Inner, Kind, Memory, Value};
+use super::write::{Buffer, NoRoom, Out};
+
+const NONE: u8 = 0;
+const BOOL: u8 = 1;
+const INT: u8 = 2;
+const FLOAT: u8 = 3;
+const BYTES: u8 = 4;
+const STR: u8 = 5;
+const TUPLE: u8 = 6;
+const LIST: u8 = 7;
+const SET: u8 = 8;
+const DICT: u8 = 9;
+const ERROR: u8 = 10;
+
+/// Reads one whole message, in a time in proportion to its length.
+///
+/// # Errors
+/// [`DecodeError`]: the peer's fault; the next frame can be read.
+pub fn decode<'m>(message: &'m [u8], memory: Memory<'m>) -> Result<Value<'m>, DecodeError> {
+    let (value, used) = decode_first(message, memory)?;
+    if used == message.len() { Ok(value) } else { Err(DecodeError::Trailing) }
+}
+
+/// Reads the first of several messages in one frame; returns it and its length in bytes.
+///
+/// # Errors
+/// [`DecodeError`]: nothing of what follows can be read either.
+pub fn decode_first<'m>(message: &'m [u8], memory: Memory<'m>) -> Result<(Value<'m>, usize), DecodeError> {
+    let Memory { slots, text, depth_max, weight_max, .. } = memory;
+    if u32::try_from(message.len()).is_err() {
+        return Err(DecodeError::NoRoom);
+    }
+    let mut reader = Reader { arena: Arena::new(message, slots, text, depth_max, weight_max), rest: message };
+    let root = reader.value(depth_max)?;
+    let used = message.len() - reader.rest.len();
+    Ok((reader.arena.done(root), used))
+}
+
+struct Reader<'m> {
+    arena: Arena<'m>,
+    rest: &'m [u8],
+}
+
+impl<'m> Reader<'m> {
+    fn take<T: Deserialize<'m>>(&mut self) -> Result<T, DecodeError> {
+        let (value, rest) = postcard::take_from_bytes(self.rest).map_err(|e| match e {
+            postcard::Error::DeserializeUnexpectedEnd => DecodeError::Truncated,
+            postcard::Error::DeserializeBadUtf8 => DecodeError::BadText,
+            _ => DecodeError::Malformed,
+        })?;
+        self.rest = rest;
+        Ok(value)
+    }
+
+    fn str(&mut self) -> Result<Id, DecodeError> {
+        let text: &'m str = self.take()?;
+        let span = self.arena.span(text.as_bytes());
+        self.arena.add(Inner::Str(span))
+    }
+
+    /// One value; `depth` more may lie in each other.
+    fn value(&mut self, depth: u8) -> Result<Id, DecodeError> {
+        let kind = match self.take::<u8>()? {
+            NONE => return self.arena.add(Inner::None),
+            BOOL => {
+                let value = self.take()?;
+                return self.arena.add(Inner::Bool(value));
+            }
+            INT => {
+                let value = self.take()?;
+                return self.arena.add(Inner::Int(value));
+            }
+            FLOAT => {
+                let value = self.take()?;
+                return self.arena.add(Inner::Float(value));
+            }
+            BYTES => {
+                let bytes: &'m [u8] = self.take()?;
+                let span = self.arena.span(bytes);
+                return self.arena.add(Inner::Bytes(span));
+            }
+            STR => return self.str(),
+            ERROR => return self.error(),
+            TUPLE => Kind::Tuple,
+            LIST => Kind::List,
+            SET => Kind::Set,
+            DICT => Kind::Dict,
+            other => return Err(DecodeError::Unknown(other)),
+        };
+        let depth = depth.checked_sub(1).ok_or(DecodeError::TooDeep)?;
+        let count: u32 = self.take()?;
+        if kind == Kind::Dict && !count.is_multiple_of(2) {
+            return Err(DecodeError::Malformed);
+        }
+        let group = self.arena.group(kind)?;
+        for _ in 0..count {
+            let member = self.value(depth)?;
+            self.arena.append(group, member)?;
+        }
+        Ok(group)
+    }
+
+    fn error(&mut self) -> Result<Id, DecodeError> {
+        let name = self.str()?;
+        let message = self.str()?;
+        let module = self.arena.add(Inner::Str(self.arena.span(&[])))?;
+        let class = self.arena.add(Inner::Class { module, name })?;
+        let (object, args) = (self.arena.group(Kind::Object)?, self.arena.group(Kind::Tuple)?);
+        self.arena.append(args, message)?;
+        self.arena.append(object, class)?;
+        self.arena.append(object, args)?;
+        Ok(object)
+    }
+}
+
+/// Writes one value into a buffer of the caller's.
+#[derive(Debug)]
+pub struct Writer<'b> {
+    out: Buffer<'b>,
+}
+
+impl<'b> Writer<'b> {
+    /// A message at the front of `buf`.
+    #[must_use]
+    pub fn new(buf: &'b mut [u8]) -> Self {
+        Self { out: Buffer::new(buf) }
+    }
+
+    /// Its length in bytes.
+    #[must_use]
+    pub fn finish(self) -> usize {
+        self.out.len()
+    }
+
+    fn put(&mut self, value: &(impl Serialize + ?Sized)) -> Result<(), NoRoom> {
+        let n = postcard::to_slice(value, self.out.spare()).map_err(|_| NoRoom)?.len();
+        self.out.filled(n);
+        Ok(())
+    }
+
+    /// A length, and as many bytes.
+    fn counted(&mut self, bytes: &[u8]) -> Result<(), NoRoom> {
+        self.put(&u32::try_from(bytes.len()).map_err(|_| NoRoom)?)?;
+        self.out.put(bytes)
+    }
+}
+
+impl Out for Writer<'_> {
+    fn none(&mut self) -> Result<(), NoRoom> {
+        self.put(&NONE)
+    }
+
+    fn bool(&mut self, value: bool) -> Result<(), NoRoom> {
+        self.put(&(BOOL, value))
+    }
+
+    fn int(&mut self, value: i64) -> Result<(), NoRoom> {
+        self.put(&(INT, value))
+    }
+
+    fn float(&mut self, value: f64) -> Result<(), NoRoom> {
+        self.put(&(FLOAT, value))
+    }
+
+    fn bytes(&mut self, value: &[u8]) -> Result<(), NoRoom> {
+        self.put(&BYTES)?;
+        self.counted(value)
+    }
+
+    fn str(&mut self, value: &str) -> Result<(), NoRoom> {
+        self.put(&STR)?;
+        self.counted(value.as_bytes())
+    }
+
+    fn begin(&mut self, kind: Kind, count: usize) -> Result<(), NoRoom> {
+        let tag = match kind {
+            Kind::Tuple | Kind::Object => TUPLE,
+            Kind::List => LIST,
+            Kind::Set => SET,
+            Kind::Dict => DICT,
+        };
+        self.put(&(tag, u32::try_from(count).map_err(|_| NoRoom)?))
+    }
+
+    fn end(&mut self, _kind: Kind, _count: usize) -> Result<(), NoRoom> {
+        Ok(())
+    }
+
+    fn error(&mut self, class: &str, message: &str) -> Result<(), NoRoom> {
+        self.put(&ERROR)?;
+        self.counted(class.as_bytes())?;
+        self.counted(message.as_bytes())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::talks::{DEPTH_MAX, Encode, Slot, Tuple, WEIGHT_MAX};
+    use std::string::ToString;
+    use std::vec;
+    use std::vec::Vec;
+
+    fn memory<'m>(slots: &'m mut [Slot], text: &'m mut [u8]) -> Memory<'m> {
+        let (depth_max, weight_max) = (DEPTH_MAX, WEIGHT_MAX);
+        Memory { slots, stack: &mut [], memo: &mut [], text, depth_max, weight_max }
+    }
+
+    fn read(message: &[u8]) -> Result<std::string::String, DecodeError> {
+        let mut slots = vec![Slot::default(); 200];
+        decode(message, memory(&mut slots, &mut [])).map(|v| v.to_string())
+    }
+
+    fn write(value: &dyn Encode) -> Vec<u8> {
+        let mut buf = vec![0; 300];
+        let mut out = Writer::new(&mut buf);
+        value.encode(&mut out).unwrap();
+        let n = out.finish();
+        buf.truncate(n);
+        buf
+    }
+
+    /// The enum of the head of this file, as serde would derive it.
+    #[derive(Serialize)]
+    enum Model<'a> {
+        None,
+        Bool(bool),
+        Int(i64),
+        Float(f64),
+        Bytes(&'a [u8]),
+        Str(&'a str),
+        Tuple(Vec<Self>),
+        List(Vec<Self>),
+        Set(Vec<Self>),
+        Dict(Vec<Self>),
+        Error(&'a str, &'a str),
+    }
+
+    #[test]
+    fn it_is_what_serde_would_write() {
+        use Model as M;
+        let model = M::Tuple(vec![
+            M::Bytes(b"R"),
+            M::Int(-3),
+            M::Int(i64::MAX),
+            M::Dict(vec![M::Str("k\u{e9}"), M::None]),
+            M::List(vec![M::Bool(true), M::Float(-0.5), M::Set(vec![M::Int(300)])]),
+            M::Error("ValueError", "not so"),
+        ]);
+        let mut buf = [0; 200];
+        let bytes = postcard::to_slice(&model, &mut buf).unwrap();
+        let text =
+            "(b'R', -3, 9223372036854775807, {'k\u{e9}': None}, [True, -0.5, {300}], <ValueError: not so>)";
+        assert_eq!(read(bytes).as_deref(), Ok(text));
+        let mut slots = vec![Slot::default(); 200];
+        let value = decode(bytes, memory(&mut slots, &mut [])).unwrap();
+        assert_eq!(write(&value), bytes);
+        for end in 0..bytes.len() {
+            assert_eq!(read(&bytes[..end]), Err(DecodeError::Truncated));
+        }
+    }
+
+    #[test]
+    fn hostile_messages_are_refused() {
+        assert_eq!(read(&[11]), Err(DecodeError::Unknown(11)));
+        assert_eq!(read(&[NONE, NONE]), Err(DecodeError::Trailing));
+        assert_eq!(read(&[DICT, 1, NONE]), Err(DecodeError::Malformed));
+        assert_eq!(read(&[STR, 2, 0xC3, 0x28]), Err(DecodeError::BadText));
+        assert_eq!(read(&[BYTES, 0xFF, 0xFF, 0xFF, 0xFF, 0x0F]), Err(DecodeError::Truncated));
+        assert_eq!(read(&[LIST, 1].repeat(100)), Err(DecodeError::TooDeep));
+        let wide = [&[LIST, 0xC8, 0x01][..], &[NONE; 200]].concat();
+        assert_eq!(read(&wide), Err(DecodeError::NoRoom));
+        assert_eq!(write(&Tuple(&[&1_i64])), [TUPLE, 1, INT, 2]);
+    }
+}

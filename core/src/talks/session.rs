@@ -1,0 +1,69 @@
+//! One side of an open talk: what to do about each message, with bounds on what is under way.
+
+use super::calls::{Calls, Place};
+use super::message::{Call, Message};
+use super::value::{Items, Value};
+
+/// What is to be done about a message.
+#[derive(Debug, Clone, Copy)]
+#[must_use]
+pub enum Step<'m> {
+    /// Run the function and send its answer, then say [`Session::answered`].
+    Run(Call<'m>),
+    /// Send an error as the answer: too many calls of the peer are under way.
+    Busy {
+        /// The number of the call.
+        retcode: u32,
+    },
+    /// The call in this place is answered; it waits no more.
+    Answered {
+        /// Which call.
+        place: usize,
+        /// What was returned; a fault in it is the error of the function.
+        values: Items<'m>,
+    },
+    /// An answer that nobody waits for: too late, twice, or never asked for. Drop it.
+    Late,
+    /// No message of this service: close the connection.
+    Broken,
+}
+
+/// One side of a talk after the login.
+#[derive(Debug)]
+pub struct Session<P> {
+    /// Our calls that are under way.
+    pub calls: Calls<P>,
+    answering: u32,
+    answering_max: u32,
+}
+
+impl<P: AsMut<[Place]>> Session<P> {
+    /// Places for our own calls, and how many calls of the peer may be under way.
+    #[must_use]
+    pub fn new(places: P, answering_max: u32) -> Self {
+        Self { calls: Calls::new(places), answering: 0, answering_max }
+    }
+
+    /// A message has come.
+    pub fn handle<'m>(&mut self, message: Value<'m>) -> Step<'m> {
+        match Message::parse(message) {
+            Some(Message::Call(Call { retcode, .. })) if self.answering >= self.answering_max => {
+                Step::Busy { retcode }
+            }
+            Some(Message::Call(call)) => {
+                self.answering += 1;
+                Step::Run(call)
+            }
+            Some(Message::Answer { retcode, values }) => match self.calls.end(retcode) {
+                Some(place) => Step::Answered { place, values },
+                None => Step::Late,
+            },
+            None => Step::Broken,
+        }
+    }
+
+    /// The answer to a call of the peer is on its way.
+    pub fn answered(&mut self) {
+        self.answering = self.answering.saturating_sub(1);
+    }
+}

@@ -1,0 +1,206 @@
+//! The messages of a transfer as bytes.
+
+use super::name::{BadName, NAME_MAX, Name};
+use crate::hash::Hash;
+
+/// The length of a request in bytes, and of the longest message.
+pub const REQUEST_LEN: usize = 1 + NAME_MAX;
+
+/// What a client wants.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub enum Operation {
+    /// `D`: get a file from its first byte.
+    Download,
+    /// `U`: put a file from its first byte.
+    Upload,
+    /// `R`, ours: get or put what is missing of a file.
+    Ranges,
+}
+
+impl Operation {
+    const ALL: [Self; 3] = [Self::Download, Self::Upload, Self::Ranges];
+
+    const fn byte(self) -> u8 {
+        match self {
+            Self::Download => b'D',
+            Self::Upload => b'U',
+            Self::Ranges => b'R',
+        }
+    }
+}
+
+/// A request off the wire.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Request {
+    /// What is wanted.
+    pub operation: Operation,
+    /// Of which file.
+    pub name: Result<Name, BadName>,
+}
+
+impl Request {
+    /// Reads the 256 bytes; `None` if the operation is not known.
+    #[must_use]
+    pub fn parse(bytes: &[u8]) -> Option<Self> {
+        let (first, name) = bytes.split_first()?;
+        let operation = Operation::ALL.into_iter().find(|o| o.byte() == *first)?;
+        Some(Self { operation, name: Name::parse(name) })
+    }
+}
+
+/// Why it is not done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+#[non_exhaustive]
+pub enum Refusal {
+    /// There is no such file, someone else is transferring it, or its name is not allowed.
+    Refused,
+    /// There is such a file already.
+    Exists,
+    /// Not enough space.
+    NoSpace,
+    /// Something is broken there.
+    Failed,
+}
+
+/// The byte that says yes or no.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub enum Status {
+    /// `T`.
+    Go,
+    /// `F`.
+    No,
+    /// `E`.
+    Error,
+    /// `S`, after `R` only: not enough space.
+    Space,
+    /// `R`: the server knows ranges.
+    Ranges,
+}
+
+impl Status {
+    const ALL: [Self; 5] = [Self::Go, Self::No, Self::Error, Self::Space, Self::Ranges];
+
+    const fn byte(self) -> u8 {
+        match self {
+            Self::Go => b'T',
+            Self::No => b'F',
+            Self::Error => b'E',
+            Self::Space => b'S',
+            Self::Ranges => b'R',
+        }
+    }
+
+    /// Reads one byte; `None` for anything else.
+    #[must_use]
+    pub fn parse(byte: u8) -> Option<Self> {
+        Self::ALL.into_iter().find(|s| s.byte() == byte)
+    }
+
+    /// What a peer that knows ranges is told.
+    pub(super) const fn refusal(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::Refused | Refusal::Exists => Self::No,
+            Refusal::NoSpace => Self::Space,
+            Refusal::Failed => Self::Error,
+        }
+    }
+
+    /// What an old peer is told: it knows no `S`.
+    pub(super) const fn old(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::NoSpace => Self::No,
+            other => Self::refusal(other),
+        }
+    }
+}
+
+/// A message of either side.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(clippy::large_enum_variant, reason = "there is no allocator, and one message at a time")]
+pub enum Message {
+    /// The client's first 256 bytes.
+    Request(Operation, Name),
+    /// One byte.
+    Status(Status),
+    /// The server's 9 bytes before a download: whether, and how large.
+    Offer(Status, u64),
+    /// The client's 8 bytes before an upload.
+    Size(u64),
+    /// Ranges, download: the client has so many bytes with this hash. 41 bytes, `D` first.
+    Have(u64, Hash),
+    /// Ranges, upload: the client's file has so many bytes. 9 bytes, `U` first.
+    Want(u64),
+    /// Ranges, download: whether, the size, and from which byte it goes on. 17 bytes.
+    From(Status, u64, u64),
+    /// Ranges, upload: whether, and what the server has of it. 41 bytes.
+    Partial(Status, u64, Hash),
+}
+
+impl Message {
+    /// Writes the message into `buf` and returns what is to be sent.
+    pub fn encode<'b>(&self, buf: &'b mut [u8; REQUEST_LEN]) -> &'b [u8] {
+        buf.fill(0);
+        let mut out = Out { buf, len: 0 };
+        match self {
+            Self::Request(operation, name) => {
+                out.put(&[operation.byte()]);
+                out.put(name.as_str().as_bytes());
+                out.len = REQUEST_LEN;
+            }
+            Self::Status(status) => out.put(&[status.byte()]),
+            Self::Offer(status, size) => {
+                out.put(&[status.byte()]);
+                out.put(&size.to_be_bytes());
+            }
+            Self::Size(size) => out.put(&size.to_be_bytes()),
+            Self::Have(have, hash) => {
+                out.put(b"D");
+                out.put(&have.to_be_bytes());
+                out.put(&hash.0);
+            }
+            Self::Want(size) => {
+                out.put(b"U");
+                out.put(&size.to_be_bytes());
+            }
+            Self::From(status, size, start) => {
+                out.put(&[status.byte()]);
+                out.put(&size.to_be_bytes());
+                out.put(&start.to_be_bytes());
+            }
+            Self::Partial(status, have, hash) => {
+                out.put(&[status.byte()]);
+                out.put(&have.to_be_bytes());
+                out.put(&hash.0);
+            }
+        }
+        let Out { buf, len } = out;
+        buf.get(..len).unwrap_or_default()
+    }
+}
+
+struct Out<'b> {
+    buf: &'b mut [u8; REQUEST_LEN],
+    len: usize,
+}
+
+impl Out<'_> {
+    fn put(&mut self, bytes: &[u8]) {
+        for (to, from) in self.buf.iter_mut().skip(self.len).zip(bytes) {
+            *to = *from;
+        }
+        self.len += bytes.len();
+    }
+}
+
+/// The number at `at`, or `None` if the message is shorter.
+pub(super) fn number(bytes: &[u8], at: usize) -> Option<u64> {
+    Some(u64::from_be_bytes(bytes.get(at..at + 8)?.try_into().ok()?))
+}
+
+/// The hash at `at`, or `None` if the message is shorter.
+pub(super) fn hash(bytes: &[u8], at: usize) -> Option<Hash> {
+    Some(Hash(bytes.get(at..at + 32)?.try_into().ok()?))
+}

@@ -1,0 +1,282 @@
+//! The command line.
+
+use std::io::{self, ErrorKind, Write};
+use std::path::PathBuf;
+
+use anyhow::Context;
+use clap::{Args, Parser, Subcommand};
+
+use piman_core::talks::{FUNCTIONS, Function};
+
+use crate::config::{Options, Settings, Span, state_folder};
+use crate::demo::DemoArgs;
+use crate::image::cli::ImageArgs;
+use crate::serve::Server;
+use crate::state::Sqlite;
+use crate::stream::cli::{StreamArgs, Unreachable};
+use crate::transfer::TransferError;
+use crate::transfer::cli::{GetArgs, PutArgs};
+use crate::{demo, devices, doctor, image, netboot, orders, stream, talks, transfer};
+
+/// Installs Raspberry Pis over the network.
+#[derive(Debug, Parser)]
+#[command(name = "piman", version, arg_required_else_help = true, max_term_width = 100)]
+pub struct Cli {
+    /// Show more on standard error (twice: everything a Pi says)
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    verbose: u8,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serve Pis: tell them what to do and send them the root filesystem
+    #[command(after_help = "TIME is written 90s, 5m or 2h. The configuration file is TOML with the same \
+        names as the flags, such as `control-port = 3333`; flags win. When all ports are open, a line for \
+        each is printed on standard output; the log goes to standard error.")]
+    Serve {
+        /// Configuration file
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+        #[command(flatten)]
+        options: Box<Options>,
+    },
+    /// Make the folder that Pis boot from
+    #[command(subcommand)]
+    Netboot(Netboot),
+    /// Check, before Pis do, whether a server with these options would work, and say what to do
+    Doctor {
+        /// Configuration file
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+        #[command(flatten)]
+        options: Box<Options>,
+    },
+    /// Get a file from a transfer service
+    Get(GetArgs),
+    /// Put a file to a transfer service
+    Put(PutArgs),
+    /// Send the records of a file to a stream service, as the file grows
+    Stream(StreamArgs),
+    /// Order that Pis are installed anew when they boot next, or show what is ordered
+    #[command(after_help = "DEVICE is a serial number (or the beginning of one that was seen), a hardware \
+        address or an address. A running server heeds an order at once; it is done with when the Pi has \
+        been installed, and not before.")]
+    Reinstall {
+        #[command(flatten)]
+        state: StateFolder,
+        /// Show all orders, and what became of them
+        #[arg(long, conflicts_with_all = ["cancel", "devices"])]
+        list: bool,
+        /// Cancel orders
+        #[arg(long)]
+        cancel: bool,
+        /// Which Pis
+        #[arg(value_name = "DEVICE", required_unless_present = "list")]
+        devices: Vec<String>,
+    },
+    /// Show all Pis that were seen
+    Devices {
+        #[command(flatten)]
+        state: StateFolder,
+        /// Print JSON; times are milliseconds since 1970
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show one Pi, and what happened to it
+    Device {
+        #[command(flatten)]
+        state: StateFolder,
+        /// Print JSON; times are milliseconds since 1970
+        #[arg(long)]
+        json: bool,
+        /// A serial number (or the beginning of one), a hardware address or an address
+        #[arg(value_name = "DEVICE")]
+        name: String,
+    },
+    /// Call a function of Pis that run and are connected
+    #[command(after_help = call_help())]
+    Call {
+        #[command(flatten)]
+        state: StateFolder,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+        /// How long each Pi may take
+        #[arg(long, value_name = "TIME", default_value = "30s")]
+        timeout: Span,
+        /// A serial number (or the beginning of one), a hardware address, an address, or `all`
+        #[arg(value_name = "DEVICE")]
+        device: String,
+        /// The name of a function, or its opcode
+        #[arg(value_name = "FUNCTION")]
+        function: String,
+        /// Arguments: JSON where it is such, otherwise texts
+        #[arg(value_name = "ARGS", allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
+    /// Show how all Pis are that run and are connected
+    Status {
+        #[command(flatten)]
+        state: StateFolder,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+        /// How long each Pi may take
+        #[arg(long, value_name = "TIME", default_value = "5s")]
+        timeout: Span,
+    },
+    /// Make images by hand, list and check them
+    Image(ImageArgs),
+    /// See an installation on this machine, without a Pi and without root
+    Demo(DemoArgs),
+}
+
+/// What can be done about booting from the network.
+#[derive(Debug, Subcommand)]
+enum Netboot {
+    /// Make the folder for `piman serve --netboot`: agent, kernel, firmware and their configuration
+    #[command(
+        after_help = "The same input gives the same bytes. A Pi with the serial number ...abcdef01 looks \
+        for abcdef01/NAME first, so files in such a folder are for it alone."
+    )]
+    Build(netboot::build::Ingredients),
+}
+
+/// Where the state is.
+#[derive(Debug, Args)]
+struct StateFolder {
+    /// The server's state folder [default: /var/lib/piman for root, else ~/.local/state/piman]
+    #[arg(long = "state", value_name = "DIR")]
+    folder: Option<PathBuf>,
+}
+
+impl StateFolder {
+    fn path(self) -> PathBuf {
+        self.folder.unwrap_or_else(state_folder)
+    }
+
+    fn open(self) -> anyhow::Result<Sqlite> {
+        Ok(Sqlite::command(&self.path())?)
+    }
+}
+
+impl Cli {
+    /// Sends the log to standard error.
+    pub fn start_log(&self) {
+        let filter = match self.verbose {
+            // What a demonstration shows is not to be mixed with a log.
+            0 if matches!(self.command, Command::Demo(_)) => "warn",
+            0 => "info",
+            1 => "info,piman=debug",
+            _ => "debug",
+        };
+        let env = env_logger::Env::default().default_filter_or(filter);
+        // A second logger is refused, which is what a program around this one wants.
+        let _ = env_logger::Builder::from_env(env).format_target(false).try_init();
+    }
+
+    /// Does what was asked for.
+    ///
+    /// # Errors
+    /// With a message for whoever asked.
+    pub fn run(self) -> anyhow::Result<()> {
+        match self.command {
+            Command::Serve { config, options } => {
+                let file = config.as_deref().map(Options::read).transpose()?.unwrap_or_default();
+                serve(Settings::try_from(options.or(file))?)
+            }
+            Command::Reinstall { state, list, cancel, devices } => {
+                use crate::state::State as _;
+                let state = state.open()?;
+                if list {
+                    return print(&orders::table(&state.orders()?));
+                }
+                print(&orders::reinstall(&state, &devices, cancel)?)
+            }
+            Command::Devices { state, json } => print(&devices::all(&state.open()?, json)?),
+            Command::Device { state, json, name } => print(&devices::one(&state.open()?, &name, json)?),
+            Command::Get(args) => transfer::cli::run_get(&args),
+            Command::Put(args) => transfer::cli::run_put(&args),
+            Command::Stream(args) => stream::cli::run_stream(&args),
+            Command::Call { state, json, timeout, device, function, args } => {
+                let wanted = talks::command::Wanted { device, function, args, within: timeout.0, json };
+                outcome(talks::command::call(&state.path(), &wanted)?)
+            }
+            Command::Status { state, json, timeout } => {
+                outcome(talks::command::status(&state.path(), timeout.0, json)?)
+            }
+            Command::Netboot(Netboot::Build(ingredients)) => {
+                print(&netboot::build::build(&ingredients)?.describe())
+            }
+            Command::Doctor { config, options } => {
+                let file = config.as_deref().map(Options::read).transpose()?.unwrap_or_default();
+                let checkup = doctor::examine(options.or(file));
+                print(&checkup.describe())?;
+                checkup.verdict()
+            }
+            Command::Image(args) => image::cli::run(&args),
+            Command::Demo(args) => demo::run(&args),
+        }
+    }
+}
+
+fn serve(settings: Settings) -> anyhow::Result<()> {
+    let server = Server::start(settings)?;
+    let at = server.addresses();
+    let mut text = format!("control {}\nrootfs {}\nfetch {}\n", at.control, at.rootfs, at.fetch);
+    for (name, address) in
+        [("transfer", at.transfer), ("stream", at.stream), ("talks", at.talks), ("tftp", at.tftp)]
+    {
+        text += &address.map(|a| format!("{name} {a}\n")).unwrap_or_default();
+    }
+    text += &at.dhcp.as_ref().map(|place| format!("dhcp {place}\n")).unwrap_or_default();
+    print(&text)?;
+    server.run()
+}
+
+/// The exit code for what went wrong: 1, or the one that the command documents.
+#[must_use]
+pub fn exit_code(e: &anyhow::Error) -> u8 {
+    match (e.downcast_ref::<TransferError>(), e.downcast_ref::<Unreachable>()) {
+        (Some(e), _) => e.exit_code(),
+        (None, Some(_)) => Unreachable::EXIT_CODE,
+        (None, None) => 1,
+    }
+}
+
+/// What functions there are.
+fn call_help() -> String {
+    let mut text = "Functions of piman's own agent:\n".to_owned();
+    for Function { opcode, name, help } in FUNCTIONS {
+        text.push_str(&format!("  {name:10} {opcode:3}  {help}\n"));
+    }
+    text
+}
+
+/// Prints what came of calls; that one of them failed is an error.
+fn outcome((text, well): (String, bool)) -> anyhow::Result<()> {
+    print(&text)?;
+    if well { Ok(()) } else { Err(anyhow::anyhow!("not every Pi did it")) }
+}
+
+/// Prints; whoever reads may stop reading (`piman devices | head`).
+fn print(text: &str) -> anyhow::Result<()> {
+    let mut out = io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(e) if e.kind() == ErrorKind::BrokenPipe => Ok(()),
+        done => done.context("writing to standard output"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().debug_assert();
+    }
+}

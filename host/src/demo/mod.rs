@@ -1,0 +1,159 @@
+//! `piman demo`: the main job on any machine, as an ordinary user, without a Pi. A server on
+//! loopback, a virtual card, the agent between them; then the result is proved.
+
+mod prove;
+mod rootfs;
+mod show;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use clap::Args;
+use pi_agent::identity::Identity;
+use pi_agent::install::{Choice, Outcome, Plan};
+use pi_agent::progress::Progress;
+use pi_agent::talk::{self, Machine};
+use piman_core::install::layout::Layout;
+
+use crate::config::{Options, Settings};
+use crate::serve::Server;
+
+/// What a demonstration is told.
+#[derive(Debug, Args)]
+pub struct DemoArgs {
+    /// The archive to install [default: a small one is made]
+    #[arg(long, value_name = "FILE")]
+    rootfs: Option<PathBuf>,
+    /// Where the card, the archive and the server's state are kept
+    /// [default: piman-demo in the folder for temporary files]
+    #[arg(long, value_name = "DIR")]
+    dir: Option<PathBuf>,
+    /// The size of the virtual card, as 8G or 512M
+    #[arg(long, value_name = "SIZE", default_value = "8G", value_parser = size)]
+    size: u64,
+}
+
+fn size(text: &str) -> Result<u64, String> {
+    pi_agent::cli::parse_size(text).map_err(|e| format!("{e:#}"))
+}
+
+/// How long the server may take to end when all is done.
+const STOP: Duration = Duration::from_secs(5);
+
+/// Runs it.
+///
+/// # Errors
+/// What went wrong, with what was being done; or that the result is not what it should be.
+pub fn run(args: &DemoArgs) -> anyhow::Result<()> {
+    let dir = args.dir.clone().unwrap_or_else(default_dir);
+    fs::create_dir_all(&dir).with_context(|| format!("making the folder {}", dir.display()))?;
+    let card = dir.join("card.img");
+    remove(&card)?;
+
+    let archive = match &args.rootfs {
+        Some(path) => path.clone(),
+        None => make_rootfs(&dir)?,
+    };
+    let server = start(&archive, &dir.join("state"))?;
+    let at = server.addresses();
+    println!("server      control {}, rootfs {}, fetch {}", at.control, at.rootfs, at.fetch);
+    println!("card        {} ({} bytes, sparse)", card.display(), args.size);
+
+    let plan = Plan {
+        server: talk::Server {
+            host: at.control.ip().to_string(),
+            control_port: at.control.port(),
+            rootfs_port: at.rootfs.port(),
+        },
+        disk: card.clone(),
+        size: Some(args.size),
+        layout: Layout::default(),
+        choice: Choice::Image,
+        yes: false,
+        trust_unmarked: false,
+        reinstall: false,
+        identity: Identity {
+            serial: Some("00000000de000001".into()),
+            mac: None,
+            model: Some("piman demo".into()),
+        },
+        boot_from: None,
+    };
+    let progress = Arc::new(Progress::new());
+    let shown = show::Show::start(Arc::clone(&progress));
+    let began = Instant::now();
+    let outcome = pi_agent::install::run(&plan, 3, &mut Machine::default(), &progress);
+    let took = began.elapsed();
+    shown.end();
+    server.stop(STOP);
+    let outcome = outcome.context("the installation failed")?;
+    let Outcome::Installed { image, received, written, took: writing, .. } = outcome else {
+        bail!("the server said boot to an empty card: this is a defect of piman");
+    };
+    println!(
+        "installed   image {image:.16} in {:.1} s, {:.1} s of it on the card: {} received, {} written",
+        took.as_secs_f64(),
+        writing.as_secs_f64(),
+        show::size(received),
+        show::size(written)
+    );
+    prove::all(&card, &archive, image)?;
+    next_steps(&card, &dir);
+    Ok(())
+}
+
+/// A folder of this user's own: in a folder that all share, another one's would be in the way.
+fn default_dir() -> PathBuf {
+    let user = rustix::process::getuid().as_raw();
+    std::env::temp_dir().join(format!("piman-demo-{user}"))
+}
+
+fn remove(card: &Path) -> anyhow::Result<()> {
+    match fs::remove_file(card) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+            Err(e).with_context(|| format!("removing the card of an earlier run, {}", card.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn make_rootfs(dir: &Path) -> anyhow::Result<PathBuf> {
+    let path = dir.join("rootfs.tgz");
+    let began = Instant::now();
+    rootfs::make(&path)?;
+    println!(
+        "archive     {} ({}), made in {:.1} s; --rootfs FILE takes your own",
+        path.display(),
+        show::size(fs::metadata(&path)?.len()),
+        began.elapsed().as_secs_f64()
+    );
+    Ok(path)
+}
+
+fn start(archive: &Path, state: &Path) -> anyhow::Result<Server> {
+    let settings = Settings::try_from(Options {
+        rootfs: Some(archive.to_owned()),
+        listen: Some(std::net::Ipv4Addr::LOCALHOST.into()),
+        control_port: Some(0),
+        rootfs_port: Some(0),
+        fetch_port: Some(0),
+        state: Some(state.to_owned()),
+        ..Options::default()
+    })?;
+    Server::start(settings).context("starting the server")
+}
+
+fn next_steps(card: &Path, dir: &Path) {
+    let (card, dir) = (card.display(), dir.display());
+    println!(
+        "
+What next:
+  look into it     sudo mount -o loop,offset=50331648 {card} /mnt
+  serve your own   piman serve --rootfs rootfs.tgz
+  a real card      sudo pi-agent install --server HOST --disk /dev/sdX
+  tidy up          rm -r {dir}"
+    );
+}

@@ -1,0 +1,332 @@
+//! `piman doctor`: whether a server with these options would work, and what to do if not.
+
+use std::fmt::Write as _;
+use std::fs::{self, File};
+use std::io::BufReader;
+use std::net::IpAddr;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use pi_agent::archive::Reader;
+use pi_agent::decode::Decoder;
+use rustix::process::{Resource, getrlimit};
+
+use crate::config::{Options, Settings};
+use crate::listen;
+use crate::netboot::build::lint::{self, Weight};
+use crate::netboot::dhcp::server::{self as dhcp_server, interfaces};
+use crate::netboot::{self, dhcp};
+use crate::state::now_ms;
+
+/// How long to wait for DHCP servers to answer.
+const DHCP_WAIT: Duration = Duration::from_secs(3);
+/// Files that must be allowed to be open: a few connections for each of a hundred Pis.
+const FILES_MIN: u64 = 1024;
+/// No clock that is right shows a moment before this: 2026-01-01.
+const CLOCK_MIN_MS: u64 = 1_767_225_600_000;
+
+/// How one thing is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Health {
+    /// As it should be.
+    Good,
+    /// It works, perhaps not for everyone.
+    Warning,
+    /// It does not work.
+    Bad,
+}
+
+/// What was found of everything.
+#[derive(Debug, Default)]
+pub struct Checkup(Vec<(Health, &'static str, String)>);
+
+impl Checkup {
+    fn note(&mut self, health: Health, what: &'static str, text: impl Into<String>) {
+        self.0.push((health, what, text.into()));
+    }
+
+    fn result(&mut self, what: &'static str, result: anyhow::Result<String>) {
+        match result {
+            Ok(text) => self.note(Health::Good, what, text),
+            Err(e) => self.note(Health::Bad, what, format!("{e:#}")),
+        }
+    }
+
+    /// How the worst is.
+    #[must_use]
+    pub fn worst(&self) -> Health {
+        self.0.iter().map(|(health, ..)| *health).max().unwrap_or(Health::Good)
+    }
+
+    /// Everything, a line each.
+    #[must_use]
+    pub fn describe(&self) -> String {
+        let mut text = String::new();
+        for (health, what, found) in &self.0 {
+            let mark = match health {
+                Health::Good => "good",
+                Health::Warning => "warning",
+                Health::Bad => "bad",
+            };
+            // Writing to a string does not fail.
+            let _ = writeln!(text, "{mark:8} {what:12} {found}");
+        }
+        text
+    }
+
+    /// # Errors
+    /// If something is bad.
+    pub fn verdict(&self) -> anyhow::Result<()> {
+        match self.0.iter().filter(|(health, ..)| *health == Health::Bad).count() {
+            0 => Ok(()),
+            1 => bail!("one thing is to be put right before Pis can be installed"),
+            n => bail!("{n} things are to be put right before Pis can be installed"),
+        }
+    }
+}
+
+/// Looks at everything that a server with these options needs. Ports are opened and closed again,
+/// and other DHCP servers are asked for on the interface named; nothing else is touched.
+#[must_use]
+pub fn examine(options: Options) -> Checkup {
+    let mut checkup = Checkup::default();
+    let settings = match Settings::try_from(options) {
+        Ok(settings) => settings,
+        Err(e) => {
+            checkup.note(Health::Bad, "options", format!("{e:#}"));
+            return checkup;
+        }
+    };
+    checkup.result("archive", archive(&settings.rootfs));
+    ports(&mut checkup, &settings);
+    network(&mut checkup);
+    folder(&mut checkup, &settings);
+    if let Some(netboot) = &settings.netboot {
+        boot(&mut checkup, netboot, settings.listen);
+    } else {
+        let text = "--netboot is not given: something else must send Pis their kernel and initramfs";
+        checkup.note(Health::Warning, "boot folder", text);
+    }
+    system(&mut checkup);
+    checkup
+}
+
+/// Reads the whole archive, as a Pi would.
+fn archive(path: &Path) -> anyhow::Result<String> {
+    let name = path.display();
+    let file = File::open(path)
+        .with_context(|| format!("opening {name}: is the path right, and may this user read it?"))?;
+    let bytes = file.metadata().with_context(|| format!("looking at {name}"))?.len();
+    let again = || format!("{name} is no whole archive: make it again with `tar -czf`");
+    let decoder = Decoder::new(BufReader::with_capacity(1 << 20, file)).with_context(again)?;
+    let mut reader = Reader::new(BufReader::new(decoder));
+    let mut entries = 0u64;
+    while reader.next_entry().with_context(again)?.is_some() {
+        entries += 1;
+    }
+    reader.drain().with_context(again)?;
+    if entries == 0 {
+        bail!("{name} is empty");
+    }
+    Ok(format!("{name}: {entries} entries in {bytes} bytes, whole"))
+}
+
+fn ports(checkup: &mut Checkup, settings: &Settings) {
+    let ports = [
+        (settings.control_port, "--control-port"),
+        (settings.rootfs_port, "--rootfs-port"),
+        (settings.fetch_port, "--fetch-port"),
+    ];
+    for (port, flag) in ports {
+        let free = listen::bind(settings.listen, port, flag);
+        checkup.result("port", free.map(|_| format!("TCP {port} is free ({flag})")));
+    }
+}
+
+fn network(checkup: &mut Checkup) {
+    let addresses = match interfaces() {
+        Ok(all) => all,
+        Err(e) => return checkup.note(Health::Bad, "network", format!("the interfaces are not known: {e}")),
+    };
+    let v4: Vec<String> =
+        addresses.iter().filter(|(_, ip)| ip.is_ipv4()).map(|(name, ip)| format!("{name} {ip}")).collect();
+    match v4.is_empty() {
+        true => checkup.note(
+            Health::Warning,
+            "network",
+            "no interface has an IPv4 address, so no Pi can connect: `ip address add 192.168.77.1/24 dev NAME` gives it one",
+        ),
+        false => checkup.note(Health::Good, "network", v4.join(", ")),
+    }
+}
+
+/// Whether the state can be written, and whether there is room for the images that are built.
+fn folder(checkup: &mut Checkup, settings: &Settings) {
+    let state = &settings.state;
+    let name = state.display();
+    // What is made is made by the server; here only what is there is looked at.
+    let there = state.ancestors().find(|p| p.is_dir()).unwrap_or(Path::new("/"));
+    if let Err(e) = tempfile::tempfile_in(there) {
+        let text = format!(
+            "{name} cannot be written ({e}): make it writable for this user, or name another with --state"
+        );
+        return checkup.note(Health::Bad, "state", text);
+    }
+    let needs = fs::metadata(&settings.rootfs).map_or(0, |m| m.len()).saturating_mul(2);
+    match rustix::fs::statvfs(there) {
+        Ok(at) => {
+            let free = at.f_bavail.saturating_mul(at.f_frsize);
+            let mb = |n: u64| n / 1_000_000;
+            if settings.images && free < needs {
+                let text = format!(
+                    "{name} has {} MB free, and an image of this archive needs up to {} MB: make room, or turn images off with --no-images",
+                    mb(free),
+                    mb(needs)
+                );
+                return checkup.note(Health::Warning, "state", text);
+            }
+            checkup.note(Health::Good, "state", format!("{name}: writable, {} MB free", mb(free)));
+        }
+        Err(e) => {
+            checkup.note(Health::Warning, "state", format!("how much is free in {name} is not known: {e}"))
+        }
+    }
+}
+
+fn boot(checkup: &mut Checkup, settings: &netboot::Settings, ip: IpAddr) {
+    let free = netboot::bind(ip, settings.tftp_port);
+    checkup.result("port", free.map(|_| format!("UDP {} is free (--tftp-port)", settings.tftp_port)));
+    let findings = lint::folder(&settings.folder);
+    if findings.is_empty() {
+        checkup.note(Health::Good, "boot folder", format!("{}: complete", settings.folder.display()));
+    }
+    for finding in findings {
+        let health = match finding.weight {
+            Weight::Warning => Health::Warning,
+            Weight::Error => Health::Bad,
+        };
+        checkup.note(health, "boot folder", finding.text);
+    }
+    let Some(dhcp) = &settings.dhcp else {
+        let text = "--dhcp is not given: another DHCP server must send Pis here (next server and option 43)";
+        return checkup.note(Health::Warning, "dhcp", text);
+    };
+    // With its ports open, nothing else can take them meanwhile; closed before others are asked for.
+    checkup.result("dhcp", dhcp::Dhcp::open(dhcp.clone()).map(|d| format!("can be answered: {}", d.place())));
+    let others = match dhcp_server::others(&dhcp.interface, DHCP_WAIT) {
+        Ok(others) => others,
+        Err(e) => {
+            return checkup.note(
+                Health::Warning,
+                "dhcp",
+                format!("other servers cannot be asked for: {e:#}"),
+            );
+        }
+    };
+    let list = others.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    let (health, text) = match (dhcp.mode, others.is_empty()) {
+        (dhcp::Mode::Server, true) => (Health::Good, "no other server answers".to_owned()),
+        (dhcp::Mode::Server, false) => (
+            Health::Bad,
+            format!(
+                "{list} gives addresses on {} already: two servers would contradict each other; use --dhcp proxy",
+                dhcp.interface
+            ),
+        ),
+        (dhcp::Mode::Proxy, true) => (
+            Health::Warning,
+            format!(
+                "no server answers on {}: a proxy gives no addresses; use --dhcp server if there is none",
+                dhcp.interface
+            ),
+        ),
+        (dhcp::Mode::Proxy, false) => (Health::Good, format!("{list} gives the addresses")),
+    };
+    checkup.note(health, "dhcp", text);
+}
+
+fn system(checkup: &mut Checkup) {
+    let files = getrlimit(Resource::Nofile).maximum;
+    match files {
+        Some(n) if n < FILES_MIN => checkup.note(
+            Health::Warning,
+            "open files",
+            format!("at most {n}, so few Pis can connect: raise it with `ulimit -Hn` or LimitNOFILE= of the service"),
+        ),
+        limit => {
+            let text = limit.map_or("no limit".to_owned(), |n| format!("at most {n}"));
+            checkup.note(Health::Good, "open files", text);
+        }
+    }
+    if now_ms() < CLOCK_MIN_MS {
+        checkup.note(
+            Health::Warning,
+            "clock",
+            "it shows a time in the past, and Pis get their time from here: set it with `timedatectl set-ntp true`, or use --no-date",
+        );
+    } else {
+        checkup.note(Health::Good, "clock", "plausible");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv4Addr, TcpListener};
+
+    use super::*;
+
+    fn options(dir: &Path) -> Options {
+        let archive = dir.join("root.tar.gz");
+        let mut tar = tar::Builder::new(flate2::write::GzEncoder::new(
+            File::create(&archive).unwrap(),
+            flate2::Compression::fast(),
+        ));
+        tar.append_dir("etc", dir).unwrap();
+        tar.into_inner().unwrap().finish().unwrap();
+        Options {
+            rootfs: Some(archive),
+            state: Some(dir.join("state")),
+            listen: Some(Ipv4Addr::LOCALHOST.into()),
+            control_port: Some(0),
+            rootfs_port: Some(0),
+            fetch_port: Some(0),
+            ..Options::default()
+        }
+    }
+
+    #[track_caller]
+    fn says(checkup: &Checkup, health: Health, word: &str) {
+        let found = checkup.0.iter().any(|(h, _, text)| *h == health && text.contains(word));
+        assert!(found, "{word}: {}", checkup.describe());
+    }
+
+    #[test]
+    fn what_is_good_and_what_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let checkup = examine(options(dir.path()));
+        says(&checkup, Health::Good, "1 entries");
+        says(&checkup, Health::Warning, "--netboot");
+        assert_eq!(checkup.worst(), Health::Warning, "{}", checkup.describe());
+        assert!(checkup.verdict().is_ok());
+
+        let taken = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let port = taken.local_addr().unwrap().port();
+        let checkup = examine(Options {
+            control_port: Some(port),
+            netboot: Some(dir.path().join("boot")),
+            tftp_port: Some(0),
+            ..options(dir.path())
+        });
+        says(&checkup, Health::Bad, "another program has port");
+        says(&checkup, Health::Bad, "netboot build");
+        assert!(checkup.verdict().is_err());
+
+        let cut = options(dir.path());
+        let archive = cut.rootfs.clone().unwrap();
+        let bytes = fs::read(&archive).unwrap();
+        fs::write(&archive, &bytes[..bytes.len() / 2]).unwrap();
+        says(&examine(cut), Health::Bad, "no whole archive");
+        says(&examine(Options::default()), Health::Bad, "--rootfs");
+    }
+}

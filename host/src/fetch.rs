@@ -1,0 +1,187 @@
+//! The port where our own agents fetch ranges of archives and images.
+
+use std::io::{self, ErrorKind};
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use piman_core::hash::Hash;
+use piman_core::install::fetch::{Answer, Kind, Request};
+use piman_core::line::{Framer, TooLong};
+use rustix::net::SendFlags;
+use tokio::io::{AsyncReadExt, Interest};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+use crate::archive::{Archive, Servable};
+use crate::image::Image;
+use crate::sendfile;
+use crate::service::Service;
+use crate::slots::Slot;
+use crate::transport::{reset_at_close, tune};
+
+/// The longest request, in bytes, with room to spare.
+const REQUEST_MAX: usize = 256;
+/// How long an agent that asks for nothing keeps its slot.
+const SLOT_IDLE: Duration = Duration::from_secs(5);
+
+/// Answers the requests of one connection.
+pub async fn answer(stream: TcpStream, address: IpAddr, service: Arc<Service>) {
+    tune(&stream, service.settings.stall);
+    let mut session = Session { stream, service: &service, slot: None, held: None };
+    if let Err(e) = session.run().await {
+        // In the middle of a range there is no other way to say that it is not whole.
+        reset_at_close(&session.stream);
+        let pi = service.who(address);
+        match e.kind() {
+            ErrorKind::ConnectionReset | ErrorKind::BrokenPipe => log::debug!("{pi}: fetch: {e}"),
+            _ => log::warn!("{pi}: a fetch connection was closed: {e}"),
+        }
+    }
+}
+
+struct Session<'a> {
+    stream: TcpStream,
+    service: &'a Service,
+    slot: Option<Slot>,
+    /// What was asked for last: it stays open for this agent when it is replaced.
+    held: Option<Object>,
+}
+
+/// Something that has ranges.
+#[derive(Clone)]
+enum Object {
+    Archive(Hash, Arc<Archive>),
+    Table(Arc<Image>),
+    Chunks(Arc<Image>),
+}
+
+impl Object {
+    fn is(&self, kind: Kind, id: Hash) -> bool {
+        match (self, kind) {
+            (Self::Archive(own, _), Kind::Archive) => *own == id,
+            (Self::Table(image), Kind::Table) | (Self::Chunks(image), Kind::Chunks) => image.hash() == id,
+            _ => false,
+        }
+    }
+
+    /// How many bytes there are.
+    fn bytes(&self) -> u64 {
+        match self {
+            Self::Archive(_, archive) => archive.bytes(),
+            Self::Table(image) => image.table().len() as u64,
+            Self::Chunks(image) => image.header().stored_bytes,
+        }
+    }
+}
+
+impl Session<'_> {
+    async fn run(&mut self) -> io::Result<()> {
+        let mut buf = [0; REQUEST_MAX];
+        let mut framer = Framer::new(&mut buf);
+        loop {
+            loop {
+                let request = match framer.next_line() {
+                    Ok(Some(line)) => Request::parse(line),
+                    Ok(None) => break,
+                    Err(TooLong) => None,
+                };
+                let Some(request) = request else {
+                    return self.line(Answer::No("request that is known here"), false).await;
+                };
+                self.serve(request).await?;
+            }
+            let n = match timeout(SLOT_IDLE, self.stream.read(framer.spare())).await {
+                Ok(n) => n?,
+                Err(_) => {
+                    self.slot = None;
+                    let idle = timeout(self.service.settings.stall, self.stream.read(framer.spare()));
+                    match idle.await {
+                        Ok(n) => n?,
+                        Err(_) => return Ok(()),
+                    }
+                }
+            };
+            if n == 0 {
+                return Ok(());
+            }
+            framer.filled(n);
+        }
+    }
+
+    async fn serve(&mut self, request: Request) -> io::Result<()> {
+        let Request { kind, id, offset, length } = request;
+        let Some(object) = self.find(kind, id) else {
+            return self.line(Answer::No("such object any more: ask on the control connection"), false).await;
+        };
+        let bytes = object.bytes();
+        if offset.checked_add(length).is_none_or(|end| end > bytes) {
+            return self.line(Answer::No("such range: it ends behind the object"), false).await;
+        }
+        let _busy = self.service.busy.transfer();
+        if self.slot.is_none() {
+            let ticket = self.service.slots.queue();
+            let mut told = 0;
+            while self.slot.is_none() {
+                match ticket.turn(told).await {
+                    Ok(slot) => self.slot = Some(slot),
+                    Err(place) => {
+                        told = place;
+                        self.line(Answer::Wait(place), false).await?;
+                    }
+                }
+            }
+        }
+        self.line(Answer::Ok(length), length > 0).await?;
+        let stall = self.service.settings.stall;
+        match &object {
+            Object::Archive(_, archive) => {
+                sendfile::send(&self.stream, archive.file(), offset, length, stall, |_| archive.unchanged())
+                    .await?;
+            }
+            Object::Chunks(image) => {
+                sendfile::send(&self.stream, image.chunks(), offset, length, stall, |_| Ok(())).await?;
+            }
+            Object::Table(image) => {
+                let (from, to) = (offset as usize, (offset + length) as usize);
+                self.bytes(image.table().get(from..to).unwrap_or_default(), false).await?;
+            }
+        }
+        self.held = Some(object);
+        Ok(())
+    }
+
+    fn find(&self, kind: Kind, id: Hash) -> Option<Object> {
+        if let Some(held) = self.held.as_ref().filter(|o| o.is(kind, id)) {
+            return Some(held.clone());
+        }
+        let image = || self.service.builds.by_table(id);
+        match kind {
+            Kind::Table => image().map(Object::Table),
+            Kind::Chunks => image().map(Object::Chunks),
+            Kind::Archive => match self.service.archive.servable() {
+                Servable::Good(archive, found) if found == id => Some(Object::Archive(id, archive)),
+                _ => None,
+            },
+        }
+    }
+
+    /// Sends one line; with `more` it leaves together with what follows.
+    async fn line(&self, line: Answer<'_>, more: bool) -> io::Result<()> {
+        self.bytes(format!("{line}\n").as_bytes(), more).await
+    }
+
+    async fn bytes(&self, mut rest: &[u8], more: bool) -> io::Result<()> {
+        let flags = if more { SendFlags::MORE | SendFlags::NOSIGNAL } else { SendFlags::NOSIGNAL };
+        while !rest.is_empty() {
+            let piece = self.stream.async_io(Interest::WRITABLE, || {
+                rustix::net::send(&self.stream, rest, flags).map_err(io::Error::from)
+            });
+            let n = timeout(self.service.settings.stall, piece)
+                .await
+                .map_err(|_| io::Error::new(ErrorKind::TimedOut, "the peer takes no more bytes"))??;
+            rest = rest.get(n..).unwrap_or_default();
+        }
+        Ok(())
+    }
+}

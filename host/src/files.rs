@@ -1,0 +1,126 @@
+//! The transfer and the stream service as parts of a server: both are off unless they have a folder.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use tokio::runtime::Runtime;
+use tokio::task::JoinHandle;
+
+use crate::listen::{Gate, bind};
+use crate::service::Service;
+use crate::stream::{Rotation, Shelf, Streams};
+use crate::transfer::{Folder, Patience, Transfers};
+use crate::transport::tune;
+use crate::{stream, transfer};
+
+/// How long one that sends or takes nothing may leave data unanswered.
+const UNANSWERED: Duration = Duration::from_secs(120);
+
+/// What the transfer service is told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TransferSettings {
+    /// Where it listens.
+    pub port: u16,
+    /// What it serves.
+    pub folder: PathBuf,
+    /// How long a broken upload can be resumed.
+    pub keep: Duration,
+}
+
+/// What the stream service is told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StreamSettings {
+    /// Where it listens.
+    pub port: u16,
+    /// Where the records go.
+    pub folder: PathBuf,
+    /// Whether a record is on the disk before it is acknowledged.
+    pub sync: bool,
+    /// When the next file is begun.
+    pub rotation: Rotation,
+}
+
+/// A service that listens and does not accept yet.
+#[derive(Debug)]
+pub struct Bound {
+    listener: std::net::TcpListener,
+    /// Where it listens.
+    pub address: SocketAddr,
+    gate: Arc<Gate>,
+    kind: Kind,
+}
+
+#[derive(Debug)]
+enum Kind {
+    Transfer(Arc<Transfers>, Duration),
+    Stream(Arc<Streams>),
+}
+
+impl Bound {
+    /// Opens the folder and binds the port of the transfer service.
+    ///
+    /// # Errors
+    /// If one of them cannot be used; the message says what to do.
+    pub fn transfer(
+        settings: &TransferSettings,
+        ip: IpAddr,
+        stall: Duration,
+        gate: Arc<Gate>,
+    ) -> anyhow::Result<Self> {
+        let folder =
+            Folder::open(&settings.folder).with_context(|| unusable("--transfer-dir", &settings.folder))?;
+        let patience = Patience { talk: stall.min(Duration::from_secs(60)), stall };
+        let transfers = Arc::new(Transfers::new(Arc::new(folder), patience));
+        Self::bind(ip, settings.port, "--transfer-port", gate, Kind::Transfer(transfers, settings.keep))
+    }
+
+    /// Opens the folder and binds the port of the stream service.
+    ///
+    /// # Errors
+    /// If one of them cannot be used; the message says what to do.
+    pub fn stream(settings: &StreamSettings, ip: IpAddr, gate: Arc<Gate>) -> anyhow::Result<Self> {
+        let shelf = Shelf::open(&settings.folder, settings.rotation, settings.sync)
+            .with_context(|| unusable("--stream-dir", &settings.folder))?;
+        let streams = Arc::new(Streams::new(Arc::new(shelf)));
+        Self::bind(ip, settings.port, "--stream-port", gate, Kind::Stream(streams))
+    }
+
+    fn bind(ip: IpAddr, port: u16, flag: &str, gate: Arc<Gate>, kind: Kind) -> anyhow::Result<Self> {
+        let listener = bind(ip, port, flag)?;
+        let address = listener.local_addr()?;
+        Ok(Self { listener, address, gate, kind })
+    }
+
+    /// Accepts from now on.
+    pub fn start(self, service: &Arc<Service>, runtime: &Runtime) -> JoinHandle<()> {
+        let service = service.clone();
+        runtime.spawn(async move {
+            let ended = match self.kind {
+                Kind::Transfer(transfers, keep) => {
+                    let begin = move |socket: &_| {
+                        tune(socket, UNANSWERED);
+                        service.busy.transfer()
+                    };
+                    transfer::run(self.listener, self.gate, transfers, keep, begin).await
+                }
+                Kind::Stream(streams) => {
+                    let who = move |address| service.who(address).key();
+                    stream::run(self.listener, self.gate, streams, who, |s| tune(s, UNANSWERED)).await
+                }
+            };
+            if let Err(e) = ended {
+                log::error!("{e:#}");
+            }
+        })
+    }
+}
+
+fn unusable(flag: &str, folder: &Path) -> String {
+    format!(
+        "cannot use {} ({flag}); it must be a folder that this user may write to (`mkdir -p {0}`)",
+        folder.display()
+    )
+}

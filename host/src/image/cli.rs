@@ -1,0 +1,191 @@
+//! `piman image`: making images by hand, and looking at them.
+
+use std::fs::File;
+use std::io::{self, IsTerminal, Write};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use piman_core::hash::Hash;
+use piman_core::install::layout::{Layout, SECTOR, filesystem_bytes};
+
+use super::{Images, Progress};
+
+/// Images: the archive as it is written to cards.
+#[derive(Debug, clap::Args)]
+pub struct ImageArgs {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Command {
+    /// Make the image of an archive for one size of card, or find that it is made already
+    Build(BuildArgs),
+    /// List the images in the state folder
+    List {
+        /// The state folder
+        #[arg(long, value_name = "DIR")]
+        state: PathBuf,
+    },
+    /// Read all images and compare every hash
+    Check {
+        /// The state folder
+        #[arg(long, value_name = "DIR")]
+        state: PathBuf,
+    },
+}
+
+#[derive(Debug, clap::Args)]
+struct BuildArgs {
+    /// The archive: gzip or zstd of tar
+    #[arg(long, value_name = "FILE")]
+    rootfs: PathBuf,
+    /// The state folder
+    #[arg(long, value_name = "DIR")]
+    state: PathBuf,
+    /// The size of the card, as 32G or 31914983424, with the usual layout on it
+    #[arg(long, value_name = "SIZE", value_parser = size, conflicts_with = "partition")]
+    card: Option<u64>,
+    /// The size of the root partition, if the layout is another one
+    #[arg(long, value_name = "SIZE", value_parser = size, required_unless_present = "card")]
+    partition: Option<u64>,
+}
+
+/// Runs `piman image`.
+///
+/// # Errors
+/// What went wrong, with what was being done.
+pub fn run(args: &ImageArgs) -> anyhow::Result<()> {
+    match &args.command {
+        Command::Build(args) => build(args),
+        Command::List { state } => list(state),
+        Command::Check { state } => check(state),
+    }
+}
+
+/// Bytes: a number, with K, M, G or T for powers of 1024.
+fn size(text: &str) -> Result<u64, String> {
+    let unit = |c| "KMGT".find(c).and_then(|i| u32::try_from(i).ok()).map(|i| 1 << (10 * (i + 1)));
+    let last = text.chars().last().map(|c| c.to_ascii_uppercase());
+    let (number, unit) = match last.and_then(unit) {
+        Some(unit) => (text.get(..text.len() - 1).unwrap_or_default(), unit),
+        None => (text, 1_u64),
+    };
+    let bytes = number.parse().ok().and_then(|n: u64| n.checked_mul(unit));
+    bytes.filter(|b| *b > 0).ok_or_else(|| "a size is a number, with K, M, G or T behind it".into())
+}
+
+fn build(args: &BuildArgs) -> anyhow::Result<()> {
+    let partition = match (args.card, args.partition) {
+        (Some(card), _) => Layout::default().root_on(card)? * SECTOR,
+        (None, Some(partition)) => partition,
+        (None, None) => bail!("say --card SIZE or --partition SIZE"),
+    };
+    let name = args.rootfs.display();
+    let archive = File::open(&args.rootfs).with_context(|| format!("opening {name}"))?;
+    let mut hasher = blake3::Hasher::new();
+    hasher.update_reader(&archive).with_context(|| format!("reading {name}"))?;
+    let id = Hash(*hasher.finalize().as_bytes());
+    let images = open(&args.state)?;
+    let (progress, stop) = (Progress::new(), AtomicBool::new(false));
+    let bytes = filesystem_bytes(partition);
+    let image = std::thread::scope(|scope| {
+        let work = scope.spawn(|| images.build(&archive, id, bytes, &progress, &stop));
+        let mut out = io::stderr();
+        while out.is_terminal() && !work.is_finished() {
+            // Only a display.
+            let _ = write!(out, "\r{:3} %", progress.percent()).and_then(|()| out.flush());
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        if out.is_terminal() {
+            let _ = write!(out, "\r     \r");
+        }
+        work.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    });
+    let image = image.with_context(|| format!("making an image of {name}"))?;
+    let header = image.header();
+    println!("image {} of archive {:.16}", image.hash(), header.archive);
+    println!(
+        "{} entries, {} of {} MiB used, {} chunks of {} MiB to be sent",
+        header.entries,
+        header.used_bytes >> 20,
+        header.filesystem_bytes >> 20,
+        header.chunks,
+        header.stored_bytes >> 20
+    );
+    Ok(())
+}
+
+fn list(state: &Path) -> anyhow::Result<()> {
+    for image in open(state)?.all() {
+        let header = image.header();
+        println!(
+            "{:.16}  archive {:.16}  {:6} MiB filesystem  {:6} MiB stored",
+            image.hash(),
+            header.archive,
+            header.filesystem_bytes >> 20,
+            header.stored_bytes >> 20
+        );
+    }
+    Ok(())
+}
+
+fn check(state: &Path) -> anyhow::Result<()> {
+    let mut bad = 0;
+    for image in open(state)?.all() {
+        let damaged = image.damaged().context("reading the chunks")?;
+        match damaged.first() {
+            None => println!("{:.16}  good", image.hash()),
+            Some(first) => {
+                bad += 1;
+                println!("{:.16}  {} chunks damaged, the first is {first}", image.hash(), damaged.len());
+            }
+        }
+    }
+    if bad > 0 {
+        bail!("{bad} images are damaged: remove their files in {}/images", state.display());
+    }
+    Ok(())
+}
+
+fn open(state: &Path) -> anyhow::Result<Images> {
+    Images::open(state).with_context(|| format!("opening the images in {}", state.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(clap::Parser)]
+    struct Cli {
+        #[command(flatten)]
+        image: ImageArgs,
+    }
+
+    #[test]
+    fn sizes() {
+        for (text, bytes) in [("5", 5), ("32G", 32 << 30), ("1k", 1024), ("2t", 2 << 40)] {
+            assert_eq!(size(text), Ok(bytes));
+        }
+        for bad in ["", "G", "0", "-1", "1.5G", "1GG", "99999999999999999999", "99999999T", "1\u{e9}"] {
+            assert!(size(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn one_of_both_sizes_is_needed() {
+        let parse = |more: &[&str]| {
+            let all = ["piman", "build", "--rootfs", "r", "--state", "s"].iter().chain(more);
+            Cli::try_parse_from(all).map(|cli| run(&cli.image))
+        };
+        assert!(parse(&[]).is_err());
+        assert!(parse(&["--card", "32G", "--partition", "1G"]).is_err());
+        let missing = parse(&["--card", "32G"]).ok().unwrap().unwrap_err();
+        assert_eq!(missing.to_string(), "opening r");
+        let small = parse(&["--card", "32M"]).ok().unwrap().unwrap_err();
+        assert!(small.to_string().contains("too small"), "{small}");
+    }
+}

@@ -1,0 +1,49 @@
+//! The server: binds the core to TCP and keeps what is known of every Pi.
+//!
+//! | module | what lives there |
+//! |---|---|
+//! | [`serve`] | a server from start to end |
+//! | [`config`], [`cli`] | what it is told |
+//! | [`listen`], [`transport`], [`slots`], [`sendfile`] | sockets: limits, time-outs, turns, bytes |
+//! | [`control`], [`rootfs`], [`fetch`] | the three ports |
+//! | [`service`] | what all connections share |
+//! | [`archive`], [`image`], [`builds`] | what is installed |
+//! | [`frame`] | messages in both directions: servers and clients for programs |
+//! | [`talks`] | calls in both directions; the Pis that are connected |
+//! | [`demo`] | the main job on any machine |
+//! | [`transfer`], [`stream`] | files up and down, records; servers and clients |
+//! | [`files`] | both as parts of a server |
+//! | [`netboot`] | from power-on to our agent: DHCP, TFTP, the folder that Pis boot from |
+//! | [`doctor`] | what is wrong before a Pi finds out |
+//! | [`state`] | what is remembered |
+//! | [`words`] | numbers, moments and tables for people |
+//! | [`orders`], [`reinstall_file`], [`devices`] | the commands beside a server |
+#![forbid(unsafe_code)]
+
+pub mod archive;
+pub mod builds;
+pub mod cli;
+pub mod config;
+pub mod control;
+pub mod demo;
+pub mod devices;
+pub mod doctor;
+pub mod fetch;
+pub mod files;
+pub mod frame;
+pub mod image;
+pub mod listen;
+pub mod netboot;
+pub mod orders;
+pub mod reinstall_file;
+pub mod rootfs;
+pub mod sendfile;
+pub mod serve;
+pub mod service;
+pub mod slots;
+pub mod state;
+pub mod stream;
+pub mod talks;
+pub mod transfer;
+pub mod transport;
+pub mod words;

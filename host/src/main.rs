@@ -1,0 +1,17 @@
+//! The command line of the server.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+fn main() -> ExitCode {
+    let cli = piman::cli::Cli::parse();
+    cli.start_log();
+    match cli.run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("piman: {e:#}");
+            ExitCode::from(piman::cli::exit_code(&e))
+        }
+    }
+}

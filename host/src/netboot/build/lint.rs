@@ -1,0 +1,252 @@
+//! What is wrong with a boot folder before a Pi finds out: wrong machine, missing files, options.
+
+use std::fmt;
+use std::io::{Cursor, Read};
+use std::path::Path;
+
+use flate2::read::MultiGzDecoder;
+
+/// The largest initramfs that is not warned of: boot ROMs load it slowly, and old ones not at all.
+const INITRAMFS_MAX: u64 = 30_000_000;
+/// The most that a packed kernel may unpack to.
+const KERNEL_MAX: u64 = 256 << 20;
+
+/// How bad it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Weight {
+    /// Some Pis, or some uses, will not work.
+    Warning,
+    /// No Pi will boot.
+    Error,
+}
+
+/// Something that is wrong, and what to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Finding {
+    /// How bad.
+    pub weight: Weight,
+    /// In words.
+    pub text: String,
+}
+
+impl Finding {
+    fn new(weight: Weight, text: impl Into<String>) -> Self {
+        Self { weight, text: text.into() }
+    }
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let weight = match self.weight {
+            Weight::Warning => "warning",
+            Weight::Error => "error",
+        };
+        write!(f, "{weight}: {}", self.text)
+    }
+}
+
+/// Which files a model needs beside kernel, initramfs and configuration.
+const MODELS: [(&str, &[&str]); 3] = [
+    ("Pi 3", &["bootcode.bin", "start.elf", "fixup.dat", "bcm2710-rpi-3-b.dtb", "bcm2710-rpi-3-b-plus.dtb"]),
+    ("Pi 4", &["start4.elf", "fixup4.dat", "bcm2711-rpi-4-b.dtb"]),
+    ("Pi 5", &["bcm2712-rpi-5-b.dtb"]),
+];
+
+/// What the agent needs of a kernel, and what for. With `m` a module would do.
+const OPTIONS: [(&str, &str); 9] = [
+    ("CONFIG_BLK_DEV_INITRD", "unpack the initramfs"),
+    ("CONFIG_RD_GZIP", "unpack the initramfs"),
+    ("CONFIG_DEVTMPFS", "have device nodes"),
+    ("CONFIG_TMPFS", "have folders in memory"),
+    ("CONFIG_MMC", "see the card"),
+    ("CONFIG_MMC_BLOCK", "see the card"),
+    ("CONFIG_EXT4_FS", "mount the root filesystem"),
+    ("CONFIG_PACKET", "ask for an address"),
+    ("CONFIG_IP_PNP_DHCP", "get an address by `ip=dhcp`"),
+];
+
+/// Looks whether the agent is a static program for 64-bit ARM.
+#[must_use]
+pub fn agent(bytes: &[u8]) -> Vec<Finding> {
+    let error = |text: &str| vec![Finding::new(Weight::Error, format!("the agent {text}"))];
+    let number = |at: usize, size: usize| {
+        let bytes = bytes.get(at..at.checked_add(size)?)?;
+        Some(bytes.iter().rev().fold(0u64, |n, b| n << 8 | u64::from(*b)))
+    };
+    if bytes.get(..4) != Some(b"\x7fELF") {
+        return error("is no Linux program; give --agent the binary `pi-agent`");
+    }
+    // 64 bit, little end first, AArch64.
+    if (number(4, 1), number(5, 1), number(18, 2)) != (Some(2), Some(1), Some(183)) {
+        return error("is for another processor; build it with `--target aarch64-unknown-linux-musl`");
+    }
+    let headers = (number(32, 8), number(54, 2), number(56, 2));
+    let (Some(at), Some(size), Some(count)) = headers else { return error("is cut") };
+    let mut kinds = (0..count).map(|n| number(usize::try_from(at + n * size).ok()?, 4));
+    // The segment that names a dynamic linker.
+    if kinds.any(|kind| kind == Some(3)) {
+        return error("needs a dynamic linker, which the initramfs does not have; build it static (musl)");
+    }
+    Vec::new()
+}
+
+/// Looks whether this is a kernel for 64-bit ARM that has what the agent needs; `modules`:
+/// whether modules are in the initramfs.
+#[must_use]
+pub fn kernel(name: &str, bytes: &[u8], modules: bool) -> Vec<Finding> {
+    let mut unpacked = Vec::new();
+    let image = if bytes.starts_with(&[0x1f, 0x8b]) {
+        let mut decoder = MultiGzDecoder::new(Cursor::new(bytes)).take(KERNEL_MAX);
+        // What comes before an error is good enough to look at: the packed one is what boots.
+        let _ = decoder.read_to_end(&mut unpacked);
+        &unpacked
+    } else {
+        bytes
+    };
+    if image.get(0x24..0x28) == Some(&[0x18, 0x28, 0x6f, 0x01]) {
+        return vec![Finding::new(
+            Weight::Error,
+            format!("{name} is a kernel for 32-bit ARM, and the agent is a 64-bit program; take kernel8.img"),
+        )];
+    }
+    if image.get(56..60) != Some(b"ARM\x64") {
+        return vec![Finding::new(
+            Weight::Error,
+            format!("{name} is no kernel for 64-bit ARM (an arm64 Image)"),
+        )];
+    }
+    let Some(config) = embedded_config(image) else { return Vec::new() };
+    let mut found = Vec::new();
+    for (option, what) in OPTIONS {
+        match value(&config, option) {
+            Some("y") => {}
+            Some("m") if modules => {}
+            Some(_) => found.push(Finding::new(
+                Weight::Warning,
+                format!("{name} has {option} as a module, needed to {what}; give it with --modules, or take another kernel"),
+            )),
+            None => found.push(Finding::new(
+                Weight::Warning,
+                format!("{name} is without {option}, needed to {what}; take another kernel"),
+            )),
+        }
+    }
+    found
+}
+
+/// The configuration that a kernel was built with, if it carries it (CONFIG_IKCONFIG).
+fn embedded_config(image: &[u8]) -> Option<String> {
+    let marker = b"IKCFG_ST";
+    let at = image.windows(marker.len()).position(|w| w == marker)? + marker.len();
+    let mut text = String::new();
+    MultiGzDecoder::new(image.get(at..)?).take(1 << 20).read_to_string(&mut text).ok();
+    (!text.is_empty()).then_some(text)
+}
+
+fn value<'a>(config: &'a str, option: &str) -> Option<&'a str> {
+    config.lines().find_map(|line| line.strip_prefix(option)?.strip_prefix('='))
+}
+
+/// Looks whether a folder has everything that each model needs.
+#[must_use]
+pub fn folder(path: &Path) -> Vec<Finding> {
+    let mut found = Vec::new();
+    let has = |name: &str| path.join(name).is_file();
+    for name in ["config.txt", "cmdline.txt", super::INITRAMFS] {
+        if !has(name) {
+            let text = format!("there is no {name}; `piman netboot build --out {}` makes it", path.display());
+            found.push(Finding::new(Weight::Error, text));
+        }
+    }
+    if !["kernel8.img", "kernel_2712.img"].into_iter().any(has) {
+        found.push(Finding::new(
+            Weight::Error,
+            "there is no kernel8.img; give one with --kernel or --firmware",
+        ));
+    }
+    let missing = |files: &[&str]| -> Vec<String> {
+        files.iter().filter(|f| !has(f)).map(|f| (*f).to_owned()).collect()
+    };
+    let lacks: Vec<(&str, Vec<String>)> =
+        MODELS.iter().map(|(model, files)| (*model, missing(files))).collect();
+    for (model, files) in lacks.into_iter().filter(|(_, files)| !files.is_empty()) {
+        let text = format!(
+            "a {model} will not boot: there is no {}; --firmware takes a folder that has it",
+            files.join(", ")
+        );
+        found.push(Finding::new(Weight::Warning, text));
+    }
+    let size = std::fs::metadata(path.join(super::INITRAMFS)).map_or(0, |m| m.len());
+    if size > INITRAMFS_MAX {
+        let text = format!(
+            "{} has {} MB; above 30 MB Pis are slow to load it or do not at all: leave modules out",
+            super::INITRAMFS,
+            size / 1_000_000
+        );
+        found.push(Finding::new(Weight::Warning, text));
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use flate2::Compression;
+    use flate2::write::GzEncoder;
+
+    use super::*;
+
+    pub(crate) fn elf(machine: u16, kinds: &[u32]) -> Vec<u8> {
+        let mut elf = vec![0; 64];
+        elf[..6].copy_from_slice(b"\x7fELF\x02\x01");
+        elf[18..20].copy_from_slice(&machine.to_le_bytes());
+        elf[32] = 64;
+        elf[54] = 56;
+        elf[56] = u8::try_from(kinds.len()).unwrap();
+        for kind in kinds {
+            elf.extend(kind.to_le_bytes());
+            elf.extend([0; 52]);
+        }
+        elf
+    }
+
+    fn says(found: &[Finding], word: &str) -> bool {
+        found.iter().any(|f| f.to_string().contains(word))
+    }
+
+    #[test]
+    fn agents() {
+        assert_eq!(agent(&elf(183, &[1, 2])), []);
+        assert!(says(&agent(&elf(183, &[1, 3])), "dynamic linker"));
+        assert!(says(&agent(&elf(62, &[1])), "another processor"));
+        assert!(says(&agent(b"#!/bin/sh"), "no Linux program"));
+        assert!(says(&agent(&elf(183, &[1])[..40]), "cut"));
+    }
+
+    fn gzip(bytes: &[u8]) -> Vec<u8> {
+        let mut gzip = GzEncoder::new(Vec::new(), Compression::fast());
+        gzip.write_all(bytes).unwrap();
+        gzip.finish().unwrap()
+    }
+
+    #[test]
+    fn kernels() {
+        let mut image = vec![0; 4096];
+        image[56..60].copy_from_slice(b"ARM\x64");
+        assert_eq!(kernel("kernel8.img", &image, false), []);
+        assert_eq!(kernel("kernel8.img", &gzip(&image), false), []);
+        let all: String = OPTIONS.iter().map(|(option, _)| format!("{option}=y\n")).collect();
+        let with = |config: &str| [&image[..], b"IKCFG_ST", &gzip(config.as_bytes()), b"IKCFG_ED"].concat();
+        assert_eq!(kernel("kernel8.img", &with(&all), false), []);
+        let module = gzip(&with(&all.replace("EXT4_FS=y", "EXT4_FS=m")));
+        assert!(says(&kernel("kernel8.img", &module, false), "CONFIG_EXT4_FS as a module"));
+        assert_eq!(kernel("kernel8.img", &module, true), []);
+        let without = with(&all.replace("CONFIG_IP_PNP_DHCP=y", "# CONFIG_IP_PNP_DHCP is not set"));
+        assert!(says(&kernel("kernel8.img", &without, false), "without CONFIG_IP_PNP_DHCP"));
+        let mut old = vec![0; 4096];
+        old[0x24..0x28].copy_from_slice(&[0x18, 0x28, 0x6f, 0x01]);
+        assert!(says(&kernel("kernel7.img", &old, false), "32-bit"));
+        assert!(says(&kernel("x", b"MZ", false), "no kernel"));
+    }
+}

@@ -1,0 +1,226 @@
+//! `piman netboot build`: the folder that Pis fetch, made from agent, firmware and kernel.
+//!
+//! The same input gives the same bytes: no times, owners or order of a folder get in.
+
+pub mod cpio;
+pub mod lint;
+
+use std::fmt::Write as _;
+use std::fs;
+use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+use flate2::{Compression, GzBuilder};
+
+use cpio::{Cpio, Kind};
+use lint::{Finding, Weight};
+
+/// The name of the initramfs in the folder.
+pub const INITRAMFS: &str = "initramfs.cpio.gz";
+/// Where modules are in the initramfs, in the order in which the agent loads them.
+pub const MODULES: &str = "lib/modules/piman";
+
+/// What a folder is made from.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Ingredients {
+    /// Folder to make or complete
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+    /// The static agent for 64-bit ARM; becomes /init
+    #[arg(long, value_name = "FILE")]
+    pub agent: PathBuf,
+    /// Folder of the Raspberry Pi firmware: start*.elf, fixup*.dat, bootcode.bin, *.dtb, kernel*.img
+    #[arg(long, value_name = "DIR")]
+    pub firmware: Option<PathBuf>,
+    /// Kernel for all models, in place of the firmware's
+    #[arg(long, value_name = "FILE")]
+    pub kernel: Option<PathBuf>,
+    /// Device tree, beside or in place of the firmware's; repeat
+    #[arg(long, value_name = "FILE")]
+    pub dtb: Vec<PathBuf>,
+    /// Folder of kernel modules (*.ko) that the agent loads first: as its file `order` says, or by name
+    #[arg(long, value_name = "DIR")]
+    pub modules: Option<PathBuf>,
+    /// More for the kernel's command line, such as `piman.server=192.168.1.2`
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    pub cmdline: String,
+}
+
+/// What was made.
+#[derive(Debug)]
+pub struct Built {
+    /// Names and sizes, in order of names.
+    pub files: Vec<(String, u64)>,
+    /// What is wrong with it.
+    pub findings: Vec<Finding>,
+}
+
+impl Built {
+    /// For people.
+    #[must_use]
+    pub fn describe(&self) -> String {
+        let mut text = String::new();
+        for (name, size) in &self.files {
+            // Writing to a string does not fail.
+            let _ = writeln!(text, "{size:>10}  {name}");
+        }
+        for finding in &self.findings {
+            let _ = writeln!(text, "{finding}");
+        }
+        text
+    }
+}
+
+/// Makes the folder.
+///
+/// # Errors
+/// If something cannot be read or written, or could not boot any Pi.
+pub fn build(from: &Ingredients) -> anyhow::Result<Built> {
+    let agent = read(&from.agent)?;
+    let modules = from.modules.as_deref().map(modules).transpose()?.unwrap_or_default();
+    let mut findings = lint::agent(&agent);
+    let mut files = vec![(INITRAMFS.to_owned(), initramfs(&agent, &modules)?)];
+    if let Some(folder) = &from.firmware {
+        files.extend(firmware(folder, from.kernel.is_some())?);
+    }
+    if let Some(kernel) = &from.kernel {
+        files.push(("kernel8.img".to_owned(), read(kernel)?));
+    }
+    for dtb in &from.dtb {
+        let name = dtb.file_name().and_then(|n| n.to_str()).context("a device tree without a name")?;
+        files.retain(|(other, _)| other != name);
+        files.push((name.to_owned(), read(dtb)?));
+    }
+    let kernels = || files.iter().filter(|(name, _)| name.starts_with("kernel"));
+    for (name, bytes) in kernels().filter(|(name, _)| name == "kernel8.img" || name == "kernel_2712.img") {
+        findings.extend(lint::kernel(name, bytes, !modules.is_empty()));
+    }
+    let pi5 = kernels().any(|(name, _)| name == "kernel_2712.img");
+    files.push(("config.txt".to_owned(), config(pi5).into_bytes()));
+    files.push(("cmdline.txt".to_owned(), cmdline(&from.cmdline)?.into_bytes()));
+    if let Some(error) = findings.iter().find(|f| f.weight == Weight::Error) {
+        bail!("{}", error.text);
+    }
+    files.sort();
+    fs::create_dir_all(&from.out).with_context(|| format!("making {}", from.out.display()))?;
+    let mut sizes = Vec::new();
+    for (name, bytes) in files {
+        write(&from.out, &name, &bytes)?;
+        sizes.push((name, bytes.len() as u64));
+    }
+    findings.extend(lint::folder(&from.out));
+    Ok(Built { files: sizes, findings })
+}
+
+fn read(path: &Path) -> anyhow::Result<Vec<u8>> {
+    fs::read(path).with_context(|| format!("reading {}", path.display()))
+}
+
+/// A Pi that fetches the file meanwhile gets the old or the new one.
+fn write(folder: &Path, name: &str, bytes: &[u8]) -> anyhow::Result<()> {
+    let written = || -> std::io::Result<()> {
+        let mut file = tempfile::NamedTempFile::new_in(folder)?;
+        file.write_all(bytes)?;
+        file.as_file().set_permissions(fs::Permissions::from_mode(0o644))?;
+        file.persist(folder.join(name))?;
+        Ok(())
+    };
+    written().with_context(|| format!("writing {}", folder.join(name).display()))
+}
+
+fn firmware(folder: &Path, own_kernel: bool) -> anyhow::Result<Vec<(String, Vec<u8>)>> {
+    let what = || format!("reading the firmware {}", folder.display());
+    let mut files = Vec::new();
+    for entry in fs::read_dir(folder).with_context(what)? {
+        let entry = entry.with_context(what)?;
+        let Ok(name) = entry.file_name().into_string() else { continue };
+        let is = |start: &str, end: &str| name.starts_with(start) && name.ends_with(end);
+        let kernel = is("kernel", ".img") && !own_kernel;
+        let wanted = is("start", ".elf") || is("fixup", ".dat") || is("", ".dtb") || name == "bootcode.bin";
+        if (wanted || kernel) && entry.path().is_file() {
+            let bytes = read(&entry.path())?;
+            files.push((name, bytes));
+        }
+    }
+    if files.is_empty() {
+        bail!(
+            "{} has no firmware: it needs the folder `boot` of the Raspberry Pi firmware, with start4.elf and others",
+            folder.display()
+        );
+    }
+    Ok(files)
+}
+
+fn modules(folder: &Path) -> anyhow::Result<Vec<(String, Vec<u8>)>> {
+    let order = match fs::read_to_string(folder.join("order")) {
+        Ok(text) => text.lines().map(str::trim).filter(|l| !l.is_empty()).map(str::to_owned).collect(),
+        Err(_) => {
+            let what = || format!("reading the modules {}", folder.display());
+            let mut names = Vec::new();
+            for entry in fs::read_dir(folder).with_context(what)? {
+                let name = entry.with_context(what)?.file_name().into_string();
+                names.extend(name.ok().filter(|n| n.ends_with(".ko")));
+            }
+            names.sort();
+            names
+        }
+    };
+    let mut modules = Vec::new();
+    for (n, name) in order.into_iter().enumerate() {
+        if !name.ends_with(".ko") || name.contains('/') {
+            bail!("{name}: a module is called NAME.ko; unpack those that end with .xz or .gz first");
+        }
+        modules.push((format!("{n:03}-{name}"), read(&folder.join(&name))?));
+    }
+    if modules.is_empty() {
+        bail!("{} has no modules (*.ko)", folder.display());
+    }
+    Ok(modules)
+}
+
+fn initramfs(agent: &[u8], modules: &[(String, Vec<u8>)]) -> anyhow::Result<Vec<u8>> {
+    let gzip = GzBuilder::new().mtime(0).write(Vec::new(), Compression::best());
+    let pack = || -> std::io::Result<Vec<u8>> {
+        let mut cpio = Cpio::new(gzip);
+        for name in ["dev", "mnt", "proc", "run", "sys", "tmp"] {
+            cpio.add(name, 0o755, Kind::Folder)?;
+        }
+        // The kernel opens it for /init before anything is mounted.
+        cpio.add("dev/console", 0o600, Kind::Device(5, 1))?;
+        cpio.add("init", 0o755, Kind::File(agent))?;
+        if !modules.is_empty() {
+            for (at, _) in MODULES.match_indices('/') {
+                cpio.add(MODULES.get(..at).unwrap_or_default(), 0o755, Kind::Folder)?;
+            }
+            cpio.add(MODULES, 0o755, Kind::Folder)?;
+        }
+        for (name, bytes) in modules {
+            cpio.add(&format!("{MODULES}/{name}"), 0o644, Kind::File(bytes))?;
+        }
+        cpio.finish()?.finish()
+    };
+    pack().context("packing the initramfs")
+}
+
+fn config(pi5: bool) -> String {
+    let mut text = format!(
+        "# Made by `piman netboot build`; options of your own go into a folder named like the\n\
+         # serial number of the Pi, as SERIAL/config.txt.\n\
+         [all]\narm_64bit=1\nenable_uart=1\nauto_initramfs=0\nkernel=kernel8.img\n\
+         initramfs {INITRAMFS} followkernel\n"
+    );
+    if pi5 {
+        text.push_str("[pi5]\nkernel=kernel_2712.img\n[all]\n");
+    }
+    text
+}
+
+fn cmdline(more: &str) -> anyhow::Result<String> {
+    if more.contains('\n') {
+        bail!("--cmdline must be one line");
+    }
+    let base = "console=serial0,115200 console=tty1 ip=dhcp panic=10";
+    Ok(format!("{base} {}", more.trim()).trim_end().to_owned() + "\n")
+}

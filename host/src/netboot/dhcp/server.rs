@@ -1,0 +1,395 @@
+//! The sockets of the DHCP service: one interface, replies, looking whether an address is taken.
+
+use std::io::{self, ErrorKind};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, anyhow, bail};
+use dhcproto::v4::{Message, MessageType};
+use serde::Deserialize;
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::sync::mpsc;
+
+use super::message::{Ask, encode, found, search};
+use super::pool::{Network, Pool, Step};
+use super::proxy::{self, Boot, Port};
+use super::{Fixed, Mac, Range, probe, store};
+use crate::state::now_ms;
+
+/// Where requests come, and those of PXE clients that have a proxy's offer.
+const DHCP_PORT: u16 = 67;
+const PXE_PORT: u16 = 4011;
+/// Where clients are.
+const CLIENT_PORT: u16 = 68;
+/// How many addresses are looked at at the same time; more clients wait until they ask again.
+const PROBES_MAX: usize = 128;
+
+/// What the service does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// Another server gives addresses; here Pis learn where to boot from.
+    Proxy,
+    /// Addresses are given too.
+    Server,
+}
+
+/// What the service is told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settings {
+    /// What it does.
+    pub mode: Mode,
+    /// The only interface on which it hears and answers.
+    pub interface: String,
+    /// Addresses to give.
+    pub range: Option<Range>,
+    /// Who always gets which.
+    pub fixed: Vec<Fixed>,
+    /// The router that clients are told of.
+    pub router: Option<Ipv4Addr>,
+    /// The name servers that clients are told of.
+    pub dns: Vec<Ipv4Addr>,
+    /// How long a lease lasts.
+    pub lease: Duration,
+    /// Where to boot from.
+    pub boot: Boot,
+    /// The folder where leases are kept.
+    pub state: PathBuf,
+}
+
+/// Something that a client was told.
+#[derive(Debug, Clone)]
+pub struct Report {
+    /// Who.
+    pub mac: Mac,
+    /// The address that it was given or has, if that is known here.
+    pub ip: Option<Ipv4Addr>,
+    /// In words.
+    pub text: String,
+}
+
+/// Who is told of what clients were told.
+pub type Tell = Arc<dyn Fn(Report) + Send + Sync>;
+
+/// A service that can run: its ports are open.
+pub struct Dhcp {
+    settings: Settings,
+    pool: Pool,
+    dhcp: UdpSocket,
+    pxe: Option<UdpSocket>,
+}
+
+/// The IPv4 address of an interface and its mask.
+///
+/// # Errors
+/// If there is no such interface, or it has no address; the message says which there are.
+pub fn address(interface: &str) -> anyhow::Result<(Ipv4Addr, Ipv4Addr)> {
+    let all = if_addrs::get_if_addrs().context("asking for the interfaces")?;
+    let found = all.iter().find_map(|i| match &i.addr {
+        if_addrs::IfAddr::V4(v4) if i.name == interface => Some((v4.ip, v4.netmask)),
+        _ => None,
+    });
+    found.ok_or_else(|| {
+        let mut names: Vec<String> = all
+            .iter()
+            .filter(|i| i.ip().is_ipv4() && !i.is_loopback())
+            .map(|i| format!("{} ({})", i.name, i.ip()))
+            .collect();
+        names.sort();
+        anyhow!(
+            "the interface {interface} has no IPv4 address, or does not exist; with an address are: {}. Name one with --dhcp-interface, or give it one: `ip address add 192.168.77.1/24 dev {interface}`",
+            names.join(", ")
+        )
+    })
+}
+
+fn open(interface: &str, port: u16) -> anyhow::Result<UdpSocket> {
+    let socket = || -> io::Result<UdpSocket> {
+        let socket = Socket::new(Domain::IPV4, Type::DGRAM, Some(Protocol::UDP))?;
+        socket.set_reuse_address(true)?;
+        socket.set_broadcast(true)?;
+        // Whatever else this machine is connected to never hears an answer from here.
+        socket.bind_device(Some(interface.as_bytes()))?;
+        socket.bind(&SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, port).into())?;
+        socket.set_nonblocking(true)?;
+        Ok(socket.into())
+    };
+    socket().map_err(|e| {
+        let what = format!("cannot answer DHCP on {interface}, port {port}: {e}");
+        match e.kind() {
+            ErrorKind::AddrInUse => anyhow!(
+                "{what}; another program has the port: `ss -lunp 'sport = :{port}'` says which. Stop it, or leave --dhcp out and let it send Pis here"
+            ),
+            ErrorKind::PermissionDenied => anyhow!(
+                "{what}; start as root, or allow it with `setcap cap_net_bind_service,cap_net_raw=+ep piman`"
+            ),
+            _ => anyhow!(what),
+        }
+    })
+}
+
+impl Dhcp {
+    /// Opens the ports on the interface.
+    ///
+    /// # Errors
+    /// If the settings do not fit the interface, a port cannot be had, or the leases cannot be read.
+    pub fn open(settings: Settings) -> anyhow::Result<Self> {
+        let (me, mask) = address(&settings.interface)?;
+        let net = settings.network(me, mask);
+        let mut leases = Default::default();
+        if settings.mode == Mode::Server {
+            if settings.range.is_none() && settings.fixed.is_empty() {
+                bail!("--dhcp server needs addresses to give: name them with --dhcp-range FIRST-LAST");
+            }
+            let ends = settings.range.into_iter().flat_map(|r| [r.first, r.last]);
+            for ip in ends.chain(settings.fixed.iter().map(|f| f.ip)) {
+                if !net.contains(ip) {
+                    bail!(
+                        "{ip} is not in the network of {}, which is {me} with the mask {mask}: choose addresses there",
+                        settings.interface
+                    );
+                }
+            }
+            leases = store::load(&settings.state)?;
+        }
+        let dhcp = open(&settings.interface, DHCP_PORT)?;
+        let pxe = (settings.mode == Mode::Proxy).then(|| open(&settings.interface, PXE_PORT)).transpose()?;
+        let seconds = u32::try_from(settings.lease.as_secs()).unwrap_or(u32::MAX).max(60);
+        let pool = Pool::new(settings.range, settings.fixed.clone(), seconds, leases);
+        Ok(Self { settings, pool, dhcp, pxe })
+    }
+
+    /// In words, where it answers.
+    #[must_use]
+    pub fn place(&self) -> String {
+        let mode = match self.settings.mode {
+            Mode::Proxy => "proxy",
+            Mode::Server => "server",
+        };
+        format!("{mode} {}", self.settings.interface)
+    }
+
+    /// Answers for ever.
+    ///
+    /// # Errors
+    /// If a socket cannot be used at all.
+    pub async fn serve(mut self, tell: Tell) -> anyhow::Result<()> {
+        let dhcp = tokio::net::UdpSocket::from_std(self.dhcp.try_clone()?).context("the DHCP socket")?;
+        let pxe = self.pxe.as_ref().map(UdpSocket::try_clone).transpose()?;
+        let pxe = pxe.map(tokio::net::UdpSocket::from_std).transpose().context("the PXE socket")?;
+        let (found, mut probes) = mpsc::channel::<(Ask, Ipv4Addr, bool)>(PROBES_MAX);
+        let (mut one, mut other) = ([0; 2048], [0; 2048]);
+        loop {
+            tokio::select! {
+                received = dhcp.recv_from(&mut one) => match received {
+                    Ok((n, peer)) => {
+                        let packet = one.get(..n).unwrap_or_default();
+                        self.heard(packet, peer, Port::Dhcp, &dhcp, &found, &tell).await;
+                    }
+                    Err(e) => trouble(&e).await,
+                },
+                received = receive(pxe.as_ref(), &mut other) => match received {
+                    Ok((n, peer)) => {
+                        let packet = other.get(..n).unwrap_or_default();
+                        if let Some(socket) = &pxe {
+                            self.heard(packet, peer, Port::Pxe, socket, &found, &tell).await;
+                        }
+                    }
+                    Err(e) => trouble(&e).await,
+                },
+                Some((ask, ip, taken)) = probes.recv() => {
+                    if taken {
+                        log::warn!("dhcp: somebody has {ip} who did not get it from here: it is left alone");
+                    }
+                    if let Some(net) = self.network() {
+                        let step = self.pool.probed(&ask, ip, taken, &net, &self.settings.boot, now());
+                        self.carry_out(step, &ask, &dhcp, &found, &tell).await;
+                    }
+                }
+            }
+        }
+    }
+
+    fn network(&self) -> Option<Network> {
+        match address(&self.settings.interface) {
+            Ok((me, mask)) => Some(self.settings.network(me, mask)),
+            Err(e) => {
+                log::debug!("dhcp: {e:#}");
+                None
+            }
+        }
+    }
+
+    async fn heard(
+        &mut self,
+        packet: &[u8],
+        peer: SocketAddr,
+        port: Port,
+        socket: &tokio::net::UdpSocket,
+        found: &mpsc::Sender<(Ask, Ipv4Addr, bool)>,
+        tell: &Tell,
+    ) {
+        let Some(ask) = Ask::parse(packet) else { return };
+        // The interface may have got another address.
+        let Some(net) = self.network() else { return };
+        log::debug!("dhcp: {} ({}) sends {:?} from {peer}", ask.mac, ask.describe(), ask.kind);
+        match self.settings.mode {
+            Mode::Proxy => {
+                let Some(reply) = proxy::answer(&ask, port, net.me, &self.settings.boot) else { return };
+                let to = match (port, peer) {
+                    (Port::Pxe, SocketAddr::V4(peer)) if !peer.ip().is_unspecified() => peer,
+                    _ => ask.destination(kind(&reply)),
+                };
+                self.send(&ask, &reply, to, socket, tell).await;
+            }
+            Mode::Server if ask.relay().is_some() => {
+                log::debug!(
+                    "dhcp: {}: relays are not served: addresses are for {} only",
+                    ask.mac,
+                    self.settings.interface
+                );
+            }
+            Mode::Server => {
+                let step = self.pool.handle(&ask, &net, &self.settings.boot, now());
+                self.carry_out(step, &ask, socket, found, tell).await;
+            }
+        }
+    }
+
+    async fn carry_out(
+        &mut self,
+        step: Step,
+        ask: &Ask,
+        socket: &tokio::net::UdpSocket,
+        found: &mpsc::Sender<(Ask, Ipv4Addr, bool)>,
+        tell: &Tell,
+    ) {
+        // Before the client knows: after a crash nobody else may get its address.
+        if let Some(leases) = self.pool.changes()
+            && let Err(e) = store::save(&self.settings.state, leases)
+        {
+            log::error!("dhcp: {e:#}");
+        }
+        match step {
+            Step::Reply(reply) => {
+                let to = ask.destination(kind(&reply));
+                self.send(ask, &reply, to, socket, tell).await;
+            }
+            Step::Nothing(why) if why.contains("no address is left") => {
+                log::warn!("dhcp: {}: {why}", ask.mac)
+            }
+            Step::Nothing(why) => log::debug!("dhcp: {}: {why}", ask.mac),
+            Step::Probe(ip) => {
+                // If all are busy the client is not answered, and asks again.
+                let Ok(place) = found.clone().try_reserve_owned() else { return };
+                let (ask, interface) = (ask.clone(), self.settings.interface.clone());
+                tokio::task::spawn_blocking(move || {
+                    let taken = probe::is_taken(&interface, ip).unwrap_or_else(|e| {
+                        log::warn!("dhcp: cannot look whether somebody has {ip}: {e}");
+                        false
+                    });
+                    place.send((ask, ip, taken));
+                });
+            }
+        }
+    }
+
+    async fn send(
+        &self,
+        ask: &Ask,
+        reply: &Message,
+        to: SocketAddrV4,
+        socket: &tokio::net::UdpSocket,
+        tell: &Tell,
+    ) {
+        let Some(bytes) = encode(reply) else {
+            log::error!("dhcp: a reply to {} does not fit: is --dhcp-file too long?", ask.mac);
+            return;
+        };
+        if let Err(e) = socket.send_to(&bytes, to).await {
+            log::warn!("dhcp: {}: cannot send to {to}: {e}", ask.mac);
+            return;
+        }
+        let given = Some(reply.yiaddr()).filter(|ip| !ip.is_unspecified());
+        let who = ask.describe();
+        let text = match (kind(reply), given) {
+            (MessageType::Offer, Some(ip)) => format!("{who} is offered {ip}"),
+            (MessageType::Offer, None) => format!("{who} is told where to boot from"),
+            (MessageType::Ack, Some(ip)) => format!("{who} has {ip}"),
+            (MessageType::Nak, _) => format!("{who} may not have the address that it asks for"),
+            _ => format!("{who} is told what it asks for"),
+        };
+        tell(Report { mac: ask.mac, ip: given.or(ask.address()), text });
+    }
+}
+
+impl Settings {
+    fn network(&self, me: Ipv4Addr, mask: Ipv4Addr) -> Network {
+        Network { me, mask, router: self.router, dns: self.dns.clone() }
+    }
+}
+
+fn kind(reply: &Message) -> MessageType {
+    reply.opts().msg_type().unwrap_or(MessageType::Ack)
+}
+
+fn now() -> u64 {
+    now_ms() / 1000
+}
+
+/// Only troubles of the moment (the interface is down, say) come here.
+async fn trouble(e: &io::Error) {
+    log::debug!("dhcp: {e}");
+    tokio::time::sleep(Duration::from_millis(100)).await;
+}
+
+async fn receive(
+    socket: Option<&tokio::net::UdpSocket>,
+    buffer: &mut [u8],
+) -> io::Result<(usize, SocketAddr)> {
+    match socket {
+        Some(socket) => socket.recv_from(buffer).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// The servers that answer on this interface within `wait`. Nothing is changed by asking.
+///
+/// # Errors
+/// If the port of clients cannot be had.
+pub fn others(interface: &str, wait: Duration) -> anyhow::Result<Vec<Ipv4Addr>> {
+    let socket = open(interface, CLIENT_PORT)?;
+    socket.set_nonblocking(false)?;
+    let number = u32::try_from(now_ms() & 0xffff_ffff).unwrap_or(1);
+    // A hardware address that nobody has: locally administered.
+    let [a, b, c, d] = number.to_be_bytes();
+    let question = search(Mac([0x02, 0x70, a, b, c, d]), number).context("building a question")?;
+    socket.send_to(&question, (Ipv4Addr::BROADCAST, DHCP_PORT)).context("asking for DHCP servers")?;
+    let deadline = Instant::now() + wait;
+    let mut servers = Vec::new();
+    let mut buffer = [0; 2048];
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Ok(servers);
+        }
+        socket.set_read_timeout(Some(left))?;
+        let Ok(n) = socket.recv(&mut buffer) else { continue };
+        if let Some(server) = found(buffer.get(..n).unwrap_or_default(), number)
+            && !servers.contains(&server)
+        {
+            servers.push(server);
+        }
+    }
+}
+
+/// The addresses of this machine on an interface that Pis could be connected to.
+///
+/// # Errors
+/// If the system does not say.
+pub fn interfaces() -> io::Result<Vec<(String, IpAddr)>> {
+    let all = if_addrs::get_if_addrs()?;
+    Ok(all.into_iter().filter(|i| !i.is_loopback()).map(|i| (i.name.clone(), i.ip())).collect())
+}

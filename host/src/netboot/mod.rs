@@ -1,0 +1,111 @@
+//! Everything that takes a Pi from power-on to our agent: DHCP, TFTP, and the folder of files.
+//!
+//! | module | what lives there |
+//! |---|---|
+//! | [`build`] | makes the folder, and finds what is wrong with it |
+//! | [`tftp`] | sends its files |
+//! | [`dhcp`] | tells Pis where they are, and gives addresses |
+//! | [`timeline`] | notes what each Pi was told and sent |
+
+pub mod build;
+pub mod dhcp;
+pub mod tftp;
+pub mod timeline;
+
+use std::future::Future;
+use std::io::ErrorKind;
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::{anyhow, bail};
+use tokio::runtime::Runtime;
+use tokio::task::JoinHandle;
+
+use crate::state::{Recorder, State};
+use timeline::Timeline;
+
+/// What the services for booting are told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settings {
+    /// The folder that Pis fetch files from.
+    pub folder: PathBuf,
+    /// Where TFTP listens.
+    pub tftp_port: u16,
+    /// Off unless it was asked for.
+    pub dhcp: Option<dhcp::Settings>,
+}
+
+/// The services, with their ports open.
+pub struct Bound {
+    /// Where TFTP listens.
+    pub tftp: SocketAddr,
+    socket: UdpSocket,
+    folder: tftp::Folder,
+    dhcp: Option<dhcp::Dhcp>,
+}
+
+impl Bound {
+    /// Opens the ports.
+    ///
+    /// # Errors
+    /// If the folder or a port cannot be used; the message says what to do.
+    pub fn open(settings: &Settings, ip: IpAddr) -> anyhow::Result<Self> {
+        let folder = &settings.folder;
+        if !folder.is_dir() {
+            bail!("{} is no folder: `piman netboot build --out {0}` makes one", folder.display());
+        }
+        for finding in build::lint::folder(folder) {
+            log::warn!("{}: {}", folder.display(), finding.text);
+        }
+        let socket = bind(ip, settings.tftp_port)?;
+        let dhcp = settings.dhcp.clone().map(dhcp::Dhcp::open).transpose()?;
+        Ok(Self { tftp: socket.local_addr()?, socket, folder: tftp::Folder::new(folder), dhcp })
+    }
+
+    /// In words, where DHCP is answered, if it is.
+    #[must_use]
+    pub fn dhcp(&self) -> Option<String> {
+        self.dhcp.as_ref().map(dhcp::Dhcp::place)
+    }
+
+    /// Starts to answer.
+    #[must_use]
+    pub fn start(self, recorder: Arc<Recorder>, state: Arc<dyn State>, on: &Runtime) -> Vec<JoinHandle<()>> {
+        let timeline = Arc::new(Timeline::new(recorder, state));
+        let sent = Arc::clone(&timeline);
+        let tell: tftp::Tell = Arc::new(move |report| sent.tftp(&report));
+        let limits = tftp::Limits::default();
+        let mut tasks = vec![on.spawn(said(tftp::serve(self.socket, self.folder, limits, tell)))];
+        if let Some(dhcp) = self.dhcp {
+            let tell: dhcp::Tell = Arc::new(move |report| timeline.dhcp(&report));
+            tasks.push(on.spawn(said(dhcp.serve(tell))));
+        }
+        tasks
+    }
+}
+
+async fn said(serving: impl Future<Output = anyhow::Result<()>>) {
+    if let Err(e) = serving.await {
+        log::error!("{e:#}");
+    }
+}
+
+/// Binds the port of TFTP.
+///
+/// # Errors
+/// If it is taken or not permitted; the message says what to do.
+pub fn bind(ip: IpAddr, port: u16) -> anyhow::Result<UdpSocket> {
+    UdpSocket::bind((ip, port)).map_err(|e| {
+        let what = format!("cannot listen on {ip}, UDP port {port}: {e}");
+        match e.kind() {
+            ErrorKind::AddrInUse => anyhow!(
+                "{what}; another program has it: `ss -lunp 'sport = :{port}'` says which. Stop it, or choose another port with --tftp-port (boot ROMs ask port 69 only)"
+            ),
+            ErrorKind::PermissionDenied => anyhow!(
+                "{what}; ports below 1024 are not for every user: start as root, or allow it with `setcap cap_net_bind_service=+ep piman`"
+            ),
+            _ => anyhow!(what),
+        }
+    })
+}

@@ -1,0 +1,220 @@
+//! From the name in a request to an open file, with no way out of the folder.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat, openat2};
+use rustix::io::Errno;
+
+/// The folder that is served: `NAME` for all, `SERIAL/NAME` for one Pi.
+#[derive(Debug, Clone)]
+pub struct Folder(PathBuf);
+
+/// An open file.
+#[derive(Debug)]
+pub struct Found {
+    /// The file.
+    pub file: File,
+    /// Its length when it was opened.
+    pub length: u64,
+    /// Where it was, below the folder.
+    pub name: String,
+}
+
+/// Why there is no file.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum NoFile {
+    /// There is none of that name.
+    #[error("there is no such file")]
+    Missing,
+    /// The name could lead out of the folder.
+    #[error("the name leads out of the folder")]
+    Outside,
+    /// It cannot be read.
+    #[error("it cannot be read: {0}")]
+    Unreadable(#[from] io::Error),
+}
+
+impl From<Errno> for NoFile {
+    fn from(e: Errno) -> Self {
+        match e {
+            Errno::NOENT | Errno::NOTDIR | Errno::ISDIR => Self::Missing,
+            Errno::XDEV | Errno::LOOP => Self::Outside,
+            e => Self::Unreadable(e.into()),
+        }
+    }
+}
+
+impl Folder {
+    /// The folder at `path`.
+    #[must_use]
+    pub fn new(path: &Path) -> Self {
+        Self(path.to_owned())
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+
+    /// Opens what is called `asked`. If that is `SERIAL/NAME`, it is looked for there first, and
+    /// then as `NAME` in the folder itself.
+    ///
+    /// # Errors
+    /// [`NoFile`] if there is none, or none that may be sent.
+    pub fn open(&self, asked: &str) -> Result<Found, NoFile> {
+        let name = clean(asked)?;
+        match (self.open_exactly(&name), own_part(&name)) {
+            (Err(NoFile::Missing), Some((_, common))) => self.open_exactly(common),
+            (found, _) => found,
+        }
+    }
+
+    fn open_exactly(&self, name: &str) -> Result<Found, NoFile> {
+        // Opened anew each time: whoever builds the folder anew may replace it as a whole.
+        let folder = openat(CWD, &self.0, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+        // Not blocked by a pipe that somebody left there.
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
+        let beneath = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
+        let file = match openat2(&folder, name, flags, Mode::empty(), beneath) {
+            Err(Errno::NOSYS | Errno::PERM) => step_by_step(folder, name, flags)?,
+            opened => opened?,
+        };
+        let file = File::from(file);
+        let found = file.metadata()?;
+        if !found.is_file() {
+            return Err(NoFile::Missing);
+        }
+        Ok(Found { file, length: found.len(), name: name.to_owned() })
+    }
+}
+
+/// For kernels without `openat2`: no symbolic link is followed at all.
+fn step_by_step(mut at: OwnedFd, name: &str, flags: OFlags) -> Result<OwnedFd, NoFile> {
+    let mut parts = name.split('/').peekable();
+    while let Some(part) = parts.next() {
+        let flags = match parts.peek() {
+            Some(_) => OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+            None => flags,
+        };
+        at = openat(&at, part, flags | OFlags::NOFOLLOW, Mode::empty())?;
+    }
+    Ok(at)
+}
+
+/// A name below the folder: without empty parts, `.` and a leading `/`. The folder is the root of
+/// all names, as with other TFTP servers.
+fn clean(asked: &str) -> Result<String, NoFile> {
+    if asked.contains(|c: char| c == '\\' || c.is_control()) {
+        return Err(NoFile::Outside);
+    }
+    let parts: Vec<&str> = asked.split('/').filter(|p| !p.is_empty() && *p != ".").collect();
+    if parts.contains(&"..") {
+        return Err(NoFile::Outside);
+    }
+    if parts.is_empty() {
+        return Err(NoFile::Missing);
+    }
+    Ok(parts.join("/"))
+}
+
+/// If the first part of a name says which Pi asks (a serial number of 8 or 16 digits, or a hardware
+/// address with `-`, as Pis can be set to): that, and the rest.
+#[must_use]
+pub fn own_part(name: &str) -> Option<(&str, &str)> {
+    let (first, rest) = name.trim_start_matches('/').split_once('/')?;
+    let serial = matches!(first.len(), 8 | 16) && first.bytes().all(|b| b.is_ascii_hexdigit());
+    let mac = first.len() == 17
+        && first.split('-').count() == 6
+        && first.split('-').all(|p| p.len() == 2 && p.bytes().all(|b| b.is_ascii_hexdigit()));
+    (serial || mac).then_some((first, rest))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    fn folder() -> (tempfile::TempDir, Folder) {
+        let dir = tempfile::tempdir().unwrap();
+        let boot = dir.path().join("boot");
+        fs::create_dir_all(boot.join("abcdef01")).unwrap();
+        fs::create_dir_all(boot.join("overlays")).unwrap();
+        fs::write(dir.path().join("secret"), "secret").unwrap();
+        fs::write(boot.join("kernel8.img"), "kernel").unwrap();
+        fs::write(boot.join("config.txt"), "common").unwrap();
+        fs::write(boot.join("abcdef01/config.txt"), "its own").unwrap();
+        fs::write(boot.join("overlays/a.dtbo"), "o").unwrap();
+        symlink("../secret", boot.join("out")).unwrap();
+        symlink(dir.path().join("secret"), boot.join("absolute")).unwrap();
+        symlink("..", boot.join("up")).unwrap();
+        symlink("kernel8.img", boot.join("inside")).unwrap();
+        let folder = Folder::new(&boot);
+        (dir, folder)
+    }
+
+    fn text(folder: &Folder, name: &str) -> Option<(String, String)> {
+        let mut found = folder.open(name).ok()?;
+        let mut text = String::new();
+        io::Read::read_to_string(&mut found.file, &mut text).unwrap();
+        assert_eq!(found.length, text.len() as u64);
+        Some((found.name, text))
+    }
+
+    #[test]
+    fn its_own_file_first_and_then_the_common_one() {
+        let (_dir, folder) = folder();
+        let is = |a: &str, b: &str| Some((a.to_owned(), b.to_owned()));
+        assert_eq!(text(&folder, "abcdef01/config.txt"), is("abcdef01/config.txt", "its own"));
+        assert_eq!(text(&folder, "abcdef01/kernel8.img"), is("kernel8.img", "kernel"));
+        assert_eq!(text(&folder, "11111111/config.txt"), is("config.txt", "common"));
+        assert_eq!(text(&folder, "dc-a6-32-01-36-c2/overlays/a.dtbo"), is("overlays/a.dtbo", "o"));
+        assert_eq!(text(&folder, "/kernel8.img"), is("kernel8.img", "kernel"));
+        assert_eq!(text(&folder, "./overlays//a.dtbo"), is("overlays/a.dtbo", "o"));
+        assert_eq!(text(&folder, "inside"), is("inside", "kernel"));
+    }
+
+    #[test]
+    fn there_is_no_way_out() {
+        let (_dir, folder) = folder();
+        for name in [
+            "../secret",
+            "abcdef01/../../secret",
+            "/../secret",
+            "..",
+            "out",
+            "absolute",
+            "up/secret",
+            "..\\secret",
+            "abcdef01/up/secret",
+            "a\nb",
+            "11111111/out",
+        ] {
+            assert!(matches!(folder.open(name), Err(NoFile::Outside)), "{name}: {:?}", folder.open(name));
+        }
+        for name in
+            ["secret", "/etc/passwd", "abcdef01", "overlays", "", "/", "config.txt/x", "abcdef01/none"]
+        {
+            assert!(matches!(folder.open(name), Err(NoFile::Missing)), "{name}: {:?}", folder.open(name));
+        }
+    }
+
+    #[test]
+    fn without_openat2_no_link_is_followed() {
+        let (_dir, folder) = folder();
+        let open = |name| {
+            let at = openat(CWD, folder.path(), OFlags::PATH | OFlags::DIRECTORY, Mode::empty()).unwrap();
+            step_by_step(at, name, OFlags::RDONLY | OFlags::CLOEXEC)
+        };
+        assert!(open("overlays/a.dtbo").is_ok());
+        for name in ["out", "up/secret", "inside"] {
+            assert!(open(name).is_err(), "{name}");
+        }
+    }
+}

@@ -1,0 +1,23 @@
+//! Sends the files of the boot folder by TFTP: read only, RFC 1350, 2347, 2348, 2349 and 7440.
+//!
+//! [`packet`] knows the bytes, [`transfer`] decides what is sent when, [`folder`] finds files, and
+//! [`server`] moves packets between sockets and these.
+//!
+//! Crates that were looked at first: `async-tftp` 0.4.2 goes on with a transfer whose client has
+//! sent an error, sends the wrong blocks again inside windows, has no limits, and picks the source
+//! address by the route. `tftpd` 1.0.0 has a thread per transfer, always waits a fixed time before
+//! it retransmits, answers from whichever address the route has, and follows symbolic
+//! links out of the folder. Both take the decisions and the sockets in one function, so that
+//! neither can be tried with lost and late packets at given times. `quinn-udp` is used for what a
+//! standard socket lacks: the address that a request was sent to, and a window of blocks in one call.
+
+pub mod folder;
+pub mod packet;
+pub mod server;
+pub mod transfer;
+
+pub use folder::Folder;
+pub use server::{Limits, Report, Tell, What, serve};
+
+/// The port that clients expect.
+pub const PORT: u16 = 69;

@@ -1,0 +1,134 @@
+//! What each Pi was told and sent while it booted, as events of its device.
+
+use std::collections::{HashMap, HashSet};
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::dhcp::{self, probe::hardware_address};
+use super::tftp::{self, What};
+use crate::state::{Change, Device, Happening, Identity, Recorder, State, now_ms};
+
+/// How old what is known of all devices may be.
+const FRESH: Duration = Duration::from_secs(2);
+/// How many names that do not exist are remembered, in all and for one Pi.
+const MISSES_MAX: usize = 1000;
+const MISSES_OF_ONE: usize = 64;
+
+/// Finds out who a Pi is and takes notes.
+pub struct Timeline {
+    recorder: Arc<Recorder>,
+    state: Arc<dyn State>,
+    known: Mutex<Known>,
+    misses: Mutex<Misses>,
+}
+
+#[derive(Default)]
+struct Known {
+    at: Option<Instant>,
+    devices: Vec<Device>,
+}
+
+#[derive(Default)]
+struct Misses {
+    said: HashSet<String>,
+    of: HashMap<IpAddr, Vec<String>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Timeline {
+    /// For a server's state.
+    #[must_use]
+    pub fn new(recorder: Arc<Recorder>, state: Arc<dyn State>) -> Self {
+        Self { recorder, state, known: Mutex::default(), misses: Mutex::default() }
+    }
+
+    /// Who has this hardware address, or a serial number that ends so; as it is kept in the state.
+    fn who(&self, ip: Option<IpAddr>, mac: Option<&str>, serial: Option<&str>) -> Identity {
+        let mut known = lock(&self.known);
+        if known.at.is_none_or(|at| at.elapsed() > FRESH) {
+            known.at = Some(Instant::now());
+            match self.state.devices() {
+                Ok(devices) => known.devices = devices,
+                Err(e) => log::debug!("who boots is not known: {e}"),
+            }
+        }
+        let same_mac = |d: &&Device| mac.is_some() && d.mac.as_deref() == mac;
+        let same_serial = |d: &&Device| {
+            let (Some(of), Some(part)) = (&d.serial, serial) else { return false };
+            of.ends_with(&part.to_ascii_lowercase())
+        };
+        let device = known.devices.iter().find(same_mac).or_else(|| known.devices.iter().find(same_serial));
+        let before = device.and_then(|d| d.address.parse().ok());
+        Identity {
+            serial: device.and_then(|d| d.serial.as_deref().map(Into::into)),
+            mac: mac.map(Into::into).or_else(|| device.and_then(|d| d.mac.as_deref().map(Into::into))),
+            address: ip.or(before).unwrap_or(Ipv4Addr::UNSPECIFIED.into()),
+        }
+    }
+
+    fn note(&self, pi: Identity, kind: &str, text: String) {
+        log::info!("{pi}: {kind}: {text}");
+        let happening = Happening { at_ms: now_ms(), kind: kind.into(), text };
+        let change = Change { stage: Some("booting".into()), happenings: vec![happening], ..Change::of(pi) };
+        self.recorder.note(change);
+    }
+
+    /// A Pi was answered by DHCP.
+    pub fn dhcp(&self, report: &dhcp::Report) {
+        let pi = self.who(report.ip.map(IpAddr::V4), Some(&report.mac.to_string()), None);
+        self.note(pi, "dhcp", report.text.clone());
+    }
+
+    /// A Pi asked for a file.
+    pub fn tftp(&self, report: &tftp::Report) {
+        let ip = report.peer.ip();
+        let text = match &report.what {
+            What::Sent { name, bytes, took, sent_twice } => {
+                let missed = lock(&self.misses).of.remove(&ip).unwrap_or_default();
+                let mut text = format!("{name}: {bytes} bytes in {:.3} s", took.as_secs_f64());
+                if *sent_twice > 0 {
+                    text += &format!(", {sent_twice} blocks sent again");
+                }
+                if !missed.is_empty() {
+                    text += &format!("; before that it asked for what is not there: {}", missed.join(", "));
+                }
+                text
+            }
+            What::Missing => {
+                self.missing(ip, &report.asked);
+                return;
+            }
+            What::Stopped => {
+                log::debug!("{ip}: tftp: {} was not wanted after all", report.asked);
+                return;
+            }
+            What::Failed(why) => format!("{}: {why}", report.asked),
+        };
+        let mac = match ip {
+            IpAddr::V4(ip) => hardware_address(ip),
+            IpAddr::V6(_) => None,
+        };
+        let pi = self.who(Some(ip), mac.as_deref(), report.own_part());
+        self.note(pi, "tftp", text);
+    }
+
+    /// Pis ask for a dozen files that need not exist: a line in the log for each name, not for each Pi.
+    fn missing(&self, ip: IpAddr, name: &str) {
+        let common = tftp::folder::own_part(name).map_or(name, |(_, rest)| rest);
+        let mut misses = lock(&self.misses);
+        if misses.said.len() < MISSES_MAX && misses.said.insert(common.to_owned()) {
+            log::info!("{ip}: tftp: there is no {common} (said once)");
+        }
+        if misses.of.len() >= MISSES_MAX {
+            misses.of.clear();
+        }
+        let of = misses.of.entry(ip).or_default();
+        if of.len() < MISSES_OF_ONE && !of.iter().any(|n| n == common) {
+            of.push(common.to_owned());
+        }
+    }
+}

@@ -1,0 +1,214 @@
+//! `piman reinstall`: orders by serial number, hardware address or address, and never by a part of one.
+
+use std::fmt::Write as _;
+use std::net::IpAddr;
+
+use anyhow::{anyhow, bail};
+
+use crate::state::{Device, Order, Ordered, State};
+use crate::words::when;
+
+/// The fewest characters of a serial number that stand for all of it.
+const PREFIX_MIN: usize = 4;
+
+/// A Pi as somebody named it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Named {
+    /// The exact name: a serial number, hardware address or address.
+    pub name: String,
+    /// What whoever named it should know.
+    pub note: Option<String>,
+}
+
+/// Finds out which Pi is meant.
+///
+/// # Errors
+/// If it can be none, or several.
+pub fn resolve(text: &str, devices: &[Device]) -> anyhow::Result<Named> {
+    let text = text.trim().to_ascii_lowercase();
+    let unseen = |what: &str| Some(format!("no Pi with this {what} was seen yet; the order waits for it"));
+    if let Ok(address) = text.parse::<IpAddr>() {
+        let name = address.to_canonical().to_string();
+        let here = devices.iter().find(|d| d.address == name);
+        let note = match here {
+            None => unseen("address"),
+            Some(Device { serial: Some(serial), .. }) => Some(format!(
+                "whoever has this address is meant; now that is {serial}, which is a name that stays"
+            )),
+            Some(_) => None,
+        };
+        return Ok(Named { name, note });
+    }
+    if let Some(name) = hardware_address(&text) {
+        let seen = devices.iter().any(|d| d.mac.as_deref() == Some(&name));
+        return Ok(Named { note: if seen { None } else { unseen("hardware address") }, name });
+    }
+    let serials = || devices.iter().filter_map(|d| d.serial.as_deref());
+    if serials().any(|s| s == text) {
+        return Ok(Named { name: text, note: None });
+    }
+    let mut begin: Vec<&str> = serials().filter(|s| s.starts_with(&text)).collect();
+    begin.sort_unstable();
+    begin.dedup();
+    match begin.as_slice() {
+        [one] if text.len() >= PREFIX_MIN => {
+            return Ok(Named { name: (*one).into(), note: Some(format!("this is {one}")) });
+        }
+        [_] => bail!("`{text}` is too short: give {PREFIX_MIN} characters of a serial number at least"),
+        [] => {}
+        several => bail!("`{text}` is not one Pi: {} begin so; give more of it", several.join(", ")),
+    }
+    if (8..=32).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_hexdigit()) {
+        return Ok(Named { name: text, note: unseen("serial number") });
+    }
+    Err(anyhow!(
+        "`{text}` is no Pi that was seen, and neither a serial number, a hardware address nor an address; `piman devices` shows those that were seen"
+    ))
+}
+
+/// `b8:27:eb:00:00:01`, also written with `-`.
+fn hardware_address(text: &str) -> Option<String> {
+    let pairs: Vec<&str> = text.split([':', '-']).collect();
+    let right =
+        pairs.len() == 6 && pairs.iter().all(|p| p.len() == 2 && p.bytes().all(|b| b.is_ascii_hexdigit()));
+    right.then(|| pairs.join(":"))
+}
+
+/// Orders or cancels reinstalls; all names are looked at before anything is done. Returns
+/// what to show.
+///
+/// # Errors
+/// If a name means no Pi or the state cannot be written.
+pub fn reinstall(state: &dyn State, names: &[String], cancel: bool) -> anyhow::Result<String> {
+    let devices = state.devices()?;
+    let mut named = Vec::new();
+    let mut wrong = Vec::new();
+    for text in names {
+        match resolve(text, &devices) {
+            Ok(pi) if named.contains(&pi) => {}
+            Ok(pi) => named.push(pi),
+            Err(e) => wrong.push(e.to_string()),
+        }
+    }
+    if !wrong.is_empty() {
+        bail!("{}; nothing was changed", wrong.join("; "));
+    }
+    let mut out = String::new();
+    let source = format!("piman reinstall ({})", whoever());
+    let mut missing = Vec::new();
+    for Named { name, note } in named {
+        // Writing to a string does not fail.
+        let _ = if cancel {
+            if state.cancel(&name)? {
+                writeln!(out, "{name}: the reinstall is cancelled")
+            } else {
+                missing.push(name);
+                Ok(())
+            }
+        } else {
+            match state.order(&name, &source)? {
+                Ordered::New => {
+                    writeln!(out, "{name}: a reinstall is ordered; it happens when the Pi boots next")
+                }
+                Ordered::Already { ordered_ms, given: false } => {
+                    writeln!(out, "{name}: a reinstall was ordered already, {}", when(ordered_ms))
+                }
+                Ordered::Already { ordered_ms, given: true } => writeln!(
+                    out,
+                    "{name}: a reinstall was ordered already, {}, and has begun",
+                    when(ordered_ms)
+                ),
+            }
+        };
+        if let Some(note) = note.filter(|_| !cancel) {
+            let _ = writeln!(out, "  note: {note}");
+        }
+    }
+    if !missing.is_empty() {
+        bail!("{out}nothing is ordered for {}", missing.join(", "));
+    }
+    Ok(out)
+}
+
+fn whoever() -> String {
+    // Under sudo the one who typed it is of interest, and not root.
+    ["SUDO_USER", "USER", "LOGNAME"]
+        .iter()
+        .find_map(|v| std::env::var(v).ok())
+        .unwrap_or_else(|| format!("user {}", rustix::process::getuid().as_raw()))
+}
+
+/// All orders as a table, the open ones first.
+#[must_use]
+pub fn table(orders: &[Order]) -> String {
+    if orders.is_empty() {
+        return "no reinstall was ever ordered\n".into();
+    }
+    let open = |o: &Order| o.completed_ms.is_none() && o.cancelled_ms.is_none();
+    let rows = orders.iter().filter(|o| open(o)).chain(orders.iter().filter(|o| !open(o)));
+    let rows = rows.map(|o| {
+        let standing = match (o.completed_ms, o.cancelled_ms, o.given_ms) {
+            (Some(at), _, _) => format!("completed {}", when(at)),
+            (_, Some(at), _) => format!("cancelled {}", when(at)),
+            (_, _, Some(at)) => format!("begun {}", when(at)),
+            _ => "waits for the Pi".into(),
+        };
+        [o.name.clone(), when(o.ordered_ms), o.source.clone(), standing]
+    });
+    crate::words::columns(["DEVICE", "ORDERED", "BY", "STANDING"], rows)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn seen() -> Vec<Device> {
+        let pi = |serial: &str, address: &str| Device {
+            serial: Some(serial.into()),
+            mac: Some("b8:27:eb:00:00:01".into()),
+            address: address.into(),
+            ..Device::default()
+        };
+        let old = Device { address: "10.0.0.10".into(), ..Device::default() };
+        vec![
+            pi("10000000abcdef01", "10.0.0.1"),
+            pi("10000000abcd", "10.0.0.2"),
+            pi("20000000ffff", "10.0.0.3"),
+            old,
+        ]
+    }
+
+    #[test]
+    fn who_is_meant() {
+        let devices = seen();
+        for (text, name, noted) in [
+            ("10.0.0.10", "10.0.0.10", false),
+            ("10.0.0.1", "10.0.0.1", true),
+            ("10.0.0.100", "10.0.0.100", true),
+            ("B8-27-EB-00-00-01", "b8:27:eb:00:00:01", false),
+            ("10000000ABCDEF01", "10000000abcdef01", false),
+            ("10000000abcd", "10000000abcd", false),
+            ("10000000abcde", "10000000abcdef01", true),
+            ("2000", "20000000ffff", true),
+            ("30000000ffff", "30000000ffff", true),
+        ] {
+            let found = resolve(text, &devices).unwrap();
+            assert_eq!((found.name.as_str(), found.note.is_some()), (name, noted), "{text}");
+        }
+    }
+
+    #[test]
+    fn who_cannot_be_meant() {
+        let devices = seen();
+        for (text, says) in [
+            ("1000", "10000000abcd, 10000000abcdef01"),
+            ("200", "too short"),
+            ("all", "piman devices"),
+            ("10.0.0", "piman devices"),
+            ("", "not one Pi"),
+        ] {
+            let error = resolve(text, &devices).unwrap_err().to_string();
+            assert!(error.contains(says), "{text}: {error}");
+        }
+    }
+}

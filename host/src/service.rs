@@ -1,0 +1,254 @@
+//! What all connections of one server share.
+
+use std::collections::HashMap;
+use std::hash::Hash as Key;
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use crate::archive::Source;
+use crate::builds::Builds;
+use crate::config::Settings;
+use crate::slots::Slots;
+use crate::state::{Change, Happening, Identity, Recorder, now_ms};
+
+/// How many addresses are remembered in memory.
+const ADDRESSES_MAX: usize = 20_000;
+
+/// The server that a connection belongs to.
+pub struct Service {
+    /// What it was told.
+    pub settings: Settings,
+    /// The port that sends the root filesystem.
+    pub rootfs_port: u16,
+    /// The port that sends ranges.
+    pub fetch_port: u16,
+    /// What to install.
+    pub archive: Arc<Source>,
+    /// The same as images.
+    pub builds: Arc<Builds>,
+    /// What is remembered.
+    pub recorder: Arc<Recorder>,
+    /// Who may transfer.
+    pub slots: Arc<Slots>,
+    /// What keeps the server from ending at once when it is told to.
+    pub busy: Busy,
+    /// Who was last heard on the control connection from an address.
+    pub heard: Recent<IpAddr, Identity>,
+    /// Pis, by key, that were told to wait, and why if something is wrong: that they ask again
+    /// is no news.
+    pub waiting: Recent<String, String>,
+    /// Old Pis that were told to format.
+    pub installs: Installs,
+}
+
+impl Service {
+    /// Who is behind this address, as far as is known.
+    pub fn who(&self, address: IpAddr) -> Identity {
+        self.heard.find(&address).unwrap_or_else(|| Identity::of(address))
+    }
+
+    /// Takes note of what happened to a Pi.
+    pub fn happened(&self, pi: &Identity, kind: &str, text: String, change: Change) {
+        log::info!("{pi}: {text}");
+        let happening = Happening { at_ms: now_ms(), kind: kind.into(), text };
+        self.recorder.note(Change { happenings: vec![happening], ..change });
+    }
+
+    /// An old Pi has reported the end, or got everything: when both are so, it is installed.
+    pub fn advance(&self, address: IpAddr, with: Advance) {
+        if self.installs.advance(address, with) {
+            let pi = Identity::of(address);
+            let orders = self.recorder.complete(&pi);
+            let text = match orders {
+                0 => "installed: it got the whole archive and reported the end".to_owned(),
+                _ => "installed as ordered: it got the whole archive and reported the end".to_owned(),
+            };
+            let change =
+                Change { stage: Some("installed".into()), error: Some(None), ..Change::of(pi.clone()) };
+            self.happened(&pi, "installed", text, change);
+        }
+    }
+}
+
+/// Counts what should be finished before the server ends.
+#[derive(Debug, Clone, Default)]
+pub struct Busy(Arc<Counts>);
+
+#[derive(Debug, Default)]
+struct Counts {
+    transfers: AtomicUsize,
+    installations: AtomicUsize,
+}
+
+/// One of them; over when dropped.
+#[derive(Debug)]
+pub struct BusyWith {
+    busy: Busy,
+    transfer: bool,
+}
+
+impl Busy {
+    fn counter(&self, transfer: bool) -> &AtomicUsize {
+        if transfer { &self.0.transfers } else { &self.0.installations }
+    }
+
+    /// A transfer begins.
+    #[must_use]
+    pub fn transfer(&self) -> BusyWith {
+        self.begin(true)
+    }
+
+    /// A Pi was told to format.
+    #[must_use]
+    pub fn installation(&self) -> BusyWith {
+        self.begin(false)
+    }
+
+    fn begin(&self, transfer: bool) -> BusyWith {
+        self.counter(transfer).fetch_add(1, Ordering::Relaxed);
+        BusyWith { busy: self.clone(), transfer }
+    }
+
+    /// How many transfers go on, and how many Pis were told to format and have not reported the end.
+    #[must_use]
+    pub fn counts(&self) -> (usize, usize) {
+        let load = |transfer| self.counter(transfer).load(Ordering::Relaxed);
+        (load(true), load(false))
+    }
+}
+
+impl Drop for BusyWith {
+    fn drop(&mut self) {
+        self.busy.counter(self.transfer).fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// A map of bounded size: when it is full, everything older than the newest half goes.
+#[derive(Debug)]
+pub struct Recent<K, V>(Mutex<HashMap<K, (Instant, V)>>);
+
+impl<K, V> Default for Recent<K, V> {
+    fn default() -> Self {
+        Self(Mutex::default())
+    }
+}
+
+impl<K: Key + Eq + Clone, V: Clone> Recent<K, V> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<K, (Instant, V)>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What is known under this key.
+    pub fn find(&self, key: &K) -> Option<V> {
+        self.lock().get(key).map(|(_, v)| v.clone())
+    }
+
+    /// Forgets.
+    pub fn remove(&self, key: &K) {
+        self.lock().remove(key);
+    }
+
+    /// Remembers.
+    pub fn put(&self, key: K, value: V) {
+        let mut map = self.lock();
+        if map.len() >= ADDRESSES_MAX && !map.contains_key(&key) {
+            let mut times: Vec<Instant> = map.values().map(|(at, _)| *at).collect();
+            let middle = times.len() / 2;
+            let (_, median, _) = times.select_nth_unstable(middle);
+            let median = *median;
+            map.retain(|_, (at, _)| *at > median);
+        }
+        map.insert(key, (Instant::now(), value));
+    }
+}
+
+/// What an old Pi has done since it was told to format. It proves nothing by one thing alone:
+/// one kind reports the end first and downloads then, the other does it the other way round.
+#[derive(Debug, Default)]
+pub struct Installs(Recent<IpAddr, Install>);
+
+#[derive(Debug, Clone, Copy)]
+struct Install {
+    told: Instant,
+    formatted: bool,
+    downloaded: bool,
+}
+
+/// What an old Pi did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Advance {
+    /// It reported `IS_FORMATTED`.
+    Formatted,
+    /// It got the whole archive by a transfer that began then.
+    Downloaded(Instant),
+}
+
+impl Installs {
+    /// It was told to format, now.
+    pub fn told(&self, address: IpAddr) {
+        self.0.put(address, Install { told: Instant::now(), formatted: false, downloaded: false });
+    }
+
+    /// Returns whether the installation is complete by this; then it is forgotten.
+    fn advance(&self, address: IpAddr, with: Advance) -> bool {
+        let mut known = self.0.lock();
+        let Some((_, install)) = known.get_mut(&address) else { return false };
+        match with {
+            Advance::Formatted => install.formatted = true,
+            Advance::Downloaded(began) if began >= install.told => install.downloaded = true,
+            // What it got it may have formatted away since.
+            Advance::Downloaded(_) => {}
+        }
+        let complete = install.formatted && install.downloaded;
+        if complete {
+            known.remove(&address);
+        }
+        complete
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_old_pi_is_installed_by_both_in_either_order() {
+        let (installs, pi) = (Installs::default(), IpAddr::from([10, 0, 0, 1]));
+        let before = Instant::now();
+        assert!(!installs.advance(pi, Advance::Formatted), "nobody told it to");
+        installs.told(pi);
+        assert!(!installs.advance(pi, Advance::Formatted));
+        assert!(!installs.advance(pi, Advance::Downloaded(before)), "from before it formatted");
+        assert!(!installs.advance([10, 0, 0, 10].into(), Advance::Downloaded(Instant::now())));
+        assert!(installs.advance(pi, Advance::Downloaded(Instant::now())));
+        assert!(!installs.advance(pi, Advance::Downloaded(Instant::now())), "it is over");
+
+        installs.told(pi);
+        assert!(!installs.advance(pi, Advance::Downloaded(Instant::now())));
+        installs.told(pi);
+        assert!(!installs.advance(pi, Advance::Formatted), "it was told again, so it begins anew");
+        assert!(installs.advance(pi, Advance::Downloaded(Instant::now())));
+    }
+
+    #[test]
+    fn what_is_recent_is_bounded() {
+        let recent = Recent::default();
+        for n in 0..=ADDRESSES_MAX {
+            recent.put(n, n);
+        }
+        assert!(recent.lock().len() <= ADDRESSES_MAX);
+        assert_eq!(recent.find(&ADDRESSES_MAX), Some(ADDRESSES_MAX));
+    }
+
+    #[test]
+    fn busy_counts() {
+        let busy = Busy::default();
+        let one = busy.transfer();
+        let other = busy.installation();
+        assert_eq!(busy.counts(), (1, 1));
+        drop((one, other));
+        assert_eq!(busy.counts(), (0, 0));
+    }
+}

@@ -1,0 +1,364 @@
+//! What is remembered of the Pis: devices, orders to reinstall, and what happened.
+//!
+//! The trait knows no SQL, so that several servers can share one state later.
+
+mod recorder;
+mod sqlite;
+
+use std::fmt;
+use std::net::IpAddr;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use piman_core::hash::Hash;
+use serde::Serialize;
+
+pub use recorder::Recorder;
+pub use sqlite::{FILE, Sqlite};
+
+/// Milliseconds since 1970, as all times in the state are.
+#[must_use]
+pub fn now_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Who a Pi is: its serial number, then its hardware address, then its address.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Identity {
+    /// The serial number, in lower case.
+    pub serial: Option<Box<str>>,
+    /// The hardware address, `b8:27:eb:00:00:01`.
+    pub mac: Option<Box<str>>,
+    /// Where it connects from.
+    pub address: IpAddr,
+}
+
+impl Identity {
+    /// A Pi of which only the address is known.
+    #[must_use]
+    pub fn of(address: IpAddr) -> Self {
+        Self { serial: None, mac: None, address }
+    }
+
+    /// The name that its device is kept under.
+    #[must_use]
+    pub fn key(&self) -> String {
+        match (&self.serial, &self.mac) {
+            (Some(name), _) | (None, Some(name)) => name.to_string(),
+            (None, None) => self.address.to_string(),
+        }
+    }
+}
+
+/// For log lines: the address, and the serial number or hardware address.
+impl fmt::Display for Identity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (&self.serial, &self.mac) {
+            (Some(name), _) | (None, Some(name)) => write!(f, "{} ({name})", self.address),
+            (None, None) => write!(f, "{}", self.address),
+        }
+    }
+}
+
+/// An order that is not completed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct OpenOrder {
+    /// Its number.
+    pub id: i64,
+    /// When it was made; with the number, this names the order even when a state was begun anew.
+    pub ordered_ms: u64,
+    /// Whether a Pi was told to format because of it.
+    pub given: bool,
+}
+
+/// An order with its history.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[expect(missing_docs, reason = "the names say it; times in milliseconds since 1970")]
+pub struct Order {
+    pub id: i64,
+    /// A serial number, hardware address or address; it must be a Pi's exactly.
+    pub name: String,
+    pub ordered_ms: u64,
+    /// By whom.
+    pub source: String,
+    pub given_ms: Option<u64>,
+    pub completed_ms: Option<u64>,
+    pub cancelled_ms: Option<u64>,
+}
+
+/// What happened to a Pi, at one moment.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Happening {
+    /// When, in milliseconds since 1970.
+    pub at_ms: u64,
+    /// What kind, one word.
+    pub kind: String,
+    /// In words.
+    pub text: String,
+}
+
+/// What is known of a Pi.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Default)]
+#[expect(missing_docs, reason = "the names say it; times in milliseconds since 1970")]
+pub struct Device {
+    /// The name it is kept under: serial number, else hardware address, else address.
+    pub key: String,
+    pub serial: Option<String>,
+    pub mac: Option<String>,
+    pub address: String,
+    pub model: Option<String>,
+    pub agent: Option<String>,
+    pub disk_bytes: u64,
+    pub root_bytes: u64,
+    /// The image that the Pi found on its card.
+    pub card: Option<String>,
+    /// What it was doing last.
+    pub stage: Option<String>,
+    pub done_bytes: u64,
+    /// 0: not known.
+    pub total_bytes: u64,
+    /// The image that it was last told to install, or has installed.
+    pub image: Option<String>,
+    pub first_seen_ms: u64,
+    pub last_seen_ms: u64,
+    pub last_error: Option<String>,
+    pub last_error_ms: Option<u64>,
+    /// Whether a reinstall is ordered by one of its names.
+    pub reinstall_ordered: bool,
+}
+
+/// What a Pi said of itself.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[expect(missing_docs, reason = "as in `Hello` of the core")]
+pub struct Facts {
+    pub model: Option<Box<str>>,
+    pub agent: Option<Box<str>>,
+    pub disk_bytes: u64,
+    pub root_bytes: u64,
+    pub card: Option<Hash>,
+}
+
+/// What became different about one device since the last time it was saved.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Change {
+    /// Who.
+    pub identity: Identity,
+    /// When it was last heard, in milliseconds since 1970.
+    pub seen_ms: u64,
+    /// What it said of itself.
+    pub facts: Option<Facts>,
+    /// What it is doing.
+    pub stage: Option<Box<str>>,
+    /// Bytes done, and bytes to do (0: not known).
+    pub progress: Option<(u64, u64)>,
+    /// The image that it was told to install, or has installed.
+    pub image: Option<Hash>,
+    /// What went wrong; `Some(None)` clears it.
+    pub error: Option<Option<Box<str>>>,
+    /// What happened, in order.
+    pub happenings: Vec<Happening>,
+}
+
+impl Change {
+    /// Nothing but that it was heard now.
+    #[must_use]
+    pub fn of(identity: Identity) -> Self {
+        Self {
+            identity,
+            seen_ms: now_ms(),
+            facts: None,
+            stage: None,
+            progress: None,
+            image: None,
+            error: None,
+            happenings: Vec::new(),
+        }
+    }
+
+    /// Adds what is newer. At most `limit` happenings are kept; returns how many were not.
+    fn merge(&mut self, newer: Self, limit: usize) -> usize {
+        self.identity = newer.identity;
+        self.seen_ms = self.seen_ms.max(newer.seen_ms);
+        self.facts = newer.facts.or(self.facts.take());
+        self.stage = newer.stage.or(self.stage.take());
+        self.progress = newer.progress.or(self.progress);
+        self.image = newer.image.or(self.image);
+        self.error = newer.error.or(self.error.take());
+        let room = limit.saturating_sub(self.happenings.len());
+        let over = newer.happenings.len().saturating_sub(room);
+        self.happenings.extend(newer.happenings.into_iter().take(room));
+        over
+    }
+}
+
+/// What is saved at once.
+#[derive(Debug, Clone, Default)]
+pub struct Batch {
+    /// By device.
+    pub changes: Vec<Change>,
+    /// Orders that were given to a Pi, and when.
+    pub given: Vec<(OpenOrder, u64)>,
+    /// Orders that are completed, and when.
+    pub completed: Vec<(OpenOrder, u64)>,
+    /// The server's own troubles: a word, and what is the matter (`None`: it is over).
+    pub troubles: Vec<(&'static str, Option<String>)>,
+}
+
+impl Batch {
+    /// Whether there is nothing to save.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.changes.is_empty()
+            && self.given.is_empty()
+            && self.completed.is_empty()
+            && self.troubles.is_empty()
+    }
+}
+
+/// Why the state cannot be read or written.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StateError {
+    /// The file is no database, or a broken one.
+    #[error("{path} is damaged: {cause}")]
+    Damaged {
+        /// Which file.
+        path: String,
+        /// What was found.
+        cause: rusqlite::Error,
+    },
+    /// The folder or file cannot be written.
+    #[error(
+        "{path} cannot be written: {reason}; make it writable for this user, or name another folder with --state"
+    )]
+    ReadOnly {
+        /// Which file or folder.
+        path: String,
+        /// What the system says.
+        reason: String,
+    },
+    /// There is no state yet.
+    #[error(
+        "there is no state in {path}: start `piman serve` with this --state once, or name its folder with --state"
+    )]
+    Missing {
+        /// Which folder.
+        path: String,
+    },
+    /// It was made by a newer piman.
+    #[error(
+        "{path} was written by a newer piman (format {found}, this one knows {known}): use that one, or another --state"
+    )]
+    Newer {
+        /// Which file.
+        path: String,
+        /// Its format.
+        found: i64,
+        /// Ours.
+        known: i64,
+    },
+    /// Anything else.
+    #[error("{path}: {cause}")]
+    Other {
+        /// Which file.
+        path: String,
+        /// What the database says.
+        cause: rusqlite::Error,
+    },
+}
+
+/// What an order to reinstall led to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ordered {
+    /// It is new.
+    New,
+    /// There was one already, made at this moment (milliseconds since 1970).
+    Already {
+        /// When it was made.
+        ordered_ms: u64,
+        /// Whether the Pi was told to format and has not finished.
+        given: bool,
+    },
+}
+
+/// Where devices, orders and happenings are kept. All calls may block for a moment;
+/// only [`open_orders`](Self::open_orders) is called by the wire services.
+pub trait State: Send + Sync {
+    /// The orders that are open for exactly this Pi, by any of its names.
+    ///
+    /// # Errors
+    /// [`StateError`] if the state cannot be read.
+    fn open_orders(&self, pi: &Identity) -> Result<Vec<OpenOrder>, StateError>;
+
+    /// Saves all of it or nothing.
+    ///
+    /// # Errors
+    /// [`StateError`] if the state cannot be written.
+    fn save(&self, batch: &Batch) -> Result<(), StateError>;
+
+    /// Orders a reinstall of the Pi with exactly this name, for `source`.
+    ///
+    /// # Errors
+    /// [`StateError`] if the state cannot be written.
+    fn order(&self, name: &str, source: &str) -> Result<Ordered, StateError>;
+
+    /// Cancels what is ordered by this name; returns whether there was an order.
+    ///
+    /// # Errors
+    /// [`StateError`] if the state cannot be written.
+    fn cancel(&self, name: &str) -> Result<bool, StateError>;
+
+    /// All orders that are kept, the newest first.
+    ///
+    /// # Errors
+    /// [`StateError`] if the state cannot be read.
+    fn orders(&self) -> Result<Vec<Order>, StateError>;
+
+    /// All Pis, the last seen first.
+    ///
+    /// # Errors
+    /// [`StateError`] if the state cannot be read.
+    fn devices(&self) -> Result<Vec<Device>, StateError>;
+
+    /// What happened to one device, in order; `key` as in [`Device::key`].
+    ///
+    /// # Errors
+    /// [`StateError`] if the state cannot be read.
+    fn happenings(&self, key: &str) -> Result<Vec<Happening>, StateError>;
+
+    /// The server's own troubles that are not over, in words.
+    ///
+    /// # Errors
+    /// [`StateError`] if the state cannot be read.
+    fn troubles(&self) -> Result<Vec<Happening>, StateError>;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_a_pi_is() {
+        let mut pi = Identity::of([172, 30, 1, 10].into());
+        assert_eq!((pi.key(), pi.to_string()), ("172.30.1.10".into(), "172.30.1.10".into()));
+        pi.mac = Some("b8:27:eb:00:00:01".into());
+        assert_eq!(pi.key(), "b8:27:eb:00:00:01");
+        pi.serial = Some("10000000abcdef01".into());
+        assert_eq!(pi.to_string(), "172.30.1.10 (10000000abcdef01)");
+    }
+
+    #[test]
+    fn newer_changes_win_and_happenings_are_bounded() {
+        let pi = Identity::of([10, 0, 0, 1].into());
+        let happening = || Happening { at_ms: 1, kind: "x".into(), text: "y".into() };
+        let mut change =
+            Change { progress: Some((1, 9)), error: Some(Some("bad".into())), ..Change::of(pi.clone()) };
+        let newer =
+            Change { progress: Some((2, 9)), happenings: vec![happening(); 5], ..Change::of(pi.clone()) };
+        assert_eq!(change.merge(newer, 3), 2);
+        assert_eq!((change.progress, change.happenings.len()), (Some((2, 9)), 3));
+        assert_eq!(change.error, Some(Some("bad".into())));
+        change.merge(Change { error: Some(None), ..Change::of(pi) }, 3);
+        assert_eq!(change.error, Some(None));
+    }
+}

@@ -1,0 +1,54 @@
+//! A client of the talks service.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use piman_core::talks::Codec;
+use tokio::net::{TcpStream, ToSocketAddrs, UnixStream};
+use tokio::time::timeout;
+
+use super::engine::{Answer, Functions, Peer, Request};
+use super::login::{NoTalk, Secret, join};
+
+/// Binds nothing.
+#[derive(Debug, Clone, Copy)]
+pub struct Nothing;
+
+impl Functions for Nothing {
+    fn call(&self, _peer: &Peer, request: Request) -> Answer {
+        let text = format!("LookupError: no function is bound to opcode {}", request.opcode);
+        Box::pin(std::future::ready(Err(text)))
+    }
+}
+
+/// Connects and logs in within `within`. [`Codec::Pickle`] is for old servers, [`Codec::Postcard`] for ours. The
+/// connection lives in a task of its own until [`Peer::close`] or the end.
+///
+/// # Errors
+/// [`NoTalk`].
+pub async fn connect(
+    server: impl ToSocketAddrs,
+    codec: Codec,
+    secret: Secret,
+    functions: Arc<dyn Functions>,
+    within: Duration,
+) -> Result<Peer, NoTalk> {
+    let stream = timeout(within, TcpStream::connect(server)).await.map_err(|_| NoTalk::Silent(within))??;
+    crate::transport::tune(&stream, Duration::from_secs(60));
+    let address = Some(stream.peer_addr()?.ip().to_canonical());
+    let (peer, running) = join(stream, address, codec, Some(secret), functions, within).await?;
+    tokio::spawn(running);
+    Ok(peer)
+}
+
+/// Connects to the operator's socket of a server on this machine.
+///
+/// # Errors
+/// [`NoTalk`].
+pub async fn connect_operator(socket: &Path, within: Duration) -> Result<Peer, NoTalk> {
+    let stream = UnixStream::connect(socket).await?;
+    let (peer, running) = join(stream, None, Codec::Postcard, None, Arc::new(Nothing), within).await?;
+    tokio::spawn(running);
+    Ok(peer)
+}

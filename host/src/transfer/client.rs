@@ -1,0 +1,364 @@
+//! Getting and putting a file over a blocking socket, resumed until it is done.
+
+use std::io::{self, Read as _};
+use std::net::{TcpStream, ToSocketAddrs};
+use std::path::Path;
+use std::thread;
+use std::time::Duration;
+
+use embedded_io_adapters::std::FromStd;
+use piman_core::Error;
+use piman_core::blocking::{self, Blocking};
+use piman_core::error::PeerError;
+use piman_core::transfer::{
+    Body, Download, End, Input, Machine, Name, Pause, Refusal, Storage, Upload, advance,
+};
+use socket2::{SockRef, TcpKeepalive};
+
+use super::local::{Source, Target};
+
+/// What is moved at once.
+const PIECE: usize = 256 * 1024;
+/// The other side is expected to hash what it has at this pace at least, in bytes a second.
+const HASH_PACE: u64 = 10_000_000;
+/// A server that hangs up on our question about ranges is asked once more, since it may have been
+/// the network; then it is taken for an old one and gets the whole file.
+const DOUBTS: u32 = 2;
+/// How long the other side may need to bring a file to its disk.
+const COMMIT: Duration = Duration::from_secs(15 * 60);
+
+/// How long is waited, and how often tried.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Deadlines {
+    /// For a connection.
+    pub connect: Duration,
+    /// For an answer, or the next byte.
+    pub silence: Duration,
+    /// So many attempts in a row may fail without a byte moved.
+    pub tries: u32,
+    /// Between two attempts at first; it doubles up to 30 s.
+    pub pause: Duration,
+}
+
+impl Default for Deadlines {
+    fn default() -> Self {
+        Self {
+            connect: Duration::from_secs(10),
+            silence: Duration::from_secs(60),
+            tries: 5,
+            pause: Duration::from_secs(1),
+        }
+    }
+}
+
+/// What happens meanwhile.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Progress<'a> {
+    /// The file has so many bytes, and so many are there already.
+    Begins {
+        /// Bytes that need not be moved.
+        start: u64,
+        /// Bytes of the file.
+        size: u64,
+    },
+    /// So many bytes are there by now.
+    Moved(u64),
+    /// It broke off and is tried again.
+    Again(&'a str),
+}
+
+/// What was done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Outcome {
+    /// Bytes of the file.
+    pub size: u64,
+    /// Bytes that were moved, over all attempts.
+    pub moved: u64,
+    /// The server had exactly this file.
+    pub already: bool,
+    /// The first byte that the last attempt moved.
+    pub resumed_at: u64,
+}
+
+/// Why it was not done.
+#[derive(Debug, thiserror::Error)]
+pub enum TransferError {
+    /// The server said no to a download.
+    #[error("the server has no such file, or it is being uploaded right now")]
+    NotThere,
+    /// The server said no to an upload.
+    #[error("the server refuses it: it has a file of that name, or someone else is uploading it")]
+    Taken,
+    /// The server has no room.
+    #[error("the server has not enough space")]
+    ServerFull,
+    /// We have no room.
+    #[error("there is not enough space here")]
+    Full,
+    /// Something is wrong with the server.
+    #[error("the server reports an error; its log says more")]
+    Server,
+    /// Something else is listening there.
+    #[error("what answers there is no transfer service")]
+    Strange,
+    /// Our file.
+    #[error("{0}")]
+    Local(#[source] io::Error),
+    /// The connection.
+    #[error("the connection failed: {0}")]
+    Connection(#[source] io::Error),
+}
+
+impl TransferError {
+    /// The exit code for it: 3 refused, 4 no space, 5 connection, 1 anything else.
+    #[must_use]
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::NotThere | Self::Taken => 3,
+            Self::ServerFull | Self::Full => 4,
+            Self::Connection(_) | Self::Strange => 5,
+            Self::Server | Self::Local(_) => 1,
+        }
+    }
+}
+
+/// Gets `name` from `server` (host and port).
+///
+/// # Errors
+/// [`TransferError`]; what was got so far stays beside the target for the next time.
+pub fn get(
+    server: (&str, u16),
+    name: &Name,
+    target: &mut Target,
+    deadlines: Deadlines,
+    tell: &mut dyn FnMut(Progress<'_>),
+) -> Result<Outcome, TransferError> {
+    let mut doubts = 0;
+    attempts(deadlines, tell, |tell, moved| {
+        let mut machine = Download::new(name.clone(), doubts < DOUBTS);
+        // Before there is a server that waits for it.
+        let have = target.prepare().map_err(|e| Failure::Final(TransferError::Local(e)))?;
+        let stream = connect(server, deadlines).map_err(Failure::Again)?;
+        patience(&stream, deadlines, have)?;
+        let end = one(&stream, &mut machine, target, |_| None, tell, moved);
+        if machine.doubtful() || matches!(end, Ok(End::NoRanges)) {
+            doubts += 1;
+            return Err(Failure::AtOnce);
+        }
+        if let Some(e) = target.failure.take() {
+            return Err(Failure::Final(local(e)));
+        }
+        end
+    })
+    .map_err(|e| if let TransferError::Taken = e { TransferError::NotThere } else { e })
+}
+
+/// Puts the file at `path` to `server` (host and port) under `name`.
+///
+/// # Errors
+/// [`TransferError`]; what the server got so far stays there for a while.
+pub fn put(
+    path: &Path,
+    server: (&str, u16),
+    name: &Name,
+    deadlines: Deadlines,
+    tell: &mut dyn FnMut(Progress<'_>),
+) -> Result<Outcome, TransferError> {
+    let mut source = Source::open(path).map_err(TransferError::Local)?;
+    let mut doubts = 0;
+    attempts(deadlines, tell, |tell, moved| {
+        let mut machine = Upload::new(name.clone(), doubts < DOUBTS);
+        let stream = connect(server, deadlines).map_err(Failure::Again)?;
+        patience(&stream, deadlines, source.size)?;
+        let file = source.file.try_clone().map_err(|e| Failure::Final(TransferError::Local(e)))?;
+        let end = one(&stream, &mut machine, &mut source, |_| Some(&file), tell, moved);
+        if machine.doubtful() || matches!(end, Ok(End::NoRanges)) {
+            doubts += 1;
+            return Err(Failure::AtOnce);
+        }
+        if let Some(e) = source.failure.take() {
+            return Err(Failure::Final(local(e)));
+        }
+        end
+    })
+}
+
+/// How an attempt failed.
+enum Failure {
+    /// Another may do better.
+    Again(io::Error),
+    /// Another way may do, at once.
+    AtOnce,
+    /// That is it.
+    Final(TransferError),
+}
+
+fn local(e: io::Error) -> TransferError {
+    match e.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => TransferError::Full,
+        _ => TransferError::Local(e),
+    }
+}
+
+/// Tries until it is done, or nothing gets on any more.
+fn attempts(
+    deadlines: Deadlines,
+    tell: &mut dyn FnMut(Progress<'_>),
+    mut attempt: impl FnMut(&mut dyn FnMut(Progress<'_>), &mut u64) -> Result<End, Failure>,
+) -> Result<Outcome, TransferError> {
+    let (mut failed, mut pause, mut total) = (0, deadlines.pause, 0);
+    loop {
+        let mut moved = 0;
+        let end = attempt(tell, &mut moved);
+        total += moved;
+        let failure = match end {
+            Ok(End::Done { start, size }) => {
+                return Ok(Outcome { size, moved: total, already: false, resumed_at: start });
+            }
+            Ok(End::Already { size }) => {
+                return Ok(Outcome { size, moved: total, already: true, resumed_at: size });
+            }
+            Ok(End::Refused(Refusal::NoSpace)) => return Err(TransferError::ServerFull),
+            Ok(End::Refused(Refusal::Failed)) => return Err(TransferError::Server),
+            Ok(End::Refused(_)) => return Err(TransferError::Taken),
+            Ok(End::Stopped) => return Err(TransferError::Full),
+            Ok(End::Broken(_)) => {
+                return Err(TransferError::Local(io::Error::other("the file became shorter")));
+            }
+            Ok(End::Closed) => closed(),
+            Ok(_) => return Err(TransferError::Strange),
+            Err(Failure::Final(e)) => return Err(e),
+            Err(Failure::AtOnce) => continue,
+            Err(Failure::Again(e)) => e,
+        };
+        if moved > 0 {
+            (failed, pause) = (0, deadlines.pause);
+        }
+        failed += 1;
+        if failed >= deadlines.tries {
+            return Err(TransferError::Connection(failure));
+        }
+        tell(Progress::Again(&failure.to_string()));
+        thread::sleep(pause);
+        pause = (pause * 2).min(Duration::from_secs(30));
+    }
+}
+
+fn closed() -> io::Error {
+    io::Error::new(io::ErrorKind::UnexpectedEof, "the server closed it too early")
+}
+
+/// Connects to the first address of the host that answers.
+fn connect((host, port): (&str, u16), deadlines: Deadlines) -> io::Result<TcpStream> {
+    let mut last = io::Error::new(io::ErrorKind::NotFound, "the host has no address");
+    for address in (host, port).to_socket_addrs()? {
+        match TcpStream::connect_timeout(&address, deadlines.connect) {
+            Ok(stream) => {
+                stream.set_nodelay(true)?;
+                stream.set_write_timeout(Some(deadlines.silence))?;
+                let keepalive = TcpKeepalive::new()
+                    .with_time(Duration::from_secs(60))
+                    .with_interval(Duration::from_secs(15))
+                    .with_retries(4);
+                SockRef::from(&stream).set_tcp_keepalive(&keepalive)?;
+                return Ok(stream);
+            }
+            Err(e) => last = e,
+        }
+    }
+    Err(last)
+}
+
+/// The server may have to hash so many bytes before it answers.
+fn patience(stream: &TcpStream, deadlines: Deadlines, hashed: u64) -> Result<(), Failure> {
+    let silence = deadlines.silence + Duration::from_secs(hashed / HASH_PACE);
+    stream.set_read_timeout(Some(silence)).map_err(Failure::Again)
+}
+
+/// One connection.
+fn one<'f, S: Storage>(
+    stream: &TcpStream,
+    machine: &mut impl Machine,
+    storage: &mut S,
+    file: impl Fn(&S) -> Option<&'f std::fs::File>,
+    tell: &mut dyn FnMut(Progress<'_>),
+    moved: &mut u64,
+) -> Result<End, Failure> {
+    let mut io = Blocking(FromStd::new(stream));
+    let mut input = Input::Start;
+    loop {
+        input = match blocking::run(advance(&mut io, machine, storage, input)).map_err(again)? {
+            Pause::End(end) => return Ok(end),
+            Pause::Body(Body::Out { start, size }) => {
+                tell(Progress::Begins { start, size });
+                let Some(file) = file(storage) else { return Err(Failure::Again(closed())) };
+                let mut at = start;
+                while at < size {
+                    let before = at;
+                    let want = usize::try_from(size - at).map_or(PIECE, |left| left.min(PIECE));
+                    match rustix::fs::sendfile(stream, file, Some(&mut at), want) {
+                        Ok(0) => break,
+                        Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                        Err(e) => return Err(Failure::Again(timely(e.into()))),
+                    }
+                    *moved += at - before;
+                    tell(Progress::Moved(at));
+                }
+                // Now the server brings it to its disk.
+                stream.set_read_timeout(Some(COMMIT)).map_err(Failure::Again)?;
+                if at < size { Input::Broken(Refusal::Failed) } else { Input::Moved }
+            }
+            Pause::Body(Body::In { start, size }) => {
+                tell(Progress::Begins { start, size });
+                receive(stream, storage, start, size, tell, moved)?
+            }
+        };
+    }
+}
+
+fn receive<'i>(
+    mut stream: &TcpStream,
+    storage: &mut impl Storage,
+    start: u64,
+    size: u64,
+    tell: &mut dyn FnMut(Progress<'_>),
+    moved: &mut u64,
+) -> Result<Input<'i>, Failure> {
+    let mut buf = vec![0; PIECE];
+    let mut at = start;
+    while at < size {
+        let want = usize::try_from(size - at).map_or(PIECE, |left| left.min(PIECE));
+        let n = match stream.read(buf.get_mut(..want).unwrap_or_default()) {
+            Ok(0) => return Err(Failure::Again(closed())),
+            Ok(n) => n,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+            Err(e) => return Err(Failure::Again(timely(e))),
+        };
+        let piece = buf.get(..n).unwrap_or_default();
+        if let Err(refusal) = blocking::run(storage.write_at(at, piece)) {
+            return Ok(Input::Broken(refusal));
+        }
+        at += n as u64;
+        *moved += n as u64;
+        tell(Progress::Moved(at));
+    }
+    Ok(Input::Moved)
+}
+
+fn again(e: Error<io::Error>) -> Failure {
+    Failure::Again(match e {
+        Error::Io(e) => timely(e),
+        Error::Peer(PeerError::Closed) => closed(),
+        other => io::Error::other(other.to_string()),
+    })
+}
+
+/// A blocking socket's time-out looks like "try again", which tells nobody anything.
+fn timely(e: io::Error) -> io::Error {
+    match e.kind() {
+        io::ErrorKind::WouldBlock => {
+            io::Error::new(io::ErrorKind::TimedOut, "the server was silent for too long")
+        }
+        _ => e,
+    }
+}

@@ -1,0 +1,27 @@
+//! The transfer service: a folder served to many clients, and the client's side of it.
+//!
+//! | file | what lives there |
+//! |---|---|
+//! | `folder` | the folder: what may be seen, what is under way, what is really free |
+//! | `part` | one upload on the disk, from its temporary name to its own |
+//! | `shelf` | one connection's view of the folder, as the core's storage |
+//! | `serve` | one connection of the server: time-outs, and the bytes moved the quick way |
+//! | `service` | the listener, its connections, and the broom |
+//! | [`cli`] | `piman get` and `piman put` |
+//! | `client` | getting and putting a file over a blocking socket |
+//! | `local` | the client's file, as the core's storage |
+
+pub mod cli;
+mod client;
+mod folder;
+mod local;
+mod part;
+mod serve;
+mod service;
+mod shelf;
+
+pub use client::{Deadlines, Outcome, Progress, TransferError, get, put};
+pub use folder::{FileRefusal, Folder};
+pub use local::Target;
+pub use serve::{Patience, Served, Transfers};
+pub use service::run;

@@ -1,0 +1,117 @@
+//! One upload on the disk, from its temporary name to its own.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::sync::Arc;
+
+use piman_core::hash::Hash;
+use piman_core::transfer::Name;
+
+use super::folder::{FileRefusal, Folder};
+
+/// How much is read at once to be hashed.
+const HASH_PIECE: usize = 256 * 1024;
+
+/// An upload that is not complete. While it lives nobody else can upload this name; dropped, it
+/// stays for a while to be resumed, unless nothing was received.
+#[derive(Debug)]
+pub struct Part {
+    folder: Arc<Folder>,
+    file: File,
+    temporary: String,
+    name: Name,
+    published: bool,
+}
+
+impl Part {
+    pub(super) fn new(folder: Arc<Folder>, file: File, temporary: String, name: Name) -> Self {
+        Self { folder, file, temporary, name, published: false }
+    }
+
+    /// How many bytes are there.
+    ///
+    /// # Errors
+    /// The filesystem's.
+    pub fn len(&self) -> io::Result<u64> {
+        Ok(self.file.metadata()?.len())
+    }
+
+    /// The file, to be hashed.
+    #[must_use]
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// Keeps the first `start` bytes and sets room aside for the rest of `size`.
+    ///
+    /// # Errors
+    /// [`FileRefusal::NoSpace`], or the disk.
+    pub fn reserve(&self, start: u64, size: u64) -> Result<(), FileRefusal> {
+        self.file.set_len(start.min(self.len()?))?;
+        self.folder.reserve(&self.temporary, size.saturating_sub(start))
+    }
+
+    /// Writes all of `bytes` at `offset`.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub fn write_at(&self, offset: u64, bytes: &[u8]) -> Result<(), FileRefusal> {
+        self.file.write_all_at(bytes, offset)?;
+        self.folder.written(&self.temporary, bytes.len() as u64);
+        Ok(())
+    }
+
+    /// Brings it to the disk and makes it visible under its name.
+    ///
+    /// # Errors
+    /// [`FileRefusal::Exists`] if someone put a file of this name there by other means, or the disk's.
+    pub fn publish(&mut self) -> Result<(), FileRefusal> {
+        self.file.set_permissions(PermissionsExt::from_mode(0o644))?;
+        self.file.sync_all()?;
+        self.folder.publish(&self.temporary, &self.name)?;
+        self.published = true;
+        Ok(())
+    }
+}
+
+impl Drop for Part {
+    fn drop(&mut self) {
+        if !self.published && self.len().is_ok_and(|n| n == 0) {
+            self.folder.remove(&self.temporary);
+        }
+        // Before the claim, so that who comes next finds both free. What cannot be unlocked is
+        // unlocked when the file is closed, right after this.
+        let _ = rustix::fs::flock(&self.file, rustix::fs::FlockOperation::Unlock);
+        self.folder.release(&self.temporary);
+    }
+}
+
+/// The BLAKE3 hash of the first `bytes` bytes of a file.
+///
+/// # Errors
+/// If it cannot be read, or is shorter.
+pub(super) fn hash(file: &File, bytes: u64) -> io::Result<Hash> {
+    let mut hasher = blake3::Hasher::new();
+    hash_on(file, &mut 0, bytes, &mut hasher)?;
+    Ok(Hash(*hasher.finalize().as_bytes()))
+}
+
+/// Hashes on from `at` to the first `bytes` bytes of a file.
+///
+/// # Errors
+/// If it cannot be read, or is shorter.
+pub(super) fn hash_on(file: &File, at: &mut u64, bytes: u64, hasher: &mut blake3::Hasher) -> io::Result<()> {
+    let mut buf = vec![0; HASH_PIECE];
+    while *at < bytes {
+        let room = usize::try_from(bytes - *at).unwrap_or(usize::MAX).min(buf.len());
+        let room = buf.get_mut(..room).unwrap_or_default();
+        let n = file.read_at(room, *at)?;
+        if n == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        hasher.update(room.get(..n).unwrap_or_default());
+        *at += n as u64;
+    }
+    Ok(())
+}

@@ -1,0 +1,252 @@
+//! One connection of the server: time-outs, and the bytes moved the quick way.
+
+use std::fmt;
+use std::future::Future;
+use std::io;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use embedded_io_adapters::tokio_1::FromTokio;
+use piman_core::Error;
+use piman_core::error::PeerError;
+use piman_core::transfer::{Body, End, Input, Name, Pause, Refusal, Server, advance};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, timeout, timeout_at};
+
+use super::folder::{FileRefusal, Folder};
+use super::shelf::{Hands, PIECE, Pulse, Shelf};
+use crate::sendfile;
+
+/// A peer that hashes what it has is expected to do so at this pace at least, in bytes a second.
+const HASH_PACE: u64 = 10_000_000;
+/// What a peer sends after the end is read for so long, so that it sees the answer and not a reset.
+const LINGER: Duration = Duration::from_secs(2);
+/// And so many bytes of it.
+const LINGER_BYTES: u64 = 16 << 20;
+
+/// How long a client may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Patience {
+    /// For everything that it says before the bytes of the file, together.
+    pub talk: Duration,
+    /// Without a single byte of the file.
+    pub stall: Duration,
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        Self { talk: Duration::from_secs(60), stall: Duration::from_secs(60) }
+    }
+}
+
+/// What all connections share.
+#[derive(Debug)]
+pub struct Transfers {
+    folder: Arc<Folder>,
+    hands: Arc<Hands>,
+    patience: Patience,
+}
+
+/// How a connection ended.
+#[derive(Debug)]
+pub struct Served {
+    /// What it was about, if the client said so.
+    pub name: Option<Name>,
+    /// How it ended.
+    pub end: Result<End, io::Error>,
+    /// Why it was refused.
+    pub refusal: Option<FileRefusal>,
+    /// Whether the client sent.
+    pub upload: bool,
+    /// How long it took.
+    pub took: Duration,
+}
+
+impl Transfers {
+    /// Serves `folder`.
+    #[must_use]
+    pub fn new(folder: Arc<Folder>, patience: Patience) -> Self {
+        Self { folder, hands: Arc::default(), patience }
+    }
+
+    /// The folder.
+    #[must_use]
+    pub fn folder(&self) -> &Arc<Folder> {
+        &self.folder
+    }
+
+    /// Serves one connection to its end.
+    pub async fn serve(&self, stream: TcpStream) -> Served {
+        let began = Instant::now();
+        let pulse = Arc::new(Pulse::default());
+        let mut shelf = Shelf::new(self.folder.clone(), self.hands.clone(), pulse.clone());
+        let mut io = FromTokio::new(stream);
+        let mut upload = false;
+        let end = self.drive(&mut io, &mut shelf, &pulse, &mut upload).await;
+        let (name, refusal) = (shelf.name.take(), shelf.refusal.take());
+        // The name is free before the client can know that it is over.
+        drop(shelf);
+        if !matches!(end, Ok(End::Closed) | Err(_)) {
+            linger(io.inner_mut()).await;
+        }
+        Served { name, end, refusal, upload, took: began.elapsed() }
+    }
+
+    async fn drive(
+        &self,
+        io: &mut FromTokio<TcpStream>,
+        shelf: &mut Shelf,
+        pulse: &Pulse,
+        upload: &mut bool,
+    ) -> Result<End, io::Error> {
+        let mut server = Server::default();
+        let mut input = Input::Start;
+        loop {
+            let talk = advance(io, &mut server, shelf, input);
+            let moved = match self.patiently(pulse, talk).await?? {
+                Pause::End(end) => return Ok(end),
+                Pause::Body(Body::Out { start, size }) => {
+                    let file = shelf.file().ok_or_else(|| io::Error::other("no file is open"))?;
+                    sendfile::send(io.inner(), &file, start, size - start, self.patience.stall, |_| Ok(()))
+                        .await?;
+                    Ok(())
+                }
+                Pause::Body(Body::In { start, size }) => {
+                    *upload = true;
+                    self.receive(io.inner(), shelf, start, size).await?
+                }
+            };
+            input = moved.map_or_else(Input::Broken, |()| Input::Moved);
+        }
+    }
+
+    /// Gives the talk its time; what the disk takes is not the client's.
+    async fn patiently<T>(
+        &self,
+        pulse: &Pulse,
+        talk: impl Future<Output = Result<T, Error<io::Error>>>,
+    ) -> Result<Result<T, io::Error>, io::Error> {
+        let mut talk = pin!(talk);
+        let mut deadline = Instant::now() + self.patience.talk;
+        loop {
+            if let Ok(said) = timeout_at(deadline, &mut talk).await {
+                return Ok(said.map_err(broken));
+            }
+            let more = match pulse.take_work() {
+                Some(hashed) => self.patience.talk + Duration::from_secs(hashed / HASH_PACE),
+                None => return Err(io::Error::new(io::ErrorKind::TimedOut, "the client says nothing")),
+            };
+            deadline = Instant::now() + more;
+        }
+    }
+
+    /// Moves the bytes of an upload to the disk. A client that sends nothing has no buffer.
+    async fn receive(
+        &self,
+        stream: &TcpStream,
+        shelf: &mut Shelf,
+        start: u64,
+        size: u64,
+    ) -> io::Result<Result<(), Refusal>> {
+        let mut at = start;
+        while at < size {
+            match timeout(self.patience.stall, stream.readable()).await {
+                Ok(ready) => ready?,
+                Err(_) => return Err(io::Error::new(io::ErrorKind::TimedOut, "the client sends nothing")),
+            }
+            let hands = self.hands.clone();
+            let turn = hands.writing.acquire().await.map_err(io::Error::other)?;
+            let mut piece = hands.buffer();
+            let want = usize::try_from(size - at).unwrap_or(usize::MAX).min(PIECE);
+            let (len, ended) = fill(stream, piece.get_mut(..want).unwrap_or_default())?;
+            if len > 0 {
+                match shelf.write(at, piece, len).await {
+                    Ok(buffer) => hands.give_back(buffer),
+                    Err(no) => return Ok(Err(no)),
+                }
+                at += len as u64;
+            } else {
+                hands.give_back(piece);
+            }
+            drop(turn);
+            if ended && at < size {
+                return Err(broken(Error::Peer(PeerError::Closed)));
+            }
+        }
+        Ok(Ok(()))
+    }
+}
+
+/// Takes what is there; how many bytes, and whether the stream has ended.
+fn fill(stream: &TcpStream, piece: &mut [u8]) -> io::Result<(usize, bool)> {
+    let mut len = 0;
+    loop {
+        let room = piece.get_mut(len..).unwrap_or_default();
+        if room.is_empty() {
+            return Ok((len, false));
+        }
+        match stream.try_read(room) {
+            Ok(0) => return Ok((len, true)),
+            Ok(n) => len += n,
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok((len, false)),
+            // What came before the failure is worth keeping: it is resumed from there.
+            Err(_) if len > 0 => return Ok((len, true)),
+            Err(e) => return Err(e),
+        }
+    }
+}
+
+/// Closes so that the peer sees the last answer: unread bytes would make it a reset.
+async fn linger(stream: &mut TcpStream) {
+    if stream.shutdown().await.is_ok() {
+        let mut rest = stream.take(LINGER_BYTES);
+        // Either way it is over.
+        let _ = timeout(LINGER, tokio::io::copy(&mut rest, &mut tokio::io::sink())).await;
+    }
+}
+
+fn broken(e: Error<io::Error>) -> io::Error {
+    match e {
+        Error::Io(e) => e,
+        Error::Peer(PeerError::Closed) => io::Error::new(io::ErrorKind::UnexpectedEof, e.to_string()),
+        other => io::Error::other(other.to_string()),
+    }
+}
+
+impl Served {
+    /// Whether the log should have it at the level of what happened.
+    #[must_use]
+    pub fn is_done(&self) -> bool {
+        matches!(self.end, Ok(End::Done { .. }))
+    }
+}
+
+/// One line for the log.
+impl fmt::Display for Served {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.name {
+            Some(name) => write!(f, "{:?}: ", name.as_str())?,
+            None => f.write_str("no file: ")?,
+        }
+        match &self.end {
+            Ok(End::Done { start, size }) => {
+                let what = if self.upload { "received" } else { "sent" };
+                write!(f, "{what} {} bytes in {:.1} s", size - start, self.took.as_secs_f64())?;
+                if *start > 0 { write!(f, ", resumed at {start}") } else { Ok(()) }
+            }
+            Ok(End::Stopped) => f.write_str("the client has no room for it"),
+            Ok(End::Closed) => f.write_str("the client went away"),
+            Ok(End::Strange) => f.write_str("the client does not speak this protocol"),
+            Ok(_) => match &self.refusal {
+                Some(why) => write!(f, "refused: {why}"),
+                None => f.write_str("refused: no name that is served"),
+            },
+            Err(e) => {
+                let what = if self.upload { "broken off, may be resumed" } else { "broken off" };
+                write!(f, "{what}: {e}")
+            }
+        }
+    }
+}

@@ -1,0 +1,89 @@
+//! Time-outs as a decorator around a tokio stream, and the options of every socket.
+
+use std::io::{self, ErrorKind};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use embedded_io_adapters::tokio_1::FromTokio;
+use embedded_io_async::{ErrorType, Read, Write};
+use socket2::{SockRef, TcpKeepalive};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, timeout, timeout_at};
+
+/// How long a control connection may be silent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Patience {
+    /// Until the first report, from the beginning of the connection.
+    pub first_report: Duration,
+    /// Between two reads after it.
+    pub idle: Duration,
+    /// For one write.
+    pub write: Duration,
+}
+
+/// A stream that fails with `TimedOut` when its peer is too slow.
+pub struct Timed<'a> {
+    stream: FromTokio<TcpStream>,
+    patience: Patience,
+    deadline: Instant,
+    reported: &'a AtomicBool,
+}
+
+impl<'a> Timed<'a> {
+    /// Whoever hears the reports sets `reported` at the first that counts.
+    #[must_use]
+    pub fn new(stream: TcpStream, patience: Patience, reported: &'a AtomicBool) -> Self {
+        let deadline = Instant::now() + patience.first_report;
+        Self { stream: FromTokio::new(stream), patience, deadline, reported }
+    }
+}
+
+impl ErrorType for Timed<'_> {
+    type Error = io::Error;
+}
+
+impl Read for Timed<'_> {
+    async fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        if self.reported.load(Ordering::Relaxed) {
+            self.deadline = Instant::now() + self.patience.idle;
+        }
+        timeout_at(self.deadline, self.stream.read(buf)).await.unwrap_or_else(|_| Err(silent()))
+    }
+}
+
+impl Write for Timed<'_> {
+    async fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        timeout(self.patience.write, self.stream.write(buf)).await.unwrap_or_else(|_| Err(silent()))
+    }
+
+    async fn flush(&mut self) -> io::Result<()> {
+        self.stream.flush().await
+    }
+}
+
+fn silent() -> io::Error {
+    io::Error::new(ErrorKind::TimedOut, "the peer was silent for too long")
+}
+
+/// Sets what every connection needs: small lines leave at once, a peer that lost power
+/// is noticed when nothing is sent (keepalive), and when something is (user time-out).
+pub fn tune(stream: &TcpStream, unanswered: Duration) {
+    let socket = SockRef::from(stream);
+    let keepalive = TcpKeepalive::new()
+        .with_time(Duration::from_secs(60))
+        .with_interval(Duration::from_secs(15))
+        .with_retries(4);
+    let set = socket
+        .set_tcp_nodelay(true)
+        .and_then(|()| socket.set_tcp_keepalive(&keepalive))
+        .and_then(|()| socket.set_tcp_user_timeout(Some(unanswered)));
+    if let Err(e) = set {
+        log::debug!("a socket's options cannot be set: {e}");
+    }
+}
+
+/// Makes the end of this connection an error for the peer (a reset), since what it got is not whole.
+pub fn reset_at_close(stream: &TcpStream) {
+    // It fails only for a socket that is gone already.
+    let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
+}

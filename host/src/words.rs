@@ -1,0 +1,93 @@
+//! Numbers, moments and tables for people.
+
+use std::fmt::Write as _;
+
+use crate::state::now_ms;
+
+/// A number of bytes for people.
+pub fn bytes(n: u64) -> String {
+    let mut value = n as f64;
+    let mut unit = "B";
+    for next in ["kB", "MB", "GB", "TB"] {
+        if value < 1000.0 {
+            break;
+        }
+        value /= 1000.0;
+        unit = next;
+    }
+    if unit == "B" { format!("{n} B") } else { format!("{value:.1} {unit}") }
+}
+
+/// How long ago a moment was, for people.
+#[must_use]
+pub fn when(at_ms: u64) -> String {
+    let now = now_ms();
+    if at_ms > now + 1000 {
+        return clock(at_ms);
+    }
+    let seconds = now.saturating_sub(at_ms) / 1000;
+    match seconds {
+        0 => "now".into(),
+        1..100 => format!("{seconds} s ago"),
+        100..6000 => format!("{} min ago", seconds / 60),
+        6000..172_800 => format!("{} h ago", seconds / 3600),
+        _ => clock(at_ms),
+    }
+}
+
+/// A span of time since the event before.
+pub fn since(ms: u64) -> String {
+    match ms {
+        0..10_000 => format!("+{}.{:03} s", ms / 1000, ms % 1000),
+        10_000..600_000 => format!("+{} s", ms / 1000),
+        _ => format!("+{} min", ms / 60_000),
+    }
+}
+
+/// A moment in local time.
+pub fn clock(at_ms: u64) -> String {
+    let moment = i64::try_from(at_ms).ok().and_then(|ms| jiff::Timestamp::from_millisecond(ms).ok());
+    moment.map_or_else(
+        || "-".into(),
+        |m| m.to_zoned(jiff::tz::TimeZone::system()).strftime("%Y-%m-%d %H:%M:%S").to_string(),
+    )
+}
+
+/// A table with columns as wide as their widest cell; the last is as long as it is.
+pub fn columns<const N: usize>(head: [&str; N], rows: impl Iterator<Item = [String; N]>) -> String {
+    let rows: Vec<[String; N]> = [head.map(String::from)].into_iter().chain(rows).collect();
+    let widths: [usize; N] = std::array::from_fn(|i| {
+        rows.iter().filter_map(|r| r.get(i)).map(|cell| cell.chars().count()).max().unwrap_or(0)
+    });
+    let mut out = String::new();
+    for row in rows {
+        let mut line = String::new();
+        for (cell, width) in row.iter().zip(widths) {
+            let _ = write!(line, "{cell:width$}  ");
+        }
+        out.push_str(line.trim_end());
+        out.push('\n');
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_for_people() {
+        assert_eq!(
+            [bytes(0), bytes(999), bytes(1000), bytes(651_000_000)],
+            ["0 B", "999 B", "1.0 kB", "651.0 MB"]
+        );
+        assert_eq!([since(9), since(61_500), since(601_000)], ["+0.009 s", "+61 s", "+10 min"]);
+        assert_eq!([when(now_ms()), when(now_ms() - 7_400_000)], ["now", "2 h ago"]);
+    }
+
+    #[test]
+    fn tables() {
+        let row = |a: &str, b: &str| [a.into(), b.into()];
+        assert_eq!(columns(["A", "B"], [row("xyz", "1"), row("é", "")].into_iter()), "A    B\nxyz  1\né\n");
+    }
+}

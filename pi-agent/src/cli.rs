@@ -1,0 +1,290 @@
+//! The command line of the agent.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, bail, ensure};
+use lexopt::{Arg, Parser, ValueExt};
+use piman_core::install::layout::Layout;
+use piman_core::install::{CONTROL_PORT, ROOTFS_PORT};
+use piman_core::stream::PORT as STREAM_PORT;
+use piman_core::talks;
+use piman_core::transfer::PORT as TRANSFER_PORT;
+
+use crate::disk::parse_layout;
+use crate::identity::Identity;
+use crate::install::{Choice, Plan};
+use crate::service::Service;
+use crate::talk::Server;
+
+/// What `--help` prints.
+pub const HELP: &str = "\
+pi-agent: installs this Pi from a piman server
+
+  pi-agent install --server HOST --disk FILE|DEVICE [options]
+      asks the server what to do, and installs if it says so
+      --control-port N   the server's control port           [3333]
+      --rootfs-port N    its rootfs port, if it names none   [4444]
+      --transfer-port N  where its log goes at the end, 0: nowhere   [50001]
+      --size SIZE        makes DISK a sparse file of this size (8G, 512M, bytes)
+      --layout FILE      partitions as `sfdisk --dump` writes them
+      --path WAY         auto, stream (any server; needs root) or image  [auto]
+      --retries N        so often after a lost server or connection      [10]
+      --serial S         the identity to report in place of this machine's
+      --reinstall        installs again what is installed already
+      --trust-unmarked   a system without piman's proof counts as installed
+      --yes              erases a device that holds anything
+  pi-agent figures --server HOST [options]
+      streams CPU, memory, disk, temperature and processes to the server
+      --stream-port N    the server's stream port                [5003]
+      --interval N       seconds between two records             [10]
+      --count N          stops after so many                     [never]
+  pi-agent check --disk FILE|DEVICE
+      says what is installed: exit code 0 if a whole image is, 1 if not
+  pi-agent run --server HOST [options]
+      the service on an installed Pi: does what `piman call` asks, for ever
+      --port N           the server's talks port                 [25565]
+      --password-file F  the password that the server wants, in the first line
+      --hooks DIR        programs that may be run by name        [/etc/piman/hooks]
+      --reboot PROGRAM   what starts the Pi again                [/sbin/reboot]
+      --serial S         the identity in place of this machine's
+  pi-agent init
+      what it does as process 1 of an initramfs
+  pi-agent --version | --help
+
+Exit codes: 0 done, 1 failed or not installed, 2 wrong use.
+";
+
+/// What was asked for.
+#[derive(Debug)]
+pub enum Order {
+    /// `--help`
+    Help,
+    /// `--version`
+    Version,
+    /// Install, with so many tries after the first; then the log goes to this port, if it is not 0.
+    Install(Box<Plan>, u32, u16),
+    /// Stream the figures of this machine.
+    Figures {
+        /// To this server.
+        host: String,
+        /// On this port.
+        port: u16,
+        /// So often.
+        interval: Duration,
+        /// So many times; `None`: for ever.
+        count: Option<u64>,
+    },
+    /// Check this disk.
+    Check(PathBuf),
+    /// Serve calls.
+    Run(Arc<Service>),
+    /// Be process 1; what follows is for it.
+    Init(Vec<OsString>),
+}
+
+/// Reads the arguments, without the program's name.
+///
+/// # Errors
+/// Says what is wrong with them.
+pub fn parse(args: impl IntoIterator<Item = OsString>) -> anyhow::Result<Order> {
+    let mut parser = Parser::from_args(args);
+    match parser.next()? {
+        None => bail!("a command is missing: see pi-agent --help"),
+        Some(Arg::Long("help") | Arg::Short('h')) => Ok(Order::Help),
+        Some(Arg::Long("version") | Arg::Short('V')) => Ok(Order::Version),
+        Some(Arg::Value(command)) => match command.to_str() {
+            Some("install") => install(&mut parser),
+            Some("check") => check(&mut parser),
+            Some("run") => run(&mut parser),
+            Some("figures") => figures(&mut parser),
+            Some("init") => Ok(Order::Init(parser.raw_args()?.collect())),
+            Some("help") => Ok(Order::Help),
+            _ => bail!("there is no command {}: see pi-agent --help", command.display()),
+        },
+        Some(other) => Err(other.unexpected().into()),
+    }
+}
+
+fn install(parser: &mut Parser) -> anyhow::Result<Order> {
+    let (mut host, mut disk) = (None, None);
+    let (mut control_port, mut rootfs_port, mut retries) = (CONTROL_PORT, ROOTFS_PORT, 10);
+    let mut transfer_port = TRANSFER_PORT;
+    let mut plan = Plan {
+        server: Server { host: String::new(), control_port, rootfs_port },
+        disk: PathBuf::new(),
+        size: None,
+        layout: Layout::default(),
+        choice: Choice::Auto,
+        yes: false,
+        trust_unmarked: false,
+        reinstall: false,
+        identity: Identity::of_this_machine(),
+        boot_from: None,
+    };
+    while let Some(arg) = parser.next()? {
+        match arg {
+            Arg::Long("server") => host = Some(parser.value()?.string()?),
+            Arg::Long("disk") => disk = Some(PathBuf::from(parser.value()?)),
+            Arg::Long("control-port") => control_port = parser.value()?.parse()?,
+            Arg::Long("rootfs-port") => rootfs_port = parser.value()?.parse()?,
+            Arg::Long("transfer-port") => transfer_port = parser.value()?.parse()?,
+            Arg::Long("size") => plan.size = Some(parse_size(&parser.value()?.string()?)?),
+            Arg::Long("layout") => plan.layout = read_layout(parser.value()?)?,
+            Arg::Long("path") => plan.choice = parser.value()?.parse()?,
+            Arg::Long("retries") => retries = parser.value()?.parse()?,
+            Arg::Long("serial") => {
+                plan.identity = Identity { serial: Some(parser.value()?.string()?), ..Identity::default() }
+            }
+            Arg::Long("reinstall") => plan.reinstall = true,
+            Arg::Long("trust-unmarked") => plan.trust_unmarked = true,
+            Arg::Long("yes") => plan.yes = true,
+            Arg::Long("help") | Arg::Short('h') => return Ok(Order::Help),
+            other => return Err(other.unexpected().into()),
+        }
+    }
+    plan.server = Server { host: host.context("--server is missing")?, control_port, rootfs_port };
+    plan.disk = disk.context("--disk is missing")?;
+    Ok(Order::Install(Box::new(plan), retries, transfer_port))
+}
+
+fn figures(parser: &mut Parser) -> anyhow::Result<Order> {
+    let (mut host, mut port, mut seconds, mut count) = (None, STREAM_PORT, 10.0, None);
+    while let Some(arg) = parser.next()? {
+        match arg {
+            Arg::Long("server") => host = Some(parser.value()?.string()?),
+            Arg::Long("stream-port") => port = parser.value()?.parse()?,
+            Arg::Long("interval") => seconds = parser.value()?.parse::<f64>()?,
+            Arg::Long("count") => count = Some(parser.value()?.parse()?),
+            Arg::Long("help") | Arg::Short('h') => return Ok(Order::Help),
+            other => return Err(other.unexpected().into()),
+        }
+    }
+    if !(0.01..=1e6).contains(&seconds) {
+        bail!("--interval takes seconds, 0.01 at least");
+    }
+    let interval = Duration::from_secs_f64(seconds);
+    Ok(Order::Figures { host: host.context("--server is missing")?, port, interval, count })
+}
+
+fn check(parser: &mut Parser) -> anyhow::Result<Order> {
+    let mut disk = None;
+    while let Some(arg) = parser.next()? {
+        match arg {
+            Arg::Long("disk") => disk = Some(PathBuf::from(parser.value()?)),
+            Arg::Long("help") | Arg::Short('h') => return Ok(Order::Help),
+            other => return Err(other.unexpected().into()),
+        }
+    }
+    Ok(Order::Check(disk.context("--disk is missing")?))
+}
+
+fn run(parser: &mut Parser) -> anyhow::Result<Order> {
+    let mut service = Service {
+        host: String::new(),
+        port: talks::PORT,
+        password_file: None,
+        hooks: "/etc/piman/hooks".into(),
+        reboot: "/sbin/reboot".into(),
+        root: "/".into(),
+        identity: Identity::of_this_machine(),
+    };
+    while let Some(arg) = parser.next()? {
+        match arg {
+            Arg::Long("server") => service.host = parser.value()?.string()?,
+            Arg::Long("port") => service.port = parser.value()?.parse()?,
+            Arg::Long("password-file") => service.password_file = Some(parser.value()?.into()),
+            Arg::Long("hooks") => service.hooks = parser.value()?.into(),
+            Arg::Long("reboot") => service.reboot = parser.value()?.into(),
+            Arg::Long("serial") => {
+                service.identity = Identity { serial: Some(parser.value()?.string()?), ..Identity::default() }
+            }
+            Arg::Long("help") | Arg::Short('h') => return Ok(Order::Help),
+            other => return Err(other.unexpected().into()),
+        }
+    }
+    ensure!(!service.host.is_empty(), "--server is missing");
+    Ok(Order::Run(Arc::new(service)))
+}
+
+fn read_layout(path: OsString) -> anyhow::Result<Layout> {
+    let path = PathBuf::from(path);
+    let text =
+        std::fs::read_to_string(&path).with_context(|| format!("reading the layout {}", path.display()))?;
+    parse_layout(&text)
+}
+
+/// Reads `8G`, `512M`, `64K` (powers of 1024) or bytes.
+///
+/// # Errors
+/// Anything else, and sizes of 16 EiB and more.
+pub fn parse_size(text: &str) -> anyhow::Result<u64> {
+    let bad = || format!("{text} is no size: say 8G, 512M, 64K or a number of bytes");
+    let upper = text.trim().to_ascii_uppercase();
+    let number = upper.trim_end_matches("IB").trim_end_matches('B');
+    let (number, shift) = match number.strip_suffix(['K', 'M', 'G', 'T']) {
+        Some(digits) => (digits, 10 * (1 + "KMGT".find(&number[digits.len()..]).unwrap_or(0))),
+        None => (number, 0),
+    };
+    let count: u64 = number.trim().parse().ok().with_context(bad)?;
+    count.checked_mul(1 << shift).with_context(bad)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn args(line: &str) -> anyhow::Result<Order> {
+        parse(line.split_whitespace().map(OsString::from))
+    }
+
+    #[test]
+    fn sizes() {
+        for (text, bytes) in [
+            ("0", 0),
+            ("4096", 4096),
+            ("64K", 65536),
+            ("512m", 512 << 20),
+            ("8GiB", 8 << 30),
+            ("2TB", 2 << 40),
+        ] {
+            assert_eq!(parse_size(text).unwrap(), bytes, "{text}");
+        }
+        for bad in ["", "G", "-1", "8X", "1.5G", "99999999T", "é"] {
+            assert!(parse_size(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn an_installation() {
+        let order = args(
+            "install --server pi.lab --disk card.img --size 2G --path image --retries 3 --serial abc --yes",
+        );
+        let Order::Install(plan, 3, TRANSFER_PORT) = order.unwrap() else { panic!("no installation") };
+        assert_eq!(plan.server, Server { host: "pi.lab".into(), control_port: 3333, rootfs_port: 4444 });
+        assert_eq!((plan.size, plan.choice, plan.yes), (Some(2 << 30), Choice::Image, true));
+        assert_eq!(plan.identity.serial.as_deref(), Some("abc"));
+    }
+
+    #[test]
+    fn wrong_use_says_what() {
+        for (line, word) in [
+            ("", "command"),
+            ("dance", "dance"),
+            ("install --disk x", "--server"),
+            ("install --server x", "--disk"),
+            ("install --server x --disk y --path sideways", "sideways"),
+            ("install --server x --disk y --colour red", "colour"),
+            ("install --server x --disk y --control-port 70000", "70000"),
+            ("check", "--disk"),
+            ("run", "--server"),
+            ("run --server x --port y", "y"),
+            ("install --server x --disk y --layout /nowhere", "/nowhere"),
+        ] {
+            let error = format!("{:#}", args(line).unwrap_err());
+            assert!(error.contains(word), "{line}: {error}");
+        }
+    }
+}

@@ -1,0 +1,273 @@
+//! Disks: a block device, or a file in place of one. What may be written, and where.
+//!
+//! | file | what lives there |
+//! |---|---|
+//! | `usage` | who uses a disk, so that it must not be touched |
+//! | `table` | the partition table and the boot partition |
+//! | `node` | the root partition as something that can be mounted |
+//! | `window` | a part of a disk as a stream |
+//! | `ioctl` | requests to the kernel |
+
+mod ioctl;
+mod node;
+mod table;
+mod usage;
+mod window;
+
+use std::fmt;
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, anyhow, bail};
+use piman_core::install::Stage;
+use piman_core::install::layout::{Layout, SECTOR};
+use rustix::fs::{FlockOperation, flock};
+
+pub use node::RootNode;
+pub use table::{parse_layout, root_in_table};
+pub use window::Window;
+
+use crate::failure::{Cause, Failure, OrFail};
+
+const LOCK_TRIES: u32 = 30;
+const LOCK_PAUSE: Duration = Duration::from_millis(100);
+
+/// A disk that is open for installing, and nobody else's meanwhile.
+#[derive(Debug)]
+pub struct Disk {
+    path: PathBuf,
+    file: File,
+    /// While it is there nobody else can mount a partition or open the device like this;
+    /// neither can we, so it goes before our own mount.
+    claim: Mutex<Option<File>>,
+    bytes: u64,
+    device: bool,
+}
+
+/// Where the root filesystem of a disk lies, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RootArea {
+    /// From the start of the disk.
+    pub offset: u64,
+    /// Its length.
+    pub length: u64,
+}
+
+impl RootArea {
+    /// Where a layout puts it on a disk of so many bytes.
+    ///
+    /// # Errors
+    /// [`Cause::Disk`] if the layout does not fit; says the size that is needed.
+    pub fn of(layout: &Layout, disk_bytes: u64) -> Result<Self, Failure> {
+        let sectors =
+            layout.root_on(disk_bytes).or_fail(Stage::Disk, Cause::Disk, "placing the partitions")?;
+        Ok(Self { offset: layout.root_start * SECTOR, length: sectors * SECTOR })
+    }
+}
+
+impl Disk {
+    /// Opens a disk to write to it: a whole block device that nobody uses, or a regular file.
+    ///
+    /// # Errors
+    /// [`Cause::Refused`] if it is neither, mounted, in use or a partition;
+    /// [`Cause::Disk`] if it cannot be opened, is read-only or empty.
+    pub fn open(path: &Path) -> Result<Self, Failure> {
+        let refuse = |e: anyhow::Error| Failure {
+            stage: Stage::Disk,
+            cause: Cause::Refused,
+            error: e.context(format!("opening the disk {}", path.display())),
+        };
+        let device = is_device(path).map_err(refuse)?;
+        if let Some(user) = usage::user_of(path, device).map_err(refuse)? {
+            return Err(refuse(anyhow!("{user}; nothing was changed")));
+        }
+        let open = |flags| {
+            let file = OpenOptions::new().read(true).write(true).custom_flags(flags).open(path);
+            file.or_fail(Stage::Disk, Cause::Disk, format!("opening {}", path.display()))
+        };
+        // Exclusive on a block device: fails while a partition of it is mounted or held.
+        let claim = if device { Some(open(libc_flags::O_EXCL)?) } else { None };
+        let file = open(0)?;
+        lock(&file).map_err(refuse)?;
+        let bytes = size(&file, device).or_fail(Stage::Disk, Cause::Disk, "finding its size")?;
+        let read_only = device && ioctl::read_only(&file).unwrap_or(false);
+        let disk = Self { path: path.to_owned(), file, claim: Mutex::new(claim), bytes, device };
+        if read_only {
+            return Err(disk.broken(anyhow!("it is read-only: look at the card's lock switch")));
+        }
+        if bytes == 0 {
+            return Err(disk.broken(anyhow!("it has a size of 0: is there a card in it?")));
+        }
+        Ok(disk)
+    }
+
+    /// Makes a sparse file of `bytes` in place of a disk; one that is there is opened if it
+    /// has that size.
+    ///
+    /// # Errors
+    /// Like [`Disk::open`]; [`Cause::Refused`] if the file has another size.
+    pub fn create(path: &Path, bytes: u64) -> Result<Self, Failure> {
+        match OpenOptions::new().write(true).create_new(true).open(path) {
+            Ok(file) => {
+                let what = format!("making the file {} of {bytes} bytes", path.display());
+                file.set_len(bytes).or_fail(Stage::Disk, Cause::Disk, what)?;
+            }
+            Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {}
+            Err(e) => {
+                return Err(e).or_fail(
+                    Stage::Disk,
+                    Cause::Disk,
+                    format!("making the file {}", path.display()),
+                );
+            }
+        }
+        let disk = Self::open(path)?;
+        if disk.bytes != bytes {
+            let error = anyhow!(
+                "{disk} is there already and has {} bytes, not {bytes}; remove it, or leave --size out",
+                disk.bytes
+            );
+            return Err(Failure { stage: Stage::Disk, cause: Cause::Refused, error });
+        }
+        Ok(disk)
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Its size, in bytes.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Whether it is a block device, and not a file.
+    #[must_use]
+    pub fn is_device(&self) -> bool {
+        self.device
+    }
+
+    /// The open disk, for reads and writes at a position.
+    #[must_use]
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// A second descriptor that passes the kernel's cache by, or an ordinary one where the
+    /// file system of a file does not allow that.
+    ///
+    /// # Errors
+    /// [`Cause::Disk`] if it cannot be opened.
+    pub fn direct(&self) -> Result<File, Failure> {
+        // Through the open descriptor, so that it is surely the same disk.
+        use std::os::fd::AsRawFd;
+        let again = format!("/proc/self/fd/{}", self.file.as_raw_fd());
+        let open = |flags| OpenOptions::new().read(true).write(true).custom_flags(flags).open(&again);
+        open(libc_flags::O_DIRECT).or_else(|_| open(0)).or_fail(
+            Stage::Disk,
+            Cause::Disk,
+            format!("opening {self} a second time"),
+        )
+    }
+
+    /// What is on the disk, in words, as far as its first bytes tell; `None` if they are empty.
+    ///
+    /// # Errors
+    /// [`Cause::Disk`] if it cannot be read.
+    pub fn content(&self) -> Result<Option<String>, Failure> {
+        let mut start = vec![0; usize::try_from(self.bytes.min(1 << 20)).unwrap_or(0)];
+        self.file.read_exact_at(&mut start, 0).or_fail(
+            Stage::Disk,
+            Cause::Disk,
+            format!("reading the first bytes of {self}"),
+        )?;
+        let empty = start.iter().all(|b| *b == 0) || start.iter().all(|b| *b == 0xff);
+        if empty {
+            return Ok(None);
+        }
+        Ok(Some(match table::describe(&start) {
+            Some(partitions) => format!("partitions ({partitions})"),
+            None => "data without a partition table".into(),
+        }))
+    }
+
+    /// Brings all that was written to the medium.
+    ///
+    /// # Errors
+    /// [`Cause::Disk`] if the disk reports that it could not write.
+    pub fn sync(&self, stage: Stage) -> Result<(), Failure> {
+        self.file.sync_all().or_fail(stage, Cause::Disk, format!("bringing everything to {self}"))
+    }
+
+    /// The exclusive use, if it was not taken yet. When it is dropped the kernel can mount a
+    /// partition of the disk, which stays locked for programs that ask.
+    fn take_claim(&self) -> Option<File> {
+        self.claim.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    fn broken(&self, error: anyhow::Error) -> Failure {
+        Failure { stage: Stage::Disk, cause: Cause::Disk, error: error.context(format!("opening {self}")) }
+    }
+}
+
+impl fmt::Display for Disk {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.path.display().fmt(f)
+    }
+}
+
+/// Opens a disk for reading only, whoever uses it: for the check. Gives its size in bytes.
+///
+/// # Errors
+/// If it is no disk or cannot be opened.
+pub fn open_to_read(path: &Path) -> anyhow::Result<(File, u64)> {
+    let device = is_device(path)?;
+    let file = File::open(path).with_context(|| format!("opening {}", path.display()))?;
+    let bytes = size(&file, device)?;
+    Ok((file, bytes))
+}
+
+/// Locks a disk against other programs that ask. Device managers lock one for moments, to
+/// look at it.
+fn lock(file: &File) -> anyhow::Result<()> {
+    for _ in 0..LOCK_TRIES {
+        if flock(file, FlockOperation::NonBlockingLockExclusive).is_ok() {
+            return Ok(());
+        }
+        thread::sleep(LOCK_PAUSE);
+    }
+    Err(anyhow!("another program has locked it; wait until it has finished"))
+}
+
+/// Whether it is a whole block device (true) or a regular file (false).
+fn is_device(path: &Path) -> anyhow::Result<bool> {
+    let meta = std::fs::metadata(path).context("there is no such disk")?;
+    if meta.file_type().is_file() {
+        return Ok(false);
+    }
+    if !meta.file_type().is_block_device() {
+        bail!("it is neither a block device nor a file");
+    }
+    if usage::sysfs(meta.rdev()).join("partition").exists() {
+        bail!("it is a partition: name the whole disk");
+    }
+    Ok(true)
+}
+
+fn size(file: &File, device: bool) -> std::io::Result<u64> {
+    if device { ioctl::size(file) } else { Ok(file.metadata()?.size()) }
+}
+
+/// Flags of `open` as std wants them.
+mod libc_flags {
+    use rustix::fs::OFlags;
+    pub(super) const O_EXCL: i32 = OFlags::EXCL.bits().cast_signed();
+    pub(super) const O_DIRECT: i32 = OFlags::DIRECT.bits().cast_signed();
+}

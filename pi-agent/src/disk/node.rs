@@ -1,0 +1,114 @@
+//! The root partition as something that the kernel can mount: a partition's device node,
+//! or a loop device on a part of a file.
+
+use std::fs::{self, File, OpenOptions};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use piman_core::install::Stage;
+
+use super::{Disk, RootArea, ioctl, usage};
+use crate::failure::{Cause, Failure, OrFail};
+
+/// How long a partition's node may take to appear.
+const NODE_DEADLINE: Duration = Duration::from_secs(20);
+
+/// The number of the root partition.
+const ROOT: i32 = 2;
+
+/// Something to mount. A loop device goes when this and its mounts are gone.
+#[derive(Debug)]
+pub struct RootNode {
+    path: PathBuf,
+    /// Keeps a loop device alive until it is mounted.
+    _device: File,
+}
+
+impl RootNode {
+    /// Its path.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl Disk {
+    /// Has the kernel take note of the partitions, and gives the root partition.
+    /// What the kernel had cached of it is forgotten. From here on others may mount, too.
+    ///
+    /// # Errors
+    /// [`Cause::Disk`] if its node does not appear within a deadline; a file needs root.
+    pub fn root_node(&self, root: &RootArea) -> Result<RootNode, Failure> {
+        let node = if self.device { self.partition_node(root) } else { self.loop_node(root) };
+        node.or_fail(Stage::Partition, Cause::Disk, format!("finding the root partition of {self}"))
+    }
+
+    fn partition_node(&self, root: &RootArea) -> anyhow::Result<RootNode> {
+        let disk = usage::sysfs(self.file.metadata()?.rdev());
+        // The kernel forgets the old partitions with their caches, and reads the table; it
+        // wants to hear that from whoever holds the device.
+        let claim = self.take_claim();
+        let reread = ioctl::reread_partitions(claim.as_ref().unwrap_or(&self.file));
+        drop(claim);
+        if reread.is_err() || find(&disk, ROOT).is_none() {
+            // A loop device without partition scanning: say it in so many words.
+            let _ = ioctl::drop_partition(&self.file, ROOT);
+            ioctl::add_partition(&self.file, ROOT, root.offset, root.length)
+                .context("telling the kernel of the partition")?;
+        }
+        let deadline = Instant::now() + NODE_DEADLINE;
+        loop {
+            if let Some((path, number)) = find(&disk, ROOT)
+                && fs::metadata(&path).is_ok_and(|m| m.rdev() == number)
+            {
+                let device = File::open(&path).with_context(|| format!("opening {}", path.display()))?;
+                ioctl::forget_cache(&device)?;
+                return Ok(RootNode { path, _device: device });
+            }
+            if Instant::now() > deadline {
+                bail!("its device node did not appear within {} s", NODE_DEADLINE.as_secs());
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    fn loop_node(&self, root: &RootArea) -> anyhow::Result<RootNode> {
+        let open = |path: &Path| {
+            let file = OpenOptions::new().read(true).write(true).open(path);
+            file.with_context(|| {
+                format!("opening {}: mounting a file needs root and loop devices", path.display())
+            })
+        };
+        let control = open(Path::new("/dev/loop-control"))?;
+        let mut tries = 0;
+        loop {
+            let path = PathBuf::from(format!("/dev/loop{}", ioctl::free_loop(&control)?));
+            let device = open(&path)?;
+            match ioctl::bind_loop(&device, &self.file, root.offset, root.length) {
+                Ok(()) => return Ok(RootNode { path, _device: device }),
+                // Somebody else was faster with that number.
+                Err(e) if e.raw_os_error() == Some(rustix::io::Errno::BUSY.raw_os_error()) && tries < 64 => {
+                    tries += 1
+                }
+                Err(e) => return Err(e).context("making a loop device"),
+            }
+        }
+    }
+}
+
+/// The path that a partition of this number should have, and its device number.
+fn find(disk: &Path, number: i32) -> Option<(PathBuf, u64)> {
+    for entry in fs::read_dir(disk).ok()?.flatten() {
+        let read = |name: &str| fs::read_to_string(entry.path().join(name)).ok();
+        if read("partition").and_then(|n| n.trim().parse().ok()) == Some(number) {
+            let numbers = read("dev")?;
+            let (major, minor) = numbers.trim().split_once(':')?;
+            let device = rustix::fs::makedev(major.parse().ok()?, minor.parse().ok()?);
+            return Some((Path::new("/dev").join(entry.file_name()), device));
+        }
+    }
+    None
+}

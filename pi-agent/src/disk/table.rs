@@ -1,0 +1,198 @@
+//! The partition table, and the boot partition's file system.
+
+use std::fs::File;
+use std::io::{Cursor, Write};
+
+use anyhow::{Context, bail};
+use fatfs::{FatType, FileSystem, FormatVolumeOptions, FsOptions};
+use mbrman::{BOOT_INACTIVE, CHS, MBRHeader, MBRPartitionEntry};
+use piman_core::install::Stage;
+use piman_core::install::layout::{Layout, SECTOR};
+
+use super::{Disk, RootArea, Window};
+use crate::failure::{Cause, Failure, OrFail};
+
+const FAT32_LBA: u8 = 0x0c;
+const LINUX: u8 = 0x83;
+
+impl Disk {
+    /// Writes the partition table and an empty boot partition. Where the disk has exactly
+    /// these already they are left as they are, with what is in the boot partition.
+    ///
+    /// # Errors
+    /// [`Cause::Disk`] if the layout does not fit or the disk cannot be written.
+    pub fn partition(&self, layout: &Layout) -> Result<RootArea, Failure> {
+        let root = RootArea::of(layout, self.bytes)?;
+        let table =
+            table(layout, &root).or_fail(Stage::Partition, Cause::Disk, "making the partition table")?;
+        let same = self.read_table().is_ok_and(|t| t == table);
+        if !same {
+            self.write_table(&table).or_fail(
+                Stage::Partition,
+                Cause::Disk,
+                format!("writing the partition table of {self}"),
+            )?;
+        }
+        let what = format!("making the boot partition of {self}");
+        self.boot_partition(layout, same).or_fail(Stage::Partition, Cause::Disk, what)?;
+        self.sync(Stage::Partition)?;
+        Ok(root)
+    }
+
+    fn read_table(&self) -> anyhow::Result<MBRHeader> {
+        Ok(MBRHeader::read_from(&mut Window::new(&self.file, 0, SECTOR))?)
+    }
+
+    fn write_table(&self, table: &MBRHeader) -> anyhow::Result<()> {
+        let mut sectors = Cursor::new(Vec::new());
+        table.write_into(&mut sectors)?;
+        let mut sectors = sectors.into_inner();
+        // 33 more sectors as zeros: where a GPT would be, which must not come back to life.
+        sectors.resize(usize::try_from(34 * SECTOR)?, 0);
+        Window::new(&self.file, 0, self.bytes).write_all(&sectors)?;
+        self.file.sync_all()?;
+        Ok(())
+    }
+
+    fn boot_partition(&self, layout: &Layout, keep: bool) -> anyhow::Result<()> {
+        let window = || Window::new(&self.file, layout.boot_start * SECTOR, layout.boot_sectors * SECTOR);
+        if keep && FileSystem::new(window(), FsOptions::new()).is_ok() {
+            return Ok(());
+        }
+        let sectors = u32::try_from(layout.boot_sectors)?;
+        // The type of the partition says FAT32 with LBA; it takes 65,525 clusters at least.
+        let fat_type = if sectors > 66_600 { FatType::Fat32 } else { FatType::Fat16 };
+        let mut options = FormatVolumeOptions::new()
+            .total_sectors(sectors)
+            .volume_id(layout.disk_id)
+            .volume_label(*b"BOOT       ");
+        if sectors > 8400 {
+            options = options.fat_type(fat_type);
+        }
+        if sectors > 66_600 && sectors < 532_480 {
+            options = options.bytes_per_cluster(512);
+        }
+        fatfs::format_volume(window(), options)?;
+        Ok(())
+    }
+}
+
+fn table(layout: &Layout, root: &RootArea) -> anyhow::Result<MBRHeader> {
+    let mut table = MBRHeader::new(layout.disk_id.to_le_bytes());
+    table.partition_1 = partition(FAT32_LBA, layout.boot_start, layout.boot_sectors)?;
+    table.partition_2 = partition(LINUX, layout.root_start, root.length / SECTOR)?;
+    Ok(table)
+}
+
+fn partition(sys: u8, start: u64, sectors: u64) -> anyhow::Result<MBRPartitionEntry> {
+    Ok(MBRPartitionEntry {
+        boot: BOOT_INACTIVE,
+        first_chs: CHS::empty(),
+        sys,
+        last_chs: CHS::empty(),
+        starting_lba: u32::try_from(start)?,
+        sectors: u32::try_from(sectors)?,
+    })
+}
+
+/// Where the partition table of a disk of so many bytes has the root partition.
+#[must_use]
+pub fn root_in_table(disk: &File, bytes: u64) -> Option<RootArea> {
+    let table = MBRHeader::read_from(&mut Window::new(disk, 0, SECTOR)).ok()?;
+    let root = &table.partition_2;
+    let area =
+        RootArea { offset: u64::from(root.starting_lba) * SECTOR, length: u64::from(root.sectors) * SECTOR };
+    (root.sys == LINUX && area.offset > 0 && area.offset + area.length <= bytes).then_some(area)
+}
+
+/// The partitions of a disk that begins so, in a few words.
+pub(super) fn describe(start: &[u8]) -> Option<String> {
+    let table = MBRHeader::read_from(&mut Cursor::new(start.get(..512)?)).ok()?;
+    let parts: Vec<String> = table
+        .iter()
+        .filter(|(_, p)| p.is_used())
+        .map(|(i, p)| format!("{i}: type {:x}, {} MiB", p.sys, u64::from(p.sectors) >> 11))
+        .collect();
+    Some(parts.join("; "))
+}
+
+/// Reads a layout as `sfdisk --dump` writes it: `label-id`, and two partitions with `start=`
+/// and `size=` in sectors; without a size the second reaches to the end of the disk.
+///
+/// # Errors
+/// Says the line that cannot be used.
+pub fn parse_layout(text: &str) -> anyhow::Result<Layout> {
+    let mut layout = Layout { root_sectors: None, ..Layout::default() };
+    let mut partitions = Vec::new();
+    for (number, line) in (1..).zip(text.lines()) {
+        let bad = || format!("line {number} of the layout: {line}");
+        let line = line.trim();
+        if let Some(id) = line.strip_prefix("label-id:") {
+            let id = id.trim().trim_start_matches("0x");
+            layout.disk_id = u32::from_str_radix(id, 16).with_context(bad)?;
+        } else if let Some(label) = line.strip_prefix("label:") {
+            if label.trim() != "dos" {
+                bail!("{}: only dos (MBR) is possible", bad());
+            }
+        } else if line.contains("start=") {
+            partitions.push(partition_line(line).with_context(bad)?);
+        } else if !(line.is_empty() || line.starts_with('#') || is_header(line)) {
+            bail!("{}: not understood", bad());
+        }
+    }
+    let [(boot_start, Some(boot_sectors)), (root_start, root_sectors)] = partitions[..] else {
+        bail!("the layout must have two partitions, the first with a size");
+    };
+    Ok(Layout { boot_start, boot_sectors, root_start, root_sectors, ..layout })
+}
+
+fn is_header(line: &str) -> bool {
+    ["device:", "unit:", "sector-size:", "first-lba:", "last-lba:", "grain:"]
+        .iter()
+        .any(|h| line.starts_with(h))
+}
+
+fn partition_line(line: &str) -> anyhow::Result<(u64, Option<u64>)> {
+    let fields = line.split_once(" : ").map_or(line, |(_, fields)| fields);
+    let (mut start, mut size) = (None, None);
+    for field in fields.split(',') {
+        match field.split_once('=').map(|(k, v)| (k.trim(), v.trim())) {
+            Some(("start", v)) => start = Some(v.parse().context("start= is no number of sectors")?),
+            Some(("size", v)) => size = Some(v.parse().context("size= is no number of sectors")?),
+            Some(("type" | "Id" | "uuid" | "name", _)) | None => {}
+            Some((other, _)) => bail!("{other}= is not known"),
+        }
+    }
+    Ok((start.context("start= is missing")?, size))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_old_dump() {
+        let dump = "label: dos\nlabel-id: 0x5f5d7a31\ndevice: /dev/mmcblk0\nunit: sectors\n\n\
+                    /dev/mmcblk0p1 : start=        8192, size=       88472, type=c\n\
+                    /dev/mmcblk0p2 : start=       98304, type=83\n";
+        assert_eq!(parse_layout(dump).unwrap(), Layout::default());
+        let sized = dump.replace("98304,", "98304, size= 4096,");
+        assert_eq!(parse_layout(&sized).unwrap().root_sectors, Some(4096));
+    }
+
+    #[test]
+    fn bad_layouts_name_the_line() {
+        for (bad, word) in [
+            ("label: gpt\n", "line 1"),
+            ("label-id: zz", "line 1"),
+            ("\nhello", "line 2"),
+            ("p1 : start=x, size=1", "start="),
+            ("p1 : start=1, size=1, colour=red", "colour"),
+            ("p1 : start=1, size=1", "two partitions"),
+            ("p1 : start=1\np2 : start=9", "two partitions"),
+        ] {
+            let error = format!("{:#}", parse_layout(bad).unwrap_err());
+            assert!(error.contains(word), "{error}");
+        }
+    }
+}

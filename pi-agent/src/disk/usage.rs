@@ -1,0 +1,72 @@
+//! Who uses a disk: mounts, swap, device mappers, loop devices.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+
+/// Where the kernel describes a block device.
+pub(super) fn sysfs(device: u64) -> PathBuf {
+    let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
+    PathBuf::from(format!("/sys/dev/block/{major}:{minor}"))
+}
+
+/// Who uses a disk, as the beginning of a sentence; `None` if nobody does.
+pub(super) fn user_of(path: &Path, device: bool) -> anyhow::Result<Option<String>> {
+    let meta = fs::metadata(path).context("there is no such disk")?;
+    if !device {
+        return Ok(loop_on(path));
+    }
+    let disk = sysfs(meta.rdev());
+    let mut parts = vec![disk.clone()];
+    for entry in fs::read_dir(&disk).into_iter().flatten().flatten() {
+        if entry.path().join("partition").exists() {
+            parts.push(entry.path());
+        }
+    }
+    for part in parts {
+        let number = fs::read_to_string(part.join("dev")).unwrap_or_default();
+        let number = number.trim();
+        let name =
+            fs::canonicalize(&part).ok().and_then(|p| Some(p.file_name()?.to_string_lossy().into_owned()));
+        let name = name.unwrap_or_else(|| number.to_owned());
+        if let Some(place) = mounted_at(number) {
+            return Ok(Some(format!("/dev/{name} is mounted at {place}")));
+        }
+        if swaps(&name) {
+            return Ok(Some(format!("/dev/{name} is used as swap")));
+        }
+        if let Some(holder) = fs::read_dir(part.join("holders")).ok().and_then(|mut d| d.next()?.ok()) {
+            return Ok(Some(format!("/dev/{name} is used by {}", holder.file_name().display())));
+        }
+    }
+    Ok(None)
+}
+
+/// Where a device with the number `major:minor` is mounted.
+fn mounted_at(number: &str) -> Option<String> {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
+    mounts.lines().find_map(|line| {
+        let mut words = line.split(' ');
+        (words.nth(2)? == number).then(|| words.nth(1).unwrap_or("?").to_owned())
+    })
+}
+
+fn swaps(name: &str) -> bool {
+    let device = format!("/dev/{name}");
+    let swaps = fs::read_to_string("/proc/swaps").unwrap_or_default();
+    swaps.lines().skip(1).any(|l| l.split_whitespace().next() == Some(&device))
+}
+
+/// The loop device that is made of a file.
+fn loop_on(path: &Path) -> Option<String> {
+    let path = fs::canonicalize(path).ok()?;
+    for entry in fs::read_dir("/sys/block").ok()?.flatten() {
+        let backing = fs::read_to_string(entry.path().join("loop/backing_file")).unwrap_or_default();
+        if Path::new(backing.trim_end_matches('\n')) == path {
+            return Some(format!("/dev/{} is made of it", entry.file_name().display()));
+        }
+    }
+    None
+}

@@ -1,0 +1,196 @@
+//! The Pi's figures as records: CPU, memory, disk, temperature, processes; streamed at an interval.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+use std::thread;
+use std::time::{Duration, SystemTime};
+
+use embedded_io_adapters::std::FromStd;
+use piman_core::blocking::{Blocking, run};
+use piman_core::stream::{self, Acks};
+
+use crate::backoff::Backoff;
+use crate::logbook::connect;
+
+/// The names of the columns, in their order.
+pub const HEADER: &str = "time_s,cpu_percent,memory_used_kib,memory_total_kib,disk_used_kib,disk_total_kib,temperature_c,processes";
+
+/// How long the server may take to write a record: its disk may be full for a while.
+const ANSWER: Duration = Duration::from_secs(60);
+/// Between two attempts to reach it at most.
+const PAUSE_MAX: Duration = Duration::from_secs(30);
+
+/// What is measured between two records.
+#[derive(Debug, Default)]
+pub struct Meter {
+    busy: u64,
+    all: u64,
+}
+
+impl Meter {
+    /// One record without its newline, the CPU since the last one. What this machine does not
+    /// tell stays empty.
+    pub fn record(&mut self) -> String {
+        let time = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default().as_secs();
+        let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
+        let cpu = self.cpu(&read("/proc/stat"));
+        let (used, total) = memory(&read("/proc/meminfo"));
+        let (disk_used, disk_total) = disk(Path::new("/"));
+        let temperature = temperature(&read("/sys/class/thermal/thermal_zone0/temp"));
+        let fields = [cpu, used, total, disk_used, disk_total, temperature, processes()];
+        let fields: Vec<String> = fields.into_iter().map(Option::unwrap_or_default).collect();
+        format!("{time},{}", fields.join(","))
+    }
+
+    /// Per cent of all cores since the last call; since the start of the machine at the first.
+    fn cpu(&mut self, stat: &str) -> Option<String> {
+        let line = stat.lines().next()?.strip_prefix("cpu ")?;
+        let times: Vec<u64> = line.split_whitespace().take(8).map_while(|t| t.parse().ok()).collect();
+        let all: u64 = times.iter().sum();
+        // Idle, and idle since a disk is waited for.
+        let idle: u64 = times.iter().skip(3).take(2).sum();
+        let busy = all.checked_sub(idle)?;
+        let (busy_now, all_now) = (busy.saturating_sub(self.busy), all.saturating_sub(self.all));
+        (self.busy, self.all) = (busy, all);
+        (all_now > 0).then(|| format!("{:.1}", 100.0 * busy_now as f64 / all_now as f64))
+    }
+}
+
+fn memory(meminfo: &str) -> (Option<String>, Option<String>) {
+    let field = |name: &str| -> Option<u64> {
+        let line = meminfo.lines().find(|l| l.starts_with(name))?;
+        line.split_whitespace().nth(1)?.parse().ok()
+    };
+    let total = field("MemTotal:");
+    let used = total.zip(field("MemAvailable:")).map(|(t, a)| t.saturating_sub(a));
+    (used.map(|n| n.to_string()), total.map(|n| n.to_string()))
+}
+
+fn disk(path: &Path) -> (Option<String>, Option<String>) {
+    let Ok(disk) = rustix::fs::statvfs(path) else { return (None, None) };
+    let kib = |blocks: u64| Some((blocks.saturating_mul(disk.f_frsize) / 1024).to_string());
+    (kib(disk.f_blocks.saturating_sub(disk.f_bfree)), kib(disk.f_blocks))
+}
+
+fn temperature(text: &str) -> Option<String> {
+    let millidegrees: i32 = text.trim().parse().ok()?;
+    Some(format!("{:.1}", f64::from(millidegrees) / 1000.0))
+}
+
+fn processes() -> Option<String> {
+    let is_process = |name: &str| name.bytes().all(|b| b.is_ascii_digit());
+    let entries = fs::read_dir("/proc").ok()?.flatten();
+    let count = entries.filter(|e| e.file_name().to_str().is_some_and(is_process)).count();
+    (count > 0).then(|| count.to_string())
+}
+
+/// Sends a record every `interval` for ever, or until so many have been written; on every
+/// connection the names of the columns first. A server that is away is tried again; what was
+/// not measured meanwhile is not made up for.
+pub fn send(host: &str, port: u16, interval: Duration, count: Option<u64>) {
+    let mut meter = Meter::default();
+    let mut acks = Acks::default();
+    let mut line = None;
+    let mut backoff = Backoff::new(Duration::from_secs(1).min(interval), PAUSE_MAX);
+    let mut sent = 0;
+    while count.is_none_or(|n| sent < n) {
+        match one(host, port, &mut line, acks, &meter.record()) {
+            Ok(known) => {
+                acks = known;
+                sent += 1;
+                backoff.reset();
+                thread::sleep(interval);
+            }
+            Err(e) => {
+                line = None;
+                let pause = backoff.wait();
+                log::warn!("the figures cannot be sent to {host} port {port}: {e}; again in {pause:.1?}");
+                thread::sleep(pause);
+            }
+        }
+    }
+}
+
+type Line = (Blocking<FromStd<std::net::TcpStream>>, stream::Client);
+
+/// One record on a connection that is made if there is none.
+fn one(host: &str, port: u16, line: &mut Option<Line>, acks: Acks, record: &str) -> io::Result<Acks> {
+    let is_new = line.is_none();
+    let (io, client) = match line {
+        Some(line) => line,
+        None => {
+            let socket = connect(host, port)?;
+            socket.set_read_timeout(Some(ANSWER))?;
+            line.insert((Blocking(FromStd::new(socket)), stream::Client::new(acks)))
+        }
+    };
+    let failed = |e: piman_core::Error<io::Error>| io::Error::other(e.to_string());
+    if is_new {
+        run(stream::open(io, client)).map_err(failed)?;
+        run(stream::send(io, client, format!("{HEADER}\n").as_bytes())).map_err(failed)?;
+    }
+    run(stream::send(io, client, format!("{record}\n").as_bytes())).map_err(failed)?;
+    Ok(client.acks())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Read, Write};
+    use std::net::TcpListener;
+
+    #[test]
+    fn figures_of_this_machine() {
+        let mut meter = Meter::default();
+        let record = meter.record();
+        let fields: Vec<&str> = record.split(',').collect();
+        assert_eq!(fields.len(), HEADER.split(',').count(), "{record}");
+        let number = |i: usize| fields[i].parse::<f64>().unwrap();
+        assert!(number(0) > 1.7e9 && (0.0..=100.0).contains(&number(1)), "{record}");
+        assert!(0.0 < number(2) && number(2) < number(3) && number(4) <= number(5), "{record}");
+        assert!(number(7) >= 1.0, "{record}");
+    }
+
+    #[test]
+    fn parsers() {
+        let mut meter = Meter::default();
+        assert_eq!(meter.cpu("cpu  10 0 10 60 20 0 0 0 0 0\n").as_deref(), Some("20.0"));
+        assert_eq!(meter.cpu("cpu  20 0 10 60 20 0 0 0 0 0\n").as_deref(), Some("100.0"));
+        assert_eq!(meter.cpu("cpu  20 0 10 60 20 0 0 0 0 0\n"), None);
+        assert_eq!(meter.cpu(""), None);
+        assert_eq!(
+            memory("MemTotal: 100 kB\nMemAvailable: 30 kB\n"),
+            (Some("70".into()), Some("100".into()))
+        );
+        assert_eq!(memory("MemTotal: x\n"), (None, None));
+        assert_eq!(temperature("45277\n").as_deref(), Some("45.3"));
+        assert_eq!(temperature(""), None);
+    }
+
+    #[test]
+    fn a_server_that_goes_and_comes_back() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let server = thread::spawn(move || {
+            let mut kept = Vec::new();
+            for records in [2, 3] {
+                let (mut socket, _) = listener.accept().unwrap();
+                socket.write_all(b"Connection established").unwrap();
+                let mut lines = 0;
+                let mut buf = [0; 1024];
+                while lines < records {
+                    let n = socket.read(&mut buf).unwrap();
+                    lines += buf[..n].iter().filter(|b| **b == b'\n').count();
+                    kept.extend_from_slice(&buf[..n]);
+                    socket.write_all(b"data received").unwrap();
+                }
+            }
+            String::from_utf8(kept).unwrap()
+        });
+        send("127.0.0.1", port, Duration::from_millis(1), Some(3));
+        let kept = server.join().unwrap();
+        let lines: Vec<&str> = kept.lines().collect();
+        assert_eq!((lines.len(), lines[0], lines[2]), (5, HEADER, HEADER));
+    }
+}

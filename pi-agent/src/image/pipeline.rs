@@ -1,0 +1,419 @@
+//! One thread that receives, others that compare, check, decode and write; between them a
+//! bounded number of buffers.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::net::{Shutdown, TcpStream};
+use std::ops::Range;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use anyhow::anyhow;
+use piman_core::hash::Hash;
+use piman_core::install::Stage;
+use piman_core::install::fetch::{Kind, Request};
+use piman_core::install::table::{BLOCK, CHUNK_MAX, Entry, Table};
+use zstd::bulk::Decompressor;
+
+use super::area::{Aligned, Medium};
+use super::source::Trouble;
+use super::{DAMAGED_MAX, Order, Pending, Source, Summary};
+use crate::failure::{Cause, Failure, OrFail};
+use crate::progress::Progress;
+
+/// Requests that are sent ahead, so that the server always has something to send.
+const AHEAD: usize = 4;
+/// Buffers for chunks as they are stored, beside one for each thread that decodes.
+const SPARE: usize = 2;
+/// Chunks by which is judged whether the card holds this image already.
+const PROBES: u32 = 8;
+/// What the proof's block holds in the image.
+const EMPTY_PROOF: u8 = b'\n';
+
+/// All that the threads share.
+pub(super) struct Pipeline<'a, M> {
+    table: Table<'a>,
+    id: Hash,
+    medium: &'a M,
+    progress: &'a Progress,
+    threads: usize,
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    /// Chunks that may be on the card already.
+    unknown: Range<u32>,
+    /// Chunks to be fetched.
+    needed: VecDeque<u32>,
+    /// Chunks that came.
+    received: VecDeque<(u32, Aligned)>,
+    /// Empty buffers.
+    free: Vec<Aligned>,
+    /// Chunks that are not on the card.
+    left: u32,
+    /// How often a chunk came damaged.
+    damaged: BTreeMap<u32, u8>,
+    /// The first block.
+    first: Vec<u8>,
+    summary: Summary,
+    failed: Option<Failure>,
+    /// To end a read when something failed.
+    connection: Option<TcpStream>,
+}
+
+enum Job {
+    Compare(u32),
+    Write(u32, Aligned),
+}
+
+impl<'a, M: Medium> Pipeline<'a, M> {
+    /// Prepares to install `table` and decides whether the card is compared first.
+    pub(super) fn new(table: Table<'a>, order: &Order<'a>, medium: &'a M) -> Self {
+        let cores = std::thread::available_parallelism().map_or(2, usize::from);
+        // One more than decode at once: it waits for the disk meanwhile.
+        let threads = cores.clamp(2, 3) + 1;
+        let header = table.header();
+        order.progress.begin(Stage::Transfer, header.stored_bytes);
+        let mut pipeline = Self {
+            table,
+            id: order.offer.table,
+            medium,
+            progress: order.progress,
+            threads,
+            state: Mutex::default(),
+            changed: Condvar::new(),
+        };
+        let holds = pipeline.probe();
+        let all = 0..header.chunks;
+        let summary = Summary {
+            filesystem_bytes: header.filesystem_bytes,
+            chunks: header.chunks,
+            ..Summary::default()
+        };
+        // The first chunk is always fetched: its first block is needed and will be wiped.
+        let (unknown, needed) =
+            if holds { (1..header.chunks, [0].into()) } else { (0..0, all.collect::<VecDeque<_>>()) };
+        let free = (0..threads + SPARE).map(|_| Aligned::new(CHUNK_MAX as usize)).collect();
+        let state = State { unknown, needed, free, left: header.chunks, summary, ..State::default() };
+        pipeline.state = Mutex::new(state);
+        pipeline
+    }
+
+    /// Runs until all chunks are written or something failed.
+    pub(super) fn run<F>(self, source: &mut Source<F>) -> Result<Pending, Failure>
+    where
+        F: FnMut() -> std::io::Result<TcpStream>,
+    {
+        std::thread::scope(|scope| {
+            for _ in 0..self.threads {
+                scope.spawn(|| {
+                    if let Err(failure) = self.work() {
+                        self.fail(failure);
+                    }
+                });
+            }
+            if let Err(failure) = self.receive(source) {
+                self.fail(failure);
+            }
+        });
+        let proof_offset = self.table.header().proof_offset;
+        let state = self.state.into_inner().unwrap_or_else(PoisonError::into_inner);
+        match state.failed {
+            Some(failure) => Err(failure),
+            None => Ok(Pending { first: state.first, proof_offset, summary: state.summary }),
+        }
+    }
+
+    /// No code panics while it holds the lock, so what it guards is always whole.
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wait<'g>(&self, state: MutexGuard<'g, State>) -> MutexGuard<'g, State> {
+        self.changed.wait(state).unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Keeps the first failure and ends all threads.
+    fn fail(&self, failure: Failure) {
+        let mut state = self.lock();
+        state.failed.get_or_insert(failure);
+        if let Some(connection) = &state.connection {
+            // Already gone is as good.
+            let _ = connection.shutdown(Shutdown::Both);
+        }
+        self.changed.notify_all();
+    }
+
+    fn entry(&self, index: u32) -> Result<Entry, Failure> {
+        self.table.entry(index).ok_or_else(|| Failure {
+            stage: Stage::Transfer,
+            cause: Cause::Image,
+            error: anyhow!("there is no chunk {index}"),
+        })
+    }
+
+    // --- receiving ------------------------------------------------------------------
+
+    fn receive<F>(&self, source: &mut Source<F>) -> Result<(), Failure>
+    where
+        F: FnMut() -> std::io::Result<TcpStream>,
+    {
+        let mut asked = VecDeque::new();
+        while self.wait_for_need(&asked) {
+            let Err(trouble) = self.receive_one(source, &mut asked) else { continue };
+            let mut state = self.lock();
+            state.connection = None;
+            while let Some(index) = asked.pop_back() {
+                state.needed.push_front(index);
+            }
+            if state.is_over() {
+                break;
+            }
+            drop(state);
+            let until = Instant::now() + source.pause(trouble)?;
+            self.wait_until(until);
+        }
+        // The server learns at once that no more is wanted.
+        source.connection = None;
+        self.lock().connection = None;
+        Ok(())
+    }
+
+    /// Waits until there is a chunk to fetch; false when there will be none.
+    fn wait_for_need(&self, asked: &VecDeque<u32>) -> bool {
+        let mut state = self.lock();
+        while !state.is_over() && state.needed.is_empty() && asked.is_empty() {
+            state = self.wait(state);
+        }
+        !state.is_over()
+    }
+
+    /// Waits for a moment, or for the end.
+    fn wait_until(&self, until: Instant) {
+        let mut state = self.lock();
+        while !state.is_over() {
+            let Some(rest) = until.checked_duration_since(Instant::now()).filter(|r| !r.is_zero()) else {
+                return;
+            };
+            let waited = self.changed.wait_timeout(state, rest);
+            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// Asks ahead and receives one chunk.
+    fn receive_one<F>(&self, source: &mut Source<F>, asked: &mut VecDeque<u32>) -> Result<(), Trouble>
+    where
+        F: FnMut() -> std::io::Result<TcpStream>,
+    {
+        // A peer that closes with requests unread resets the connection, and what it had sent
+        // is lost: after a failure one chunk at a time, so that each attempt can get on.
+        let ahead = if source.failed > 0 { 1 } else { AHEAD };
+        let is_new = source.connection.is_none();
+        let connection = source.connection()?;
+        let missing = || Trouble::No("no such chunk".into());
+        let entry = |index| self.table.entry(index).ok_or_else(missing);
+        {
+            let mut state = self.lock();
+            if is_new || state.connection.is_none() {
+                state.connection = connection.handle();
+            }
+        }
+        while asked.len() < ahead {
+            let Some(index) = self.lock().needed.pop_front() else { break };
+            asked.push_back(index);
+            let Entry { position: offset, stored, .. } = entry(index)?;
+            connection.ask(&Request { kind: Kind::Chunks, id: self.id, offset, length: stored.into() })?;
+        }
+        let Some(index) = asked.front().copied() else { return Ok(()) };
+        let stored = entry(index)?.stored;
+        let Some(mut buffer) = self.take_buffer() else { return Ok(()) };
+        if let Err(trouble) = connection.receive(buffer.first_mut(stored as usize)) {
+            self.give_back(buffer);
+            return Err(trouble);
+        }
+        source.went_well();
+        asked.pop_front();
+        let mut state = self.lock();
+        state.summary.fetched_bytes += u64::from(stored);
+        state.received.push_back((index, buffer));
+        self.changed.notify_all();
+        Ok(())
+    }
+
+    /// Waits for an empty buffer; `None` at the end.
+    fn take_buffer(&self) -> Option<Aligned> {
+        let mut state = self.lock();
+        loop {
+            if state.is_over() {
+                return None;
+            }
+            match state.free.pop() {
+                Some(buffer) => return Some(buffer),
+                None => state = self.wait(state),
+            }
+        }
+    }
+
+    fn give_back(&self, buffer: Aligned) {
+        self.lock().free.push(buffer);
+        self.changed.notify_all();
+    }
+
+    // --- working --------------------------------------------------------------------
+
+    fn work(&self) -> Result<(), Failure> {
+        let mut zstd = Decompressor::new().or_fail(Stage::Transfer, Cause::Image, "preparing to decode")?;
+        let mut out = Aligned::new(CHUNK_MAX as usize);
+        while let Some(job) = self.next_job() {
+            match job {
+                Job::Compare(index) => {
+                    let entry = self.entry(index)?;
+                    if self.is_on_card(&entry, &mut out) {
+                        self.done(&entry, |summary| summary.reused += 1);
+                    } else {
+                        self.lock().needed.push_back(index);
+                        self.changed.notify_all();
+                    }
+                }
+                Job::Write(index, stored) => {
+                    let outcome = self.check_and_write(index, &stored, &mut out, &mut zstd);
+                    self.give_back(stored);
+                    outcome?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn next_job(&self) -> Option<Job> {
+        let mut state = self.lock();
+        loop {
+            if state.is_over() {
+                return None;
+            }
+            if let Some((index, stored)) = state.received.pop_front() {
+                return Some(Job::Write(index, stored));
+            }
+            if let Some(index) = state.unknown.next() {
+                return Some(Job::Compare(index));
+            }
+            state = self.wait(state);
+        }
+    }
+
+    fn check_and_write(
+        &self,
+        index: u32,
+        stored: &Aligned,
+        out: &mut Aligned,
+        zstd: &mut Decompressor<'_>,
+    ) -> Result<(), Failure> {
+        let entry = self.entry(index)?;
+        let (place, length) = (entry.offset, entry.length as usize);
+        let bytes = stored.first(entry.stored as usize);
+        if blake3::hash(bytes).as_bytes() != &entry.stored_hash.0 {
+            return self.fetch_again(index, place);
+        }
+        let decoded = if entry.stored == entry.length {
+            bytes
+        } else {
+            let n = zstd.decompress_to_buffer(bytes, out.first_mut(length));
+            // The hash was right, so whoever made the image made it wrong: no use to ask again.
+            let what = format!("decoding chunk {index} (byte {place} of the root filesystem)");
+            match n.or_fail(Stage::Transfer, Cause::Image, &what)? {
+                n if n == length => out.first(length),
+                n => {
+                    let error = anyhow!("{n} bytes instead of {length}").context(what);
+                    return Err(Failure { stage: Stage::Transfer, cause: Cause::Image, error });
+                }
+            }
+        };
+        let (skip, rest) = match decoded.split_at_checked(BLOCK as usize) {
+            Some((first, rest)) if place == 0 => {
+                self.lock().first = first.to_vec();
+                (BLOCK, rest)
+            }
+            _ => (0, decoded),
+        };
+        if !rest.is_empty() {
+            let what = || format!("writing {} bytes at byte {place} of the root filesystem", rest.len());
+            let written = self.medium.write_at(place + skip, rest);
+            written.map_err(|e| anyhow!(e).context(what())).or_fail(
+                Stage::Transfer,
+                Cause::Disk,
+                "installing the image",
+            )?;
+        }
+        self.done(&entry, |summary| {
+            summary.written_bytes += rest.len() as u64;
+            summary.writes += u32::from(!rest.is_empty());
+        });
+        Ok(())
+    }
+
+    fn done(&self, entry: &Entry, count: impl FnOnce(&mut Summary)) {
+        self.progress.add(entry.stored.into());
+        let mut state = self.lock();
+        count(&mut state.summary);
+        state.left -= 1;
+        self.changed.notify_all();
+    }
+
+    fn fetch_again(&self, index: u32, place: u64) -> Result<(), Failure> {
+        let mut state = self.lock();
+        let times = state.damaged.entry(index).or_insert(0);
+        *times += 1;
+        if *times > DAMAGED_MAX {
+            let error = anyhow!(
+                "chunk {index} (byte {place} of the root filesystem) came damaged {times} times: \
+                 make the image again on the server"
+            );
+            return Err(Failure { stage: Stage::Transfer, cause: Cause::Image, error });
+        }
+        log::warn!("chunk {index} came damaged and is fetched again");
+        state.summary.repaired += u32::from(*times == 1);
+        state.needed.push_front(index);
+        self.changed.notify_all();
+        Ok(())
+    }
+
+    // --- comparing ------------------------------------------------------------------
+
+    /// Whether the card holds these bytes already; the proof counts as empty. What cannot be
+    /// read is not there: writing it may heal it.
+    fn is_on_card(&self, entry: &Entry, buffer: &mut Aligned) -> bool {
+        let bytes = buffer.first_mut(entry.length as usize);
+        if let Err(e) = self.medium.read_at(entry.offset, bytes) {
+            log::warn!("reading what is at byte {} of the root filesystem: {e}", entry.offset);
+            return false;
+        }
+        let proof = self.table.header().proof_offset.checked_sub(entry.offset);
+        let proof = proof.and_then(|at| usize::try_from(at).ok());
+        if let Some(block) = proof.and_then(|at| bytes.get_mut(at..at + BLOCK as usize)) {
+            block.fill(EMPTY_PROOF);
+        }
+        blake3::hash(bytes).as_bytes() == &entry.hash.0
+    }
+
+    /// Whether comparing is worth the reads: some chunks that say something (not zeros, as a
+    /// blank card has them too) are there already.
+    fn probe(&self) -> bool {
+        let telling = |entry: &Entry| entry.offset > 0 && entry.stored > entry.length / 64;
+        let telling: Vec<Entry> = self.table.iter().filter(telling).collect();
+        let step = telling.len().div_ceil(PROBES as usize).max(1);
+        let mut buffer = Aligned::new(CHUNK_MAX as usize);
+        let (mut probed, mut equal) = (0, 0);
+        for entry in telling.iter().skip(step / 2).step_by(step) {
+            probed += 1;
+            equal += u32::from(self.is_on_card(entry, &mut buffer));
+        }
+        equal > 0 && equal * 4 >= probed
+    }
+}
+
+impl State {
+    fn is_over(&self) -> bool {
+        self.left == 0 || self.failed.is_some()
+    }
+}

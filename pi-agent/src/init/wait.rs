@@ -1,0 +1,275 @@
+//! Waiting for the card and the network, each with a deadline, saying what is missing.
+
+use std::fs;
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs, UdpSocket};
+use std::os::unix::fs::{FileTypeExt, symlink};
+use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::options::{Host, Options};
+use crate::talk::Server;
+
+/// How often it is looked whether what is waited for is there.
+const EVERY: Duration = Duration::from_millis(100);
+
+/// How often it is said again what is missing.
+const REMIND: Duration = Duration::from_secs(10);
+
+/// Waits until `look` finds what it looks for. What it lacks, `look` says in words; they
+/// are logged when the waiting begins, when they change, and every ten seconds.
+///
+/// # Errors
+/// The last words of `look` when the deadline has passed.
+pub fn wait_for<T>(
+    what: &str,
+    deadline: Duration,
+    mut look: impl FnMut() -> Result<T, String>,
+) -> Result<T, String> {
+    let start = Instant::now();
+    let mut said = None::<(String, Instant)>;
+    loop {
+        let lacking = match look() {
+            Ok(found) => return Ok(found),
+            Err(lacking) => lacking,
+        };
+        let waited = start.elapsed();
+        if waited >= deadline {
+            return Err(format!("{what}: {lacking} (waited {} s)", deadline.as_secs()));
+        }
+        if said.as_ref().is_none_or(|(words, at)| *words != lacking || at.elapsed() >= REMIND) {
+            let left = deadline.saturating_sub(waited).as_secs();
+            log::info!("waiting for {what}, {left} s at most: {lacking}");
+            said = Some((lacking, Instant::now()));
+        }
+        thread::sleep(EVERY.min(deadline.saturating_sub(waited)));
+    }
+}
+
+/// The size of the disk in bytes, if its node is there and a medium is in it.
+///
+/// # Errors
+/// What is missing, in words.
+pub fn disk(path: &Path) -> Result<u64, String> {
+    let metadata = match fs::metadata(path) {
+        Ok(metadata) => metadata,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+            return Err(format!("there is no {} yet (is a card in the slot?)", path.display()));
+        }
+        Err(e) => return Err(format!("{}: {e}", path.display())),
+    };
+    if metadata.is_file() {
+        return Ok(metadata.len());
+    }
+    if !metadata.file_type().is_block_device() {
+        return Err(format!("{} is no disk: check piman.disk=", path.display()));
+    }
+    let name = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    let name = name.file_name().unwrap_or_default();
+    let sectors = fs::read_to_string(Path::new("/sys/class/block").join(name).join("size"));
+    match sectors.ok().and_then(|s| s.trim().parse::<u64>().ok()) {
+        Some(0) => Err(format!("{} holds no medium", path.display())),
+        Some(sectors) => Ok(sectors.saturating_mul(512)),
+        // Without /sys the size is found out when the disk is opened.
+        None => Ok(0),
+    }
+}
+
+/// Where piman is, once an interface is up that leads there.
+///
+/// # Errors
+/// What is missing, in words.
+pub fn network(options: &Options) -> Result<Server, String> {
+    let links = Links::read(Path::new("/sys/class/net"));
+    let pnp = fs::read_to_string("/proc/net/pnp").unwrap_or_default();
+    let Some(server) = options.server.clone().or_else(|| boot_server(&pnp)) else {
+        return Err(format!(
+            "no server is known (give piman.server=ADDRESS on the kernel command line); {links}"
+        ));
+    };
+    use_name_servers(&pnp);
+    let server = options.at(server);
+    let address = resolve(&server).map_err(|e| format!("{e}; {links}"))?;
+    match source(address) {
+        Err(e) => Err(format!("no way to {} ({e}); {links}", address.ip())),
+        Ok(ours) if ours.is_loopback() || links.any_up() => Ok(server),
+        Ok(ours) => Err(format!("the address is {ours}, but no link is up; {links}")),
+    }
+}
+
+fn resolve(server: &Server) -> Result<SocketAddr, String> {
+    let found = (server.host.as_str(), server.control_port).to_socket_addrs();
+    let mut found = found.map_err(|e| format!("the name {} cannot be looked up: {e}", server.host))?;
+    found.next().ok_or_else(|| format!("the name {} has no address", server.host))
+}
+
+/// Our address towards `to`. Asks the kernel's routes; nothing is sent.
+fn source(to: SocketAddr) -> std::io::Result<IpAddr> {
+    let any: SocketAddr = if to.is_ipv4() { ([0, 0, 0, 0], 0).into() } else { ([0u16; 8], 0).into() };
+    let socket = UdpSocket::bind(any)?;
+    socket.connect(to)?;
+    Ok(socket.local_addr()?.ip())
+}
+
+/// The server from which the kernel was told to boot, out of /proc/net/pnp, which the
+/// kernel's own DHCP (`ip=dhcp`) writes.
+#[must_use]
+pub fn boot_server(pnp: &str) -> Option<Host> {
+    let host = pnp.lines().find_map(|l| l.strip_prefix("bootserver "))?.trim();
+    let address: IpAddr = host.parse().ok()?;
+    (!address.is_unspecified()).then(|| Host { name: host.to_owned(), port: None })
+}
+
+/// Lets names be looked up at the name servers that the kernel was told by DHCP: its file
+/// has the form of /etc/resolv.conf.
+fn use_name_servers(pnp: &str) {
+    if pnp.lines().any(|l| l.starts_with("nameserver ")) && !Path::new("/etc/resolv.conf").exists() {
+        // Without it only addresses work, and looking up a name says so.
+        let _ = fs::create_dir_all("/etc").and_then(|()| symlink("/proc/net/pnp", "/etc/resolv.conf"));
+    }
+}
+
+/// The network interfaces and whether they are up.
+#[derive(Debug, PartialEq, Eq)]
+struct Links(Vec<(String, Link)>);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Link {
+    Up,
+    Down,
+    NoCarrier,
+}
+
+impl Links {
+    /// `folder` is /sys/class/net.
+    fn read(folder: &Path) -> Self {
+        let mut links = Vec::new();
+        for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let read = |file| fs::read_to_string(entry.path().join(file)).unwrap_or_default();
+            if read("type").trim() == "772" {
+                continue; // loopback
+            }
+            // Reading `carrier` fails on an interface that is not up.
+            let link = match (read("operstate").trim(), read("carrier").trim()) {
+                ("up", _) | ("unknown", "1") => Link::Up,
+                (_, "0") => Link::NoCarrier,
+                _ => Link::Down,
+            };
+            links.push((name, link));
+        }
+        links.sort_by(|a, b| a.0.cmp(&b.0));
+        Self(links)
+    }
+
+    fn any_up(&self) -> bool {
+        self.0.iter().any(|(_, link)| *link == Link::Up)
+    }
+}
+
+impl std::fmt::Display for Links {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if self.0.is_empty() {
+            return f.write_str("there is no network interface");
+        }
+        for (i, (name, link)) in self.0.iter().enumerate() {
+            let words = match link {
+                Link::Up => "is up",
+                Link::Down => "is not up yet (with ip=dhcp the kernel sets it up)",
+                Link::NoCarrier => "has no carrier (is the cable in?)",
+            };
+            write!(f, "{}{name} {words}", if i > 0 { ", " } else { "" })?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::TcpListener;
+
+    #[test]
+    fn what_is_there_is_not_waited_for() {
+        assert_eq!(wait_for("nothing", Duration::ZERO, || Ok(7)), Ok(7));
+    }
+
+    #[test]
+    fn it_looks_until_it_finds() {
+        let mut looks = 0;
+        let found = wait_for("the third look", Duration::from_secs(60), || {
+            looks += 1;
+            if looks == 3 { Ok(looks) } else { Err(format!("look {looks}")) }
+        });
+        assert_eq!(found, Ok(3));
+    }
+
+    #[test]
+    fn after_the_deadline_it_says_what_is_missing() {
+        let e = wait_for("a card", Duration::from_millis(1), || Err::<(), _>("no slot".into()));
+        assert_eq!(e, Err("a card: no slot (waited 0 s)".into()));
+    }
+
+    #[test]
+    fn disks() {
+        let file = std::env::temp_dir().join(format!("piman-wait-{}", std::process::id()));
+        fs::write(&file, [0; 1000]).unwrap();
+        assert_eq!(disk(&file), Ok(1000));
+        fs::remove_file(&file).unwrap();
+        assert!(disk(&file).unwrap_err().contains("is a card in the slot?"));
+        assert!(disk(Path::new("/dev/null")).unwrap_err().contains("piman.disk="));
+        assert!(disk(Path::new("/proc/self/status/x")).is_err());
+    }
+
+    #[test]
+    fn the_kernels_dhcp_answer() {
+        let pnp = "#PROTO: DHCP\ndomain lan\nnameserver 10.0.2.3\nbootserver 10.0.2.2\n";
+        assert_eq!(boot_server(pnp), Some(Host { name: "10.0.2.2".into(), port: None }));
+        for none in ["", "#MANUAL\nbootserver 0.0.0.0\n", "bootserver what\n", "nameserver 1.1.1.1\n"] {
+            assert_eq!(boot_server(none), None, "{none:?}");
+        }
+    }
+
+    #[test]
+    fn a_server_on_this_machine_is_reached_without_a_link() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let options = Options::parse(format!("piman.server={address}").as_bytes());
+        let want = Server { host: "127.0.0.1".into(), control_port: address.port(), rootfs_port: 4444 };
+        assert_eq!(network(&options), Ok(want));
+    }
+
+    #[test]
+    fn a_name_that_is_none_is_said() {
+        let e = resolve(&Server { host: "no.such.name.invalid".into(), control_port: 1, rootfs_port: 1 })
+            .unwrap_err();
+        assert!(e.contains("no.such.name.invalid"), "{e}");
+    }
+
+    #[test]
+    fn links_as_sysfs_has_them() {
+        let folder = std::env::temp_dir().join(format!("piman-links-{}", std::process::id()));
+        for (name, kind, operstate, carrier) in [
+            ("lo", "772", "unknown", Some("1")),
+            ("eth0", "1", "up", Some("1")),
+            ("eth1", "1", "down", Some("0")),
+            ("usb0", "1", "unknown", Some("1")),
+            ("wlan0", "1", "down", None),
+        ] {
+            let at = folder.join(name);
+            fs::create_dir_all(&at).unwrap();
+            fs::write(at.join("type"), format!("{kind}\n")).unwrap();
+            fs::write(at.join("operstate"), format!("{operstate}\n")).unwrap();
+            if let Some(carrier) = carrier {
+                fs::write(at.join("carrier"), format!("{carrier}\n")).unwrap();
+            }
+        }
+        let links = Links::read(&folder);
+        fs::remove_dir_all(&folder).unwrap();
+        let want = [("eth0", Link::Up), ("eth1", Link::NoCarrier), ("usb0", Link::Up), ("wlan0", Link::Down)];
+        assert_eq!(links, Links(want.map(|(n, l)| (n.to_owned(), l)).to_vec()));
+        assert!(links.any_up());
+        assert!(links.to_string().contains("eth1 has no carrier"), "{links}");
+        assert_eq!(Links::read(&folder).to_string(), "there is no network interface");
+    }
+}

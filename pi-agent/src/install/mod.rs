@@ -1,0 +1,268 @@
+//! The plan of an installation: what is done in which order, and what is reported.
+//!
+//! Everything that erases is in the two paths; both destroy the
+//! old proof first and write the new one last.
+
+mod erase;
+mod image;
+mod reporter;
+mod retry;
+mod stream;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::anyhow;
+use piman_core::hash::Hash;
+use piman_core::install::layout::Layout;
+use piman_core::install::{Decision, Hello, Notice, Offer, Paths, Stage, Start};
+
+pub use retry::run;
+
+use crate::disk::{Disk, RootArea};
+use crate::failure::{Cause, Failure};
+use crate::identity::Identity;
+use crate::mount::Mounted;
+use crate::progress::Progress;
+use crate::proof::{self, Card, Way};
+use crate::talk::{Machine, Server, Talk};
+use reporter::Reporter;
+
+/// How long the server may send nothing: it may have other Pis to serve first.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// Which way to install.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Choice {
+    /// By image where the server has one, else by stream.
+    Auto,
+    /// The archive, extracted here.
+    Stream,
+    /// The image.
+    Image,
+}
+
+impl std::str::FromStr for Choice {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> anyhow::Result<Self> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "stream" => Ok(Self::Stream),
+            "image" => Ok(Self::Image),
+            _ => Err(anyhow!("{text} is no path: say auto, stream or image")),
+        }
+    }
+}
+
+/// What to install where, and from whom.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    /// Who decides and sends.
+    pub server: Server,
+    /// The disk: a block device, or a file in place of one.
+    pub disk: PathBuf,
+    /// Makes a file of this size, in bytes, where there is none.
+    pub size: Option<u64>,
+    /// Where the partitions lie.
+    pub layout: Layout,
+    /// Which way to install.
+    pub choice: Choice,
+    /// Whether a device that holds something may be erased.
+    pub yes: bool,
+    /// Whether a system without a proof counts as installed.
+    pub trust_unmarked: bool,
+    /// Whether to install again what is installed.
+    pub reinstall: bool,
+    /// Who this Pi is.
+    pub identity: Identity,
+    /// Where to mount the root filesystem and leave it, on a Pi that boots from it.
+    pub boot_from: Option<PathBuf>,
+}
+
+/// How it ended.
+#[derive(Debug)]
+pub enum Outcome {
+    /// Piman said to boot what is on the card.
+    Boot {
+        /// What that is.
+        card: Card,
+        /// Where it is mounted, if the plan said so.
+        root: Option<Mounted>,
+    },
+    /// It was installed.
+    Installed {
+        /// What.
+        image: Hash,
+        /// How.
+        way: Way,
+        /// Bytes that came over the network.
+        received: u64,
+        /// Bytes that were written to the root filesystem, as far as they were counted.
+        written: u64,
+        /// How long it took from the decision to the proof.
+        took: Duration,
+        /// Where it is mounted, if the plan said so.
+        root: Option<Mounted>,
+    },
+}
+
+/// What a path did.
+struct Done {
+    image: Hash,
+    way: Way,
+    received: u64,
+    written: u64,
+    root: Option<Mounted>,
+}
+
+/// Asks piman once, and does what it says.
+///
+/// # Errors
+/// [`Failure`] with what was being done; it has been reported to piman as far as possible.
+pub fn attempt(plan: &Plan, machine: &mut Machine, progress: &Arc<Progress>) -> Result<Outcome, Failure> {
+    progress.begin(Stage::Disk, 0);
+    let as_root = rustix::process::geteuid().is_root();
+    let (disk, root) = open(plan).inspect_err(|failure| report_early(plan, failure))?;
+    let card = if plan.reinstall || machine.wiped {
+        Card::Empty("it is to be installed again".into())
+    } else {
+        proof::look(disk.file(), disk.bytes())
+    };
+    log::info!("{disk}: {card}");
+    let hello = Hello {
+        disk_bytes: disk.bytes(),
+        root_bytes: root.length,
+        card: card.image(),
+        paths: Paths {
+            stream: as_root && plan.choice != Choice::Image,
+            image: plan.choice != Choice::Stream,
+        },
+        ..who(plan)
+    };
+    let start = Start { hello: Some(hello), installed: card.is_installed(plan.trust_unmarked) };
+    let (talk, offer) = match decide(plan, start, machine, progress)? {
+        (talk, Decision::Format(offer)) => (talk, offer),
+        (talk, _) => return boot(plan, &disk, card, Reporter::new(talk, plan, hello, progress)),
+    };
+    let began = Instant::now();
+    let reporter = Reporter::new(talk, plan, hello, progress);
+    let done = may_erase(plan, &disk).and_then(|()| format(plan, &disk, offer, as_root, progress));
+    match done {
+        Ok(Done { image, way, received, written, root }) => {
+            reporter.installed(image);
+            Ok(Outcome::Installed { image, way, received, written, took: began.elapsed(), root })
+        }
+        Err(failure) => {
+            reporter.failed(&failure);
+            Err(failure)
+        }
+    }
+}
+
+fn open(plan: &Plan) -> Result<(Disk, RootArea), Failure> {
+    let disk = match plan.size {
+        Some(bytes) => Disk::create(&plan.disk, bytes)?,
+        None => Disk::open(&plan.disk)?,
+    };
+    let root = RootArea::of(&plan.layout, disk.bytes())?;
+    Ok((disk, root))
+}
+
+/// Who this Pi is; what it can do is not known yet.
+fn who(plan: &Plan) -> Hello<'_> {
+    Hello {
+        serial: plan.identity.serial.as_deref(),
+        mac: plan.identity.mac.as_deref(),
+        model: plan.identity.model.as_deref(),
+        agent: Some(env!("CARGO_PKG_VERSION")),
+        ..Hello::default()
+    }
+}
+
+/// A Pi without a usable disk has nothing to ask, but somebody should know.
+fn report_early(plan: &Plan, failure: &Failure) {
+    let text = format!("{:#}", failure.error);
+    let told = Talk::resume(&plan.server, who(plan))
+        .and_then(|mut talk| talk.notify(Notice::Failed { stage: failure.stage, text: &text }));
+    if let Err(e) = told {
+        log::warn!("the server cannot be told: {e:#}");
+    }
+}
+
+/// Talks until piman has decided, waiting where it says so.
+fn decide(
+    plan: &Plan,
+    start: Start<'_>,
+    machine: &mut Machine,
+    progress: &Progress,
+) -> Result<(Talk, Decision), Failure> {
+    loop {
+        match Talk::open(&plan.server, start, machine)? {
+            (_, Decision::Wait { seconds, percent }) => {
+                progress.begin(Stage::Prepare, 100);
+                progress.add(percent.min(100).into());
+                thread::sleep(Duration::from_secs(seconds.clamp(1, 60).into()));
+            }
+            decided => return Ok(decided),
+        }
+    }
+}
+
+fn boot(plan: &Plan, disk: &Disk, card: Card, reporter: Reporter<'_>) -> Result<Outcome, Failure> {
+    let mounted = plan.boot_from.as_ref().map(|place| {
+        let root = crate::disk::root_in_table(disk.file(), disk.bytes()).ok_or_else(|| Failure {
+            stage: Stage::Mount,
+            cause: Cause::Refused,
+            error: anyhow!("the server says boot, but there is no root partition on {disk}"),
+        })?;
+        reporter.mounting(|| Mounted::new(&disk.root_node(&root)?, place))
+    });
+    match mounted.transpose() {
+        Ok(root) => Ok(Outcome::Boot { card, root }),
+        Err(failure) => {
+            reporter.failed(&failure);
+            Err(failure)
+        }
+    }
+}
+
+fn may_erase(plan: &Plan, disk: &Disk) -> Result<(), Failure> {
+    let refuse = |error| Err(Failure { stage: Stage::Disk, cause: Cause::Refused, error });
+    match disk.content()? {
+        Some(what) if disk.is_device() && !plan.yes => {
+            refuse(anyhow!("{disk} holds {what}: say --yes to erase it; nothing was changed"))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn format(
+    plan: &Plan,
+    disk: &Disk,
+    offer: Option<Offer>,
+    as_root: bool,
+    progress: &Arc<Progress>,
+) -> Result<Done, Failure> {
+    let image = offer.and_then(|o| Some((o, o.image?)));
+    let refuse = |why: &str| {
+        Err(Failure {
+            stage: Stage::Disk,
+            cause: Cause::Refused,
+            error: anyhow!("{why}; nothing was changed"),
+        })
+    };
+    match (plan.choice, image) {
+        (Choice::Auto | Choice::Image, Some((offer, image))) => {
+            image::install(plan, disk, &offer, &image, progress)
+        }
+        (Choice::Image, None) => refuse("the server offers no image for this disk (its log says why)"),
+        (Choice::Auto | Choice::Stream, _) if as_root => stream::install(plan, disk, offer, progress),
+        (Choice::Auto, None) => {
+            refuse("the server offers no image for this disk, and to extract the archive here needs root")
+        }
+        (Choice::Stream, _) => refuse("to extract the archive here needs root (it mounts a filesystem)"),
+    }
+}

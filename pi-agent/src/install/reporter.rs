@@ -1,0 +1,116 @@
+//! Reports to piman while the work goes on; a lost connection never stops the work.
+
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use piman_core::hash::Hash;
+use piman_core::install::{Hello, Milestone, Notice, Report};
+
+use super::Plan;
+use crate::backoff::Backoff;
+use crate::failure::Failure;
+use crate::progress::Progress;
+use crate::talk::Talk;
+
+/// How often the counters are reported.
+const PERIOD: Duration = Duration::from_secs(1);
+
+/// How often it is tried to tell a server that went away how the installation ended.
+const TELL_TRIES: u32 = 5;
+
+/// The control connection after the decision.
+pub(super) struct Reporter<'a> {
+    talk: Arc<Mutex<Option<Talk>>>,
+    plan: &'a Plan,
+    hello: Hello<'a>,
+    ticker: Option<(Sender<()>, JoinHandle<()>)>,
+}
+
+impl<'a> Reporter<'a> {
+    /// Reports the counters on `talk` from now on.
+    pub(super) fn new(talk: Talk, plan: &'a Plan, hello: Hello<'a>, progress: &Arc<Progress>) -> Self {
+        let talk = Arc::new(Mutex::new(Some(talk)));
+        let (stop, stopped) = channel::<()>();
+        let (shared, progress) = (Arc::clone(&talk), Arc::clone(progress));
+        let thread = thread::spawn(move || {
+            let mut last = None;
+            while stopped.recv_timeout(PERIOD) == Err(RecvTimeoutError::Timeout) {
+                let now = progress.snapshot();
+                if last.replace(now) == Some(now) {
+                    continue;
+                }
+                let mut talk = shared.lock().unwrap_or_else(PoisonError::into_inner);
+                let notice = Notice::Progress { stage: now.stage, done: now.done, total: now.total };
+                if talk.as_mut().is_some_and(|t| t.notify(notice).is_err()) {
+                    log::warn!("the control connection is lost; the installation goes on");
+                    *talk = None;
+                }
+            }
+        });
+        Self { talk, plan, hello, ticker: Some((stop, thread)) }
+    }
+
+    /// Mounts between the reports that say so.
+    pub(super) fn mounting<T>(&self, mount: impl FnOnce() -> Result<T, Failure>) -> Result<T, Failure> {
+        self.say(Report::Milestone(Milestone::Mounting));
+        let mounted = mount()?;
+        self.say(Report::Milestone(Milestone::FinishedMounting));
+        Ok(mounted)
+    }
+
+    /// Says that the proof is on the card, on a new connection where the old one is gone.
+    pub(super) fn installed(mut self, id: Hash) {
+        self.stop();
+        self.tell(&|talk| {
+            talk.notify(Notice::Committed { id })?;
+            talk.report(Report::Formatted)
+        });
+    }
+
+    /// Says what went wrong.
+    pub(super) fn failed(mut self, failure: &Failure) {
+        self.stop();
+        let text = format!("{:#}", failure.error);
+        self.tell(&|talk| talk.notify(Notice::Failed { stage: failure.stage, text: &text }));
+    }
+
+    fn say(&self, report: Report<'_>) {
+        let mut talk = self.talk.lock().unwrap_or_else(PoisonError::into_inner);
+        if talk.as_mut().is_some_and(|t| t.report(report).is_err()) {
+            *talk = None;
+        }
+    }
+
+    fn tell(&self, message: &dyn Fn(&mut Talk) -> anyhow::Result<()>) {
+        let mut talk = self.talk.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut backoff = Backoff::default();
+        for _ in 0..TELL_TRIES {
+            if talk.as_mut().is_some_and(|t| message(t).is_ok()) {
+                return;
+            }
+            match Talk::resume(&self.plan.server, self.hello) {
+                Ok(new) => *talk = Some(new),
+                Err(e) => {
+                    log::warn!("the server cannot be told how it ended: {e:#}");
+                    *talk = None;
+                    thread::sleep(backoff.wait());
+                }
+            }
+        }
+    }
+
+    fn stop(&mut self) {
+        if let Some((stop, thread)) = self.ticker.take() {
+            drop(stop);
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Drop for Reporter<'_> {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}

@@ -1,0 +1,37 @@
+//! Trying again after a passing fault.
+
+use std::sync::Arc;
+use std::thread;
+
+use super::{Outcome, Plan, attempt};
+use crate::backoff::Backoff;
+use crate::failure::Failure;
+use crate::progress::Progress;
+use crate::talk::Machine;
+
+/// Tries until it is done, piman refuses, or `retries` passing faults came after the first.
+///
+/// # Errors
+/// The last [`Failure`].
+pub fn run(
+    plan: &Plan,
+    retries: u32,
+    machine: &mut Machine,
+    progress: &Arc<Progress>,
+) -> Result<Outcome, Failure> {
+    let mut backoff = Backoff::default();
+    let mut left = retries;
+    loop {
+        let failure = match attempt(plan, machine, progress) {
+            Ok(outcome) => return Ok(outcome),
+            Err(failure) => failure,
+        };
+        if !failure.cause.is_passing() || left == 0 {
+            return Err(failure);
+        }
+        left -= 1;
+        let pause = backoff.wait();
+        log::warn!("{failure}; trying again in {:.1} s ({left} tries left)", pause.as_secs_f64());
+        thread::sleep(pause);
+    }
+}

@@ -1,0 +1,65 @@
+//! The program on the Pi: finds the card, asks piman, installs, proves, boots.
+//!
+//! | module | what lives there |
+//! |---|---|
+//! | [`install`] | the plan: what is done in which order, both paths, retries |
+//! | [`disk`] | disks: what may be written, partitions, nodes to mount |
+//! | [`ext4`] | empty filesystems without mounting |
+//! | [`image`] | path B: chunks fetched, checked, written at their place |
+//! | [`archive`], [`decode`] | path A: entries out of a compressed archive |
+//! | [`mount`] | the root filesystem where it is mounted |
+//! | [`proof`] | the proof of a finished installation, and the check for it |
+//! | [`talk`] | the control connection |
+//! | [`identity`] | who this Pi is |
+//! | [`progress`], [`display`] | how far it is, and showing it |
+//! | [`backoff`] | how long to wait before trying again |
+//! | [`failure`] | why it failed |
+//! | [`service`] | the service on the installed Pi: calls of the server |
+//! | [`init`] | the agent as process 1 |
+//! | [`figures`] | CPU, memory, disk, temperature and processes as records |
+//! | [`logbook`] | what was logged, sent to the server when it is done |
+//! | [`cli`] | the command line |
+
+pub mod archive;
+pub mod backoff;
+pub mod cli;
+pub mod decode;
+pub mod disk;
+pub mod display;
+pub mod ext4;
+pub mod extract;
+pub mod failure;
+pub mod figures;
+pub mod identity;
+pub mod image;
+pub mod init;
+pub mod install;
+pub mod logbook;
+pub mod mount;
+pub mod progress;
+pub mod proof;
+pub mod service;
+pub mod stream;
+pub mod talk;
+
+/// Sends log lines of level info and worse to standard error.
+pub fn log_to_stderr() {
+    struct Stderr;
+    impl log::Log for Stderr {
+        fn enabled(&self, metadata: &log::Metadata<'_>) -> bool {
+            metadata.level() <= log::max_level()
+        }
+        fn log(&self, record: &log::Record<'_>) {
+            if self.enabled(record.metadata()) {
+                logbook::keep(&record.args().to_string());
+                // A console line of its own, also where a progress line is being shown.
+                eprintln!("\r{}", record.args());
+            }
+        }
+        fn flush(&self) {}
+    }
+    static STDERR: Stderr = Stderr;
+    if log::set_logger(&STDERR).is_ok() {
+        log::set_max_level(log::LevelFilter::Info);
+    }
+}

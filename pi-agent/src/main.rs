@@ -1,0 +1,91 @@
+//! The command line of the agent: arguments, log, one call, exit code.
+
+use std::env;
+use std::io::Write;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use pi_agent::cli::{self, HELP, Order};
+use pi_agent::display::{Display, size};
+use pi_agent::figures;
+use pi_agent::init;
+use pi_agent::install::{self, Outcome, Plan};
+use pi_agent::progress::Progress;
+use pi_agent::talk::Machine;
+use pi_agent::{log_to_stderr, logbook, proof, service};
+
+fn main() -> ExitCode {
+    if let Some(code) = init::dispatch(init::attempt) {
+        return code;
+    }
+    let order = match cli::parse(env::args_os().skip(1)) {
+        Ok(order) => order,
+        Err(e) => {
+            eprintln!("pi-agent: {e:#}");
+            return ExitCode::from(2);
+        }
+    };
+    log_to_stderr();
+    match order {
+        Order::Help => say(HELP),
+        Order::Version => say(concat!("pi-agent ", env!("CARGO_PKG_VERSION"), "\n")),
+        Order::Install(plan, retries, port) => run(&plan, retries, port),
+        Order::Figures { host, port, interval, count } => {
+            figures::send(&host, port, interval, count);
+            ExitCode::SUCCESS
+        }
+        Order::Check(disk) => match proof::check(&disk) {
+            Ok(card) => {
+                say(&format!("{}: {card}\n", disk.display()));
+                if card.is_installed(false) { ExitCode::SUCCESS } else { ExitCode::from(1) }
+            }
+            Err(e) => {
+                eprintln!("pi-agent: checking {}: {e:#}", disk.display());
+                ExitCode::from(2)
+            }
+        },
+        Order::Run(service) => service::run(&service),
+        Order::Init(_) => {
+            eprintln!("pi-agent init: {}", init::REFUSAL);
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn run(plan: &Plan, retries: u32, transfer_port: u16) -> ExitCode {
+    let progress = Arc::new(Progress::new());
+    let display = Display::start(Arc::clone(&progress));
+    let outcome = install::run(plan, retries, &mut Machine::default(), &progress);
+    drop(display);
+    match &outcome {
+        Ok(Outcome::Boot { .. }) => {}
+        Ok(Outcome::Installed { image, took, .. }) => {
+            logbook::keep(&format!("installed image {image:.16} in {:.1} s", took.as_secs_f64()));
+        }
+        Err(failure) => logbook::keep(&failure.to_string()),
+    }
+    if transfer_port != 0 && !matches!(outcome, Ok(Outcome::Boot { .. })) {
+        logbook::send(&plan.server.host, transfer_port, &plan.identity);
+    }
+    match outcome {
+        Ok(Outcome::Boot { card, .. }) => say(&format!("the server says boot: nothing to do ({card})\n")),
+        Ok(Outcome::Installed { image, received, written, took, .. }) => say(&format!(
+            "installed image {image:.16} in {:.1} s: {} received, {} written\n",
+            took.as_secs_f64(),
+            size(received),
+            size(written)
+        )),
+        Err(failure) => {
+            eprintln!("pi-agent: {failure}");
+            ExitCode::from(1)
+        }
+    }
+}
+
+/// Prints, and does not mind a reader that has gone away.
+fn say(text: &str) -> ExitCode {
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(_) => ExitCode::from(1),
+    }
+}

@@ -1,0 +1,113 @@
+//! The root filesystem where it is mounted.
+
+use std::fs::{self, OpenOptions};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use piman_core::install::Stage;
+use rustix::fs::{Timespec, Timestamps};
+use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+
+use crate::disk::RootNode;
+use crate::failure::{Cause, Failure, OrFail};
+use crate::proof::{self, Proof};
+
+/// A mounted root filesystem. Unmounted when dropped, unless it is [kept](Self::keep).
+#[derive(Debug)]
+pub struct Mounted {
+    place: PathBuf,
+    directory: Option<OwnedFd>,
+}
+
+impl Mounted {
+    /// Mounts at `place`, which is made if it is not there. The kernel replays its journal.
+    ///
+    /// # Errors
+    /// [`Cause::Disk`] if the kernel cannot mount it.
+    pub fn new(node: &RootNode, place: &Path) -> Result<Self, Failure> {
+        let what = format!("mounting {} at {}", node.path().display(), place.display());
+        Self::try_new(node, place).or_fail(Stage::Mount, Cause::Disk, what)
+    }
+
+    fn try_new(node: &RootNode, place: &Path) -> anyhow::Result<Self> {
+        fs::create_dir_all(place)?;
+        mount(node.path(), place, "ext4", MountFlags::NOATIME, None)?;
+        // From here on a failure unmounts.
+        let mut mounted = Self { place: place.to_owned(), directory: None };
+        let directory = OpenOptions::new()
+            .read(true)
+            .custom_flags(rustix::fs::OFlags::DIRECTORY.bits().cast_signed())
+            .open(place)?;
+        mounted.directory = Some(directory.into());
+        Ok(mounted)
+    }
+
+    /// Where it is mounted.
+    #[must_use]
+    pub fn place(&self) -> &Path {
+        &self.place
+    }
+
+    /// Its root directory.
+    ///
+    /// # Errors
+    /// Never while it is mounted.
+    pub fn directory(&self) -> anyhow::Result<BorrowedFd<'_>> {
+        self.directory.as_ref().map(AsFd::as_fd).context("the root filesystem is not mounted")
+    }
+
+    /// Brings everything in it to the medium.
+    ///
+    /// # Errors
+    /// If the kernel could not write it.
+    pub fn sync(&self) -> anyhow::Result<()> {
+        rustix::fs::syncfs(self.directory()?)?;
+        Ok(())
+    }
+
+    /// Writes the proof, in such an order that it is there whole or not at all. Everything
+    /// else must be on the medium already.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub fn write_proof(&self, proof: &Proof) -> anyhow::Result<()> {
+        use std::io::Write;
+        let root = self.directory()?;
+        let before = rustix::fs::fstat(root)?;
+        let name = self.place.join(proof::NAME);
+        let new = self.place.join(format!("{}-new", proof::NAME));
+        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o444).open(&new)?;
+        file.write_all(&proof.encode())?;
+        file.sync_all()?;
+        fs::rename(&new, &name)?;
+        // The root directory keeps the time that the archive gave it.
+        let time =
+            |seconds: i64, nanos: u64| Timespec { tv_sec: seconds, tv_nsec: nanos.try_into().unwrap_or(0) };
+        let times = Timestamps {
+            last_access: time(before.st_atime, before.st_atime_nsec),
+            last_modification: time(before.st_mtime, before.st_mtime_nsec),
+        };
+        rustix::fs::futimens(root, &times)?;
+        rustix::fs::fsync(root)?;
+        self.sync()
+    }
+
+    /// Leaves it mounted for good.
+    pub fn keep(mut self) -> PathBuf {
+        self.directory = None;
+        let place = std::mem::take(&mut self.place);
+        std::mem::forget(self);
+        place
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        self.directory = None;
+        if let Err(e) = unmount(&self.place, UnmountFlags::empty()) {
+            log::warn!("{} stays mounted: {e}", self.place.display());
+        }
+    }
+}

@@ -1,0 +1,253 @@
+//! What the Pi can be asked.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use piman_core::talks::{
+    self, Encode, IDENTIFY, IDENTITY, Kind, LOG, NoRoom, Out, REBOOT, REINSTALL, RUN, STATUS,
+};
+
+use super::{Service, hook, status};
+
+/// What a function returns; an error is `Class: message`.
+pub(super) type Answer = Result<Data, String>;
+
+/// A value of an answer.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum Data {
+    None,
+    Int(i64),
+    Float(f64),
+    Str(String),
+    Dict(Vec<(&'static str, Self)>),
+}
+
+impl Encode for Data {
+    fn encode(&self, out: &mut dyn Out) -> Result<(), NoRoom> {
+        match self {
+            Self::None => out.none(),
+            Self::Int(i) => out.int(*i),
+            Self::Float(x) => out.float(*x),
+            Self::Str(s) => out.str(s),
+            Self::Dict(pairs) => {
+                out.begin(Kind::Dict, 2 * pairs.len())?;
+                for (key, value) in pairs {
+                    out.str(key)?;
+                    value.encode(out)?;
+                }
+                out.end(Kind::Dict, 2 * pairs.len())
+            }
+        }
+    }
+}
+
+impl From<Option<&str>> for Data {
+    fn from(text: Option<&str>) -> Self {
+        text.map_or(Self::None, |s| Self::Str(s.into()))
+    }
+}
+
+/// A call of the server, with its arguments as texts: no function here takes anything else.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Call {
+    pub(super) opcode: i64,
+    pub(super) args: Vec<String>,
+}
+
+impl Call {
+    pub(super) fn of(call: talks::Call<'_>) -> Self {
+        let args = call.args.map(|value| value.str().map_or_else(|| value.to_string(), String::from));
+        Self { opcode: call.opcode, args: args.collect() }
+    }
+
+    /// The first argument as a number of 1 to `most`; `default` if there is none.
+    fn number(&self, default: u32, most: u32) -> Result<u32, String> {
+        let Some(text) = self.args.first() else { return Ok(default) };
+        let number = text.parse().ok().filter(|n| (1..=most).contains(n));
+        number.ok_or_else(|| format!("ValueError: {text} is no number from 1 to {most}"))
+    }
+}
+
+/// The most lines of a log, and its most bytes.
+const LINES_MAX: u32 = 5000;
+const LOG_MAX: usize = 256 << 10;
+/// How long the answer of a reboot has to reach the server.
+const GRACE: Duration = Duration::from_secs(1);
+
+/// Runs one function to its end.
+pub(super) fn run(service: &Service, call: &Call) -> Answer {
+    match u8::try_from(call.opcode) {
+        Ok(IDENTITY) => Ok(identity(service)),
+        Ok(STATUS) => Ok(status::now(&service.root)),
+        Ok(LOG) => call.number(50, LINES_MAX).and_then(|lines| log_tail(&service.root, lines)),
+        Ok(REBOOT | REINSTALL) => reboot(service),
+        Ok(IDENTIFY) => {
+            let seconds = call.number(10, 600)?;
+            blink(&service.root.join("sys/class/leds"), Duration::from_secs(seconds.into()))
+        }
+        Ok(RUN) => hook::run(&service.hooks, &call.args),
+        Ok(talks::ID) => Ok(Data::Str(short_id(service))),
+        _ => Err(format!("LookupError: no function is bound to opcode {}", call.opcode)),
+    }
+}
+
+fn identity(service: &Service) -> Data {
+    let identity = &service.identity;
+    Data::Dict(vec![
+        ("serial", identity.serial.as_deref().into()),
+        ("mac", identity.mac.as_deref().into()),
+        ("model", identity.model.as_deref().into()),
+        ("agent", Some(env!("CARGO_PKG_VERSION")).into()),
+    ])
+}
+
+/// Six characters, as old peers want them: the end of the serial number or of the hardware address.
+fn short_id(service: &Service) -> String {
+    let Some(name) = service.identity.serial.as_ref().or(service.identity.mac.as_ref()) else {
+        return "000000".into();
+    };
+    let name: Vec<char> = name.chars().filter(char::is_ascii_alphanumeric).collect();
+    let tail: String = name.iter().skip(name.len().saturating_sub(6)).collect();
+    format!("{tail:0>6}")
+}
+
+/// The end of the journal, or of a log file where there is no journal.
+fn log_tail(root: &Path, lines: u32) -> Answer {
+    let journal = (root == Path::new("/")).then(|| {
+        Command::new("journalctl")
+            .args(["--no-pager", "-q", "-o", "short-iso", "-n"])
+            .arg(lines.to_string())
+            .output()
+    });
+    if let Some(Ok(output)) = journal
+        && output.status.success()
+    {
+        return Ok(Data::Str(tail(&output.stdout, lines)));
+    }
+    for name in ["var/log/syslog", "var/log/messages"] {
+        if let Ok(bytes) = end_of(&root.join(name)) {
+            return Ok(Data::Str(tail(&bytes, lines)));
+        }
+    }
+    Err("FileNotFoundError: there is no journal, no /var/log/syslog and no /var/log/messages".into())
+}
+
+/// The last bytes of a file; logs can be large.
+fn end_of(path: &Path) -> std::io::Result<Vec<u8>> {
+    use std::io::{Read, Seek, SeekFrom};
+    let mut file = fs::File::open(path)?;
+    let length = file.metadata()?.len();
+    file.seek(SeekFrom::Start(length.saturating_sub(LOG_MAX as u64)))?;
+    let mut bytes = Vec::new();
+    file.take(LOG_MAX as u64).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+fn tail(bytes: &[u8], lines: u32) -> String {
+    let bytes = bytes.get(bytes.len().saturating_sub(LOG_MAX)..).unwrap_or_default();
+    let text = String::from_utf8_lossy(bytes);
+    let all: Vec<&str> = text.lines().collect();
+    all.get(all.len().saturating_sub(lines as usize)..).unwrap_or_default().join("\n")
+}
+
+/// Starts the Pi again, once the answer is on its way. What is installed then is the server's decision.
+fn reboot(service: &Service) -> Answer {
+    let program = service.reboot.clone();
+    thread::spawn(move || {
+        thread::sleep(GRACE);
+        log::info!("the server starts this Pi again");
+        match Command::new(&program).status() {
+            Ok(status) if status.success() => {}
+            Ok(status) => log::error!("{}: {status}", program.display()),
+            Err(e) => log::error!("{}: {e}", program.display()),
+        }
+    });
+    Ok(Data::Str("starting again".into()))
+}
+
+/// Blinks the activity LED, and gives it back to what it showed before.
+fn blink(leds: &Path, time: Duration) -> Answer {
+    let names = ["ACT", "led0", "PWR", "led1"];
+    let Some(led) = names.iter().map(|n| leds.join(n)).find(|p| p.join("brightness").exists()) else {
+        return Err("FileNotFoundError: this machine has no activity LED".into());
+    };
+    let failed = |e: std::io::Error| format!("OSError: {}: {e}", led.display());
+    let trigger = fs::read_to_string(led.join("trigger")).map_err(failed)?;
+    let before =
+        trigger.split_once('[').and_then(|(_, rest)| rest.split_once(']')).map_or("none", |(t, _)| t);
+    fs::write(led.join("trigger"), "none").map_err(failed)?;
+    let began = Instant::now();
+    let mut lit = false;
+    let mut blinking = Ok(());
+    while began.elapsed() < time && blinking.is_ok() {
+        lit = !lit;
+        blinking = fs::write(led.join("brightness"), if lit { "1" } else { "0" });
+        thread::sleep(Duration::from_millis(200));
+    }
+    fs::write(led.join("trigger"), before).map_err(failed)?;
+    blinking.map_err(failed)?;
+    Ok(Data::None)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::identity::Identity;
+    use std::path::PathBuf;
+
+    fn service(root: &Path) -> Service {
+        Service {
+            host: String::new(),
+            port: 0,
+            password_file: None,
+            hooks: root.join("hooks"),
+            reboot: PathBuf::from("/bin/false"),
+            root: root.to_owned(),
+            identity: Identity { serial: Some("10000000abcdef01".into()), ..Identity::default() },
+        }
+    }
+
+    fn call(opcode: u8, args: &[&str]) -> Call {
+        Call { opcode: opcode.into(), args: args.iter().map(|a| (*a).to_owned()).collect() }
+    }
+
+    #[test]
+    fn logs_are_cut_at_lines() {
+        let root = tempfile::tempdir().unwrap();
+        let service = service(root.path());
+        assert!(run(&service, &call(LOG, &[])).unwrap_err().starts_with("FileNotFoundError"));
+        fs::create_dir_all(root.path().join("var/log")).unwrap();
+        let text: String = (0..100_000).map(|i| format!("line {i}\n")).collect();
+        fs::write(root.path().join("var/log/syslog"), text).unwrap();
+        let last = |lines: &str| run(&service, &call(LOG, &[lines])).unwrap();
+        assert_eq!(last("2"), Data::Str("line 99998\nline 99999".into()));
+        for wrong in ["0", "5001", "-1", "x"] {
+            assert!(run(&service, &call(LOG, &[wrong])).unwrap_err().starts_with("ValueError"));
+        }
+    }
+
+    #[test]
+    fn the_led_gets_its_trigger_back() {
+        let root = tempfile::tempdir().unwrap();
+        let service = service(root.path());
+        assert!(run(&service, &call(IDENTIFY, &[])).unwrap_err().contains("no activity LED"));
+        let led = root.path().join("sys/class/leds/ACT");
+        fs::create_dir_all(&led).unwrap();
+        fs::write(led.join("brightness"), "0").unwrap();
+        fs::write(led.join("trigger"), "none [mmc0] timer").unwrap();
+        assert_eq!(run(&service, &call(IDENTIFY, &["1"])), Ok(Data::None));
+        assert_eq!(fs::read_to_string(led.join("trigger")).unwrap(), "mmc0");
+    }
+
+    #[test]
+    fn identity_and_unknown_functions() {
+        let root = tempfile::tempdir().unwrap();
+        let service = service(root.path());
+        assert_eq!(run(&service, &call(talks::ID, &[])), Ok(Data::Str("cdef01".into())));
+        assert!(matches!(run(&service, &call(IDENTITY, &[])), Ok(Data::Dict(d)) if d.len() == 4));
+        assert!(run(&service, &call(200, &[])).unwrap_err().contains("no function is bound"));
+    }
+}

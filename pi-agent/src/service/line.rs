@@ -1,0 +1,263 @@
+//! One connection to the server: login, calls in, answers out. The connection is served by one thread, which
+//! waits for the server and for answers at the same time; calls run in threads of their own.
+
+use std::fs;
+use std::future::Future;
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::Duration;
+
+use anyhow::{Context, anyhow, bail, ensure};
+use embedded_io_adapters::std::FromStd;
+use piman_core::blocking::{self, Blocking};
+use piman_core::frame::{Frames, Inbox, Piece, Role, Timeless};
+use piman_core::talks::auth::Keyed;
+use piman_core::talks::{
+    AnswerOut, Codec, DEPTH_MAX, Failure, Memory, Place, Session, Slot, Step, Value, WEIGHT_MAX, postcard,
+    prove,
+};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::net::sockopt;
+
+use super::functions::{Answer, Call};
+use super::{Service, functions};
+
+/// How long the server may stand still in the midst of a message.
+const STALL: Duration = Duration::from_secs(30);
+/// The longest call, in bytes.
+const CALL_MAX: u32 = 64 << 10;
+/// The longest answer, in bytes.
+const ANSWER_MAX: usize = 1 << 20;
+/// How many calls run at the same time; more are refused.
+const RUNNING_MAX: u32 = 8;
+
+type Stream = Blocking<FromStd<TcpStream>>;
+
+/// The key of both peers, made of the password.
+struct Key([u8; 32]);
+
+impl Key {
+    fn of(password: &str) -> Self {
+        Self(blake3::derive_key("piman talks 1: the key of both peers", password.as_bytes()))
+    }
+}
+
+impl Keyed for Key {
+    fn tag(&self, parts: &[&[u8]]) -> [u8; 32] {
+        let mut hasher = blake3::Hasher::new_keyed(&self.0);
+        for part in parts {
+            hasher.update(part);
+        }
+        hasher.finalize().into()
+    }
+}
+
+/// Whole messages.
+#[derive(Default)]
+struct Mail {
+    whole: Vec<Vec<u8>>,
+    part: Vec<u8>,
+}
+
+impl Inbox for Mail {
+    fn piece(&mut self, piece: Piece<'_>) -> impl Future<Output = ()> {
+        self.part.extend_from_slice(piece.bytes);
+        if piece.is_last() {
+            self.whole.push(std::mem::take(&mut self.part));
+        }
+        std::future::ready(())
+    }
+}
+
+/// A call that has ended.
+struct Ended {
+    retcode: u32,
+    answer: Answer,
+    /// Whether it ever began; one that was one too many did not.
+    ran: bool,
+}
+
+/// What a thread that ran a call hands back; the byte wakes the connection's thread.
+struct Back {
+    answers: Sender<Ended>,
+    wake: UnixStream,
+}
+
+/// Dials, logs in and serves until the connection ends.
+///
+/// # Errors
+/// If there is no connection, no login, or the connection fails.
+pub(super) fn serve(service: &Arc<Service>) -> anyhow::Result<()> {
+    let stream = TcpStream::connect((service.host.as_str(), service.port)).context("connecting")?;
+    tune(&stream).context("setting the socket's options")?;
+    let socket = stream.try_clone().context("sharing the socket")?;
+    let mut buf = [0; 4096];
+    let io = Blocking(FromStd::new(stream));
+    let open = Frames::open(io, Timeless, Role::Client, CALL_MAX, &mut buf);
+    let mut frames = blocking::run(open).map_err(|e| anyhow!("greeting: {e}"))?;
+    let key = Key::of(&password(service)?);
+    blocking::run(prove(&mut frames, &key, nonce()?)).map_err(|e| anyhow!("login: {e}"))?;
+    log::info!("connected to {}:{}", service.host, service.port);
+
+    let (answers, answered) = channel();
+    let (wake, mut woken) = UnixStream::pair().context("making a pair of sockets")?;
+    woken.set_nonblocking(true)?;
+    let back = Back { answers, wake };
+    let mut session = Session::new([], RUNNING_MAX);
+    let mut mail = Mail::default();
+    loop {
+        send_answers(&mut frames, &mut session, &answered, &mut mail)?;
+        for frame in mail.whole.drain(..) {
+            begin_all(service, &mut session, &frame, &back)?;
+        }
+        if !frames.has_unused() && !readable(&socket, &woken)? {
+            // Answers are there.
+            while matches!(woken.read(&mut [0; 64]), Ok(n) if n > 0) {}
+            continue;
+        }
+        if !blocking::run(frames.receive(&mut mail)).map_err(|e| anyhow!("{e}"))? {
+            return Ok(());
+        }
+    }
+}
+
+/// Waits; whether the server has said something.
+fn readable(socket: &TcpStream, woken: &UnixStream) -> anyhow::Result<bool> {
+    let mut both = [
+        PollFd::from_borrowed_fd(socket.as_fd(), PollFlags::IN),
+        PollFd::from_borrowed_fd(woken.as_fd(), PollFlags::IN),
+    ];
+    loop {
+        match poll(&mut both, None) {
+            Ok(_) => return Ok(both.first().is_some_and(|fd| !fd.revents().is_empty())),
+            Err(rustix::io::Errno::INTR) => {}
+            Err(e) => return Err(e).context("waiting for the server"),
+        }
+    }
+}
+
+fn send_answers(
+    frames: &mut Frames<'_, Stream, Timeless>,
+    session: &mut Session<[Place; 0]>,
+    answered: &Receiver<Ended>,
+    mail: &mut Mail,
+) -> anyhow::Result<()> {
+    while let Ok(Ended { retcode, answer, ran }) = answered.try_recv() {
+        if ran {
+            session.answered();
+        }
+        let mut buf = vec![0; ANSWER_MAX];
+        let encoded = match &answer {
+            Ok(value) => Codec::Postcard.encode(&AnswerOut { retcode, value }, &mut buf),
+            Err(text) => {
+                let (class, message) = text.split_once(": ").unwrap_or(("RuntimeError", text));
+                let value = &Failure { class, message };
+                Codec::Postcard.encode(&AnswerOut { retcode, value }, &mut buf)
+            }
+        };
+        let n = encoded.or_else(|_| {
+            let value = &Failure { class: "MemoryError", message: "the result is too large" };
+            Codec::Postcard.encode(&AnswerOut { retcode, value }, &mut buf)
+        });
+        let message = buf.get(..n.context("encoding an answer")?).unwrap_or_default();
+        blocking::run(frames.send(message.len() as u64, &mut &*message, mail)).map_err(|e| anyhow!("{e}"))?;
+    }
+    Ok(())
+}
+
+/// Starts what the messages of a frame ask for.
+fn begin_all(
+    service: &Arc<Service>,
+    session: &mut Session<[Place; 0]>,
+    mut frame: &[u8],
+    back: &Back,
+) -> anyhow::Result<()> {
+    let mut slots = vec![Slot::default(); 2 * frame.len() + 16];
+    while !frame.is_empty() {
+        let memory = Memory {
+            slots: &mut slots,
+            stack: &mut [],
+            memo: &mut [],
+            text: &mut [],
+            depth_max: DEPTH_MAX,
+            weight_max: WEIGHT_MAX,
+        };
+        let (value, used) = match postcard::decode_first(frame, memory) {
+            Ok(first) => first,
+            Err(e) => {
+                log::warn!("a message of the server is dropped: {e}");
+                return Ok(());
+            }
+        };
+        if let Some(retcode) = begin(service, session, value, back)? {
+            let answer = Err("RuntimeError: too many calls are under way".to_owned());
+            back.answers.send(Ended { retcode, answer, ran: false }).ok();
+            (&back.wake).write_all(&[1])?;
+        }
+        frame = frame.get(used..).unwrap_or_default();
+    }
+    Ok(())
+}
+
+/// Starts what a message asks for; the number of a call that is one too many.
+fn begin(
+    service: &Arc<Service>,
+    session: &mut Session<[Place; 0]>,
+    value: Value<'_>,
+    back: &Back,
+) -> anyhow::Result<Option<u32>> {
+    match session.handle(value) {
+        Step::Run(call) => {
+            let (retcode, call) = (call.retcode, Call::of(call));
+            let service = Arc::clone(service);
+            let (answers, wake) = (back.answers.clone(), back.wake.try_clone()?);
+            std::thread::Builder::new()
+                .name(format!("call {}", call.opcode))
+                .spawn(move || {
+                    let answer = functions::run(&service, &call);
+                    // The connection may be gone by now.
+                    if answers.send(Ended { retcode, answer, ran: true }).is_ok() {
+                        (&wake).write_all(&[1]).ok();
+                    }
+                })
+                .context("starting a thread for a call")?;
+        }
+        Step::Busy { retcode } => return Ok(Some(retcode)),
+        // We ask nothing.
+        Step::Answered { .. } | Step::Late => {}
+        Step::Broken => bail!("the server says what is no call"),
+    }
+    Ok(None)
+}
+
+fn password(service: &Service) -> anyhow::Result<String> {
+    let Some(file) = &service.password_file else { return Ok(String::new()) };
+    let name = file.display();
+    let text = fs::read_to_string(file).with_context(|| format!("reading the password in {name}"))?;
+    let password = text.lines().next().unwrap_or("").trim();
+    ensure!(!password.is_empty(), "the password in {name} is empty: write it into the first line");
+    Ok(password.to_owned())
+}
+
+fn nonce() -> anyhow::Result<[u8; 32]> {
+    let mut nonce = [0; 32];
+    let n = rustix::rand::getrandom(&mut nonce, rustix::rand::GetRandomFlags::empty());
+    ensure!(n.context("asking the kernel for random bytes")? == nonce.len(), "too few random bytes");
+    Ok(nonce)
+}
+
+/// A server that lost power is noticed after two minutes.
+fn tune(stream: &TcpStream) -> std::io::Result<()> {
+    stream.set_nodelay(true)?;
+    stream.set_read_timeout(Some(STALL))?;
+    stream.set_write_timeout(Some(STALL))?;
+    sockopt::set_socket_keepalive(stream, true)?;
+    sockopt::set_tcp_keepidle(stream, Duration::from_secs(60))?;
+    sockopt::set_tcp_keepintvl(stream, Duration::from_secs(15))?;
+    sockopt::set_tcp_keepcnt(stream, 4)?;
+    Ok(())
+}

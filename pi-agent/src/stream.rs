@@ -1,0 +1,304 @@
+//! Path A: an archive from a stream into a mounted directory, in one go.
+//!
+//! One thread receives, hashes and unpacks, another one parses and creates; between them lie a
+//! few buffers, which are all the memory that is needed, whatever the archive's size. Nothing
+//! is sent: the server sends the archive from its first byte and closes.
+
+mod pipe;
+
+use std::io::{self, Read};
+use std::net::{Shutdown, TcpStream};
+use std::os::fd::BorrowedFd;
+use std::panic::resume_unwind;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::thread;
+
+use anyhow::anyhow;
+use piman_core::hash::Hash;
+use piman_core::install::Stage;
+
+use crate::archive::Reader;
+use crate::decode::Decoder;
+use crate::extract::{self, extract};
+use crate::failure::{Cause, Failure};
+use crate::progress::Progress;
+use pipe::{Filler, pipe};
+
+/// What the server said it will send.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Expected {
+    /// BLAKE3 of all bytes that are sent.
+    pub hash: Hash,
+    /// How many that are.
+    pub bytes: u64,
+}
+
+/// What was received and extracted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Summary {
+    /// BLAKE3 of all bytes that were received: the image's identity.
+    pub hash: Hash,
+    /// How many that were.
+    pub bytes: u64,
+    /// Bytes of the unpacked archive.
+    pub unpacked_bytes: u64,
+    /// What was created.
+    pub extracted: extract::Summary,
+}
+
+/// Extracts the archive that comes on `stream` below `root`. The stream is closed, also to
+/// have the server stop when nothing more is wanted; set a read time-out on it before. See
+/// [`install_from`].
+///
+/// # Errors
+/// As [`install_from`].
+pub fn install(
+    stream: TcpStream,
+    expected: Option<Expected>,
+    root: BorrowedFd<'_>,
+    progress: &Progress,
+) -> Result<Summary, Failure> {
+    let close = || {
+        // It may be closed already, which is as well.
+        let _ = stream.shutdown(Shutdown::Both);
+    };
+    install_from(&stream, close, expected, root, progress)
+}
+
+/// Extracts the archive that `source` gives below `root`, a directory on the mounted
+/// filesystem. `source` is read to its very end. `progress` begins the stage `transfer`, and
+/// counts the bytes of the archive as they are received. `close` must make a read of
+/// `source` that waits return; it may be called from another thread, more than once.
+///
+/// When this returns, everything is created and nothing is certain to be on the medium: the
+/// caller syncs, and writes the proof only then.
+///
+/// # Errors
+/// - `Network`: the connection broke, or ended before `expected.bytes`, or (if nothing is
+///   expected) within the packed data; or what came is not what was expected.
+/// - `Image`: the archive is damaged or holds what cannot be created. If a hash is expected
+///   this is only said when it is right: a damaged copy of a good archive is worth another
+///   try. To know, the rest is received first.
+/// - `Disk`: the disk is full, fails, or refuses; told at once.
+/// - `Refused`: not root.
+pub fn install_from(
+    source: impl Read + Send,
+    close: impl Fn() + Sync,
+    expected: Option<Expected>,
+    root: BorrowedFd<'_>,
+    progress: &Progress,
+) -> Result<Summary, Failure> {
+    progress.begin(Stage::Transfer, expected.map_or(0, |e| e.bytes));
+    let hurry = AtomicBool::new(false);
+    let tap = Tap {
+        source,
+        hasher: blake3::Hasher::new(),
+        bytes: 0,
+        limit: expected.map_or(u64::MAX, |e| e.bytes),
+        trouble: None,
+        hurry: &hurry,
+        progress,
+    };
+    let (filler, drainer) = pipe();
+    let (received, extracted) = thread::scope(|scope| {
+        let receiver = thread::Builder::new()
+            .name("receive".to_owned())
+            .spawn_scoped(scope, || receive(tap, filler, expected.is_some()))?;
+        let mut reader = Reader::new(drainer);
+        let extracted = extract(&mut reader, root).and_then(|summary| {
+            reader.drain()?;
+            Ok((summary, reader.position()))
+        });
+        // If reading failed, the receiver knows it already and has ended.
+        if let Some(cause) = extracted.as_ref().err().and_then(extract::Error::cause)
+            && (expected.is_none() || cause != Cause::Image)
+        {
+            hurry.store(true, Relaxed);
+            close();
+        }
+        // Without anyone to drain the pipe, the receiver stops unpacking.
+        drop(reader);
+        let received = receiver.join().unwrap_or_else(|panic| resume_unwind(panic));
+        Ok((received, extracted))
+    })
+    .map_err(|error: io::Error| fail(Cause::Refused, anyhow!(error).context("starting a thread")))?;
+    judge(&received, extracted, expected)
+}
+
+/// What came of receiving.
+struct Received {
+    hash: Hash,
+    bytes: u64,
+    end: End,
+}
+
+/// How it ended.
+enum End {
+    /// With the stream, all of it unpacked.
+    Whole,
+    /// The other thread had enough.
+    Unwanted,
+    /// The stream itself failed.
+    Broken(io::Error),
+    /// More came than was expected.
+    TooLong,
+    /// The packed data is damaged, or ends too early.
+    Damaged(io::Error),
+}
+
+/// Receives, hashes and unpacks until the end. With `judged` the rest of a damaged archive is
+/// received nonetheless, to know its hash, unless there is a hurry.
+fn receive<R: Read>(mut tap: Tap<'_, R>, mut filler: Filler, judged: bool) -> Received {
+    let unpacked = Decoder::new(&mut tap).and_then(|mut decoder| filler.fill_from(&mut decoder));
+    let mut end = match unpacked {
+        Ok(pipe::Filled::All) => End::Whole,
+        Ok(pipe::Filled::Unwanted) => End::Unwanted,
+        // It comes from the close that the other thread asked for.
+        Err(_) if tap.hurry.load(Relaxed) => End::Unwanted,
+        Err(error) => {
+            filler.fail(&error);
+            End::Damaged(error)
+        }
+    };
+    // The other thread must not wait for us from here on.
+    drop(filler);
+    if judged && tap.trouble.is_none() {
+        tap.drain();
+    }
+    match tap.trouble.take() {
+        Some(Trouble::Broken(error)) => end = End::Broken(error),
+        Some(Trouble::TooLong) => end = End::TooLong,
+        None => {}
+    }
+    Received { hash: Hash(*tap.hasher.finalize().as_bytes()), bytes: tap.bytes, end }
+}
+
+/// Whose fault it is. What is certain goes first: the disk; then the connection, which
+/// explains everything that the archive seems to lack; then the archive.
+fn judge(
+    received: &Received,
+    extracted: Result<(extract::Summary, u64), extract::Error>,
+    expected: Option<Expected>,
+) -> Result<Summary, Failure> {
+    let bytes = received.bytes;
+    let extracted = match extracted {
+        Err(error) if matches!(error.cause(), Some(Cause::Disk | Cause::Refused)) => {
+            return Err(unextracted(error));
+        }
+        other => other,
+    };
+    let of = expected.map_or(String::new(), |e| format!(" of {}", e.bytes));
+    if let End::Broken(error) = &received.end {
+        let why = match error.kind() {
+            io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => "the server fell silent".to_owned(),
+            _ => error.to_string(),
+        };
+        return Err(fail(Cause::Network, anyhow!("receiving the archive: {why}, after {bytes}{of} bytes")));
+    }
+    if let Some(expected) = expected {
+        if bytes < expected.bytes {
+            return Err(fail(
+                Cause::Network,
+                anyhow!("receiving the archive: the connection ended after {bytes}{of} bytes"),
+            ));
+        }
+        if matches!(received.end, End::TooLong) || received.hash != expected.hash {
+            return Err(fail(
+                Cause::Network,
+                anyhow!(
+                    "the archive that came is not the one that was offered ({:.12} instead of {:.12}): \
+                     it was replaced meanwhile, or damaged on its way",
+                    received.hash,
+                    expected.hash
+                ),
+            ));
+        }
+    }
+    match &received.end {
+        End::Damaged(error) if error.kind() == io::ErrorKind::UnexpectedEof && expected.is_none() => {
+            return Err(fail(
+                Cause::Network,
+                anyhow!(
+                    "receiving the archive: it ended too early, after {bytes} bytes ({error}); either the \
+                     connection broke, or the archive on the server is not complete"
+                ),
+            ));
+        }
+        End::Damaged(error) => {
+            return Err(fail(Cause::Image, anyhow!("unpacking the archive: {error}")));
+        }
+        _ => {}
+    }
+    match extracted {
+        Ok((extracted, unpacked_bytes)) => {
+            Ok(Summary { hash: received.hash, bytes, unpacked_bytes, extracted })
+        }
+        Err(error) => Err(unextracted(error)),
+    }
+}
+
+fn unextracted(error: extract::Error) -> Failure {
+    let cause = error.cause().unwrap_or(Cause::Image);
+    fail(cause, anyhow::Error::new(error).context("extracting the archive"))
+}
+
+fn fail(cause: Cause, error: anyhow::Error) -> Failure {
+    Failure { stage: Stage::Transfer, cause, error }
+}
+
+/// Counts and hashes what is received, and remembers if the stream itself fails: to those who
+/// read from here, that looks like any other error.
+struct Tap<'p, R> {
+    source: R,
+    hasher: blake3::Hasher,
+    bytes: u64,
+    limit: u64,
+    trouble: Option<Trouble>,
+    /// Set when nothing more is wanted.
+    hurry: &'p AtomicBool,
+    progress: &'p Progress,
+}
+
+enum Trouble {
+    Broken(io::Error),
+    TooLong,
+}
+
+impl<R: Read> Tap<'_, R> {
+    /// Receives what is left, until there is a hurry.
+    fn drain(&mut self) {
+        let mut buf = vec![0; 64 << 10];
+        while !self.hurry.load(Relaxed) {
+            match self.read(&mut buf) {
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Ok(0) | Err(_) => break,
+                Ok(_) => {}
+            }
+        }
+    }
+}
+
+impl<R: Read> Read for Tap<'_, R> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let n = match self.source.read(buf) {
+            Ok(n) => n,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => return Err(error),
+            Err(error) => {
+                let kind = error.kind();
+                if !self.hurry.load(Relaxed) {
+                    self.trouble = Some(Trouble::Broken(error));
+                }
+                return Err(kind.into());
+            }
+        };
+        let piece = buf.get(..n).unwrap_or_default();
+        self.hasher.update(piece);
+        self.bytes += n as u64;
+        self.progress.add(n as u64);
+        if self.bytes > self.limit {
+            self.trouble = Some(Trouble::TooLong);
+            return Err(io::Error::other("more was sent than was offered"));
+        }
+        Ok(n)
+    }
+}

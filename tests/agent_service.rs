@@ -1,0 +1,123 @@
+//! The three programs together: `piman serve`, `pi-agent run` on two Pis, `piman call`.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+
+use piman_tests::binaries;
+use piman_tests::server::{Server, wait_until};
+
+/// A Pi's service; killed when dropped.
+struct Pi(Child);
+
+impl Drop for Pi {
+    fn drop(&mut self) {
+        // It may have ended.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn pi(serial: &str, port: u16, folder: &Path, password: &Path) -> Pi {
+    let mut command = Command::new(binaries::pi_agent());
+    command.args(["run", "--server", "127.0.0.1", "--port", &port.to_string(), "--serial", serial]);
+    command.arg("--password-file").arg(password).arg("--hooks").arg(folder.join("hooks"));
+    command.arg("--reboot").arg(folder.join("reboot")).stdout(Stdio::null());
+    Pi(command.spawn().unwrap())
+}
+
+fn program(path: &Path, text: &str) {
+    fs::write(path, text).unwrap();
+    fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+}
+
+fn piman(state: &Path, args: &[&str]) -> (Output, String) {
+    let output = Command::new(binaries::piman())
+        .arg(args[0])
+        .arg("--state")
+        .arg(state)
+        .args(&args[1..])
+        .output()
+        .unwrap();
+    let text =
+        String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    (output, text)
+}
+
+#[test]
+fn the_operator_calls_running_pis() {
+    let folder = tempfile::tempdir().unwrap();
+    let (folder, state) = (folder.path(), folder.path().join("state"));
+    let (archive, password) = (folder.join("rootfs.tar.gz"), folder.join("password"));
+    let tar =
+        Command::new("tar").args(["-czf"]).arg(&archive).args(["-C", "/etc", "hostname"]).status().unwrap();
+    assert!(tar.success());
+    fs::write(&password, "open sesame\n").unwrap();
+    fs::create_dir(folder.join("hooks")).unwrap();
+    program(&folder.join("hooks/greet"), "#!/bin/sh\necho \"hello $1\"\n");
+    program(&folder.join("reboot"), &format!("#!/bin/sh\necho again >> {}/rebooted\n", folder.display()));
+
+    let password_file = password.to_str().unwrap();
+    let more = ["--talks-port", "0", "--talks-password-file", password_file];
+    let server = Server::start(&archive, &state, &more);
+    let port = server.port("talks");
+    let (one, two) = ("10000000aaaaaaa1", "10000000aaaaaaa2");
+    let _pis = [pi(one, port, folder, &password), pi(two, port, folder, &password)];
+    let wrong = folder.join("wrong");
+    fs::write(&wrong, "open says me\n").unwrap();
+    let _stranger = pi("10000000bbbbbbb3", port, folder, &wrong);
+
+    wait_until("both Pis are connected", || {
+        let (output, text) = piman(&state, &["status"]);
+        output.status.success() && text.contains(one) && text.contains(two)
+    });
+    let (_, text) = piman(&state, &["status"]);
+    assert!(!text.contains("bbbbbbb3"), "a Pi with another password is connected:\n{text}");
+
+    let (output, text) = piman(&state, &["call", "all", "run", "greet", "$(id) you"]);
+    assert!(output.status.success() && text.matches("hello $(id) you").count() == 2, "{text}");
+    let (output, text) = piman(&state, &["call", "--json", "10000000aaaaaaa2", "identity"]);
+    assert!(output.status.success() && text.contains("\"serial\": \"10000000aaaaaaa2\""), "{text}");
+    let (output, text) = piman(&state, &["call", one, "run", "../reboot"]);
+    assert!(!output.status.success() && text.contains("is no name of a hook"), "{text}");
+    let (output, text) = piman(&state, &["call", "20000000", "identity"]);
+    assert!(!output.status.success() && text.contains("not connected"), "{text}");
+
+    let (output, text) = piman(&state, &["call", one, "reinstall"]);
+    assert!(output.status.success(), "{text}");
+    wait_until("the Pi starts again", || folder.join("rebooted").exists());
+    let (_, text) = piman(&state, &["reinstall", "--list"]);
+    assert!(text.contains(one) && !text.contains(two), "{text}");
+}
+
+#[test]
+fn a_pi_comes_back_to_a_server_that_was_away() {
+    let folder = tempfile::tempdir().unwrap();
+    let (folder, state) = (folder.path(), folder.path().join("state"));
+    let archive = folder.join("rootfs.tar.gz");
+    let tar =
+        Command::new("tar").args(["-czf"]).arg(&archive).args(["-C", "/etc", "hostname"]).status().unwrap();
+    assert!(tar.success());
+    let more = |port: &str| ["--talks-port".to_owned(), port.to_owned()];
+    let first = more("0");
+    let server = Server::start(&archive, &state, &[&first[0], &first[1]]);
+    let port = server.port("talks");
+    let mut command = Command::new(binaries::pi_agent());
+    command.args([
+        "run",
+        "--server",
+        "127.0.0.1",
+        "--port",
+        &port.to_string(),
+        "--serial",
+        "10000000aaaaaaa1",
+    ]);
+    let _pi = Pi(command.spawn().unwrap());
+    let connected = || piman(&state, &["status"]).1.contains("10000000aaaaaaa1");
+    wait_until("it is connected", connected);
+    drop(server);
+    let again = more(&port.to_string());
+    let _server = Server::start(&archive, &state, &[&again[0], &again[1]]);
+    wait_until("it is connected again", connected);
+}

@@ -1,0 +1,236 @@
+//! The installation against the old way and bsdtar, in one run: time, memory, bytes written.
+//!
+//! Needs root (loop devices, mounts), GNU tar, nc, e2fsprogs; bsdtar if it is there. The
+//! archive is `PIMAN_BENCH_ROOTFS`, or one made of this machine's /usr. `PIMAN_BENCH_ROUNDS`
+//! says how often (3). With `PIMAN_BENCH_SLOW=1` also on a disk limited to 30 MB/s, where
+//! the kernel has the blkio controller.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use piman_tests::server::Server;
+
+const DISK: u64 = 8 << 30;
+const SLOW_BYTES_PER_SECOND: u64 = 30 << 20;
+
+fn main() {
+    if !rustix::process::geteuid().is_root() {
+        println!("skipped: needs root for loop devices and mounts");
+        return;
+    }
+    let rounds: usize = setting("PIMAN_BENCH_ROUNDS").and_then(|s| s.parse().ok()).unwrap_or(3);
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let archive = setting("PIMAN_BENCH_ROOTFS").map_or_else(|| make_archive(folder.path()), PathBuf::from);
+    let server = Server::start(&archive, &folder.path().join("state"), &[]);
+    let disk = LoopDisk::new(folder.path());
+    println!(
+        "archive: {} MB, {} MB unpacked; disk: a loop device of {} GiB; {rounds} rounds in turn",
+        fs::metadata(&archive).expect("the archive is there").len() / 1_000_000,
+        unpacked(&archive) / 1_000_000,
+        DISK >> 30
+    );
+    table(&server, &disk, folder.path(), rounds, "fast disk");
+    if setting("PIMAN_BENCH_SLOW").is_some() {
+        match disk.limit(SLOW_BYTES_PER_SECOND) {
+            Ok(()) => {
+                table(&server, &disk, folder.path(), 1, "disk limited to 30 MiB/s");
+                disk.limit(0).expect("the limit was set, so it can be taken away");
+            }
+            Err(e) => println!("slow disk: skipped, no blkio limits here ({e})"),
+        }
+    }
+}
+
+fn setting(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|v| !v.is_empty())
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Way {
+    Old,
+    Bsdtar,
+    Stream,
+    Image,
+    ImageAgain,
+}
+
+impl Way {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Old => "mkfs.ext4; nc | gunzip | tar -x; sync",
+            Self::Bsdtar => "mkfs.ext4; nc | bsdtar -x; sync",
+            Self::Stream => "pi-agent --path stream (A)",
+            Self::Image => "pi-agent --path image (B)",
+            Self::ImageAgain => "the same image again (B)",
+        }
+    }
+}
+
+#[derive(Default, Clone)]
+struct Figures {
+    seconds: Vec<f64>,
+    written: Vec<u64>,
+    requests: Vec<u64>,
+    memory_kb: u64,
+}
+
+fn table(server: &Server, disk: &LoopDisk, folder: &Path, rounds: usize, title: &str) {
+    let mut ways = vec![Way::Old, Way::Stream, Way::Image, Way::ImageAgain];
+    if Command::new("bsdtar").arg("--version").stdout(Stdio::null()).status().is_ok() {
+        ways.insert(1, Way::Bsdtar);
+    }
+    let mut figures: BTreeMap<Way, Figures> = BTreeMap::new();
+    // One round more than is counted: the first warms the caches of the server's files.
+    let warm_up = usize::from(rounds > 1);
+    for round in 0..rounds + warm_up {
+        for way in &ways {
+            let (began, before) = (Instant::now(), disk.written());
+            let memory = match way {
+                Way::Old => old(server, disk, folder, "gunzip | tar -x --numeric-owner -p"),
+                Way::Bsdtar => old(server, disk, folder, "bsdtar -x --numeric-owner -p -f -"),
+                Way::Stream => agent(server, disk, "stream"),
+                Way::Image | Way::ImageAgain => agent(server, disk, "image"),
+            };
+            let seconds = began.elapsed().as_secs_f64();
+            let after = disk.written();
+            if round < warm_up {
+                continue;
+            }
+            let f = figures.entry(*way).or_default();
+            f.seconds.push(seconds);
+            f.requests.push(after.0 - before.0);
+            f.written.push(after.1 - before.1);
+            f.memory_kb = f.memory_kb.max(memory);
+        }
+    }
+    println!("\n{title}: medians\n");
+    println!("| way | s | ratio | MB written | requests | KB per request | agent's memory, MB |");
+    println!("|---|---|---|---|---|---|---|");
+    let base = median(&figures[&Way::Old].seconds);
+    for (way, f) in &figures {
+        let (s, written, requests) = (median(&f.seconds), median(&f.written), median(&f.requests));
+        println!(
+            "| {} | {s:.2} | {:.3} | {} | {requests} | {} | {} |",
+            way.name(),
+            s / base,
+            written / 1_000_000,
+            written.checked_div(requests * 1024).unwrap_or(0),
+            if f.memory_kb == 0 { "–".into() } else { (f.memory_kb / 1000).to_string() }
+        );
+    }
+}
+
+fn median<T: Copy + PartialOrd>(values: &[T]) -> T {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(|a, b| a.partial_cmp(b).expect("no figure is NaN"));
+    sorted[sorted.len() / 2]
+}
+
+/// The old script's way, on a filesystem over the whole disk.
+fn old(server: &Server, disk: &LoopDisk, folder: &Path, extract: &str) -> u64 {
+    let place = folder.join("mnt");
+    fs::create_dir_all(&place).expect("a folder to mount at");
+    let (device, place) = (disk.device.display(), place.display());
+    shell(&format!(
+        "set -e; mkfs.ext4 -q -F -E nodiscard {device}; mount {device} {place}; \
+         trap 'umount {place}' EXIT; cd {place}; nc -d 127.0.0.1 {} | {extract}; cd /; sync -f {place}; ",
+        server.port("rootfs")
+    ));
+    0
+}
+
+/// Returns the agent's peak memory, in KB.
+fn agent(server: &Server, disk: &LoopDisk, path: &str) -> u64 {
+    let mut agent = server
+        .agent(&disk.device, "bench")
+        .args(["--reinstall", "--yes", "--path", path])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("the agent starts");
+    let mut memory = 0;
+    loop {
+        memory = peak(agent.id()).unwrap_or(memory);
+        match agent.try_wait().expect("the agent is our child") {
+            Some(status) => {
+                assert!(status.success(), "the agent failed by path {path}");
+                return memory;
+            }
+            None => std::thread::sleep(Duration::from_millis(5)),
+        }
+    }
+}
+
+fn peak(pid: u32) -> Option<u64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status.lines().find(|l| l.starts_with("VmHWM"))?;
+    line.split_whitespace().nth(1)?.parse().ok()
+}
+
+fn shell(script: &str) {
+    let status = Command::new("bash").args(["-o", "pipefail", "-c", script]).status().expect("bash is there");
+    assert!(status.success(), "failed: {script}");
+}
+
+fn make_archive(folder: &Path) -> PathBuf {
+    let archive = folder.join("rootfs.tgz");
+    println!("making an archive of this machine's /usr");
+    shell(&format!(
+        "cd / && tar --numeric-owner --warning=none --exclude='*.rlib' -c usr/bin usr/sbin usr/lib/python3* \
+         usr/lib/x86_64-linux-gnu usr/lib/gcc usr/include usr/share etc 2>/dev/null | gzip -6 > {}",
+        archive.display()
+    ));
+    archive
+}
+
+fn unpacked(archive: &Path) -> u64 {
+    let out = Command::new("bash").args(["-c", &format!("gunzip -c {} | wc -c", archive.display())]).output();
+    String::from_utf8_lossy(&out.expect("gunzip is there").stdout).trim().parse().expect("wc prints a number")
+}
+
+/// A loop device of a file whose blocks are all there.
+struct LoopDisk {
+    device: PathBuf,
+}
+
+impl LoopDisk {
+    fn new(folder: &Path) -> Self {
+        let path = folder.join("disk.img");
+        let file = File::create(&path).expect("a file for the disk");
+        rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, DISK)
+            .expect("room for the disk");
+        let out = Command::new("losetup").args(["-f", "--show"]).arg(&path).output();
+        let device = String::from_utf8_lossy(&out.expect("losetup is there").stdout).trim().to_owned();
+        assert!(!device.is_empty(), "no loop device");
+        Self { device: device.into() }
+    }
+
+    fn sysfs(&self) -> PathBuf {
+        Path::new("/sys/block").join(self.device.file_name().expect("a device has a name"))
+    }
+
+    /// Requests and bytes written so far.
+    fn written(&self) -> (u64, u64) {
+        let stat = fs::read_to_string(self.sysfs().join("stat")).expect("the kernel counts");
+        let fields: Vec<u64> = stat.split_whitespace().filter_map(|f| f.parse().ok()).collect();
+        (fields[4], fields[6] * 512)
+    }
+
+    /// Limits writes; 0 takes the limit away.
+    fn limit(&self, bytes_per_second: u64) -> std::io::Result<()> {
+        let number = fs::read_to_string(self.sysfs().join("dev"))?;
+        let rule = format!("{} {bytes_per_second}", number.trim());
+        fs::write("/sys/fs/cgroup/blkio/blkio.throttle.write_bps_device", rule)
+    }
+}
+
+impl Drop for LoopDisk {
+    fn drop(&mut self) {
+        // A limit would stay for the next device of this number, also after a panic.
+        let _ = self.limit(0);
+        let _ = Command::new("losetup").arg("-d").arg(&self.device).status();
+    }
+}

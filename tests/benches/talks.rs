@@ -1,0 +1,149 @@
+//! Talks and frames against two Python peers that use pickle and sockets as the old libraries do, in one
+//! run: calls in a second, one at a time and 64 under way, and messages in a second of three sizes.
+//!
+//! `cargo bench --bench talks`; figures are ratios, ours to theirs.
+
+use std::net::{SocketAddr, TcpListener};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use piman::frame;
+use piman::talks::{Answer, Data, Fleet, Functions, Nothing, Peer, Plan, Request, Secret, Server, connect};
+use piman_core::talks::Codec;
+use tokio::sync::mpsc;
+
+const DEADLINE: Duration = Duration::from_secs(60);
+/// How long each figure is measured.
+const SPAN: Duration = Duration::from_secs(2);
+
+/// The old way, both sides in Python: prints one figure per line.
+const OLD: &str = r#"
+import os, pickle, socket, struct, threading, time
+SPAN = 2.0
+def exactly(sock, n):
+    parts = []
+    while n:
+        part = sock.recv(min(n, 1 << 16))
+        if not part: raise SystemExit
+        parts.append(part); n -= len(part)
+    return b"".join(parts)
+def calls():
+    a, b = socket.create_server(("127.0.0.1", 0)), None
+    port = a.getsockname()[1]
+    if os.fork() == 0:
+        sock, _ = a.accept(); file = sock.makefile("rb")
+        try:
+            while True:
+                _, op, ret, args, kwargs = pickle.load(file)
+                sock.sendall(pickle.dumps((b"A", ret, (args[0],))))
+        except (EOFError, ConnectionError): os._exit(0)
+    sock = socket.create_connection(("127.0.0.1", port)); file = sock.makefile("rb")
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    for under_way in (1, 64):
+        n, start = 0, time.monotonic()
+        for i in range(under_way): sock.sendall(pickle.dumps((b"R", 1, i, (i,), {})))
+        while time.monotonic() - start < SPAN:
+            _, ret, value = pickle.load(file); n += 1
+            sock.sendall(pickle.dumps((b"R", 1, ret, (n,), {})))
+        elapsed = time.monotonic() - start
+        for i in range(under_way): pickle.load(file)
+        print(n / elapsed, flush=True)
+    sock.close()
+def frames():
+    a = socket.create_server(("127.0.0.1", 0)); port = a.getsockname()[1]
+    if os.fork() == 0:
+        sock, _ = a.accept(); sock.sendall(b"\xff"); exactly(sock, 1)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        while True:
+            size = struct.unpack(">I", exactly(sock, 4))[0]; sock.sendall(b"\xff"); exactly(sock, size)
+    sock = socket.create_connection(("127.0.0.1", port)); sock.sendall(b"\xff"); exactly(sock, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    for size in (16, 1024, 1 << 20):
+        message = bytes(size); n, start = 0, time.monotonic()
+        while time.monotonic() - start < SPAN:
+            sock.sendall(struct.pack(">I", size)); exactly(sock, 1); sock.sendall(message); n += 1
+        print(n / (time.monotonic() - start), flush=True)
+    sock.close()
+calls(); frames()
+"#;
+
+struct Echo;
+
+impl Functions for Echo {
+    fn call(&self, _peer: &Peer, request: Request) -> Answer {
+        Box::pin(std::future::ready(Ok(request.args.into_iter().next().unwrap_or(Data::None))))
+    }
+}
+
+struct Ignore;
+
+impl frame::Hooks for Ignore {
+    fn message(&mut self, _peer: &frame::Peer, _message: Vec<u8>) {}
+}
+
+async fn calls(address: SocketAddr, codec: Codec, under_way: usize) -> f64 {
+    let peer = connect(address, codec, Secret::new(None), Arc::new(Nothing), DEADLINE).await.unwrap();
+    let (done, mut count) = mpsc::unbounded_channel();
+    let start = Instant::now();
+    for _ in 0..under_way {
+        let (peer, done) = (peer.clone(), done.clone());
+        tokio::spawn(async move {
+            let mut n = 0_i64;
+            while start.elapsed() < SPAN {
+                assert_eq!(peer.call(1, vec![n.into()], DEADLINE).await, Ok(n.into()));
+                n += 1;
+            }
+            done.send(n).unwrap();
+        });
+    }
+    drop(done);
+    let mut all = 0;
+    while let Some(n) = count.recv().await {
+        all += n;
+    }
+    all as f64 / start.elapsed().as_secs_f64()
+}
+
+async fn messages(size: usize) -> f64 {
+    let addresses = vec![([127, 0, 0, 1], 0).into()];
+    let settings = frame::Settings::default();
+    let plan = frame::Plan { addresses, connections: 1, settings, plugins: None, hooks: || Ignore };
+    let server = frame::Server::start(plan).unwrap();
+    let settings = frame::Settings::default();
+    let peer = frame::connect(server.addresses()[0], DEADLINE, settings, None, Ignore).await.unwrap();
+    let message: Arc<[u8]> = vec![0; size].into();
+    let (mut n, start) = (0, Instant::now());
+    while start.elapsed() < SPAN {
+        peer.send(Arc::clone(&message)).await.unwrap();
+        n += 1;
+    }
+    f64::from(n) / start.elapsed().as_secs_f64()
+}
+
+fn main() {
+    let old = Command::new("python3").args(["-c", OLD]).stderr(Stdio::inherit()).output();
+    let Ok(old) = old else { return println!("skipped: needs python3 to compare with") };
+    let old: Vec<f64> = String::from_utf8_lossy(&old.stdout).lines().map(|l| l.parse().unwrap()).collect();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    runtime.block_on(async {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let secret = Secret::new(None);
+        let plan = Plan { listener, operator: None, secret, connections: 10, connections_per_address: 10 };
+        let server = Server::start(plan, Fleet::default(), Arc::new(Echo)).unwrap();
+        println!("{:32} {:>10} {:>10} {:>7}", "", "Python", "piman", "ratio");
+        let row = |what: &str, old: f64, ours: f64| {
+            println!("{what:32} {old:10.0} {ours:10.0} {:7.2}", ours / old);
+        };
+        for (under_way, old) in [1, 64].into_iter().zip(&old) {
+            for codec in [Codec::Pickle, Codec::Postcard] {
+                let ours = calls(server.address(), codec, under_way).await;
+                row(&format!("calls/s, {under_way} under way, {codec:?}"), *old, ours);
+            }
+        }
+        for (size, old) in [16, 1024, 1 << 20].into_iter().zip(old.iter().skip(2)) {
+            row(&format!("messages/s of {size} bytes"), *old, messages(size).await);
+        }
+    });
+}

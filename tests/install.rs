@@ -1,0 +1,359 @@
+//! The install service in memory: dialogues as old and new peers speak, at every chop of the
+//! bytes, both sides against each other, golden bytes, and properties of all parsers.
+
+use std::fmt::Write as _;
+
+use piman_core::blocking;
+use piman_core::drive::{self, attend, serve};
+use piman_core::hash::Hash;
+use piman_core::install::fetch::{Answer, Request};
+use piman_core::install::table::Table;
+use piman_core::install::{
+    Agent, AgentStep, Command, Date, Decision, Event, Fleet, Hello, ImageOffer, Notice, Offer, Paths, Plan,
+    Report, Session, Stage, Start, Step,
+};
+use piman_core::line::{Framer, LINE_MAX, TooLong};
+use piman_tests::memory::{Script, both, pipe};
+use proptest::prelude::*;
+
+struct Lab {
+    ordered: bool,
+    plan: Plan,
+    notes: Vec<String>,
+}
+
+impl Lab {
+    fn new(plan: Plan) -> Self {
+        Self { ordered: false, plan, notes: Vec::new() }
+    }
+}
+
+impl Fleet for Lab {
+    fn reinstall_ordered(&mut self) -> bool {
+        self.ordered
+    }
+    fn plan(&mut self, _: bool) -> Plan {
+        self.plan
+    }
+    fn note(&mut self, event: Event<'_>) {
+        if !matches!(event, Event::Noise(_)) {
+            self.notes.push(format!("{event:?}"));
+        }
+    }
+}
+
+fn offer() -> Offer {
+    let image = Some(ImageOffer { table: Hash([0x22; 32]), table_bytes: 96 + 88, chunk_bytes: 4096 });
+    Offer { id: Hash([0x11; 32]), bytes: 651_000_000, rootfs_port: 4444, fetch_port: 4445, image }
+}
+
+/// What the server answers to these bytes, and what it noted, the same at every chop.
+fn dialogue(said: &[u8], date: Option<Date>, ordered: bool) -> (String, Vec<String>) {
+    let once = |chop| {
+        let mut lab = Lab { ordered, ..Lab::new(Plan::Format(Some(offer()))) };
+        let mut script = Script::new(said, chop);
+        blocking::run(serve(&mut script, &mut [0; LINE_MAX], date, &mut lab)).unwrap();
+        (String::from_utf8(script.output).unwrap(), lab.notes)
+    };
+    let whole = once(usize::MAX);
+    for chop in (1..40).chain([64, 1000, 1023, 1024, 1025]) {
+        assert_eq!(once(chop), whole, "in pieces of {chop}");
+    }
+    whole
+}
+
+#[test]
+fn the_shell_script_with_tracing_on() {
+    let said = b"+ send IS_UNINSTALLED\n+ echo IS_UNINSTALLED\nIS_UNINSTALLED\n\
+        + read line\nformat\n+ send RECEIVED_FORMAT\nRECEIVED_FORMAT\n+ sfdisk /dev/mmcblk0\n\
+        Writing superblocks and filesystem accounting information:  0/16\x08\x08\x08\x08\x08 1/16\r\n\
+        /dev/mmcblk0p2 on /new_root type ext4 (rw,relatime)\n+ send IS_INSTALLED\nMOUNTING\nFINISHED_MOUNTING\n\
+        IS_FORMATTED\nIS_UNINSTALLED\n";
+    let date = Date::new(2026, 11, 21, 3, 24, 7);
+    let (answer, notes) = dialogue(said, date, false);
+    assert_eq!(answer, "busybox date -s 202611210324.07\nEOM\nformat\nEOM\n");
+    let want = [
+        "Found { installed: false }",
+        "Format { ordered: false }",
+        "Milestone(ReceivedFormat)",
+        "Milestone(Mounting)",
+        "Milestone(FinishedMounting)",
+        "Formatted",
+    ];
+    assert_eq!(notes, want, "what comes after the end is not heard");
+}
+
+#[test]
+fn the_test_client_that_reports_formatted_first() {
+    let (answer, notes) = dialogue(b"IS_FORMATTED\r\n", None, false);
+    assert_eq!((answer.as_str(), notes), ("", vec!["Formatted".to_owned()]));
+}
+
+#[test]
+fn a_last_line_without_a_newline_counts() {
+    assert_eq!(dialogue(b"IS_INSTALLED", None, false).0, "boot\nEOM\n");
+    assert_eq!(dialogue(b"noise\r\n  IS_INSTALLED \t", None, true).0, "format\nEOM\n");
+}
+
+#[test]
+fn lines_too_long_are_skipped_and_the_session_lives_on() {
+    let mut said = vec![b'x'; 5000];
+    said.extend_from_slice(b"IS_INSTALLED\nIS_INSTALLED\n");
+    let (answer, notes) = dialogue(&said, None, false);
+    assert_eq!(answer, "boot\nEOM\n");
+    assert_eq!(notes, ["TooLong", "Found { installed: true }", "Boot"]);
+}
+
+/// The bytes of version 1 of our own lines. Repair the code, never this test: agents in the
+/// field speak so.
+#[test]
+fn golden_bytes_of_version_1() {
+    let hello = "PIMAN/1 hello serial=10000000abcdef01 mac=b8:27:eb:00:00:01 model=Raspberry_Pi_4 agent=0.1.0 \
+                 disk=31914983424 root=31864651776 card=- paths=stream+image\n";
+    let said = format!(
+        "{hello}IS_UNINSTALLED\nPIMAN/1 progress stage=transfer done=5 total=10\n\
+         PIMAN/1 failed stage=sync text=the card = broken, try another\nPIMAN/1 committed id={}\nIS_FORMATTED\n",
+        "11".repeat(32)
+    );
+    let (answer, notes) = dialogue(said.as_bytes(), None, false);
+    let want = format!(
+        "format\nPIMAN/1 offer id={} bytes=651000000 rootfs=4444 fetch=4445 table={} table-bytes=184 \
+         chunk-bytes=4096\nEOM\n",
+        "11".repeat(32),
+        "22".repeat(32)
+    );
+    assert_eq!(answer, want);
+    assert!(notes[0].contains("Raspberry_Pi_4") && notes[0].contains("image: true"), "{}", notes[0]);
+    assert_eq!(notes[3], "Progress { stage: Transfer, done: 5, total: 10 }");
+    assert_eq!(notes[4], "Failed { stage: Sync, text: \"the card = broken, try another\" }");
+    assert!(notes[5].starts_with("Committed"));
+    let wait = Command::Wait { seconds: 2, percent: 34 }.to_string();
+    assert_eq!(wait, "PIMAN/1 wait seconds=2 percent=34\nEOM\n");
+    let hash = "11".repeat(32);
+    let request = format!("fetch chunks {hash} 4096 1048576");
+    assert_eq!(Request::parse(request.as_bytes()).unwrap().to_string(), request);
+}
+
+struct Card {
+    date: Option<Date>,
+}
+
+impl drive::Pi for Card {
+    fn set_date(&mut self, date: Date) -> bool {
+        self.date = Some(date);
+        true
+    }
+    fn addresses(&mut self, out: &mut dyn std::fmt::Write) {
+        let _ = out.write_str("172.30.1.10");
+    }
+    fn wipe(&mut self) -> bool {
+        true
+    }
+}
+
+#[test]
+fn both_sides_agree_at_every_chop() {
+    let paths = Paths { stream: true, image: true };
+    let hello = Hello { serial: Some("cafe"), paths, ..Hello::default() };
+    let date = Date::new(2026, 1, 2, 3, 4, 5);
+    for (installed, ordered, plan, want) in [
+        (false, false, Plan::Format(Some(offer())), Decision::Format(Some(offer()))),
+        (false, false, Plan::Format(None), Decision::Format(None)),
+        (true, false, Plan::Format(None), Decision::Boot),
+        (true, true, Plan::Format(Some(offer())), Decision::Format(Some(offer()))),
+        (false, false, Plan::Wait { seconds: 3, percent: 4 }, Decision::Wait { seconds: 3, percent: 4 }),
+    ] {
+        for chop in [1, 2, 3, 7, 64, 10_000] {
+            let (mut pi, mut server) = pipe(chop, None);
+            let mut lab = Lab { ordered, ..Lab::new(plan) };
+            let mut card = Card { date: None };
+            let (decision, ended) = both(
+                async {
+                    let start = Start { hello: Some(hello), installed };
+                    let decision = attend(&mut pi, &mut [0; LINE_MAX], start, &mut card).await;
+                    drive::report(&mut pi, Report::Formatted).await.unwrap();
+                    drop(pi);
+                    decision
+                },
+                async {
+                    let ended = serve(&mut server, &mut [0; LINE_MAX], date, &mut lab).await;
+                    drop(server);
+                    ended
+                },
+            );
+            assert_eq!((decision, ended), (Ok(want), Ok(())), "in pieces of {chop}");
+            assert_eq!(card.date, date);
+            assert!(lab.notes.contains(&"Formatted".to_owned()));
+        }
+    }
+}
+
+#[test]
+fn a_cut_after_every_byte_is_an_error_of_the_agent_and_none_of_the_server() {
+    let start = Start { hello: Some(Hello::default()), installed: false };
+    let block = Command::Format(Some(offer())).to_string();
+    for cut in 1..block.len() {
+        let (mut pi, mut server) = pipe(5, Some(cut));
+        let mut lab = Lab::new(Plan::Format(Some(offer())));
+        let (decision, _) = both(
+            async {
+                let decision = attend(&mut pi, &mut [0; LINE_MAX], start, &mut Card { date: None }).await;
+                drop(pi);
+                decision
+            },
+            async {
+                // A peer that is gone is an error of the transport at most.
+                let _ = serve(&mut server, &mut [0; LINE_MAX], None, &mut lab).await;
+                drop(server);
+            },
+        );
+        assert!(decision.is_err(), "cut after {cut} bytes: {decision:?}");
+    }
+}
+
+/// All lines of a stream that comes in pieces of these sizes.
+fn lines(bytes: &[u8], sizes: &[usize], room: usize) -> Vec<Result<Vec<u8>, TooLong>> {
+    let mut buf = vec![0; room];
+    let mut framer = Framer::new(&mut buf);
+    let (mut rest, mut out) = (bytes, Vec::new());
+    let mut sizes = sizes.iter().copied().cycle();
+    loop {
+        loop {
+            match framer.next_line() {
+                Ok(Some(line)) => out.push(Ok(line.to_vec())),
+                Ok(None) => break,
+                Err(e) => out.push(Err(e)),
+            }
+        }
+        let spare = framer.spare();
+        let n = sizes.next().unwrap_or(1).clamp(1, spare.len()).min(rest.len());
+        if n == 0 {
+            out.extend(framer.rest().map(|l| Ok(l.to_vec())));
+            return out;
+        }
+        spare[..n].copy_from_slice(&rest[..n]);
+        rest = &rest[n..];
+        framer.filled(n);
+    }
+}
+
+/// Lines by the simplest means there are.
+fn model(bytes: &[u8], room: usize) -> Vec<Result<Vec<u8>, TooLong>> {
+    let mut out = Vec::new();
+    let mut pieces: Vec<&[u8]> = bytes.split(|b| *b == b'\n').collect();
+    let last = pieces.pop().unwrap_or_default();
+    for piece in pieces {
+        out.push(if piece.len() < room {
+            Ok(piece.strip_suffix(b"\r").unwrap_or(piece).to_vec())
+        } else {
+            Err(TooLong)
+        });
+    }
+    if last.len() >= room {
+        out.push(Err(TooLong));
+    } else if !last.is_empty() {
+        out.push(Ok(last.strip_suffix(b"\r").unwrap_or(last).to_vec()));
+    }
+    out
+}
+
+/// Bytes in which newlines and words of the protocol are frequent.
+fn talk() -> impl Strategy<Value = Vec<u8>> {
+    let word = prop_oneof![
+        Just(b"\n".to_vec()),
+        Just(b"\r\n".to_vec()),
+        Just(b"EOM\n".to_vec()),
+        Just(b"IS_INSTALLED\n".to_vec()),
+        Just(b"IS_UNINSTALLED\n".to_vec()),
+        Just(b"format\n".to_vec()),
+        Just(b"reinstall\n".to_vec()),
+        Just(b"PIMAN/1 hello serial=".to_vec()),
+        Just(b"PIMAN/1 offer id=".to_vec()),
+        Just(b"busybox date -s 2026".to_vec()),
+        prop::collection::vec(any::<u8>(), 0..40),
+    ];
+    prop::collection::vec(word, 0..40).prop_map(|words| words.concat())
+}
+
+fn hash() -> impl Strategy<Value = Hash> {
+    any::<[u8; 32]>().prop_map(Hash)
+}
+
+proptest! {
+    #[test]
+    fn framing_ignores_how_the_stream_was_cut(bytes in talk(), sizes in prop::collection::vec(1_usize..50, 1..20), room in 1_usize..40) {
+        prop_assert_eq!(lines(&bytes, &sizes, room), model(&bytes, room));
+    }
+
+    #[test]
+    fn any_bytes_give_a_step_on_both_sides(bytes in talk(), ordered: bool) {
+        let mut lab = Lab { ordered, ..Lab::new(Plan::Format(Some(offer()))) };
+        let mut session = Session::open(None).0;
+        let mut agent = Agent::new();
+        for line in bytes.split(|b| *b == b'\n') {
+            let report = Report::parse(line);
+            let step = session.handle(report, &mut lab);
+            if matches!(report, Report::Noise(_) | Report::Ours(_) | Report::Milestone(_)) {
+                prop_assert!(matches!(step, Step::Read | Step::Close));
+            }
+            if let AgentStep::Unknown(unknown) = agent.handle(line) {
+                prop_assert!(!unknown.is_empty());
+            }
+        }
+    }
+
+    #[test]
+    fn tables_and_requests_of_any_bytes(bytes in prop::collection::vec(any::<u8>(), 0..600)) {
+        let _ = Table::parse(&bytes);
+        let _ = Request::parse(&bytes);
+        let _ = Answer::parse(&bytes);
+        let _ = Date::parse(&bytes);
+    }
+
+    #[test]
+    fn offers_reach_the_agent_as_they_were(id in hash(), bytes: u64, ports: (u16, u16), image in prop::option::of((hash(), any::<u32>(), any::<u64>()))) {
+        let image = image.map(|(table, table_bytes, chunk_bytes)| ImageOffer { table, table_bytes, chunk_bytes });
+        let offer = Offer { id, bytes, rootfs_port: ports.0, fetch_port: ports.1, image };
+        let block = Command::Format(Some(offer)).to_string();
+        let mut agent = Agent::new();
+        let last = block.lines().map(|l| agent.handle(l.as_bytes())).last();
+        let decided = matches!(last, Some(AgentStep::Decided(_, Decision::Format(Some(o)))) if o == offer);
+        prop_assert!(decided);
+    }
+
+    #[test]
+    fn whatever_a_pi_calls_itself_is_one_line(serial in ".{0,80}", model in ".{0,200}", text in ".{0,900}", disk: u64) {
+        let hello = Hello { serial: Some(&serial), model: Some(&model), disk_bytes: disk, ..Hello::default() };
+        for notice in [Notice::Hello(hello), Notice::Failed { stage: Stage::Disk, text: &text }] {
+            let mut line = String::new();
+            write!(line, "{notice}").unwrap();
+            prop_assert!(line.len() < LINE_MAX && !line.contains(['\n', '\r']));
+            let back = Report::parse(line.as_bytes());
+            let same = matches!((back, notice), (Report::Ours(Notice::Hello(_)), Notice::Hello(_)) | (Report::Ours(Notice::Failed { .. }), Notice::Failed { .. }));
+            prop_assert!(same, "{line}");
+        }
+    }
+
+    #[test]
+    fn dates_and_back(seconds in 0_u64..253_402_300_800) {
+        // By a calendar of days alone: the day's number must grow by one from day to day.
+        let (mut year, mut left) = (1970_u16, seconds / 86_400);
+        let leap = |y: u16| y.is_multiple_of(4) && !y.is_multiple_of(100) || y.is_multiple_of(400);
+        while left >= 365 + u64::from(leap(year)) {
+            left -= 365 + u64::from(leap(year));
+            year += 1;
+        }
+        let lengths = [31, 28 + u64::from(leap(year)), 31, 30, 31, 30, 31, 31, 30, 31, 30, 31];
+        let mut month = 1;
+        for length in lengths {
+            if left < length { break; }
+            left -= length;
+            month += 1;
+        }
+        let rest = seconds % 86_400;
+        let date = Date::new(year, month, left as u8 + 1, (rest / 3600) as u8, (rest / 60 % 60) as u8, (rest % 60) as u8);
+        let date = date.unwrap();
+        prop_assert_eq!(date.seconds_since_1970(), seconds);
+        prop_assert_eq!(Date::parse(date.to_string().as_bytes()), Some(date));
+    }
+}

@@ -1,0 +1,398 @@
+//! Old Pis against `piman serve`, byte by byte as they speak, and the life of an order.
+
+use std::fs;
+use std::io::{ErrorKind, Read, Write};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpStream};
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use piman_tests::server::{Server, wait_until};
+use piman_tests::tarball::{self, Tarball};
+
+const BOOT: &str = "boot\nEOM\n";
+const FORMAT: &str = "format\nEOM\n";
+
+/// A server with a good archive, in a folder that goes with the test.
+struct Lab {
+    server: Server,
+    archive: tempfile::NamedTempFile,
+    folder: tempfile::TempDir,
+}
+
+impl Lab {
+    fn new(more: &[&str]) -> Self {
+        Self::with(tarball::of_bytes(300_000), more)
+    }
+
+    fn with(archive: tempfile::NamedTempFile, more: &[&str]) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let server = Server::start(archive.path(), folder.path(), more);
+        server.wait_log("is good");
+        Self { server, archive, folder }
+    }
+
+    fn bytes(&self) -> Vec<u8> {
+        fs::read(self.archive.path()).unwrap()
+    }
+
+    fn restart(&mut self) {
+        self.server.terminate();
+        assert!(self.server.ended(Duration::from_secs(30)).success());
+        self.server = Server::start(self.archive.path(), self.folder.path(), &["--no-date"]);
+        self.server.wait_log("is good");
+    }
+
+    /// A connection from this address of loopback.
+    fn connect(&self, name: &str, from: [u8; 4]) -> TcpStream {
+        let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+        socket.bind(&SocketAddr::from((from, 0)).into()).unwrap();
+        let to = SocketAddr::from((Ipv4Addr::LOCALHOST, self.server.port(name)));
+        socket.connect(&to.into()).unwrap();
+        let stream = TcpStream::from(socket);
+        stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+        stream
+    }
+
+    fn talk(&self, from: [u8; 4]) -> Talk {
+        Talk(self.connect("control", from))
+    }
+
+    /// What a Pi with a system on its card is told.
+    fn decision(&self, from: [u8; 4]) -> String {
+        let mut talk = self.talk(from);
+        talk.say("IS_INSTALLED\n");
+        talk.block()
+    }
+
+    fn download(&self, from: [u8; 4]) -> Vec<u8> {
+        let mut got = Vec::new();
+        self.connect("rootfs", from).read_to_end(&mut got).unwrap();
+        got
+    }
+
+    fn orders(&self) -> String {
+        self.server.piman(&["reinstall", "--list"])
+    }
+}
+
+const PI: [u8; 4] = [127, 0, 0, 1];
+
+/// A control connection as an old Pi has it.
+struct Talk(TcpStream);
+
+impl Talk {
+    fn say(&mut self, text: &str) {
+        self.0.write_all(text.as_bytes()).unwrap();
+    }
+
+    /// The next command, to its `EOM`.
+    fn block(&mut self) -> String {
+        let mut block = String::new();
+        while !block.ends_with("EOM\n") {
+            let mut byte = [0];
+            self.0.read_exact(&mut byte).unwrap_or_else(|e| panic!("{e} after {block:?}"));
+            block.push(char::from(byte[0]));
+        }
+        block
+    }
+
+    /// Waits until piman closes.
+    fn closed(mut self) {
+        let mut rest = Vec::new();
+        self.0.read_to_end(&mut rest).unwrap();
+        assert_eq!(rest, b"");
+    }
+}
+
+/// What a shell that is traced with `set -x` sends before and between what it means.
+const TRACE: &str = "+ exec\n+ mount -t proc proc /proc\nmount: mounting proc on /proc failed: Device or resource busy\n\
+    + send IS_INSTALLED\n+ echo IS_INSTALLED\n+ IS_INSTALLED now\n\x08\x08 12/400\r 13/400\r\n\n";
+
+#[test]
+fn reports_are_understood_however_they_come() {
+    let lab = Lab::new(&["--no-date"]);
+    for (said, want) in [
+        ("IS_UNINSTALLED\n".to_owned(), FORMAT),
+        ("IS_INSTALLED\n".into(), BOOT),
+        ("IS_INSTALLED\r\n".into(), BOOT),
+        ("  IS_INSTALLED \t\r\n".into(), BOOT),
+        (format!("{TRACE}IS_UNINSTALLED\n"), FORMAT),
+        (format!("{TRACE}IS_INSTALLED\r\n"), BOOT),
+        (format!("{}\nIS_INSTALLED\n", "x".repeat(5000)), BOOT),
+    ] {
+        let mut talk = lab.talk(PI);
+        talk.say(&said);
+        assert_eq!(talk.block(), want, "at once: {said:?}");
+        let mut talk = lab.talk(PI);
+        talk.0.set_nodelay(true).unwrap();
+        for byte in said.bytes().skip(said.len().saturating_sub(300)) {
+            talk.0.write_all(&[byte]).unwrap();
+        }
+        assert_eq!(talk.block(), want, "byte by byte: {said:?}");
+    }
+    // The last line has no end, but the stream has.
+    let mut talk = lab.talk(PI);
+    talk.say("+ send IS_INSTALLED\nIS_UNINSTALLED");
+    talk.0.shutdown(Shutdown::Write).unwrap();
+    assert_eq!(talk.block(), FORMAT);
+    talk.closed();
+}
+
+#[test]
+fn the_time_comes_first_unless_it_is_not_wanted() {
+    let lab = Lab::new(&[]);
+    let mut talk = lab.talk(PI);
+    let block = talk.block();
+    let stamp = block.strip_prefix("busybox date -s ").and_then(|b| b.strip_suffix("\nEOM\n")).expect(&block);
+    assert_eq!(stamp.len(), "YYYYMMDDhhmm.ss".len());
+    let now = Command::new("date").args(["+%Y%m%d%H%M.%S"]).output().unwrap().stdout;
+    let seconds = |stamp: &str| {
+        let line = format!("busybox date -s {stamp}");
+        piman_core::install::Date::parse(line.as_bytes()).unwrap().seconds_since_1970()
+    };
+    let now = seconds(String::from_utf8(now).unwrap().trim());
+    assert!(now.abs_diff(seconds(stamp)) < 60, "local time, and not {stamp}");
+    talk.say("busybox date -s 202601010000.00\nRECEIVED_DATE\nSET_DATE\nIS_INSTALLED\n");
+    assert_eq!(talk.block(), BOOT);
+    let lab = Lab::new(&["--no-date"]);
+    let mut quiet = lab.talk(PI);
+    quiet.say("IS_INSTALLED\n");
+    assert_eq!(quiet.block(), BOOT);
+}
+
+#[test]
+fn the_shell_script_reports_the_end_last() {
+    let lab = Lab::new(&["--no-date"]);
+    let mut talk = lab.talk(PI);
+    talk.say(TRACE);
+    talk.say("IS_UNINSTALLED\n");
+    assert_eq!(talk.block(), FORMAT);
+    // It echoes the command, and formats with a lot of output.
+    talk.say("format\nRECEIVED_FORMAT\n+ sfdisk /dev/mmcblk0\n");
+    talk.say("Writing inode tables:   0/119\x08\x08\x08\x08\x08\x08\x08  1/119\ndone\n");
+    assert_eq!(lab.download(PI), lab.bytes());
+    talk.say("+ mount /dev/mmcblk0p2 /new_root\nMOUNTING\nFINISHED_MOUNTING\nIS_FORMATTED\n");
+    talk.closed();
+    wait_until("it is installed", || lab.server.piman(&["devices"]).contains("installed"));
+    let events = lab.server.piman(&["device", "127.0.0.1"]);
+    for part in ["told to format", "received format", "got the whole archive", "reports the end", "installed"]
+    {
+        assert!(events.contains(part), "{part}: {events}");
+    }
+    assert!(!events.contains("sfdisk"), "noise is not kept: {events}");
+}
+
+#[test]
+fn the_test_client_reports_the_end_first() {
+    let lab = Lab::new(&["--no-date"]);
+    lab.server.piman(&["reinstall", "127.0.0.1"]);
+    let mut talk = lab.talk(PI);
+    talk.say("IS_INSTALLED\n");
+    assert_eq!(talk.block(), FORMAT);
+    talk.say("RECEIVED_FORMAT\nIS_FORMATTED\n");
+    talk.closed();
+    wait_until("the order has begun", || lab.orders().contains("begun"));
+    assert_eq!(lab.download(PI), lab.bytes());
+    wait_until("the order is completed", || lab.orders().contains("completed"));
+    assert_eq!(lab.decision(PI), BOOT);
+}
+
+#[test]
+fn an_order_lives_until_the_installation_has_succeeded() {
+    let mut lab = Lab::new(&["--no-date"]);
+    lab.server.piman(&["reinstall", "127.0.0.1"]);
+    assert!(lab.orders().contains("waits for the Pi"), "{}", lab.orders());
+    lab.restart();
+    assert_eq!(lab.decision(PI), FORMAT, "it survives a restart");
+    assert_eq!(lab.decision(PI), FORMAT, "being told is not being installed");
+    // Reports the end without having got anything.
+    let mut talk = lab.talk(PI);
+    talk.say("IS_INSTALLED\n");
+    assert_eq!(talk.block(), FORMAT);
+    talk.say("IS_FORMATTED\n");
+    talk.closed();
+    // What was got before the next format does not count either.
+    assert_eq!(lab.decision(PI), FORMAT);
+    assert_eq!(lab.download(PI), lab.bytes());
+    lab.restart();
+    let mut talk = lab.talk(PI);
+    talk.say("IS_INSTALLED\n");
+    assert_eq!(talk.block(), FORMAT, "the other half is missing");
+    assert_eq!(lab.download(PI), lab.bytes());
+    talk.say("IS_FORMATTED\n");
+    talk.closed();
+    wait_until("the order is completed", || lab.orders().contains("completed"));
+    assert_eq!(lab.decision(PI), BOOT, "and never again");
+    lab.restart();
+    assert_eq!(lab.decision(PI), BOOT);
+    assert_eq!(lab.orders().matches("127.0.0.1").count(), 1, "the history stays: {}", lab.orders());
+    // A new order is a new one.
+    lab.server.piman(&["reinstall", "127.0.0.1"]);
+    assert_eq!(lab.decision(PI), FORMAT);
+}
+
+#[test]
+fn half_a_download_completes_no_order() {
+    let lab = Lab::with(tarball::of_bytes(40 << 20), &["--no-date"]);
+    lab.server.piman(&["reinstall", "127.0.0.1"]);
+    let mut talk = lab.talk(PI);
+    talk.say("IS_INSTALLED\n");
+    assert_eq!(talk.block(), FORMAT);
+    let mut download = lab.connect("rootfs", PI);
+    let mut some = vec![0; 1 << 20];
+    download.read_exact(&mut some).unwrap();
+    drop(download);
+    talk.say("IS_FORMATTED\n");
+    talk.closed();
+    lab.server.wait_log("was ended by the Pi");
+    assert_eq!(lab.decision(PI), FORMAT);
+    assert!(!lab.server.log().contains("ERROR"), "a Pi that closes early is no error:\n{}", lab.server.log());
+}
+
+#[test]
+fn an_order_is_for_exactly_one_pi() {
+    let lab = Lab::new(&["--no-date"]);
+    lab.server.piman(&["reinstall", "127.0.0.1"]);
+    for other in [[127, 0, 0, 10], [127, 0, 0, 11], [127, 0, 0, 100]] {
+        assert_eq!(lab.decision(other), BOOT, "{other:?}");
+    }
+    assert_eq!(lab.decision(PI), FORMAT);
+    // By another's serial number, from the address that is ordered: the address counts.
+    let hello =
+        "PIMAN/1 hello serial=10000000abcdef01 mac=- model=- agent=1 disk=0 root=0 card=- paths=stream\n";
+    let other = [127, 0, 0, 12];
+    for order in ["10000000abcdef0", "10000000abcdef011"] {
+        lab.server.piman(&["reinstall", order]);
+    }
+    let mut talk = lab.talk(other);
+    talk.say(hello);
+    talk.say("IS_INSTALLED\n");
+    assert_eq!(talk.block(), BOOT, "parts of a name are other names");
+    lab.server.piman(&["reinstall", "10000000abcdef01"]);
+    talk.say("IS_INSTALLED\n");
+    assert!(talk.block().starts_with("format\nPIMAN/1 offer id="), "an order counts at once");
+    assert_eq!(lab.decision(other), BOOT, "the same address without the serial number");
+    assert_eq!(
+        lab.server.piman(&["reinstall", "--cancel", "127.0.0.1"]),
+        "127.0.0.1: the reinstall is cancelled\n"
+    );
+    assert_eq!(lab.decision(PI), BOOT);
+}
+
+#[test]
+fn our_agents_order_is_completed_by_the_proof_alone() {
+    let lab = Lab::new(&["--no-date"]);
+    let (serial, pi) = ("10000000abcdef01", [127, 0, 0, 13]);
+    lab.server.piman(&["reinstall", serial]);
+    let hello =
+        format!("PIMAN/1 hello serial={serial} mac=- model=Pi agent=1 disk=0 root=0 card=- paths=stream\n");
+    let mut talk = lab.talk(pi);
+    talk.say(&format!("{hello}IS_INSTALLED\n"));
+    assert!(talk.block().starts_with("format\n"));
+    assert_eq!(lab.download(pi), lab.bytes());
+    talk.say("PIMAN/1 progress stage=transfer done=7 total=9\nIS_FORMATTED\n");
+    talk.closed();
+    wait_until("the order has begun", || lab.orders().contains("begun"));
+    assert!(lab.server.piman(&["devices"]).contains("7 B of 9 B, 77 %"));
+    let mut talk = lab.talk(pi);
+    talk.say(&format!("{hello}PIMAN/1 failed stage=sync text=the card is\x1b[31m broken\nIS_INSTALLED\n"));
+    assert!(talk.block().starts_with("format\n"));
+    let failed = || lab.server.piman(&["devices"]);
+    wait_until("the failure is shown", || failed().contains("failed (sync): the card is [31m broken"));
+    talk.say(&format!("PIMAN/1 committed id={}\nIS_INSTALLED\n", "ab".repeat(32)));
+    assert_eq!(talk.block(), BOOT, "at once, and not when it is written down");
+    wait_until("the order is completed", || lab.orders().contains("completed"));
+    let devices = lab.server.piman(&["devices", "--json"]);
+    for part in ["\"serial\": \"10000000abcdef01\"", "\"last_error\": null", "abababab"] {
+        assert!(devices.contains(part), "{part}: {devices}");
+    }
+}
+
+#[test]
+fn reinstall_txt_is_taken_in_when_it_is_complete() {
+    let folder = tempfile::tempdir().unwrap();
+    let list = folder.path().join("reinstall.txt");
+    fs::write(&list, "").unwrap();
+    let lab = Lab::new(&["--no-date", "--reinstall-file", list.to_str().unwrap()]);
+    // Somebody writes it slowly, and in the middle of an address for longer than it is looked at.
+    let mut file = fs::OpenOptions::new().append(true).open(&list).unwrap();
+    for part in ["127.0.0.2\r\n\n# by the window\n127.0.0", ".30\nnonsense\n 127.0.0", ".4"] {
+        file.write_all(part.as_bytes()).unwrap();
+        let until = Instant::now() + Duration::from_millis(300);
+        wait_until("a moment has passed", || Instant::now() >= until);
+    }
+    drop(file);
+    lab.server.wait_log("a reinstall of 127.0.0.4 is ordered");
+    wait_until("the file is emptied", || {
+        fs::read(&list).is_ok_and(|f| f.is_empty())
+            && !Path::new(&format!("{}.taken", list.display())).exists()
+    });
+    for (pi, want) in [(2, FORMAT), (30, FORMAT), (4, FORMAT), (3, BOOT), (20, BOOT), (1, BOOT)] {
+        assert_eq!(lab.decision([127, 0, 0, pi]), want, "127.0.0.{pi}");
+    }
+    assert!(
+        lab.server.log().contains("reinstall.txt:5: `nonsense` is no IPv4 address"),
+        "{}",
+        lab.server.log()
+    );
+    // As a user does it: a new file over the old one; and again what is ordered already.
+    let new = folder.path().join("new");
+    fs::write(&new, "127.0.0.3\n127.0.0.4\n").unwrap();
+    fs::rename(&new, &list).unwrap();
+    lab.server.wait_log("a reinstall of 127.0.0.3 is ordered");
+    lab.server.wait_log("a reinstall of 127.0.0.4 was ordered already");
+    assert!(lab.orders().contains("reinstall.txt:1"), "{}", lab.orders());
+}
+
+#[test]
+fn whoever_sends_something_on_4444_gets_everything_nevertheless() {
+    let lab = Lab::with(tarball::of_bytes(20 << 20), &["--no-date"]);
+    let bytes = lab.bytes();
+    for part in [&b"GET / HTTP/1.0\r\n\r\n"[..], &[0; 100_000]] {
+        let mut stream = lab.connect("rootfs", PI);
+        stream.write_all(part).unwrap();
+        let mut got = Vec::new();
+        stream.read_to_end(&mut got).unwrap();
+        assert!(got == bytes, "{} of {} bytes", got.len(), bytes.len());
+    }
+    // One that ends its own direction at once, as `nc < /dev/null` does.
+    let mut stream = lab.connect("rootfs", PI);
+    stream.shutdown(Shutdown::Write).unwrap();
+    let mut got = Vec::new();
+    stream.read_to_end(&mut got).unwrap();
+    assert!(got == bytes);
+    wait_until("all were whole", || lab.server.log().matches("got the whole archive").count() == 3);
+}
+
+#[test]
+fn several_members_and_any_path_of_the_talk() {
+    // An archive of two gzip members, without any order of the two connections.
+    let folder = tempfile::tempdir().unwrap();
+    let tar = folder.path().join("rootfs.tar");
+    fs::write(&tar, Tarball::new().push(b"etc/hostname", b'0', b"", b"pi\n").bytes()).unwrap();
+    let archive = tempfile::NamedTempFile::new().unwrap();
+    let script = format!(
+        "(head -c 700 {0} | gzip; tail -c +701 {0} | gzip) > {1}",
+        tar.display(),
+        archive.path().display()
+    );
+    assert!(Command::new("sh").args(["-c", &script]).status().unwrap().success());
+    let lab = Lab::with(archive, &["--no-date"]);
+    assert_eq!(lab.download([127, 0, 0, 77]), lab.bytes(), "port 4444 needs no talk before");
+    let mut talk = lab.talk(PI);
+    talk.say("IS_UNINSTALLED\nIS_UNINSTALLED\n");
+    assert_eq!((talk.block(), talk.block()), (FORMAT.into(), FORMAT.into()));
+    talk.say("RECEIVED_REINSTALL\nUNMOUNTING\nFINISHED_UNMOUNTING\nIS_INSTALLED\n");
+    assert_eq!(talk.block(), BOOT);
+    talk.say("RECEIVED_BOOT\nMOUNTING\nFINISHED_MOUNTING\n");
+    talk.0.shutdown(Shutdown::Write).unwrap();
+    talk.closed();
+    let mut talk = lab.talk(PI);
+    talk.say("IS_FORMATTED\nIS_UNINSTALLED\n");
+    let end = talk.0.read(&mut [0; 10]);
+    assert!(
+        matches!(&end, Ok(0)) || matches!(&end, Err(e) if e.kind() == ErrorKind::ConnectionReset),
+        "{end:?}"
+    );
+}

@@ -1,0 +1,94 @@
+//! Filesystems in files: judged by e2fsck, mounted by the kernel.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::time::{Duration, Instant};
+
+/// Whether this runs as root; says so where a test is skipped because it does not.
+#[must_use]
+pub fn is_root() -> bool {
+    let root = std::fs::metadata("/proc/self").is_ok_and(|m| std::os::unix::fs::MetadataExt::uid(&m) == 0);
+    if !root {
+        println!("skipped: needs root");
+    }
+    root
+}
+
+/// Runs a command to its end.
+///
+/// # Panics
+/// If it cannot be started or fails.
+pub fn run(command: &mut Command) -> Output {
+    let output = command.output().unwrap_or_else(|e| panic!("{command:?}: {e}"));
+    assert!(
+        output.status.success(),
+        "{command:?}: {}\n{}{}",
+        output.status,
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    output
+}
+
+/// Judges the filesystem of `bytes` bytes that begins `offset` bytes into `disk`.
+///
+/// # Panics
+/// If e2fsck finds anything to complain about.
+pub fn e2fsck(disk: &Path, offset: u64, bytes: u64) {
+    let name = format!("{}?offset={offset}", disk.display());
+    let output = run(Command::new("e2fsck").args(["-fn", &name]).env("LC_ALL", "C"));
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(!text.contains("IGNORED") && !text.contains("no\n"), "{bytes} bytes: {text}");
+}
+
+/// A filesystem mounted by the kernel; unmounted when dropped.
+#[derive(Debug)]
+pub struct Mounted {
+    folder: tempfile::TempDir,
+}
+
+impl Mounted {
+    /// Mounts the filesystem of `bytes` bytes that begins `offset` bytes into `disk`.
+    ///
+    /// # Panics
+    /// If the kernel refuses.
+    #[must_use]
+    pub fn new(disk: &Path, offset: u64, bytes: u64, options: &str) -> Self {
+        let folder = tempfile::tempdir().expect("a folder to mount at");
+        let all = format!("loop,offset={offset},sizelimit={bytes},{options}");
+        run(Command::new("mount").args(["-t", "ext4", "-o", &all]).arg(disk).arg(folder.path()));
+        Self { folder }
+    }
+
+    /// Where it is mounted.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// Waits until the kernel has zeroed the inode tables (mount with `init_itable=0`).
+    ///
+    /// # Panics
+    /// If it has not after a minute.
+    pub fn wait_for_lazy_init(&self) {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while threads_of_lazy_init() > 0 {
+            assert!(Instant::now() < deadline, "the kernel still zeroes inode tables");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+}
+
+/// The kernel has one such thread as long as any filesystem is being initialized.
+fn threads_of_lazy_init() -> usize {
+    let processes = std::fs::read_dir("/proc").expect("/proc").flatten();
+    let names = processes.filter_map(|p| std::fs::read_to_string(p.path().join("comm")).ok());
+    names.filter(|n| n.trim() == "ext4lazyinit").count()
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let path: PathBuf = self.folder.path().into();
+        run(Command::new("umount").arg(path));
+    }
+}

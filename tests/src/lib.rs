@@ -1,0 +1,16 @@
+//! What the tests share.
+
+pub mod binaries;
+pub mod disk;
+pub mod fetch;
+pub mod memory;
+pub mod port;
+pub mod proxy;
+pub mod server;
+pub mod simulated;
+pub mod small;
+pub mod snapshot;
+pub mod tar;
+pub mod tarball;
+pub mod tree;
+pub mod wait;

@@ -1,0 +1,196 @@
+//! `piman serve` as a process of its own, on free ports of loopback.
+
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::io::{BufRead, BufReader};
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::binaries;
+
+/// A running server; killed when dropped.
+#[derive(Debug)]
+pub struct Server {
+    child: Child,
+    state: PathBuf,
+    ports: BTreeMap<String, u16>,
+    log: Arc<Mutex<String>>,
+}
+
+impl Server {
+    /// Starts it with an archive and a state folder; returns when all listeners are there.
+    ///
+    /// # Panics
+    /// If it does not start.
+    #[must_use]
+    pub fn start(archive: &Path, state: &Path, more: &[&str]) -> Self {
+        Self::start_by(&mut Self::command(archive, state, more), state)
+    }
+
+    /// The command that [`start`](Self::start) runs, for tests that expect it to fail.
+    #[must_use]
+    pub fn command(archive: &Path, state: &Path, more: &[&str]) -> Command {
+        let mut command = Command::new(binaries::piman());
+        command.args(["serve", "--listen", "127.0.0.1", "--rootfs"]).arg(archive);
+        command.arg("--state").arg(state);
+        for port in ["--control-port", "--rootfs-port", "--fetch-port"] {
+            if !more.contains(&port) {
+                command.args([port, "0"]);
+            }
+        }
+        command.args(more);
+        command
+    }
+
+    /// Starts it by this command.
+    ///
+    /// # Panics
+    /// If it does not start.
+    #[must_use]
+    pub fn start_by(command: &mut Command, state: &Path) -> Self {
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("piman starts");
+        let log = Arc::new(Mutex::new(String::new()));
+        let (to, from) = (Arc::clone(&log), child.stderr.take().expect("it is piped"));
+        std::thread::spawn(move || {
+            for line in BufReader::new(from).lines().map_while(Result::ok) {
+                eprintln!("piman: {line}");
+                let mut log = to.lock().unwrap_or_else(PoisonError::into_inner);
+                log.push_str(&line);
+                log.push('\n');
+            }
+        });
+        let mut lines =
+            BufReader::new(child.stdout.take().expect("it is piped")).lines().map_while(Result::ok);
+        let mut ports = BTreeMap::new();
+        // What was asked for beyond the install service has a line of its own.
+        let more = ["--transfer-dir", "--stream-dir", "--talks-port"];
+        let services = command.get_args().filter(|a| more.iter().any(|m| a == m)).count();
+        for line in lines.by_ref().take(3 + services) {
+            let (name, address) = line.split_once(' ').expect("a name and an address");
+            let port = address.rsplit(':').next().and_then(|p| p.parse().ok()).expect("a port");
+            ports.insert(name.to_owned(), port);
+        }
+        assert_eq!(ports.len(), 3 + services, "piman serve ended, or does not say where it listens");
+        // So that it is never held up by a full pipe.
+        std::thread::spawn(move || lines.for_each(drop));
+        Self { child, state: state.to_owned(), ports, log }
+    }
+
+    /// The port of `control`, `rootfs` or `fetch`, `transfer` or `stream`.
+    ///
+    /// # Panics
+    /// If there is no such listener.
+    #[must_use]
+    pub fn port(&self, name: &str) -> u16 {
+        self.ports[name]
+    }
+
+    /// What it has logged so far.
+    #[must_use]
+    pub fn log(&self) -> String {
+        self.log.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Waits until its log says this.
+    ///
+    /// # Panics
+    /// If it does not within a minute.
+    pub fn wait_log(&self, what: &str) {
+        wait_until(&format!("the log says `{what}`"), || self.log().contains(what));
+    }
+
+    /// A connection to `control`, `rootfs` or `fetch` that fails a test instead of hanging it.
+    ///
+    /// # Panics
+    /// If it is refused.
+    #[must_use]
+    pub fn connect(&self, name: &str) -> TcpStream {
+        let stream = TcpStream::connect(("127.0.0.1", self.port(name))).expect("piman accepts");
+        stream.set_read_timeout(Some(Duration::from_secs(60))).expect("a time-out");
+        stream.set_write_timeout(Some(Duration::from_secs(60))).expect("a time-out");
+        stream
+    }
+
+    /// A line of its `/proc/PID/status`, such as `VmHWM`, in kilobytes.
+    ///
+    /// # Panics
+    /// If there is no such line.
+    #[must_use]
+    pub fn memory_kb(&self, name: &str) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.id())).expect("it runs");
+        let line = status.lines().find_map(|l| l.strip_prefix(name)?.strip_prefix(':')).expect(name);
+        line.trim().trim_end_matches(" kB").parse().expect("a number")
+    }
+
+    /// Its process.
+    #[must_use]
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Runs another command of piman on the same state; returns what it prints.
+    ///
+    /// # Panics
+    /// If it fails.
+    pub fn piman(&self, arguments: &[&str]) -> String {
+        let (command, rest) = arguments.split_first().expect("a command");
+        let mut piman = Command::new(binaries::piman());
+        piman.arg(command).arg("--state").arg(&self.state).args(rest);
+        String::from_utf8(crate::disk::run(&mut piman).stdout).expect("text")
+    }
+
+    /// The agent's command to install `disk` from this server, as a Pi with this serial number.
+    pub fn agent(&self, disk: impl AsRef<OsStr>, serial: &str) -> Command {
+        let mut agent = Command::new(binaries::pi_agent());
+        agent.args(["install", "--server", "127.0.0.1", "--serial", serial]);
+        agent.args(["--control-port", &self.port("control").to_string()]);
+        agent.args(["--rootfs-port", &self.port("rootfs").to_string(), "--disk"]).arg(disk);
+        agent
+    }
+
+    /// Asks it to stop, as an init system does.
+    ///
+    /// # Panics
+    /// If it has ended already.
+    pub fn terminate(&self) {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("it runs");
+    }
+
+    /// Waits for its end.
+    ///
+    /// # Panics
+    /// If it has not ended by then.
+    pub fn ended(&mut self, within: Duration) -> ExitStatus {
+        let deadline = Instant::now() + within;
+        loop {
+            if let Some(status) = self.child.try_wait().expect("it is our child") {
+                return status;
+            }
+            assert!(Instant::now() < deadline, "piman serve did not end within {within:?}");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Waits until `is` holds.
+///
+/// # Panics
+/// If it does not within a minute.
+pub fn wait_until(what: &str, mut is: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !is() {
+        assert!(Instant::now() < deadline, "not within a minute: {what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
