@@ -157,6 +157,15 @@ mod tests {
     const STREAM: &[u8] =
         b"N.X\x03\x00\x00\x00...Vone.two\n.cone.\ntwo.\n.\x8d\x01\0\0\0\0\0\0\0.\x95........C\0.";
 
+    /// The refusal stays one: nothing that follows is taken for a message, nothing overflows.
+    #[test]
+    fn fed_after_a_refusal_it_refuses_again() {
+        let mut scanner = Scanner::new(4);
+        assert_eq!(scanner.feed(b"V12345"), Err(DecodeError::NoRoom));
+        assert_eq!(scanner.feed(b"\n\x8d\xff\xff\xff\xff\xff\xff\xff\xff"), Err(DecodeError::NoRoom));
+        assert_eq!(scanner.feed(b"."), Err(DecodeError::NoRoom));
+    }
+
     #[test]
     fn cuts_do_not_matter() {
         for chunk in 1..=STREAM.len() {
