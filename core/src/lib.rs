@@ -17,10 +17,12 @@
 //! | [`blocking`] | the same driver on a blocking stream, without an executor |
 //!
 //! Features (additive): `log` and `defmt` choose where log lines go; `postcard` is the codec of talks
-//! between our own peers.
+//! between our own peers; `alloc` puts messages together in memory that grows.
 #![no_std]
 #![forbid(unsafe_code)]
 
+#[cfg(feature = "alloc")]
+extern crate alloc;
 #[cfg(test)]
 extern crate std;
 
@@ -37,5 +39,6 @@ pub mod line;
 pub mod stream;
 pub mod talks;
 pub mod transfer;
+mod window;
 
 pub use error::Error;

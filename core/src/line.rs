@@ -1,5 +1,7 @@
 //! Lines out of a stream that was cut anywhere, in the caller's buffer.
 
+use crate::window::Window;
+
 /// The longest line that counts, in bytes with its end; longer ones are noise.
 pub const LINE_MAX: usize = 1024;
 
@@ -15,11 +17,7 @@ pub struct TooLong;
 /// the stream a last line without a newline is [`rest`](Self::rest).
 #[derive(Debug)]
 pub struct Framer<'b> {
-    buf: &'b mut [u8],
-    start: usize,
-    end: usize,
-    /// Up to here there is no newline: what was looked at once is not looked at again.
-    scanned: usize,
+    window: Window<'b>,
     skipping: bool,
 }
 
@@ -28,24 +26,18 @@ impl<'b> Framer<'b> {
     /// ([`LINE_MAX`] for our services) and must not be 0.
     #[must_use]
     pub fn new(buf: &'b mut [u8]) -> Self {
-        Self { buf, start: 0, end: 0, scanned: 0, skipping: false }
+        Self { window: Window::new(buf), skipping: false }
     }
 
     /// Where to read the next bytes to. Never empty after `next_line` returned
     /// `Ok(None)`, so that a read of 0 bytes can only mean the end of the stream.
     pub fn spare(&mut self) -> &mut [u8] {
-        if self.start > 0 {
-            self.buf.copy_within(self.start..self.end, 0);
-            self.end -= self.start;
-            self.scanned -= self.start;
-            self.start = 0;
-        }
-        self.buf.get_mut(self.end..).unwrap_or_default()
+        self.window.spare()
     }
 
     /// Says that the first `n` bytes of `spare` are filled; more than there were count as all.
     pub fn filled(&mut self, n: usize) {
-        self.end = (self.end + n).min(self.buf.len());
+        self.window.filled(n);
     }
 
     /// The next whole line without its end (`\n` or `\r\n`), or `None` if more must be read.
@@ -54,41 +46,36 @@ impl<'b> Framer<'b> {
     /// [`TooLong`], once for each line that does not fit the buffer: the peer's fault.
     pub fn next_line(&mut self) -> Result<Option<&[u8]>, TooLong> {
         loop {
-            let fresh = self.buf.get(self.scanned..self.end).unwrap_or_default();
-            let Some(at) = fresh.iter().position(|&b| b == b'\n') else {
-                self.scanned = self.end;
+            let Some(at) = self.window.fresh().iter().position(|&b| b == b'\n') else {
+                self.window.look();
                 if self.skipping {
-                    self.clear();
-                } else if self.end - self.start == self.buf.len() {
-                    self.clear();
+                    self.window.take_all();
+                } else if self.window.is_full() {
+                    self.window.take_all();
                     self.skipping = true;
                     return Err(TooLong);
                 }
                 return Ok(None);
             };
-            let (from, newline) = (self.start, self.scanned + at);
-            self.start = newline + 1;
-            self.scanned = self.start;
             if core::mem::take(&mut self.skipping) {
+                self.window.take(at + 1);
                 continue;
             }
-            let line = self.buf.get(from..newline).unwrap_or_default();
-            return Ok(Some(line.strip_suffix(b"\r").unwrap_or(line)));
+            let line = self.window.take(at + 1);
+            return Ok(Some(without_return(line.strip_suffix(b"\n").unwrap_or(line))));
         }
     }
 
     /// At the end of the stream: the last line, if it has no newline.
     #[must_use]
     pub fn rest(&mut self) -> Option<&[u8]> {
-        let (from, to) = (self.start, self.end);
-        self.clear();
-        let line = self.buf.get(from..to).filter(|l| !l.is_empty() && !self.skipping)?;
-        Some(line.strip_suffix(b"\r").unwrap_or(line))
+        let line = self.window.take_all();
+        (!line.is_empty() && !self.skipping).then(|| without_return(line))
     }
+}
 
-    fn clear(&mut self) {
-        (self.start, self.end, self.scanned) = (0, 0, 0);
-    }
+fn without_return(line: &[u8]) -> &[u8] {
+    line.strip_suffix(b"\r").unwrap_or(line)
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `link` | one side of the talk as pure steps, [`Link`] |
 //! | `drive` | the same over a byte stream, [`Frames`] |
+//! | `mail` | whole messages in memory that grows (feature `alloc`), [`Mail`] |
 //! | `plugin` | transformations of whole messages, [`Plugin`] |
 //!
 //! On the wire: both sides send [`GO`] at connect and expect it; then a message is its size
@@ -19,10 +20,14 @@
 
 mod drive;
 mod link;
+#[cfg(feature = "alloc")]
+mod mail;
 mod plugin;
 
 pub use drive::{Body, Frames, Inbox, SendError, Timeless, Timer};
 pub use link::{Link, NotNow, Piece, Role, Step};
+#[cfg(feature = "alloc")]
+pub use mail::Mail;
 pub use plugin::{Plugin, PluginError, incoming, outgoing};
 
 /// Where the service listens, unless told otherwise.

@@ -7,7 +7,8 @@ use heapless::Vec;
 
 use super::auth::{Challenge, Handshake, Keyed, Verdict, same};
 use super::postcard;
-use super::value::{DEPTH_MAX, Memory, Slot, Value};
+use super::value::Value;
+use super::arena::{DEPTH_MAX, Memory, Slot};
 use super::write::Encode;
 use crate::error::Error;
 use crate::frame::{Frames, Inbox, Piece, SendError, Timer};

@@ -1,6 +1,7 @@
 //! What a message says: a call or an answer, the same in both codecs.
 
-use super::value::{Items, Kind, Value};
+use super::arena::Kind;
+use super::value::{Items, Value};
 use super::write::{Encode, NoRoom, Out, Tuple};
 
 /// Marks a call.

@@ -2,7 +2,8 @@
 //!
 //! | file | what lives there |
 //! |---|---|
-//! | `value` | what calls and answers carry: plain values, decoded in memory of the caller's |
+//! | `value` | what calls and answers carry: plain values |
+//! | `arena` | where decoded values lie: memory of the caller's |
 //! | `write` | values on their way out, [`Encode`] |
 //! | `message` | a call or an answer, the same in both codecs |
 //! | `calls` | calls that are under way: numbers, matching, time-outs |
@@ -16,6 +17,7 @@
 //! On the port our own peers begin with the greeting of frames, 0xFF, which no pickle begins
 //! with: so a server knows from the first byte who is there.
 
+mod arena;
 pub mod auth;
 mod calls;
 #[cfg(feature = "postcard")]
@@ -29,6 +31,7 @@ mod session;
 mod value;
 mod write;
 
+pub use arena::{DEPTH_MAX, DecodeError, Kind, Memory, Slot, WEIGHT_MAX};
 pub use calls::{CALLS_MAX, Calls, Place, TooMany};
 #[cfg(feature = "postcard")]
 pub use drive::{LoginError, prove};
@@ -37,7 +40,7 @@ pub use function::{
 };
 pub use message::{AnswerOut, Call, CallOut, Message};
 pub use session::{Session, Step};
-pub use value::{Class, DEPTH_MAX, DecodeError, Fault, Items, Kind, Memory, Slot, Value, WEIGHT_MAX};
+pub use value::{Class, Fault, Items, Value};
 pub use write::{Dict, Encode, Failure, NoRoom, Out, Tuple};
 
 /// Where the service listens, unless told otherwise.

@@ -7,7 +7,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::value::{Arena, DecodeError, Id, Inner, Kind, Memory, Value};
+use super::arena::{Arena, DecodeError, Id, Inner, Kind, Memory};
+use super::value::Value;
 use super::write::{Buffer, NoRoom, Out};
 
 const NONE: u8 = 0;

@@ -2,7 +2,8 @@
 
 use core::fmt;
 
-use super::value::{Items, Kind, Value};
+use super::arena::Kind;
+use super::value::{Items, Value};
 
 /// The message does not fit the buffer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,13 +1,12 @@
 //! One connection of the frames service: its hooks, its queue, and the loop between them.
 
 use std::fmt;
-use std::future::Future;
 use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use piman_core::frame::{Frames, Inbox, Piece, Role, SendError};
+use piman_core::frame::{Frames, Mail, Role, SendError};
 use piman_core::{Error, error::PeerError};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -173,24 +172,6 @@ impl fmt::Display for Peer {
 pub(super) struct Ends {
     outgoing: mpsc::Receiver<Outgoing>,
     stopped: watch::Receiver<bool>,
-}
-
-/// All messages that came in the course of one step.
-#[derive(Default)]
-struct Mail {
-    whole: Vec<Vec<u8>>,
-    part: Vec<u8>,
-}
-
-impl Inbox for Mail {
-    fn piece(&mut self, piece: Piece<'_>) -> impl Future<Output = ()> {
-        // Memory grows with what has come, and not with what was announced.
-        self.part.extend_from_slice(piece.bytes);
-        if piece.is_last() {
-            self.whole.push(std::mem::take(&mut self.part));
-        }
-        std::future::ready(())
-    }
 }
 
 /// Greets, then serves one connection to its end. `opened` hears whether it came about.

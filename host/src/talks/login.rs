@@ -4,7 +4,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use piman_core::frame::{Frames, GO, Role};
+use piman_core::frame::{Frames, GO, Mail, Role};
 use piman_core::talks::auth::{
     Challenge, Handshake, Keyed, LOGIN_MS, LoginOut, PENALTY_MS, Verdict, admits, same,
 };
@@ -13,7 +13,7 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::time::{sleep, timeout};
 
 use super::engine::{Engine, Functions, MESSAGE_MAX, Peer, decode, encode, random_bytes};
-use super::wire::{Lost, Mail, Pickles, frames, pickles, send};
+use super::wire::{Lost, Pickles, frames, pickles, send};
 use crate::frame::ahead::{Ahead, Clock};
 
 /// The memory of an idle connection for reading, in bytes.

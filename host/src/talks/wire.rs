@@ -5,7 +5,7 @@ use std::io;
 use std::time::Duration;
 
 use piman_core::Error;
-use piman_core::frame::{Frames, Inbox, Piece, SendError};
+use piman_core::frame::{Frames, Mail, SendError};
 use piman_core::talks::pickle::Scanner;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::watch;
@@ -124,23 +124,6 @@ pub(super) async fn pickles<S: AsyncRead + AsyncWrite + Unpin>(
             () = sleep_until(moved + stall), if left > 0 => return Err(Lost::Stalled(stall)),
             () = stopped(&mut ends.stop) => return Ok(()),
         }
-    }
-}
-
-/// Whole messages that came in the course of one step.
-#[derive(Default)]
-pub(super) struct Mail {
-    pub(super) whole: Vec<Vec<u8>>,
-    part: Vec<u8>,
-}
-
-impl Inbox for Mail {
-    fn piece(&mut self, piece: Piece<'_>) -> impl Future<Output = ()> {
-        self.part.extend_from_slice(piece.bytes);
-        if piece.is_last() {
-            self.whole.push(std::mem::take(&mut self.part));
-        }
-        std::future::ready(())
     }
 }
 

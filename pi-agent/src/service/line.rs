@@ -2,7 +2,6 @@
 //! waits for the server and for answers at the same time; calls run in threads of their own.
 
 use std::fs;
-use std::future::Future;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::os::fd::AsFd;
@@ -14,7 +13,7 @@ use std::time::Duration;
 use anyhow::{Context, anyhow, bail, ensure};
 use embedded_io_adapters::std::FromStd;
 use piman_core::blocking::{self, Blocking};
-use piman_core::frame::{Frames, Inbox, Piece, Role, Timeless};
+use piman_core::frame::{Frames, Mail, Role, Timeless};
 use piman_core::talks::auth::Keyed;
 use piman_core::talks::{
     AnswerOut, Codec, DEPTH_MAX, Failure, Memory, Place, Session, Slot, Step, Value, WEIGHT_MAX, postcard,
@@ -53,23 +52,6 @@ impl Keyed for Key {
             hasher.update(part);
         }
         hasher.finalize().into()
-    }
-}
-
-/// Whole messages.
-#[derive(Default)]
-struct Mail {
-    whole: Vec<Vec<u8>>,
-    part: Vec<u8>,
-}
-
-impl Inbox for Mail {
-    fn piece(&mut self, piece: Piece<'_>) -> impl Future<Output = ()> {
-        self.part.extend_from_slice(piece.bytes);
-        if piece.is_last() {
-            self.whole.push(std::mem::take(&mut self.part));
-        }
-        std::future::ready(())
     }
 }
 

@@ -2,7 +2,8 @@
 
 use super::opcode::{Argument, STOP, argument};
 use super::text;
-use crate::talks::value::{Arena, DecodeError, Id, Inner, Kind, Memory, Value};
+use crate::talks::arena::{Arena, DecodeError, Id, Inner, Kind, Memory};
+use crate::talks::value::Value;
 
 /// On the stack, where a group begins.
 const MARK: u32 = u32::MAX;

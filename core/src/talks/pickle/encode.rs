@@ -1,6 +1,6 @@
 //! Values as a pickle of protocol 3, which every Python 3 reads.
 
-use crate::talks::value::Kind;
+use crate::talks::arena::Kind;
 use crate::talks::write::{Buffer, NoRoom, Out};
 
 /// Writes one value as one pickle into a buffer of the caller's.

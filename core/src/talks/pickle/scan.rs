@@ -1,7 +1,8 @@
 //! Where a message ends: a pickle has no length in front, it ends at its STOP instruction.
 
 use super::opcode::{Argument, STOP, argument};
-use crate::talks::value::DecodeError;
+use crate::talks::arena::DecodeError;
+use crate::window::Window;
 
 #[derive(Debug, Clone, Copy)]
 enum State {
@@ -92,10 +93,7 @@ impl Scanner {
 /// [`next_message`](Self::next_message) until it has none, read again.
 #[derive(Debug)]
 pub struct Assembler<'b> {
-    buf: &'b mut [u8],
-    start: usize,
-    end: usize,
-    scanned: usize,
+    window: Window<'b>,
     scanner: Scanner,
 }
 
@@ -104,29 +102,23 @@ impl<'b> Assembler<'b> {
     #[must_use]
     pub fn new(buf: &'b mut [u8]) -> Self {
         let scanner = Scanner::new(buf.len() as u64);
-        Self { buf, start: 0, end: 0, scanned: 0, scanner }
+        Self { window: Window::new(buf), scanner }
     }
 
     /// Where to read the next bytes to. Never empty after `next_message` returned `Ok(None)`.
     pub fn spare(&mut self) -> &mut [u8] {
-        if self.start > 0 {
-            self.buf.copy_within(self.start..self.end, 0);
-            self.end -= self.start;
-            self.scanned -= self.start;
-            self.start = 0;
-        }
-        self.buf.get_mut(self.end..).unwrap_or_default()
+        self.window.spare()
     }
 
     /// Says that the first `n` bytes of `spare` are filled.
     pub fn filled(&mut self, n: usize) {
-        self.end = (self.end + n).min(self.buf.len());
+        self.window.filled(n);
     }
 
     /// Whether the stream may end here: no message is half here.
     #[must_use]
     pub fn is_idle(&self) -> bool {
-        self.start == self.end
+        self.window.is_empty()
     }
 
     /// The next whole message, or `None` if more must be read.
@@ -134,18 +126,11 @@ impl<'b> Assembler<'b> {
     /// # Errors
     /// As [`Scanner::feed`]; close the connection.
     pub fn next_message(&mut self) -> Result<Option<&[u8]>, DecodeError> {
-        let fresh = self.buf.get(self.scanned..self.end).unwrap_or_default();
-        let Some(n) = self.scanner.feed(fresh)? else {
-            self.scanned = self.end;
-            if self.end - self.start == self.buf.len() {
-                return Err(DecodeError::NoRoom);
-            }
-            return Ok(None);
+        let Some(n) = self.scanner.feed(self.window.fresh())? else {
+            self.window.look();
+            return if self.window.is_full() { Err(DecodeError::NoRoom) } else { Ok(None) };
         };
-        let from = self.start;
-        self.start = self.scanned + n;
-        self.scanned = self.start;
-        Ok(self.buf.get(from..self.start))
+        Ok(Some(self.window.take(n)))
     }
 }
 
