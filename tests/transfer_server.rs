@@ -28,7 +28,7 @@ struct Server {
 }
 
 fn quick() -> Patience {
-    Patience { talk: Duration::from_secs(2), stall: Duration::from_secs(2) }
+    Patience { talk: Duration::from_secs(2), stall: Duration::from_secs(2), slowest: 50 }
 }
 
 fn serve_in(dir: tempfile::TempDir, folder: &Path, patience: Patience) -> Server {
@@ -373,6 +373,36 @@ fn the_silent_the_slow_and_the_deaf_are_shown_out() {
     until("the deaf one's end", || server.gate.open() == 0);
     let end = deaf.read_to_end(&mut all);
     assert!(end.is_err() || all.len() < 50_000_009, "{} bytes", all.len());
+}
+
+#[test]
+fn a_body_of_a_byte_now_and_then_is_cut_off_and_can_be_resumed() {
+    let server = serve();
+    let bytes = noise(10_000, 21);
+    let mut slow = server.ask(b'U', b"slow");
+    slow.read_exact(&mut [0]).unwrap();
+    slow.write_all(&10_000_u64.to_be_bytes()).unwrap();
+    slow.read_exact(&mut [0]).unwrap();
+    slow.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
+    let began = Instant::now();
+    let mut sent = 0;
+    // Never silent for long, and never at an end.
+    while slow.write_all(&bytes[sent..=sent]).is_ok() {
+        sent += 1;
+        match slow.read(&mut [0]) {
+            Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => {}
+            _ => break,
+        }
+        assert!(began.elapsed() < Duration::from_secs(20), "the slow one is still there");
+    }
+    until("its end", || server.gate.open() == 0);
+    assert!(!server.path("slow").exists());
+    // Its name is free again, and what came is worth something.
+    let from = tempfile::NamedTempFile::new().unwrap();
+    fs::write(from.path(), &bytes).unwrap();
+    let outcome = putting(server.address, from.path(), "slow").unwrap();
+    assert!(outcome.resumed_at > 0 && outcome.resumed_at <= sent as u64, "{outcome:?} after {sent}");
+    assert!(fs::read(server.path("slow")).unwrap() == bytes);
 }
 
 #[test]

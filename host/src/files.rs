@@ -72,7 +72,7 @@ impl Bound {
     ) -> anyhow::Result<Self> {
         let folder =
             Folder::open(&settings.folder).with_context(|| unusable("--transfer-dir", &settings.folder))?;
-        let patience = Patience { talk: stall.min(Duration::from_secs(60)), stall };
+        let patience = Patience { talk: stall.min(Duration::from_secs(60)), stall, ..Patience::default() };
         let transfers = Arc::new(Transfers::new(Arc::new(folder), patience));
         Self::bind(ip, settings.port, "--transfer-port", gate, Kind::Transfer(transfers, settings.keep))
     }

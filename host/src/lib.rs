@@ -4,7 +4,7 @@
 //! |---|---|
 //! | [`serve`] | a server from start to end |
 //! | [`config`], [`cli`] | what it is told |
-//! | [`listen`], [`transport`], [`slots`], [`sendfile`] | sockets: limits, time-outs, turns, bytes |
+//! | [`listen`], [`transport`], [`pace`], [`slots`], [`sendfile`] | sockets: limits, time-outs, turns, bytes |
 //! | [`control`], [`rootfs`], [`fetch`] | the three ports |
 //! | [`service`] | what all connections share |
 //! | [`archive`], [`image`], [`builds`] | what is installed |
@@ -35,6 +35,7 @@ pub mod image;
 pub mod listen;
 pub mod netboot;
 pub mod orders;
+pub mod pace;
 pub mod reinstall_file;
 pub mod rootfs;
 pub mod sendfile;

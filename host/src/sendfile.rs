@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use tokio::io::Interest;
 use tokio::net::TcpStream;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
+
+use crate::pace::{Pace, SLOWEST};
 
 /// How much is asked of the kernel at once: enough to be rare, little enough that many
 /// transfers take turns.
@@ -16,7 +18,7 @@ const PIECE: usize = 2 << 20;
 /// many bytes were sent so far; its error ends the transfer.
 ///
 /// # Errors
-/// `TimedOut` if the peer takes nothing for as long as `stall`, `UnexpectedEof` if the file is
+/// `TimedOut` if the peer takes nothing, or next to nothing, for as long as `stall`, `UnexpectedEof` if the file is
 /// shorter than it was, and whatever the socket, the file or `between` says.
 pub async fn send(
     stream: &TcpStream,
@@ -27,12 +29,14 @@ pub async fn send(
     mut between: impl FnMut(u64) -> io::Result<()>,
 ) -> io::Result<()> {
     let mut sent = 0;
+    let mut pace = Pace::new(SLOWEST, stall);
     while sent < length {
         let mut at = offset + sent;
         let want = usize::try_from(length - sent).map_or(PIECE, |left| left.min(PIECE));
         let piece = stream.async_io(Interest::WRITABLE, || {
             rustix::fs::sendfile(stream, file, Some(&mut at), want).map_err(io::Error::from)
         });
+        let began = Instant::now();
         let n = match timeout(stall, piece).await {
             Ok(n) => n?,
             Err(_) => return Err(io::Error::new(ErrorKind::TimedOut, "the peer takes no more bytes")),
@@ -41,6 +45,7 @@ pub async fn send(
             return Err(io::Error::new(ErrorKind::UnexpectedEof, "the file became shorter"));
         }
         sent += n as u64;
+        pace.note(began.elapsed(), n as u64)?;
         between(sent)?;
     }
     Ok(())

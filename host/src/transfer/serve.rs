@@ -17,6 +17,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use super::folder::{FileRefusal, Folder};
 use super::shelf::{Hands, PIECE, Pulse, Shelf};
+use crate::pace::{Pace, SLOWEST};
 use crate::sendfile;
 
 /// A peer that hashes what it has is expected to do so at this pace at least, in bytes a second.
@@ -33,11 +34,13 @@ pub struct Patience {
     pub talk: Duration,
     /// Without a single byte of the file.
     pub stall: Duration,
+    /// The least that a client must send of a file in any such time, in bytes a second.
+    pub slowest: u64,
 }
 
 impl Default for Patience {
     fn default() -> Self {
-        Self { talk: Duration::from_secs(60), stall: Duration::from_secs(60) }
+        Self { talk: Duration::from_secs(60), stall: Duration::from_secs(60), slowest: SLOWEST }
     }
 }
 
@@ -151,11 +154,14 @@ impl Transfers {
         size: u64,
     ) -> io::Result<Result<(), Refusal>> {
         let mut at = start;
+        let mut pace = Pace::new(self.patience.slowest, self.patience.stall);
         while at < size {
+            let began = Instant::now();
             match timeout(self.patience.stall, stream.readable()).await {
                 Ok(ready) => ready?,
                 Err(_) => return Err(io::Error::new(io::ErrorKind::TimedOut, "the client sends nothing")),
             }
+            let waited = began.elapsed();
             let hands = self.hands.clone();
             let turn = hands.writing.acquire().await.map_err(io::Error::other)?;
             let mut piece = hands.buffer();
@@ -171,6 +177,7 @@ impl Transfers {
                 hands.give_back(piece);
             }
             drop(turn);
+            pace.note(waited, len as u64)?;
             if ended && at < size {
                 return Err(broken(Error::Peer(PeerError::Closed)));
             }
