@@ -325,6 +325,34 @@ fn what_a_server_cannot_use_is_said() {
 }
 
 #[test]
+fn a_server_without_a_root_filesystem_has_the_other_services() {
+    let lab = Lab::new();
+    let (files, records) = (lab.path("files"), lab.path("records"));
+    let (files, records) = (files.to_str().unwrap(), records.to_str().unwrap());
+    let more = ["--transfer-dir", files, "--transfer-port", "0", "--stream-dir", records];
+    let more = [&more[..], &["--stream-port", "0", "--talks-port", "0"]].concat();
+    let mut server = Server::start_services(&lab.path("state"), &more);
+    fs::write(lab.path("here/f"), "1,2\n").unwrap();
+    let port = server.port("transfer").to_string();
+    assert_eq!(lab.run(&["put", "f", "127.0.0.1:", "--port", &port]).0, 0);
+    assert_eq!(fs::read(lab.path("files/f")).unwrap(), b"1,2\n");
+    let port = server.port("stream").to_string();
+    assert_eq!(lab.run(&["stream", "f", "127.0.0.1", "--no-follow", "--port", &port]).0, 0);
+    assert_eq!(fs::read(lab.path("records/127.0.0.1.csv")).unwrap(), b"1,2\n");
+    assert!(server.piman(&["status"]).starts_with("DEVICE"));
+    server.terminate();
+    assert!(server.ended(Duration::from_secs(20)).success());
+    for (arguments, word) in [
+        (&["serve", "--state", "s"][..], "--rootfs"),
+        (&["serve", "--state", "s", "--talks-port", "0", "--fetch-port", "0"], "--fetch-port"),
+        (&["serve", "--state", "s", "--talks-port", "0", "--slots", "1"], "--slots"),
+    ] {
+        let (code, _, err) = lab.run(arguments);
+        assert!(code == 1 && err.contains(word), "{arguments:?}: {err}");
+    }
+}
+
+#[test]
 fn the_log_of_an_installation_comes_up() {
     let lab = Lab::new();
     let files = lab.path("files");

@@ -225,10 +225,17 @@ impl Cli {
 fn serve(settings: Settings) -> anyhow::Result<()> {
     let server = Server::start(settings)?;
     let at = server.addresses();
-    let mut text = format!("control {}\nrootfs {}\nfetch {}\n", at.control, at.rootfs, at.fetch);
-    for (name, address) in
-        [("transfer", at.transfer), ("stream", at.stream), ("talks", at.talks), ("tftp", at.tftp)]
-    {
+    let install = at.install.as_ref();
+    let mut text = String::new();
+    for (name, address) in [
+        ("control", install.map(|i| i.control)),
+        ("rootfs", install.map(|i| i.rootfs)),
+        ("fetch", install.map(|i| i.fetch)),
+        ("transfer", at.transfer),
+        ("stream", at.stream),
+        ("talks", at.talks),
+        ("tftp", at.tftp),
+    ] {
         text += &address.map(|a| format!("{name} {a}\n")).unwrap_or_default();
     }
     text += &at.dhcp.as_ref().map(|place| format!("dhcp {place}\n")).unwrap_or_default();

@@ -1,10 +1,8 @@
 //! What `piman serve` is told: by flags, by a TOML file with the same names, by defaults.
 
-use std::fmt;
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
@@ -16,61 +14,15 @@ use serde::Deserialize;
 use crate::files::{StreamSettings, TransferSettings};
 use crate::netboot::dhcp::{Fixed, Mode, Range};
 use crate::netboot::{self, dhcp};
+pub use crate::span::Span;
 use crate::stream::Rotation;
 use crate::transport::Patience;
-
-/// A length of time as people write it: `90` or `90s`, `5m`, `2h`, `500ms`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Span(pub Duration);
-
-impl FromStr for Span {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let text = text.trim();
-        let at = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-        let (number, unit) = text.split_at(at);
-        let wrong = || format!("`{text}` is no length of time; write 90s, 5m, 2h or 500ms");
-        let n: u64 = number.parse().map_err(|_| wrong())?;
-        let ms = match unit.trim() {
-            "" | "s" => 1_000,
-            "ms" => 1,
-            "m" | "min" => 60_000,
-            "h" => 3_600_000,
-            _ => return Err(wrong()),
-        };
-        let ms = n.checked_mul(ms).filter(|ms| (1..=1_000_000_000_000).contains(ms)).ok_or_else(wrong)?;
-        Ok(Self(Duration::from_millis(ms)))
-    }
-}
-
-impl fmt::Display for Span {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:?}", self.0)
-    }
-}
-
-impl<'de> Deserialize<'de> for Span {
-    fn deserialize<D: serde::Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        #[derive(Deserialize)]
-        #[serde(untagged, expecting = "a length of time such as \"90s\", \"5m\", or a number of seconds")]
-        enum Either {
-            Seconds(u64),
-            Text(String),
-        }
-        let text = match Either::deserialize(from)? {
-            Either::Seconds(n) => n.to_string(),
-            Either::Text(text) => text,
-        };
-        text.parse().map_err(serde::de::Error::custom)
-    }
-}
 
 /// The options of `piman serve`. The configuration file has the same keys; a flag wins.
 #[derive(Debug, Clone, Default, clap::Args, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct Options {
-    /// Root filesystem to install: a tar archive packed by gzip or zstd
+    /// Root filesystem to install: a tar archive packed by gzip or zstd; without it nothing is installed
     #[arg(long, value_name = "FILE")]
     pub rootfs: Option<PathBuf>,
     /// Address to listen on [default: 0.0.0.0, all of IPv4]
@@ -189,7 +141,8 @@ pub struct Options {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[expect(missing_docs, reason = "as in `Options`")]
 pub struct Settings {
-    pub rootfs: PathBuf,
+    /// `None`: no install service.
+    pub rootfs: Option<PathBuf>,
     pub listen: IpAddr,
     pub control_port: u16,
     pub rootfs_port: u16,
@@ -280,9 +233,9 @@ impl TryFrom<Options> for Settings {
 
     fn try_from(mut o: Options) -> anyhow::Result<Self> {
         let netboot = netboot(&mut o)?;
-        let Some(rootfs) = o.rootfs else {
-            bail!("no root filesystem: name its archive (.tar.gz or .tar.zst) with --rootfs FILE")
-        };
+        if o.rootfs.is_none() {
+            without_rootfs(&o, netboot.is_some())?;
+        }
         let span = |given: Option<Span>, seconds| given.map_or(Duration::from_secs(seconds), |s| s.0);
         let stall = span(o.stall_timeout, 300);
         for (set, flag, folder, missing) in [
@@ -309,7 +262,7 @@ impl TryFrom<Options> for Settings {
             },
         });
         let settings = Self {
-            rootfs,
+            rootfs: o.rootfs,
             listen: o.listen.unwrap_or(Ipv4Addr::UNSPECIFIED.into()),
             control_port: o.control_port.unwrap_or(CONTROL_PORT),
             rootfs_port: o.rootfs_port.unwrap_or(ROOTFS_PORT),
@@ -334,12 +287,14 @@ impl TryFrom<Options> for Settings {
             netboot,
             shutdown: span(o.shutdown_timeout, 60),
         };
-        let mut ports = vec![
-            ("control-port", settings.control_port),
-            ("rootfs-port", settings.rootfs_port),
-            ("fetch-port", settings.fetch_port),
-            ("talks-port", settings.talks_port.unwrap_or(0)),
-        ];
+        let mut ports = vec![("talks-port", settings.talks_port.unwrap_or(0))];
+        if settings.rootfs.is_some() {
+            ports.extend([
+                ("control-port", settings.control_port),
+                ("rootfs-port", settings.rootfs_port),
+                ("fetch-port", settings.fetch_port),
+            ]);
+        }
         ports.extend(settings.transfer.iter().map(|t| ("transfer-port", t.port)));
         ports.extend(settings.stream.iter().map(|s| ("stream-port", s.port)));
         for (i, (one, port)) in ports.iter().enumerate() {
@@ -352,6 +307,27 @@ impl TryFrom<Options> for Settings {
         }
         Ok(settings)
     }
+}
+
+/// A server that installs nothing needs something else to do, and no options of the install service.
+fn without_rootfs(o: &Options, netboot: bool) -> anyhow::Result<()> {
+    let given = [
+        (o.control_port.is_some(), "control-port"),
+        (o.rootfs_port.is_some(), "rootfs-port"),
+        (o.fetch_port.is_some(), "fetch-port"),
+        (o.reinstall_file.is_some(), "reinstall-file"),
+        (o.slots.is_some(), "slots"),
+    ];
+    if let Some((_, flag)) = given.iter().find(|(given, _)| *given) {
+        bail!("--{flag} has no effect without --rootfs FILE, the archive that is installed");
+    }
+    if !netboot && o.transfer_dir.is_none() && o.stream_dir.is_none() && o.talks_port.is_none() {
+        bail!(
+            "nothing to serve: name the archive of a root filesystem (.tar.gz or .tar.zst) with --rootfs FILE, \
+             or another service: --transfer-dir DIR, --stream-dir DIR, --talks-port PORT, --netboot DIR"
+        );
+    }
+    Ok(())
 }
 
 /// What the services for booting are told, if there are any.
@@ -418,18 +394,6 @@ mod tests {
 
     fn parse(text: &str) -> anyhow::Result<Options> {
         Ok(toml::from_str(text)?)
-    }
-
-    #[test]
-    fn lengths_of_time() {
-        for (text, ms) in
-            [("90", 90_000), ("90s", 90_000), ("5m", 300_000), ("2h", 7_200_000), ("250ms", 250)]
-        {
-            assert_eq!(text.parse(), Ok(Span(Duration::from_millis(ms))), "{text}");
-        }
-        for bad in ["", "s", "0", "-1s", "1y", "1.5s", "99999999999999999999", "99999999999999h"] {
-            assert!(bad.parse::<Span>().is_err(), "{bad}");
-        }
     }
 
     #[test]

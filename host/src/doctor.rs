@@ -98,8 +98,13 @@ pub fn examine(options: Options) -> Checkup {
             return checkup;
         }
     };
-    checkup.result("archive", archive(&settings.rootfs));
-    ports(&mut checkup, &settings);
+    match &settings.rootfs {
+        Some(path) => {
+            checkup.result("archive", archive(path));
+            ports(&mut checkup, &settings);
+        }
+        None => checkup.note(Health::Warning, "archive", "--rootfs is not given: nothing is installed"),
+    }
     network(&mut checkup);
     folder(&mut checkup, &settings);
     if let Some(netboot) = &settings.netboot {
@@ -173,7 +178,8 @@ fn folder(checkup: &mut Checkup, settings: &Settings) {
         );
         return checkup.note(Health::Bad, "state", text);
     }
-    let needs = fs::metadata(&settings.rootfs).map_or(0, |m| m.len()).saturating_mul(2);
+    let needs =
+        settings.rootfs.as_ref().and_then(|p| fs::metadata(p).ok()).map_or(0, |m| m.len()).saturating_mul(2);
     match rustix::fs::statvfs(there) {
         Ok(at) => {
             let free = at.f_bavail.saturating_mul(at.f_frsize);

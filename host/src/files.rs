@@ -10,7 +10,7 @@ use tokio::runtime::Runtime;
 use tokio::task::JoinHandle;
 
 use crate::listen::{Gate, bind};
-use crate::service::Service;
+use crate::service::Busy;
 use crate::stream::{Rotation, Shelf, Streams};
 use crate::transfer::{Folder, Patience, Transfers};
 use crate::transport::tune;
@@ -18,6 +18,9 @@ use crate::{stream, transfer};
 
 /// How long one that sends or takes nothing may leave data unanswered.
 const UNANSWERED: Duration = Duration::from_secs(120);
+
+/// Says as whom an address is known.
+pub type Who = Arc<dyn Fn(IpAddr) -> String + Send + Sync>;
 
 /// What the transfer service is told.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -95,19 +98,19 @@ impl Bound {
     }
 
     /// Accepts from now on.
-    pub fn start(self, service: &Arc<Service>, runtime: &Runtime) -> JoinHandle<()> {
-        let service = service.clone();
+    pub fn start(self, busy: &Busy, who: &Who, runtime: &Runtime) -> JoinHandle<()> {
+        let (busy, who) = (busy.clone(), Arc::clone(who));
         runtime.spawn(async move {
             let ended = match self.kind {
                 Kind::Transfer(transfers, keep) => {
                     let begin = move |socket: &_| {
                         tune(socket, UNANSWERED);
-                        service.busy.transfer()
+                        busy.transfer()
                     };
                     transfer::run(self.listener, self.gate, transfers, keep, begin).await
                 }
                 Kind::Stream(streams) => {
-                    let who = move |address| service.who(address).key();
+                    let who = move |address| who(address);
                     stream::run(self.listener, self.gate, streams, who, |s| tune(s, UNANSWERED)).await
                 }
             };

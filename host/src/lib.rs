@@ -3,9 +3,9 @@
 //! | module | what lives there |
 //! |---|---|
 //! | [`serve`] | a server from start to end |
-//! | [`config`], [`cli`] | what it is told |
+//! | [`config`], [`span`], [`cli`] | what it is told |
 //! | [`listen`], [`transport`], [`pace`], [`slots`], [`sendfile`] | sockets: limits, time-outs, turns, bytes |
-//! | [`control`], [`rootfs`], [`fetch`] | the three ports |
+//! | [`install`], [`control`], [`rootfs`], [`fetch`] | the install service and its three ports |
 //! | [`service`] | what all connections share |
 //! | [`archive`], [`image`], [`builds`] | what is installed |
 //! | [`frame`] | messages in both directions: servers and clients for programs |
@@ -32,6 +32,7 @@ pub mod fetch;
 pub mod files;
 pub mod frame;
 pub mod image;
+pub mod install;
 pub mod listen;
 pub mod netboot;
 pub mod orders;
@@ -42,6 +43,7 @@ pub mod sendfile;
 pub mod serve;
 pub mod service;
 pub mod slots;
+pub mod span;
 pub mod state;
 pub mod stream;
 pub mod talks;

@@ -45,6 +45,17 @@ impl Server {
         command
     }
 
+    /// Starts it without a root filesystem: only the services that `more` names.
+    ///
+    /// # Panics
+    /// If it does not start.
+    #[must_use]
+    pub fn start_services(state: &Path, more: &[&str]) -> Self {
+        let mut command = Command::new(binaries::piman());
+        command.args(["serve", "--listen", "127.0.0.1", "--state"]).arg(state).args(more);
+        Self::start_by(&mut command, state)
+    }
+
     /// Starts it by this command.
     ///
     /// # Panics
@@ -68,12 +79,13 @@ impl Server {
         // What was asked for beyond the install service has a line of its own.
         let more = ["--transfer-dir", "--stream-dir", "--talks-port"];
         let services = command.get_args().filter(|a| more.iter().any(|m| a == m)).count();
-        for line in lines.by_ref().take(3 + services) {
+        let install = if command.get_args().any(|a| a == "--rootfs") { 3 } else { 0 };
+        for line in lines.by_ref().take(install + services) {
             let (name, address) = line.split_once(' ').expect("a name and an address");
             let port = address.rsplit(':').next().and_then(|p| p.parse().ok()).expect("a port");
             ports.insert(name.to_owned(), port);
         }
-        assert_eq!(ports.len(), 3 + services, "piman serve ended, or does not say where it listens");
+        assert_eq!(ports.len(), install + services, "piman serve ended, or does not say where it listens");
         // So that it is never held up by a full pipe.
         std::thread::spawn(move || lines.for_each(drop));
         Self { child, state: state.to_owned(), ports, log }

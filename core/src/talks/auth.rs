@@ -12,9 +12,9 @@
 //!
 //! Both sides prove that they know the key; who only connects learns nothing to guess it with.
 
+use super::arena::Kind;
 use super::message::Message;
 use super::value::Value;
-use super::arena::Kind;
 use super::write::{Encode, NoRoom, Out, Tuple};
 
 /// The retcode of a login, and its verdict.

@@ -5,10 +5,10 @@ use core::fmt;
 use embedded_io_async::{Read, Write};
 use heapless::Vec;
 
+use super::arena::{DEPTH_MAX, Memory, Slot};
 use super::auth::{Challenge, Handshake, Keyed, Verdict, same};
 use super::postcard;
 use super::value::Value;
-use super::arena::{DEPTH_MAX, Memory, Slot};
 use super::write::Encode;
 use crate::error::Error;
 use crate::frame::{Frames, Inbox, Piece, SendError, Timer};

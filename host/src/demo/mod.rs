@@ -58,7 +58,7 @@ pub fn run(args: &DemoArgs) -> anyhow::Result<()> {
         None => make_rootfs(&dir)?,
     };
     let server = start(&archive, &dir.join("state"))?;
-    let at = server.addresses();
+    let at = server.addresses().install.context("the server does not install")?;
     println!("server      control {}, rootfs {}, fetch {}", at.control, at.rootfs, at.fetch);
     println!("card        {} ({} bytes, sparse)", card.display(), args.size);
 
