@@ -151,7 +151,7 @@ fn direct(path: &Path) -> File {
 }
 
 fn proof(image: &Image) -> Vec<u8> {
-    Proof::now(image.header().archive, Way::Image).encode()
+    Proof::now(image.header().archive, Way::Image, None).encode()
 }
 
 /// Installs to the end.

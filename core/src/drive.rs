@@ -4,7 +4,7 @@
 use core::fmt::{self, Write as _};
 
 use embedded_io_async::{Read, Write};
-use heapless::String;
+use heapless::{String, Vec};
 
 use crate::error::{Error, PeerError};
 use crate::install::{
@@ -58,7 +58,7 @@ pub async fn serve<T: Read + Write>(
 async fn obey<T: Write>(io: &mut T, step: Step) -> Result<bool, Error<T::Error>> {
     match step {
         Step::Read => Ok(false),
-        Step::Send(command) => send_within::<_, COMMAND_MAX>(io, &command).await.map(|()| false),
+        Step::Send(command) => send_within::<_, COMMAND_PIECE>(io, &command).await.map(|()| false),
         Step::Close => Ok(true),
     }
 }
@@ -164,25 +164,53 @@ pub async fn notify<T: Write>(io: &mut T, notice: Notice<'_>) -> Result<(), Erro
     send(io, &format_args!("{notice}\n")).await
 }
 
-/// The longest command with its `EOM`, in bytes: a server holds this room for each Pi.
-const COMMAND_MAX: usize = 480;
+/// How much of a command is written at once, in bytes: a server holds this room for each Pi.
+/// All that old peers are told fits.
+const COMMAND_PIECE: usize = 352;
 
 /// Writes what fits one line of ours at once, so that it leaves in one segment.
 async fn send<T: Write>(io: &mut T, what: &impl fmt::Display) -> Result<(), Error<T::Error>> {
     send_within::<T, LINE_MAX>(io, what).await
 }
 
+/// Writes in pieces of `MAX` bytes; what is longer is formatted once for each piece.
 async fn send_within<T: Write, const MAX: usize>(
     io: &mut T,
     what: &impl fmt::Display,
 ) -> Result<(), Error<T::Error>> {
-    let mut text = String::<MAX>::new();
-    if write!(text, "{what}").is_err() {
-        // Every name and text in a line has a bound below LINE_MAX; cut rather than lost.
-        warning!("a line was cut at its limit");
+    let mut sent = 0;
+    loop {
+        let mut piece = Piece::<MAX> { skip: sent, bytes: Vec::new(), more: false };
+        // It takes all that is written to it.
+        let _ = write!(piece, "{what}");
+        put(io, &piece.bytes).await?;
+        sent += piece.bytes.len();
+        if !piece.more || piece.bytes.is_empty() {
+            return Ok(io.flush().await?);
+        }
     }
-    put(io, text.as_bytes()).await?;
-    Ok(io.flush().await?)
+}
+
+/// `MAX` bytes of a text, behind those that were sent.
+struct Piece<const MAX: usize> {
+    skip: usize,
+    bytes: Vec<u8, MAX>,
+    /// Whether there is more behind them.
+    more: bool,
+}
+
+impl<const MAX: usize> fmt::Write for Piece<MAX> {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        let text = text.as_bytes();
+        let fresh = text.get(self.skip..).unwrap_or_default();
+        self.skip = self.skip.saturating_sub(text.len());
+        let room = MAX - self.bytes.len();
+        let fits = fresh.get(..room).unwrap_or(fresh);
+        self.more |= fits.len() < fresh.len();
+        // It fits.
+        let _ = self.bytes.extend_from_slice(fits);
+        Ok(())
+    }
 }
 
 /// `write_all`, with a write of 0 as the peer's fault instead of a panic.
@@ -199,16 +227,31 @@ pub(crate) async fn put<T: Write>(io: &mut T, mut bytes: &[u8]) -> Result<(), Er
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::hash::Hash;
-    use crate::install::{Command, ImageOffer, Offer};
-    use std::string::ToString;
+    use crate::install::Command;
 
     #[test]
-    fn every_command_fits() {
-        let image = ImageOffer { table: Hash([255; 32]), table_bytes: u32::MAX, chunk_bytes: u64::MAX };
-        let (rootfs_port, fetch_port) = (u16::MAX, u16::MAX);
-        let offer =
-            Offer { id: Hash([255; 32]), bytes: u64::MAX, rootfs_port, fetch_port, image: Some(image) };
-        assert!(Command::Format(Some(offer)).to_string().len() <= COMMAND_MAX);
+    fn what_old_peers_are_told_leaves_at_once() {
+        let date = Date::new(2026, 11, 21, 3, 24, 7).unwrap();
+        for command in [Command::Boot, Command::Format(None), Command::Reinstall, Command::Date(date)] {
+            assert!(std::format!("{command}").len() <= COMMAND_PIECE);
+        }
+    }
+
+    #[test]
+    fn pieces_of_every_size_are_the_whole() {
+        fn pieces<const MAX: usize>() -> std::string::String {
+            let mut whole = std::vec::Vec::new();
+            loop {
+                let mut piece = Piece::<MAX> { skip: whole.len(), bytes: Vec::new(), more: false };
+                write!(piece, "{} {}{}", "é\u{1f980}", 12_345, "").unwrap();
+                whole.extend_from_slice(&piece.bytes);
+                if !piece.more {
+                    return std::string::String::from_utf8(whole).unwrap();
+                }
+            }
+        }
+        for text in [pieces::<1>(), pieces::<2>(), pieces::<5>(), pieces::<12>(), pieces::<13>()] {
+            assert_eq!(text, "é\u{1f980} 12345");
+        }
     }
 }

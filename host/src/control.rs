@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use piman_core::hash::Hash;
 use piman_core::install::layout::filesystem_bytes;
-use piman_core::install::{Date, Event, Fleet, Hello, Milestone, Offer, Plan, Stage};
+use piman_core::install::{Date, Event, Fleet, Hello, Milestone, More, Offer, Plan, REVISION, Stage};
 use piman_core::{Error, drive};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
@@ -241,6 +241,7 @@ impl Fleet for Guest<'_> {
             rootfs_port: self.service.rootfs_port,
             fetch_port: self.service.fetch_port,
             image,
+            more: More { revision: REVISION, ..More::default() },
         }))
     }
 
@@ -307,7 +308,7 @@ impl Fleet for Guest<'_> {
                 let change = Change { progress: Some((done, total)), ..self.change() };
                 self.service.recorder.note(stage(at.word(), change));
             }
-            Event::Committed { id } => self.installed(id),
+            Event::Committed { id, .. } => self.installed(id),
             Event::Failed { stage: at, text } => self.failed(at, text),
             Event::Formatted => {
                 self.reported.store(true, Ordering::Relaxed);
@@ -340,7 +341,7 @@ impl Guest<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use piman_core::install::{Notice, Paths, TEXT_MAX};
+    use piman_core::install::{Can, Have, Installation, Notice, Paths, TEXT_MAX};
 
     /// What a Pi that says nothing costs, in bytes.
     fn size<A, B, C, F: Future>(_: impl Fn(A, B, C) -> F) -> usize {
@@ -357,8 +358,13 @@ mod tests {
             agent: Some(&name),
             disk_bytes: u64::MAX,
             root_bytes: u64::MAX,
+            card_id: Some(&name),
             card: Some(Hash([255; 32])),
+            installation: Some(Installation(u64::MAX)),
+            have: Some(Have { id: Hash([255; 32]), bytes: u64::MAX }),
             paths: Paths { stream: true, image: true },
+            can: Can { resume: true, signed: true },
+            revision: u16::MAX,
         };
         let text = "x".repeat(TEXT_MAX + 1);
         let failed = Notice::Failed { stage: Stage::Filesystem, text: &text };

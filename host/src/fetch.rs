@@ -163,6 +163,7 @@ impl Session<'_> {
                 Servable::Good(archive, found) if found == id => Some(Object::Archive(id, archive)),
                 _ => None,
             },
+            Kind::Sums => None,
         }
     }
 

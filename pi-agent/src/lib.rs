@@ -7,6 +7,7 @@
 //! | [`ext4`] | empty filesystems without mounting |
 //! | [`image`] | path B: chunks fetched, checked, written at their place |
 //! | [`archive`], [`decode`] | path A: entries out of a compressed archive |
+//! | [`sums`] | the chunk hashes of an archive |
 //! | [`mount`] | the root filesystem where it is mounted |
 //! | [`proof`] | the proof of a finished installation, and the check for it |
 //! | [`talk`] | the control connection |
@@ -40,6 +41,7 @@ pub mod progress;
 pub mod proof;
 pub mod service;
 pub mod stream;
+pub mod sums;
 pub mod talk;
 
 /// Sends log lines of level info and worse to standard error.

@@ -8,6 +8,7 @@ use std::path::Path;
 
 use mkext4::reader::{Fs, ReadAt};
 use piman_core::hash::Hash;
+use piman_core::install::Installation;
 use piman_core::install::layout::filesystem_bytes;
 
 use crate::disk::{RootArea, Window, open_to_read, root_in_table};
@@ -40,27 +41,32 @@ pub struct Proof {
     pub agent: String,
     /// When, in seconds since 1970; a Pi that was not told the time writes a small number.
     pub time: u64,
+    /// How piman calls this installation; a server of old does not.
+    pub installation: Option<Installation>,
 }
 
 impl Proof {
     /// The proof of an installation that ends now, by this agent.
     #[must_use]
-    pub fn now(image: Hash, path: Way) -> Self {
+    pub fn now(image: Hash, path: Way, installation: Option<Installation>) -> Self {
         let time = std::time::UNIX_EPOCH.elapsed().map_or(0, |t| t.as_secs());
-        Self { image, path, agent: env!("CARGO_PKG_VERSION").into(), time }
+        Self { image, path, agent: env!("CARGO_PKG_VERSION").into(), time, installation }
     }
 
     /// The block.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
         let mut text = String::new();
-        let Self { image, path, agent, time } = self;
+        let Self { image, path, agent, time, installation } = self;
         let path = match path {
             Way::Stream => "stream",
             Way::Image => "image",
         };
         // Writing to a String cannot fail.
         let _ = write!(text, "{HEADING}\nimage {image}\npath {path}\nagent {agent}\ntime {time}\n");
+        if let Some(installation) = installation {
+            let _ = writeln!(text, "installation {installation}");
+        }
         let mut block = text.into_bytes();
         block.resize(SIZE, b'\n');
         block
@@ -86,6 +92,7 @@ impl Proof {
             },
             agent: field("agent")?.into(),
             time: field("time")?.parse().ok()?,
+            installation: field("installation").and_then(Installation::parse),
         })
     }
 }
@@ -116,8 +123,18 @@ impl Card {
     /// The image that is installed.
     #[must_use]
     pub fn image(&self) -> Option<Hash> {
+        self.proof().map(|proof| proof.image)
+    }
+
+    /// By which installation, if piman gave it a number.
+    #[must_use]
+    pub fn installation(&self) -> Option<Installation> {
+        self.proof().and_then(|proof| proof.installation)
+    }
+
+    fn proof(&self) -> Option<&Proof> {
         match self {
-            Self::Installed(proof) => Some(proof.image),
+            Self::Installed(proof) => Some(proof),
             Self::Unmarked | Self::Empty(_) => None,
         }
     }
@@ -221,16 +238,18 @@ mod tests {
     #[test]
     fn a_proof_and_back() {
         for path in [Way::Stream, Way::Image] {
-            let proof = Proof::now(Hash([7; 32]), path);
-            let block = proof.encode();
-            assert_eq!(block.len(), SIZE);
-            assert_eq!(Proof::parse(&block), Some(proof));
+            for installation in [None, Some(Installation(5))] {
+                let proof = Proof::now(Hash([7; 32]), path, installation);
+                let block = proof.encode();
+                assert_eq!(block.len(), SIZE);
+                assert_eq!(Proof::parse(&block), Some(proof));
+            }
         }
     }
 
     #[test]
     fn a_torn_or_empty_block_is_no_proof() {
-        let block = Proof::now(Hash([7; 32]), Way::Image).encode();
+        let block = Proof::now(Hash([7; 32]), Way::Image, None).encode();
         let end = block.iter().rposition(|b| *b != b'\n').unwrap();
         assert_eq!(Proof::parse(&[b'\n'; SIZE]), None);
         assert_eq!(Proof::parse(&[0; SIZE]), None);

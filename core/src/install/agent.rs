@@ -144,7 +144,7 @@ mod tests {
 
     #[test]
     fn ours_as_written_by_the_server() {
-        let offer = Offer { id: Hash([1; 32]), bytes: 5, rootfs_port: 1, fetch_port: 2, image: None };
+        let offer = Offer { id: Hash([1; 32]), bytes: 5, rootfs_port: 1, fetch_port: 2, ..Offer::default() };
         let block = Command::Format(Some(offer)).to_string();
         let want = Step::Decided(Some(Milestone::ReceivedFormat), Decision::Format(Some(offer)));
         assert_eq!(talk(&mut Agent::new(), &block), Some(want));

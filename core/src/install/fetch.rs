@@ -9,6 +9,9 @@
 //! | `ok LENGTH` | the bytes follow |
 //! | `wait PLACE` | all slots are taken, so many Pis are first; another answer follows |
 //! | `no REASON` | there is no such object or range; asking again does not help |
+//!
+//! `KIND` is `archive`, `table` or `chunks`, and since revision 1 of our lines `sums`; a server
+//! that has the newer ones says so in its offer.
 
 use core::fmt::{self, Display};
 use core::str;
@@ -25,16 +28,19 @@ pub enum Kind {
     Table,
     /// The chunks of an image as they are stored, one after another; their id is their table's.
     Chunks,
+    /// The chunk hashes of an archive ([`sums`](super::sums)); their id is the archive's.
+    Sums,
 }
 
 impl Kind {
-    const ALL: [Self; 3] = [Self::Archive, Self::Table, Self::Chunks];
+    const ALL: [Self; 4] = [Self::Archive, Self::Table, Self::Chunks, Self::Sums];
 
     const fn word(self) -> &'static str {
         match self {
             Self::Archive => "archive",
             Self::Table => "table",
             Self::Chunks => "chunks",
+            Self::Sums => "sums",
         }
     }
 }

@@ -9,6 +9,7 @@
 //! | `agent` | the Pi's side, [`Agent`] |
 //! | `fetch` | ranges of archives and images on the fetch connection |
 //! | `table` | the chunk table of an image |
+//! | `sums` | the chunk hashes of an archive |
 //! | `layout` | where the partitions of a card lie, and how large its file system is |
 //!
 //! Source: the wire as old peers speak it is fixed; what is ours is marked by lines that
@@ -21,11 +22,14 @@ pub mod layout;
 mod ours;
 mod report;
 mod session;
+pub mod sums;
 pub mod table;
 
 pub use agent::{Agent, Decision, Start, Step as AgentStep};
 pub use command::{Command, Date};
-pub use ours::{Hello, ImageOffer, Notice, Offer, Paths, Stage, TEXT_MAX};
+pub use ours::{
+    Can, Have, Hello, ImageOffer, Installation, More, Notice, Offer, Paths, REVISION, Stage, TEXT_MAX,
+};
 pub use report::{Milestone, Report};
 pub use session::{Event, Fleet, Plan, Session, State, Step};
 

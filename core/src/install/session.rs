@@ -1,7 +1,7 @@
 //! piman's side of the control connection, as pure steps.
 
 use super::command::{Command, Date};
-use super::ours::{Hello, Notice, Offer, Stage};
+use super::ours::{Hello, Installation, Notice, Offer, Stage};
 use super::report::{Milestone, Report};
 use crate::hash::Hash;
 
@@ -68,6 +68,8 @@ pub enum Event<'a> {
     Committed {
         /// Which image.
         id: Hash,
+        /// By which installation, if it says so.
+        installation: Option<Installation>,
     },
     /// It could not do what it was doing.
     Failed {
@@ -184,7 +186,7 @@ impl Session {
                 Event::Hello(hello)
             }
             Notice::Progress { stage, done, total } => Event::Progress { stage, done, total },
-            Notice::Committed { id } => Event::Committed { id },
+            Notice::Committed { id, installation } => Event::Committed { id, installation },
             Notice::Failed { stage, text } => Event::Failed { stage, text },
         }
     }
@@ -219,7 +221,7 @@ mod tests {
     }
 
     fn offer() -> Offer {
-        Offer { id: Hash([1; 32]), bytes: 5, rootfs_port: 4444, fetch_port: 4445, image: None }
+        Offer { id: Hash([1; 32]), bytes: 5, rootfs_port: 4444, fetch_port: 4445, ..Offer::default() }
     }
 
     #[test]

@@ -136,6 +136,13 @@ impl Disk {
         Ok(disk)
     }
 
+    /// What it calls itself; a file in place of a disk has no such name.
+    #[must_use]
+    pub fn id(&self) -> Option<String> {
+        let node = self.file.metadata().ok().filter(|_| self.device)?;
+        crate::identity::of_disk(node.rdev())
+    }
+
     /// Where it is.
     #[must_use]
     pub fn path(&self) -> &Path {

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use anyhow::anyhow;
 use piman_core::hash::Hash;
 use piman_core::install::layout::Layout;
-use piman_core::install::{Decision, Hello, Notice, Offer, Paths, Stage, Start};
+use piman_core::install::{Decision, Hello, Notice, Offer, Paths, REVISION, Stage, Start};
 
 pub use retry::run;
 
@@ -132,10 +132,13 @@ pub fn attempt(plan: &Plan, machine: &mut Machine, progress: &Arc<Progress>) -> 
         proof::look(disk.file(), disk.bytes())
     };
     log::info!("{disk}: {card}");
+    let card_id = disk.id();
     let hello = Hello {
         disk_bytes: disk.bytes(),
         root_bytes: root.length,
         card: card.image(),
+        card_id: card_id.as_deref(),
+        installation: card.installation(),
         paths: Paths {
             stream: as_root && plan.choice != Choice::Image,
             image: plan.choice != Choice::Stream,
@@ -152,7 +155,7 @@ pub fn attempt(plan: &Plan, machine: &mut Machine, progress: &Arc<Progress>) -> 
     let done = may_erase(plan, &disk).and_then(|()| format(plan, &disk, offer, as_root, progress));
     match done {
         Ok(Done { image, way, received, written, root }) => {
-            reporter.installed(image);
+            reporter.installed(image, offer.and_then(|o| o.more.installation));
             Ok(Outcome::Installed { image, way, received, written, took: began.elapsed(), root })
         }
         Err(failure) => {
@@ -174,6 +177,7 @@ fn open(plan: &Plan) -> Result<(Disk, RootArea), Failure> {
 /// Who this Pi is; what it can do is not known yet.
 fn who(plan: &Plan) -> Hello<'_> {
     Hello {
+        revision: REVISION,
         serial: plan.identity.serial.as_deref(),
         mac: plan.identity.mac.as_deref(),
         model: plan.identity.model.as_deref(),

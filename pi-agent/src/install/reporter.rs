@@ -6,7 +6,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use piman_core::hash::Hash;
-use piman_core::install::{Hello, Milestone, Notice, Report};
+use piman_core::install::{Hello, Installation, Milestone, Notice, Report};
 
 use super::Plan;
 use crate::backoff::Backoff;
@@ -61,10 +61,10 @@ impl<'a> Reporter<'a> {
     }
 
     /// Says that the proof is on the card, on a new connection where the old one is gone.
-    pub(super) fn installed(mut self, id: Hash) {
+    pub(super) fn installed(mut self, id: Hash, installation: Option<Installation>) {
         self.stop();
         self.tell(&|talk| {
-            talk.notify(Notice::Committed { id })?;
+            talk.notify(Notice::Committed { id, installation })?;
             talk.report(Report::Formatted)
         });
     }

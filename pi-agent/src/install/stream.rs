@@ -52,7 +52,7 @@ pub(super) fn install(
     progress.begin(Stage::Sync, 0);
     mounted.sync().or_fail(Stage::Sync, Cause::Disk, format!("bringing everything to {disk}"))?;
     progress.begin(Stage::Commit, 0);
-    let proof = Proof::now(summary.hash, Way::Stream);
+    let proof = Proof::now(summary.hash, Way::Stream, offer.and_then(|o| o.more.installation));
     mounted.write_proof(&proof).or_fail(
         Stage::Commit,
         Cause::Disk,

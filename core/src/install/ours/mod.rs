@@ -2,21 +2,35 @@
 //!
 //! Each is `PIMAN/1`, a verb, and fields `key=value` in any order; unknown keys are passed
 //! over, so that fields can be added. To an old peer, and to a peer of another version,
-//! such a line is noise.
+//! such a line is noise. What was added counts as a revision, which both sides name
+//! (`rev=`; nothing is 0): they need not be of the same, and no field but those of revision 0
+//! has to be there.
 //!
 //! | line | from | says |
 //! |---|---|---|
 //! | `hello serial= mac= model= agent= disk= root= card= paths=` | Pi | who it is and what it can do, before its first report |
+//! | ... `rev= cid= installation= have= have-bytes= can=` | | since revision 1: what the card calls itself, which installation it holds, what is here of an archive, what else the agent can do |
 //! | `progress stage= done= total=` | Pi | how far it is, in bytes (0 of 0: not counted) |
 //! | `committed id=` | Pi | the proof is on the card: this image is installed |
+//! | ... `installation=` | | since revision 1: by which installation |
 //! | `failed stage= text=…` | Pi | what went wrong and what to do; the text goes to the end of the line |
 //! | `offer id= bytes= rootfs= fetch= table= table-bytes= chunk-bytes=` | piman | what to install, after `format` in the same block |
+//! | ... `rev= sums= manifest-bytes= unpacked= entries= counter= resume= installation=` | | since revision 1: chunk hashes and signature on the fetch port, sizes, against rollback, where to go on, how this installation is called |
 //! | `wait seconds= percent=` | piman | in place of `format`: the image is being prepared |
+
+mod hello;
+mod offer;
 
 use core::fmt::{self, Write as _};
 use core::str;
 
 use crate::hash::Hash;
+
+pub use hello::{Can, Have, Hello, Paths};
+pub use offer::{ImageOffer, More, Offer};
+
+/// The revision of our lines that this code speaks.
+pub const REVISION: u16 = 1;
 
 /// What every line of ours begins with; the number is the version.
 pub(super) const MARK: &str = "PIMAN/1";
@@ -54,14 +68,47 @@ fn hash(fields: &str, key: &str) -> Option<Hash> {
     Hash::parse(field(fields, key)?)
 }
 
-/// Writes `text` as a value of one field: `-` for nothing, `_` for white space.
-struct Name<'a>(Option<&'a str>);
+/// How piman calls one installation of one Pi, so that its end is known whatever happens on
+/// the way: 16 hexadecimal digits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub struct Installation(pub u64);
+
+impl Installation {
+    /// Reads exactly 16 hexadecimal digits; anything else is `None`.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        let digits = text.len() == 16 && text.bytes().all(|b| b.is_ascii_hexdigit());
+        u64::from_str_radix(text, 16).ok().filter(|_| digits).map(Self)
+    }
+
+    fn field(fields: &str) -> Option<Self> {
+        Self::parse(field(fields, "installation")?)
+    }
+}
+
+/// The 16 digits.
+impl fmt::Display for Installation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}", self.0)
+    }
+}
+
+/// Writes a text as a value of one field: `-` for nothing, `_` for white space, at most so
+/// many characters.
+struct Name<'a>(Option<&'a str>, usize);
+
+impl<'a> Name<'a> {
+    const fn upto(text: Option<&'a str>, length: usize) -> Self {
+        Self(text, length)
+    }
+}
 
 impl fmt::Display for Name<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0.map(str::trim) {
             None | Some("") => f.write_char('-'),
-            Some(text) => text.chars().take(NAME_MAX).try_for_each(|c| {
+            Some(text) => text.chars().take(self.1).try_for_each(|c| {
                 f.write_char(match c {
                     c if c.is_whitespace() => '_',
                     c if c.is_ascii_graphic() => c,
@@ -85,81 +132,6 @@ impl fmt::Display for Text<'_> {
             f.write_char(c)?;
         }
         Ok(())
-    }
-}
-
-/// By which ways an agent can install.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-#[cfg_attr(feature = "defmt", derive(defmt::Format))]
-pub struct Paths {
-    /// The archive from the rootfs port, extracted on the Pi.
-    pub stream: bool,
-    /// The image in chunks, written at its place.
-    pub image: bool,
-}
-
-impl Paths {
-    fn parse(text: &str) -> Self {
-        let has = |word| text.split('+').any(|w| w == word);
-        Self { stream: has("stream"), image: has("image") }
-    }
-
-    const fn word(self) -> &'static str {
-        match (self.stream, self.image) {
-            (true, true) => "stream+image",
-            (true, false) => "stream",
-            (false, true) => "image",
-            (false, false) => "-",
-        }
-    }
-}
-
-/// Who a Pi is and what it can do.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Hello<'a> {
-    /// The Pi's serial number, as its device tree has it.
-    pub serial: Option<&'a str>,
-    /// The hardware address of the interface that reaches piman, `b8:27:eb:00:00:01`.
-    pub mac: Option<&'a str>,
-    /// The board, white space as `_`.
-    pub model: Option<&'a str>,
-    /// The agent's version.
-    pub agent: Option<&'a str>,
-    /// The size of the card, in bytes; 0 if unknown.
-    pub disk_bytes: u64,
-    /// The room for the root filesystem with this agent's layout, in bytes; 0 if unknown.
-    pub root_bytes: u64,
-    /// The image that is installed on the card.
-    pub card: Option<Hash>,
-    /// What it can do.
-    pub paths: Paths,
-}
-
-impl<'a> Hello<'a> {
-    fn parse(fields: &'a str) -> Self {
-        Self {
-            serial: name(fields, "serial"),
-            mac: name(fields, "mac"),
-            model: name(fields, "model"),
-            agent: name(fields, "agent"),
-            disk_bytes: number(fields, "disk").unwrap_or(0),
-            root_bytes: number(fields, "root").unwrap_or(0),
-            card: hash(fields, "card"),
-            paths: field(fields, "paths").map(Paths::parse).unwrap_or_default(),
-        }
-    }
-}
-
-impl fmt::Display for Hello<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { serial, mac, model, agent, disk_bytes, root_bytes, card, paths } = *self;
-        write!(f, "{MARK} hello serial={} mac={} model={} ", Name(serial), Name(mac), Name(model))?;
-        write!(f, "agent={} disk={disk_bytes} root={root_bytes} card=", Name(agent))?;
-        match card {
-            Some(id) => write!(f, "{id}")?,
-            None => f.write_char('-')?,
-        }
-        write!(f, " paths={}", paths.word())
     }
 }
 
@@ -242,6 +214,8 @@ pub enum Notice<'a> {
     Committed {
         /// The image that is installed.
         id: Hash,
+        /// By which installation, if piman gave it a number.
+        installation: Option<Installation>,
     },
     /// The installation failed; the agent says whether it tries again in the text.
     Failed {
@@ -262,7 +236,10 @@ impl<'a> Notice<'a> {
                 done: number(fields, "done")?,
                 total: number(fields, "total")?,
             }),
-            "committed" => Some(Self::Committed { id: hash(fields, "id")? }),
+            "committed" => {
+                let installation = Installation::field(fields);
+                Some(Self::Committed { id: hash(fields, "id")?, installation })
+            }
             "failed" => {
                 let (fields, text) = fields.split_once(" text=")?;
                 Some(Self::Failed { stage: Stage::parse(fields)?, text })
@@ -280,70 +257,14 @@ impl fmt::Display for Notice<'_> {
             Self::Progress { stage, done, total } => {
                 write!(f, "{MARK} progress stage={} done={done} total={total}", stage.word())
             }
-            Self::Committed { id } => write!(f, "{MARK} committed id={id}"),
+            Self::Committed { id, installation } => {
+                write!(f, "{MARK} committed id={id}")?;
+                installation.map_or(Ok(()), |number| write!(f, " installation={number}"))
+            }
             Self::Failed { stage, text } => {
                 write!(f, "{MARK} failed stage={} text={}", stage.word(), Text(text))
             }
         }
-    }
-}
-
-/// What to install.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[cfg_attr(feature = "defmt", derive(defmt::Format))]
-pub struct Offer {
-    /// BLAKE3 of the whole archive: the image's identity, by whichever path it comes.
-    pub id: Hash,
-    /// The archive's size, in bytes.
-    pub bytes: u64,
-    /// The port that sends the whole archive.
-    pub rootfs_port: u16,
-    /// The port that sends ranges.
-    pub fetch_port: u16,
-    /// The same as a chunked image for this card; `None`: by stream only.
-    pub image: Option<ImageOffer>,
-}
-
-/// Where the chunk table of an image is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[cfg_attr(feature = "defmt", derive(defmt::Format))]
-pub struct ImageOffer {
-    /// BLAKE3 of the chunk table, which names the image when fetching.
-    pub table: Hash,
-    /// The size of the table, in bytes.
-    pub table_bytes: u32,
-    /// The size of all chunks as they are stored, in bytes.
-    pub chunk_bytes: u64,
-}
-
-impl Offer {
-    pub(super) fn parse(fields: &str) -> Option<Self> {
-        let image = || {
-            Some(ImageOffer {
-                table: hash(fields, "table")?,
-                table_bytes: number(fields, "table-bytes")?,
-                chunk_bytes: number(fields, "chunk-bytes")?,
-            })
-        };
-        Some(Self {
-            id: hash(fields, "id")?,
-            bytes: number(fields, "bytes")?,
-            rootfs_port: number(fields, "rootfs")?,
-            fetch_port: number(fields, "fetch")?,
-            image: image(),
-        })
-    }
-}
-
-/// The line, without its end.
-impl fmt::Display for Offer {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { id, bytes, rootfs_port, fetch_port, image } = self;
-        write!(f, "{MARK} offer id={id} bytes={bytes} rootfs={rootfs_port} fetch={fetch_port}")?;
-        if let Some(ImageOffer { table, table_bytes, chunk_bytes }) = image {
-            write!(f, " table={table} table-bytes={table_bytes} chunk-bytes={chunk_bytes}")?;
-        }
-        Ok(())
     }
 }
 
@@ -364,12 +285,23 @@ mod tests {
             root_bytes: 31_864_651_776,
             card: Some(Hash([0xab; 32])),
             paths: Paths { stream: true, image: true },
+            ..Hello::default()
+        };
+        let newer = Hello {
+            revision: REVISION,
+            card_id: Some("02544d53413136471087f2b1c0011700"),
+            installation: Some(Installation(0xfeed)),
+            have: Some(Have { id: Hash([0xcd; 32]), bytes: 7 << 20 }),
+            can: Can { resume: true, signed: true },
+            ..hello
         };
         for notice in [
             Notice::Hello(hello),
+            Notice::Hello(newer),
             Notice::Hello(Hello::default()),
             Notice::Progress { stage: Stage::Transfer, done: 7, total: u64::MAX },
-            Notice::Committed { id: Hash([1; 32]) },
+            Notice::Committed { id: Hash([1; 32]), installation: None },
+            Notice::Committed { id: Hash([1; 32]), installation: Some(Installation(u64::MAX)) },
             Notice::Failed { stage: Stage::Disk, text: "no card: put one in, text=really" },
         ] {
             let line = notice.to_string();
@@ -380,6 +312,9 @@ mod tests {
 
     #[test]
     fn what_people_see_is_one_harmless_line() {
+        for bad in ["", "1", "00000000000000001", "+000000000000001", "000000000000000g"] {
+            assert_eq!(Installation::parse(bad), None, "{bad}");
+        }
         let hello = Hello { model: Some(" Raspberry Pi\n\u{7}4 é"), serial: Some(""), ..Hello::default() };
         let line = hello.to_string();
         assert!(line.contains("model=Raspberry_Pi_?4_? ") && line.contains("serial=- "), "{line}");
@@ -399,12 +334,26 @@ mod tests {
 
     #[test]
     fn offers_and_back() {
-        let mut offer =
-            Offer { id: Hash([9; 32]), bytes: 651 << 20, rootfs_port: 4444, fetch_port: 4445, image: None };
-        for image in
-            [None, Some(ImageOffer { table: Hash([7; 32]), table_bytes: 28_000, chunk_bytes: 1 << 33 })]
-        {
-            offer.image = image;
+        let mut offer = Offer {
+            id: Hash([9; 32]),
+            bytes: 651 << 20,
+            rootfs_port: 4444,
+            fetch_port: 4445,
+            ..Offer::default()
+        };
+        let more = More {
+            revision: REVISION,
+            sums_chunk: 1 << 20,
+            manifest_bytes: 700,
+            unpacked_bytes: 1 << 31,
+            entries: 34_878,
+            counter: 1_795_231_447,
+            installation: Some(Installation(1)),
+            resume_at: 5 << 20,
+        };
+        let image = ImageOffer { table: Hash([7; 32]), table_bytes: 28_000, chunk_bytes: 1 << 33 };
+        for (image, more) in [(None, More::default()), (Some(image), More::default()), (Some(image), more)] {
+            (offer.image, offer.more) = (image, more);
             let line = offer.to_string();
             let (verb, fields) = split(line.as_bytes()).unwrap();
             assert_eq!((verb, Offer::parse(fields)), ("offer", Some(offer)));

@@ -1,0 +1,121 @@
+//! What to install, and where each part of it is.
+
+use core::fmt;
+
+use super::{Installation, MARK, hash, number};
+use crate::hash::Hash;
+
+/// What to install.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub struct Offer {
+    /// BLAKE3 of the whole archive: the image's identity, by whichever path it comes.
+    pub id: Hash,
+    /// The archive's size, in bytes.
+    pub bytes: u64,
+    /// The port that sends the whole archive.
+    pub rootfs_port: u16,
+    /// The port that sends ranges.
+    pub fetch_port: u16,
+    /// The same as a chunked image for this card; `None`: by stream only.
+    pub image: Option<ImageOffer>,
+    /// What revision 1 adds; all zero from a server of revision 0.
+    pub more: More,
+}
+
+/// What revision 1 adds to an offer; 0 and `None` stand for what is not known or not there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub struct More {
+    /// The revision of our lines that the server speaks.
+    pub revision: u16,
+    /// The size of the chunks whose hashes the fetch port has ([`sums`](crate::install::sums)),
+    /// in bytes; 0: it has none, and sends the archive by the rootfs port alone.
+    pub sums_chunk: u32,
+    /// The size of the signed manifest on the fetch port
+    /// ([`manifest`](crate::install::manifest)), in bytes; 0: it is not signed.
+    pub manifest_bytes: u32,
+    /// The size of the unpacked archive, in bytes.
+    pub unpacked_bytes: u64,
+    /// How many entries it has.
+    pub entries: u64,
+    /// What the manifest says against rollback: a later image has a larger one.
+    pub counter: u64,
+    /// How this installation is called; the proof on the card names it.
+    pub installation: Option<Installation>,
+    /// From which byte of the archive on it is needed, after what the hello said is there.
+    pub resume_at: u64,
+}
+
+/// Where the chunk table of an image is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub struct ImageOffer {
+    /// BLAKE3 of the chunk table, which names the image when fetching.
+    pub table: Hash,
+    /// The size of the table, in bytes.
+    pub table_bytes: u32,
+    /// The size of all chunks as they are stored, in bytes.
+    pub chunk_bytes: u64,
+}
+
+impl Offer {
+    pub(in crate::install) fn parse(fields: &str) -> Option<Self> {
+        let image = || {
+            Some(ImageOffer {
+                table: hash(fields, "table")?,
+                table_bytes: number(fields, "table-bytes")?,
+                chunk_bytes: number(fields, "chunk-bytes")?,
+            })
+        };
+        Some(Self {
+            id: hash(fields, "id")?,
+            bytes: number(fields, "bytes")?,
+            rootfs_port: number(fields, "rootfs")?,
+            fetch_port: number(fields, "fetch")?,
+            image: image(),
+            more: More::parse(fields),
+        })
+    }
+}
+
+impl More {
+    fn parse(fields: &str) -> Self {
+        Self {
+            revision: number(fields, "rev").unwrap_or(0),
+            sums_chunk: number(fields, "sums").unwrap_or(0),
+            manifest_bytes: number(fields, "manifest-bytes").unwrap_or(0),
+            unpacked_bytes: number(fields, "unpacked").unwrap_or(0),
+            entries: number(fields, "entries").unwrap_or(0),
+            counter: number(fields, "counter").unwrap_or(0),
+            installation: Installation::field(fields),
+            resume_at: number(fields, "resume").unwrap_or(0),
+        }
+    }
+}
+
+/// The line, without its end.
+impl fmt::Display for Offer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { id, bytes, rootfs_port, fetch_port, image, more } = self;
+        write!(f, "{MARK} offer id={id} bytes={bytes} rootfs={rootfs_port} fetch={fetch_port}")?;
+        if let Some(ImageOffer { table, table_bytes, chunk_bytes }) = image {
+            write!(f, " table={table} table-bytes={table_bytes} chunk-bytes={chunk_bytes}")?;
+        }
+        let More { revision, sums_chunk, manifest_bytes, unpacked_bytes, entries, counter, .. } = *more;
+        for (key, value) in [
+            ("rev", revision.into()),
+            ("sums", sums_chunk.into()),
+            ("manifest-bytes", manifest_bytes.into()),
+            ("unpacked", unpacked_bytes),
+            ("entries", entries),
+            ("counter", counter),
+            ("resume", more.resume_at),
+        ] {
+            if value > 0 {
+                write!(f, " {key}={value}")?;
+            }
+        }
+        more.installation.map_or(Ok(()), |number| write!(f, " installation={number}"))
+    }
+}
