@@ -243,7 +243,8 @@ mod tests {
             let mut whole = std::vec::Vec::new();
             loop {
                 let mut piece = Piece::<MAX> { skip: whole.len(), bytes: Vec::new(), more: false };
-                write!(piece, "{} {}{}", "é\u{1f980}", 12_345, "").unwrap();
+                let bird = "é\u{1f980}";
+                write!(piece, "{bird} {}", 12_345).unwrap();
                 whole.extend_from_slice(&piece.bytes);
                 if !piece.more {
                     return std::string::String::from_utf8(whole).unwrap();
