@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use pi_agent::archive::Reader;
 use pi_agent::decode::Decoder;
+use pi_agent::sums::Summing;
 use piman_core::hash::Hash;
 use tokio::sync::watch;
 
@@ -41,7 +42,20 @@ pub struct Archive {
     file: File,
     stamp: Stamp,
     checked_bytes: AtomicU64,
-    verdict: OnceLock<Result<Hash, String>>,
+    verdict: OnceLock<Result<Arc<Facts>, String>>,
+}
+
+/// What is known of an archive that was read to its end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Facts {
+    /// BLAKE3 of the whole file: the image's identity.
+    pub id: Hash,
+    /// The hashes of its chunks, as the fetch port sends them.
+    pub sums: Vec<u8>,
+    /// The size of what is packed in it, in bytes.
+    pub unpacked_bytes: u64,
+    /// How many entries it has.
+    pub entries: u64,
 }
 
 impl Archive {
@@ -83,7 +97,13 @@ impl Archive {
     /// BLAKE3 of the whole file, once it has been checked and is good.
     #[must_use]
     pub fn id(&self) -> Option<Hash> {
-        self.verdict.get()?.as_ref().ok().copied()
+        self.facts().map(|facts| facts.id)
+    }
+
+    /// What is known of it, once it has been checked and is good.
+    #[must_use]
+    pub fn facts(&self) -> Option<&Arc<Facts>> {
+        self.verdict.get()?.as_ref().ok()
     }
 
     /// Whether the open file still is as it was opened; replaced by another it is, rewritten
@@ -99,27 +119,30 @@ impl Archive {
     }
 
     /// Decodes everything, so that every checksum in it is compared, and hashes it.
-    fn check(&self, go_on: &dyn Fn() -> bool) -> Result<Hash, String> {
-        let mut hashing = Hashing { archive: self, at: 0, hasher: blake3::Hasher::new(), go_on };
-        decode(&mut hashing).map_err(|e| format!("{e:#}"))?;
+    fn check(&self, go_on: &dyn Fn() -> bool) -> Result<Facts, String> {
+        let mut hashing = Hashing { archive: self, at: 0, summing: Summing::new(), go_on };
+        let (entries, unpacked_bytes) = decode(&mut hashing).map_err(|e| format!("{e:#}"))?;
         // What is behind the last member belongs to the file's identity too.
         io::copy(&mut hashing, &mut io::sink()).map_err(|e| format!("it cannot be read: {e}"))?;
         self.unchanged().map_err(|e| e.to_string())?;
-        Ok(Hash(*hashing.hasher.finalize().as_bytes()))
+        let (id, sums) = hashing.summing.finish();
+        Ok(Facts { id, sums, unpacked_bytes, entries })
     }
 }
 
-/// Reads all entries and all that follows them, to the end of the packed data.
-fn decode(archive: impl Read) -> anyhow::Result<()> {
+/// Reads all entries and all that follows them, to the end of the packed data. Returns how many
+/// entries there are, and how many bytes were packed.
+fn decode(archive: impl Read) -> anyhow::Result<(u64, u64)> {
     let unpacked = BufReader::with_capacity(1 << 18, Decoder::new(archive)?);
     let mut reader = Reader::new(unpacked);
     let mut entries = 0_u64;
     while reader.next_entry()?.is_some() {
         entries += 1;
     }
-    io::copy(&mut reader.into_inner(), &mut io::sink())?;
+    let before = reader.position();
+    let rest = io::copy(&mut reader.into_inner(), &mut io::sink())?;
     anyhow::ensure!(entries > 0, "there is nothing in it");
-    Ok(())
+    Ok((entries, before + rest))
 }
 
 enum Kind {
@@ -139,7 +162,7 @@ fn kind(begin: &[u8]) -> Option<Kind> {
 struct Hashing<'a> {
     archive: &'a Archive,
     at: u64,
-    hasher: blake3::Hasher,
+    summing: Summing,
     go_on: &'a dyn Fn() -> bool,
 }
 
@@ -149,7 +172,7 @@ impl Read for Hashing<'_> {
             return Err(io::Error::other("it was changed while it was being checked"));
         }
         let n = self.archive.file.read_at(buf, self.at)?;
-        self.hasher.update(buf.get(..n).unwrap_or_default());
+        self.summing.update(buf.get(..n).unwrap_or_default());
         self.at += n as u64;
         self.archive.checked_bytes.store(self.at, Ordering::Relaxed);
         Ok(n)
@@ -225,7 +248,7 @@ impl Source {
         match &self.look().archive {
             Err(reason) => Servable::Bad(reason.clone()),
             Ok(archive) => match archive.verdict.get() {
-                Some(Ok(id)) => Servable::Good(Arc::clone(archive), *id),
+                Some(Ok(facts)) => Servable::Good(Arc::clone(archive), facts.id),
                 Some(Err(reason)) => Servable::Bad(reason.clone()),
                 None => {
                     let done = archive.checked_bytes.load(Ordering::Relaxed).saturating_mul(100);
@@ -334,8 +357,8 @@ impl Source {
                 self.path.display()
             )
         });
-        match archive.verdict.get_or_init(|| verdict) {
-            Ok(id) => tell(Ok((archive, *id))),
+        match archive.verdict.get_or_init(|| verdict.map(Arc::new)) {
+            Ok(facts) => tell(Ok((archive, facts.id))),
             Err(reason) => tell(Err(reason)),
         }
         self.news.send_modify(|n| *n += 1);

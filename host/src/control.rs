@@ -8,7 +8,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use piman_core::hash::Hash;
 use piman_core::install::layout::filesystem_bytes;
-use piman_core::install::{Date, Event, Fleet, Hello, Milestone, More, Offer, Plan, REVISION, Stage};
+use piman_core::install::{
+    Date, Event, Fleet, Have, Hello, Milestone, More, Offer, Plan, REVISION, Stage, sums,
+};
 use piman_core::{Error, drive};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
@@ -80,6 +82,7 @@ struct Said {
     pi: Identity,
     root_bytes: u64,
     image: bool,
+    have: Option<Have>,
 }
 
 impl<'a> Guest<'a> {
@@ -125,7 +128,12 @@ impl<'a> Guest<'a> {
         let pi = Identity { serial: name(hello.serial), mac: name(hello.mac), address: self.address };
         self.service.heard.put(self.address, pi.clone());
         self.quiet = self.service.waiting.find(&pi.key()).is_some();
-        self.said = Some(Box::new(Said { pi, root_bytes: hello.root_bytes, image: hello.paths.image }));
+        self.said = Some(Box::new(Said {
+            pi,
+            root_bytes: hello.root_bytes,
+            image: hello.paths.image,
+            have: hello.have,
+        }));
         let facts = Facts {
             model: hello.model.map(Into::into),
             agent: hello.agent.map(Into::into),
@@ -172,6 +180,20 @@ impl<'a> Guest<'a> {
                 self.service.builds.prepare(archive, id, filesystem_bytes(said.root_bytes))
             }
             _ => Prepared::Stream,
+        }
+    }
+
+    /// What a Pi is told of an archive beyond revision 0.
+    fn more(&self, archive: &Archive) -> More {
+        let Some(facts) = archive.facts() else { return More::default() };
+        let have = self.said.as_ref().and_then(|s| s.have).filter(|h| h.id == facts.id);
+        More {
+            revision: REVISION,
+            sums_chunk: if sums::table_bytes(archive.bytes()).is_some() { sums::CHUNK } else { 0 },
+            unpacked_bytes: facts.unpacked_bytes,
+            entries: facts.entries,
+            resume_at: have.map_or(0, |h| h.bytes.min(archive.bytes())),
+            ..More::default()
         }
     }
 
@@ -241,7 +263,7 @@ impl Fleet for Guest<'_> {
             rootfs_port: self.service.rootfs_port,
             fetch_port: self.service.fetch_port,
             image,
-            more: More { revision: REVISION, ..More::default() },
+            more: self.more(&archive),
         }))
     }
 
@@ -341,7 +363,7 @@ impl Guest<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use piman_core::install::{Can, Have, Installation, Notice, Paths, TEXT_MAX};
+    use piman_core::install::{Can, Installation, Notice, Paths, TEXT_MAX};
 
     /// What a Pi that says nothing costs, in bytes.
     fn size<A, B, C, F: Future>(_: impl Fn(A, B, C) -> F) -> usize {

@@ -13,7 +13,7 @@ use tokio::io::{AsyncReadExt, Interest};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use crate::archive::{Archive, Servable};
+use crate::archive::{Archive, Facts, Servable};
 use crate::image::Image;
 use crate::sendfile;
 use crate::service::Service;
@@ -54,6 +54,7 @@ enum Object {
     Archive(Hash, Arc<Archive>),
     Table(Arc<Image>),
     Chunks(Arc<Image>),
+    Sums(Arc<Facts>),
 }
 
 impl Object {
@@ -61,6 +62,7 @@ impl Object {
         match (self, kind) {
             (Self::Archive(own, _), Kind::Archive) => *own == id,
             (Self::Table(image), Kind::Table) | (Self::Chunks(image), Kind::Chunks) => image.hash() == id,
+            (Self::Sums(facts), Kind::Sums) => facts.id == id,
             _ => false,
         }
     }
@@ -71,6 +73,7 @@ impl Object {
             Self::Archive(_, archive) => archive.bytes(),
             Self::Table(image) => image.table().len() as u64,
             Self::Chunks(image) => image.header().stored_bytes,
+            Self::Sums(facts) => facts.sums.len() as u64,
         }
     }
 }
@@ -142,10 +145,8 @@ impl Session<'_> {
             Object::Chunks(image) => {
                 sendfile::send(&self.stream, image.chunks(), offset, length, stall, |_| Ok(())).await?;
             }
-            Object::Table(image) => {
-                let (from, to) = (offset as usize, (offset + length) as usize);
-                self.bytes(image.table().get(from..to).unwrap_or_default(), false).await?;
-            }
+            Object::Table(image) => self.part(image.table(), offset, length).await?,
+            Object::Sums(facts) => self.part(&facts.sums, offset, length).await?,
         }
         self.held = Some(object);
         Ok(())
@@ -156,15 +157,22 @@ impl Session<'_> {
             return Some(held.clone());
         }
         let image = || self.service.builds.by_table(id);
+        let archive = || match self.service.archive.servable() {
+            Servable::Good(archive, found) if found == id => Some(archive),
+            _ => None,
+        };
         match kind {
             Kind::Table => image().map(Object::Table),
             Kind::Chunks => image().map(Object::Chunks),
-            Kind::Archive => match self.service.archive.servable() {
-                Servable::Good(archive, found) if found == id => Some(Object::Archive(id, archive)),
-                _ => None,
-            },
-            Kind::Sums => None,
+            Kind::Archive => archive().map(|archive| Object::Archive(id, archive)),
+            Kind::Sums => archive().and_then(|a| a.facts().map(Arc::clone)).map(Object::Sums),
         }
+    }
+
+    /// Sends a range, which is there, of what is in memory.
+    async fn part(&self, all: &[u8], offset: u64, length: u64) -> io::Result<()> {
+        let (from, to) = (offset as usize, (offset + length) as usize);
+        self.bytes(all.get(from..to).unwrap_or_default(), false).await
     }
 
     /// Sends one line; with `more` it leaves together with what follows.
