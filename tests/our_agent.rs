@@ -126,6 +126,7 @@ fn plan(server: Server, disk: PathBuf, choice: Choice) -> Plan {
         reinstall: false,
         identity: Identity { serial: Some("00000000cafe0001".into()), ..Identity::default() },
         boot_from: None,
+        service: None,
     }
 }
 

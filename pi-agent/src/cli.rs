@@ -17,6 +17,7 @@ use crate::disk::parse_layout;
 use crate::identity::Identity;
 use crate::install::{Choice, Plan};
 use crate::service::Service;
+use crate::service::unit::Enrol;
 use crate::talk::Server;
 
 /// What `--help` prints.
@@ -36,6 +37,9 @@ pi-agent: installs this Pi from a piman server
       --reinstall        installs again what is installed already
       --trust-unmarked   a system without piman's proof counts as installed
       --yes              erases a device that holds anything
+      --service PORT     the installed system runs the agent (`pi-agent run`), which
+                         dials this port of the server; needs root
+      --password-file F  the password for that, in the first line
   pi-agent figures --server HOST [options]
       streams CPU, memory, disk, temperature and processes to the server
       --stream-port N    the server's stream port                [5003]
@@ -123,7 +127,9 @@ fn install(parser: &mut Parser) -> anyhow::Result<Order> {
         reinstall: false,
         identity: Identity::of_this_machine(),
         boot_from: None,
+        service: None,
     };
+    let (mut service_port, mut password_file) = (None, None);
     while let Some(arg) = parser.next()? {
         match arg {
             Arg::Long("server") => host = Some(parser.value()?.string()?),
@@ -138,6 +144,8 @@ fn install(parser: &mut Parser) -> anyhow::Result<Order> {
             Arg::Long("serial") => {
                 plan.identity = Identity { serial: Some(parser.value()?.string()?), ..Identity::default() }
             }
+            Arg::Long("service") => service_port = Some(parser.value()?.parse()?),
+            Arg::Long("password-file") => password_file = Some(parser.value()?.into()),
             Arg::Long("reinstall") => plan.reinstall = true,
             Arg::Long("trust-unmarked") => plan.trust_unmarked = true,
             Arg::Long("yes") => plan.yes = true,
@@ -147,6 +155,9 @@ fn install(parser: &mut Parser) -> anyhow::Result<Order> {
     }
     plan.server = Server { host: host.context("--server is missing")?, control_port, rootfs_port };
     plan.disk = disk.context("--disk is missing")?;
+    ensure!(service_port.is_some() || password_file.is_none(), "--password-file is for --service");
+    let host = plan.server.host.clone();
+    plan.service = service_port.map(|port| Enrol { host, port, password_file });
     Ok(Order::Install(Box::new(plan), retries, transfer_port))
 }
 
@@ -282,6 +293,7 @@ mod tests {
             ("run", "--server"),
             ("run --server x --port y", "y"),
             ("install --server x --disk y --layout /nowhere", "/nowhere"),
+            ("install --server x --disk y --password-file z", "--service"),
         ] {
             let error = format!("{:#}", args(line).unwrap_err());
             assert!(error.contains(word), "{line}: {error}");

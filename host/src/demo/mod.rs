@@ -81,6 +81,7 @@ pub fn run(args: &DemoArgs) -> anyhow::Result<()> {
             model: Some("piman demo".into()),
         },
         boot_from: None,
+        service: None,
     };
     let progress = Arc::new(Progress::new());
     let shown = show::Show::start(Arc::clone(&progress));

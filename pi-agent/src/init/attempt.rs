@@ -1,7 +1,7 @@
 //! The attempt of a Pi that boots: the plan of an installation, with what the kernel
 //! command line says.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use piman_core::install::layout::Layout;
@@ -14,6 +14,7 @@ use crate::identity::Identity;
 use crate::install::{self, Plan};
 use crate::logbook;
 use crate::progress::Progress;
+use crate::service::unit::{Enrol, PASSWORD};
 use crate::talk::{Machine, Server};
 
 /// Asks piman once, installs if it says so, and mounts the root filesystem.
@@ -31,6 +32,11 @@ pub fn attempt(options: &Options, server: &Server) -> Outcome {
         reinstall: false,
         identity: Identity::of_this_machine(),
         boot_from: Some(NEW_ROOT.into()),
+        service: options.service_port.map(|port| Enrol {
+            host: server.host.clone(),
+            port,
+            password_file: Some(PASSWORD.into()).filter(|p: &PathBuf| p.exists()),
+        }),
     };
     let mut machine = Machine { sets_clock: true, wiped: false };
     let progress = Arc::new(Progress::new());

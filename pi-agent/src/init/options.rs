@@ -7,6 +7,7 @@
 //! | `piman.control-port=PORT` | the control port | the server's, else 3333 |
 //! | `piman.rootfs-port=PORT` | where the archive comes from | what the server offers, else 4444 |
 //! | `piman.transfer-port=PORT` | where its log goes when an installation has ended, 0: nowhere | 50001 |
+//! | `piman.service=PORT` | the installed system runs the agent as a service, which dials this port of the server | it does not |
 //! | `piman.disk=DEVICE` | the disk to install on and boot from | `/dev/mmcblk0` |
 //! | `piman.path=auto\|stream\|image` | by which way to install | `auto` |
 //! | `piman.trust-unmarked=1` | a system without piman's proof counts as installed | it is installed anew |
@@ -24,6 +25,7 @@ use std::str::FromStr;
 
 use log::LevelFilter;
 use piman_core::install::{CONTROL_PORT, ROOTFS_PORT};
+use piman_core::talks::PORT as TALKS_PORT;
 use piman_core::transfer::PORT as TRANSFER_PORT;
 
 use crate::install::Choice;
@@ -43,6 +45,8 @@ pub struct Options {
     pub rootfs_port: Option<u16>,
     /// Where the log goes when an installation has ended; 0: nowhere.
     pub transfer_port: u16,
+    /// The server's talks port, if the installed system is to run the agent's service.
+    pub service_port: Option<u16>,
     /// The disk to install on and boot from.
     pub disk: PathBuf,
     /// By which way to install.
@@ -67,6 +71,7 @@ impl Default for Options {
             control_port: None,
             rootfs_port: None,
             transfer_port: TRANSFER_PORT,
+            service_port: None,
             disk: PathBuf::from("/dev/mmcblk0"),
             path: Choice::Auto,
             trust_unmarked: false,
@@ -160,6 +165,9 @@ impl Options {
             "rootfs-port" => self.rootfs_port = Some(parse_port(value)?),
             "transfer-port" if value == "0" => self.transfer_port = 0,
             "transfer-port" => self.transfer_port = parse_port(value)?,
+            "service" if value.is_empty() || value == "1" => self.service_port = Some(TALKS_PORT),
+            "service" if value == "0" => self.service_port = None,
+            "service" => self.service_port = Some(parse_port(value)?),
             "disk" => self.disk = absolute(value)?,
             "init" => self.init = Some(absolute(value)?),
             "log" => self.log = value.parse().map_err(|_| "not off, error, warn, info, debug or trace")?,
@@ -235,13 +243,14 @@ mod tests {
         let line = b"coherent_pool=1M 8250.nr_uarts=1 snd_bcm2835.enable_hdmi=1 smsc95xx.macaddr=DC:A6:32:00:00:01 \
             console=ttyS0,115200 root=/dev/ram0 rootwait rw ip=dhcp elevator=deadline init=/lib/systemd/systemd \
             piman.server=172.30.1.1:5333 piman.disk=/dev/sda piman.path=stream piman.rootfs-port=14444 \
-            piman.log=debug piman.shell=1 piman.trust-unmarked\n";
+            piman.service=7 piman.log=debug piman.shell=1 piman.trust-unmarked\n";
         let want = Options {
             server: Some(server("172.30.1.1", Some(5333))),
             disk: "/dev/sda".into(),
             path: Choice::Stream,
             trust_unmarked: true,
             rootfs_port: Some(14444),
+            service_port: Some(7),
             init: Some("/lib/systemd/systemd".into()),
             log: LevelFilter::Debug,
             shell: true,

@@ -22,11 +22,12 @@ use piman_core::install::{Decision, Hello, Notice, Offer, Paths, REVISION, Stage
 pub use retry::run;
 
 use crate::disk::{Disk, RootArea};
-use crate::failure::{Cause, Failure};
+use crate::failure::{Cause, Failure, OrFail};
 use crate::identity::Identity;
 use crate::mount::Mounted;
 use crate::progress::Progress;
 use crate::proof::{self, Card, Way};
+use crate::service::unit::Enrol;
 use crate::talk::{Machine, Server, Talk};
 use reporter::Reporter;
 
@@ -80,6 +81,8 @@ pub struct Plan {
     pub identity: Identity,
     /// Where to mount the root filesystem and leave it, on a Pi that boots from it.
     pub boot_from: Option<PathBuf>,
+    /// The service that the installed system is to run, if wanted.
+    pub service: Option<Enrol>,
 }
 
 /// How it ended.
@@ -152,7 +155,9 @@ pub fn attempt(plan: &Plan, machine: &mut Machine, progress: &Arc<Progress>) -> 
     };
     let began = Instant::now();
     let reporter = Reporter::new(talk, plan, hello, progress);
-    let done = may_erase(plan, &disk).and_then(|()| format(plan, &disk, offer, as_root, progress));
+    let done = may_erase(plan, &disk)
+        .and_then(|()| format(plan, &disk, offer, as_root, progress))
+        .and_then(|done| enrol(plan, &disk, &root, done));
     match done {
         Ok(Done { image, way, received, written, root }) => {
             reporter.installed(image, offer.and_then(|o| o.more.installation));
@@ -225,7 +230,14 @@ fn boot(plan: &Plan, disk: &Disk, card: Card, reporter: Reporter<'_>) -> Result<
         reporter.mounting(|| Mounted::new(&disk.root_node(&root)?, place))
     });
     match mounted.transpose() {
-        Ok(root) => Ok(Outcome::Boot { card, root }),
+        Ok(root) => {
+            if let (Some(service), Some(mounted)) = (&plan.service, &root)
+                && let Err(e) = service.put(mounted.place())
+            {
+                log::warn!("putting the service into the system on {disk}: {e:#}");
+            }
+            Ok(Outcome::Boot { card, root })
+        }
         Err(failure) => {
             reporter.failed(&failure);
             Err(failure)
@@ -241,6 +253,29 @@ fn may_erase(plan: &Plan, disk: &Disk) -> Result<(), Failure> {
         }
         _ => Ok(()),
     }
+}
+
+/// Puts the service into what was installed. The proof is there by then: a Pi without the service is installed, and
+/// gets it when it boots next.
+fn enrol(plan: &Plan, disk: &Disk, area: &RootArea, done: Done) -> Result<Done, Failure> {
+    let Some(service) = &plan.service else { return Ok(done) };
+    let put = |mounted: &Mounted| service.put(mounted.place()).and_then(|()| mounted.sync());
+    let what = format!("putting the service into the system on {disk}");
+    match &done.root {
+        // A Pi that boots is worth more than its service.
+        Some(mounted) => {
+            if let Err(e) = put(mounted) {
+                log::warn!("{what}: {e:#}");
+            }
+        }
+        None => {
+            let place = stream::scratch();
+            let _scratch = stream::Scratch(Some(&place));
+            let mounted = Mounted::new(&disk.root_node(area)?, &place)?;
+            put(&mounted).or_fail(Stage::Mount, Cause::Refused, what)?;
+        }
+    }
+    Ok(done)
 }
 
 fn format(

@@ -100,7 +100,7 @@ fn connect(plan: &Plan, offer: Option<Offer>) -> anyhow::Result<TcpStream> {
 }
 
 /// Removes the folder that was made to mount at, after what is mounted there.
-struct Scratch<'a>(Option<&'a Path>);
+pub(super) struct Scratch<'a>(pub(super) Option<&'a Path>);
 
 impl Drop for Scratch<'_> {
     fn drop(&mut self) {
@@ -112,7 +112,7 @@ impl Drop for Scratch<'_> {
 }
 
 /// A folder to mount at, of this installation alone.
-fn scratch() -> PathBuf {
+pub(super) fn scratch() -> PathBuf {
     static COUNT: AtomicU32 = AtomicU32::new(0);
     let count = COUNT.fetch_add(1, Ordering::Relaxed);
     std::env::temp_dir().join(format!("pi-agent-{}-{count}", std::process::id()))

@@ -7,11 +7,13 @@
 //! | `functions` | what the Pi can be asked |
 //! | `status` | CPU, memory, disk, processes, temperature, uptime, image |
 //! | `hook` | programs of the hook folder |
+//! | [`unit`] | the service in a system that was just installed |
 
 mod functions;
 mod hook;
 mod line;
 mod status;
+pub mod unit;
 
 use std::path::PathBuf;
 use std::sync::Arc;

@@ -43,6 +43,10 @@ pub struct Ingredients {
     /// Folder of kernel modules (*.ko) that the agent loads first: as its file `order` says, or by name
     #[arg(long, value_name = "DIR")]
     pub modules: Option<PathBuf>,
+    /// File with the password of the server's talks port, for `piman.service=PORT`; whoever can fetch
+    /// the initramfs can read it
+    #[arg(long, value_name = "FILE")]
+    pub talks_password_file: Option<PathBuf>,
     /// More for the kernel's command line, such as `piman.server=192.168.1.2`
     #[arg(long, value_name = "TEXT", default_value = "")]
     pub cmdline: String,
@@ -80,8 +84,9 @@ impl Built {
 pub fn build(from: &Ingredients) -> anyhow::Result<Built> {
     let agent = read(&from.agent)?;
     let modules = from.modules.as_deref().map(modules).transpose()?.unwrap_or_default();
+    let password = from.talks_password_file.as_deref().map(read).transpose()?;
     let mut findings = lint::agent(&agent);
-    let mut files = vec![(INITRAMFS.to_owned(), initramfs(&agent, &modules)?)];
+    let mut files = vec![(INITRAMFS.to_owned(), initramfs(&agent, &modules, password.as_deref())?)];
     if let Some(folder) = &from.firmware {
         files.extend(firmware(folder, from.kernel.is_some())?);
     }
@@ -180,7 +185,11 @@ fn modules(folder: &Path) -> anyhow::Result<Vec<(String, Vec<u8>)>> {
     Ok(modules)
 }
 
-fn initramfs(agent: &[u8], modules: &[(String, Vec<u8>)]) -> anyhow::Result<Vec<u8>> {
+fn initramfs(
+    agent: &[u8],
+    modules: &[(String, Vec<u8>)],
+    password: Option<&[u8]>,
+) -> anyhow::Result<Vec<u8>> {
     let gzip = GzBuilder::new().mtime(0).write(Vec::new(), Compression::best());
     let pack = || -> std::io::Result<Vec<u8>> {
         let mut cpio = Cpio::new(gzip);
@@ -190,6 +199,11 @@ fn initramfs(agent: &[u8], modules: &[(String, Vec<u8>)]) -> anyhow::Result<Vec<
         // The kernel opens it for /init before anything is mounted.
         cpio.add("dev/console", 0o600, Kind::Device(5, 1))?;
         cpio.add("init", 0o755, Kind::File(agent))?;
+        if let Some(password) = password {
+            cpio.add("etc", 0o755, Kind::Folder)?;
+            cpio.add("etc/piman", 0o755, Kind::Folder)?;
+            cpio.add("etc/piman/password", 0o600, Kind::File(password))?;
+        }
         if !modules.is_empty() {
             for (at, _) in MODULES.match_indices('/') {
                 cpio.add(MODULES.get(..at).unwrap_or_default(), 0o755, Kind::Folder)?;
