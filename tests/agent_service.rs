@@ -121,3 +121,64 @@ fn a_pi_comes_back_to_a_server_that_was_away() {
     let _server = Server::start(&archive, &state, &[&again[0], &again[1]]);
     wait_until("it is connected again", connected);
 }
+
+#[test]
+fn an_installed_system_runs_the_service() {
+    if !piman_tests::disk::is_root() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let (folder, state) = (folder.path(), folder.path().join("state"));
+    let (archive, password) = (folder.join("rootfs.tar.gz"), folder.join("password"));
+    fs::write(&password, "open sesame\n").unwrap();
+    // As much of a system as systemctl wants to see; its /lib is a link, as everywhere today.
+    let make = "mkdir -p r/usr/lib/systemd r/etc/systemd/system r/usr/local && touch r/usr/lib/systemd/systemd && \
+                ln -s usr/lib r/lib && tar -C r -czf rootfs.tar.gz .";
+    assert!(Command::new("sh").args(["-c", make]).current_dir(folder).status().unwrap().success());
+    let secret = password.to_str().unwrap();
+    let server = Server::start(&archive, &state, &["--talks-port", "0", "--talks-password-file", secret]);
+    let port = server.port("talks").to_string();
+    for (path, serial) in [("stream", "10000000aaaaaaa1"), ("image", "10000000aaaaaaa2")] {
+        let disk = folder.join(path);
+        let size: u64 = 700 << 20;
+        let mut agent = server.agent(&disk, serial);
+        agent.args(["--size", "700M", "--path", path, "--transfer-port", "0"]);
+        agent.args(["--service", &port, "--password-file", secret]);
+        piman_tests::disk::run(&mut agent);
+        let offset = 98304 * 512;
+        piman_tests::disk::e2fsck(&disk, offset, size - offset);
+        let mounted = piman_tests::disk::Mounted::new(&disk, offset, size - offset, "ro");
+        let root = mounted.path();
+        let systemctl =
+            Command::new("systemctl").arg("--root").arg(root).args(["is-enabled", "piman-agent"]).output();
+        match systemctl {
+            Ok(output) => assert_eq!(output.stdout, b"enabled\n", "{output:?}"),
+            Err(_) => println!("systemctl is not installed: only the link is looked at"),
+        }
+        let wants = root.join("etc/systemd/system/multi-user.target.wants/piman-agent.service");
+        assert_eq!(fs::read_link(wants).unwrap(), Path::new("/etc/systemd/system/piman-agent.service"));
+        // What systemd would start, started here.
+        let unit = fs::read_to_string(root.join("etc/systemd/system/piman-agent.service")).unwrap();
+        let start = unit.lines().find_map(|l| l.strip_prefix("ExecStart=")).unwrap();
+        let mut words = start.split(' ').map(|w| match w.strip_prefix('/') {
+            Some(inside) => root.join(inside),
+            None => w.into(),
+        });
+        let program = words.next().unwrap();
+        let mut service = Command::new(program);
+        let _pi = Pi(service.args(words).args(["--serial", serial]).stdout(Stdio::null()).spawn().unwrap());
+        wait_until("the installed service is connected", || piman(&state, &["status"]).1.contains(serial));
+    }
+    // It is installed all the same, and a system that cannot run it is an error that says so.
+    let check =
+        Command::new(binaries::pi_agent()).args(["check", "--disk"]).arg(folder.join("image")).status();
+    assert!(check.unwrap().success());
+    let bare = folder.join("bare.tar.gz");
+    let tar = Command::new("tar").arg("-czf").arg(&bare).args(["-C", "/etc", "hostname"]).status().unwrap();
+    assert!(tar.success());
+    let server = Server::start(&bare, &folder.join("other"), &["--no-images"]);
+    let mut agent = server.agent(folder.join("disk"), "10000000aaaaaaa3");
+    let output = agent.args(["--size", "300M", "--transfer-port", "0", "--service", "1"]).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success() && text.contains("no systemd"), "{text}");
+}

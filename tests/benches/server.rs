@@ -7,22 +7,20 @@ use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpStream;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use piman_tests::bench::{Nginx, cpu, drain, median, memory, raise_file_limit};
 use piman_tests::disk::run;
 use piman_tests::server::Server;
-use rustix::net::RecvFlags;
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 const ARCHIVE: u64 = 500 << 20;
 const IDLE: usize = 10_000;
 const DECISIONS: usize = 20_000;
 
 fn main() {
-    let limit = getrlimit(Resource::Nofile);
-    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
+    raise_file_limit();
     let rounds: usize = std::env::var("PIMAN_BENCH_ROUNDS").ok().and_then(|r| r.parse().ok()).unwrap_or(3);
     let folder = tempfile::tempdir().expect("a temporary folder");
     let archive = folder.path().join("rootfs.tgz");
@@ -42,7 +40,7 @@ fn main() {
 
 fn fan_out(server: &Server, archive: &Path, folder: &Path, rounds: usize) {
     let bytes = fs::metadata(archive).expect("the archive is there").len();
-    let nginx = Nginx::start(archive, folder);
+    let nginx = Nginx::start(folder, folder);
     println!("\nfan-out of {} MB over loopback, medians of {rounds}\n", bytes / 1_000_000);
     println!(
         "| clients | piman GB/s | nginx GB/s | ratio | piman CPU s/GB | nginx CPU s/GB | ratio | piman RSS MB | nginx RSS MB |"
@@ -59,11 +57,7 @@ fn fan_out(server: &Server, archive: &Path, folder: &Path, rounds: usize) {
                 theirs.extend(b);
             }
         }
-        let of = |loads: &[Load], what: fn(&Load) -> f64| {
-            let mut values: Vec<f64> = loads.iter().map(what).collect();
-            values.sort_by(f64::total_cmp);
-            values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
-        };
+        let of = |loads: &[Load], what: fn(&Load) -> f64| median(loads.iter().map(what).collect());
         let (rate, cpu, rss) = (|l: &Load| l.rate, |l: &Load| l.cpu, |l: &Load| l.rss_mb);
         println!(
             "| {clients} | {:.2} | {:.2} | {:.2} | {:.2} | {:.2} | {:.2} | {:.0} | {:.0} |",
@@ -110,33 +104,7 @@ fn fetch(port: u16, path: Option<&str>) -> u64 {
     if let Some(path) = path {
         write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").expect("a request");
     }
-    let mut buf = vec![0; 1 << 20];
-    let mut sum = 0;
-    loop {
-        match rustix::net::recv(&stream, &mut buf[..], RecvFlags::TRUNC) {
-            Ok((_, 0)) => return sum,
-            Ok((_, n)) => sum += n as u64,
-            Err(e) => panic!("after {sum} bytes: {e}"),
-        }
-    }
-}
-
-/// Seconds of processors that these processes have used.
-fn cpu(pids: &[u32]) -> f64 {
-    let ticks = |pid: &u32| {
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        let fields: Vec<u64> =
-            stat.rsplit_once(')')?.1.split_whitespace().filter_map(|f| f.parse().ok()).collect();
-        // After the name and the state, which is no number: fields 14 and 15 of the manual.
-        Some(fields.get(10)? + fields.get(11)?)
-    };
-    pids.iter().filter_map(ticks).sum::<u64>() as f64 / 100.0
-}
-
-/// Resident memory, in KB.
-fn memory(pid: u32) -> Option<f64> {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    status.lines().find(|l| l.starts_with("VmRSS"))?.split_whitespace().nth(1)?.parse().ok()
+    drain(&stream)
 }
 
 fn idle(server: &Server) {
@@ -203,58 +171,4 @@ fn decisions(server: &Server) {
     threads.into_iter().for_each(|t| t.join().expect("no client panics"));
     let rate = (CLIENTS * DECISIONS) as f64 / began.elapsed().as_secs_f64();
     println!("\ndecisions over loopback, {CLIENTS} connections: {rate:.0} per second");
-}
-
-/// nginx with a configuration of its own; ended when dropped.
-struct Nginx {
-    child: Child,
-    port: u16,
-}
-
-impl Nginx {
-    fn start(archive: &Path, folder: &Path) -> Option<Self> {
-        let port = std::net::TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).ok()?.port();
-        let (root, work) = (archive.parent()?.display(), folder.display());
-        let config = folder.join("nginx.conf");
-        let text = format!(
-            "daemon off; worker_processes 2; pid {work}/nginx.pid; error_log {work}/nginx.log;\n\
-             events {{ worker_connections 1024; }}\n\
-             http {{ access_log off; sendfile on; sendfile_max_chunk 2m; server {{ listen 127.0.0.1:{port}; root {root}; }} }}\n"
-        );
-        fs::write(&config, text).ok()?;
-        // Its workers are another user than root.
-        run(Command::new("chmod").args(["a+rx"]).arg(folder));
-        run(Command::new("chmod").args(["a+r"]).arg(archive));
-        let program = ["nginx", "/usr/sbin/nginx"]
-            .into_iter()
-            .find(|p| Command::new(p).arg("-v").stderr(Stdio::null()).status().is_ok_and(|s| s.success()));
-        let Some(program) = program else {
-            println!("nginx is not installed: left out");
-            return None;
-        };
-        let mut nginx = Command::new(program);
-        let child = nginx.arg("-c").arg(&config).arg("-e").arg(folder.join("nginx.log")).spawn().ok()?;
-        let deadline = Instant::now() + Duration::from_secs(10);
-        while TcpStream::connect(("127.0.0.1", port)).is_err() {
-            assert!(Instant::now() < deadline, "nginx does not listen");
-            thread::sleep(Duration::from_millis(20));
-        }
-        Some(Self { child, port })
-    }
-
-    /// Its main process and its workers.
-    fn processes(&self) -> Vec<u32> {
-        let id = self.child.id();
-        let children = fs::read_to_string(format!("/proc/{id}/task/{id}/children")).unwrap_or_default();
-        [id].into_iter().chain(children.split_whitespace().filter_map(|c| c.parse().ok())).collect()
-    }
-}
-
-impl Drop for Nginx {
-    fn drop(&mut self) {
-        // Its main process ends the workers when asked to.
-        let pid = rustix::process::Pid::from_child(&self.child);
-        let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
-        let _ = self.child.wait();
-    }
 }

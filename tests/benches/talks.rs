@@ -1,9 +1,11 @@
 //! Talks and frames against two Python peers that use pickle and sockets as the old libraries do, in one
-//! run: calls in a second, one at a time and 64 under way, and messages in a second of three sizes.
+//! run: calls in a second, one at a time and 64 under way, and messages in a second of three sizes; then the
+//! server's memory with 10,000 idle connections.
 //!
 //! `cargo bench --bench talks`; figures are ratios, ours to theirs.
 
-use std::net::{SocketAddr, TcpListener};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -11,6 +13,7 @@ use std::time::{Duration, Instant};
 use piman::frame;
 use piman::talks::{Answer, Data, Fleet, Functions, Nothing, Peer, Plan, Request, Secret, Server, connect};
 use piman_core::talks::Codec;
+use piman_tests::bench::{memory, raise_file_limit};
 use tokio::sync::mpsc;
 
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -121,7 +124,81 @@ async fn messages(size: usize) -> f64 {
     f64::from(n) / start.elapsed().as_secs_f64()
 }
 
+/// How many idle connections there are.
+const IDLE: usize = 10_000;
+/// The name by which this program is called to be a server of frames and nothing else.
+const FRAMES: &str = "--serve-frames";
+
+fn serve_frames() {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    runtime.block_on(async {
+        let addresses = vec![([127, 0, 0, 1], 0).into()];
+        let settings = frame::Settings { idle: Duration::from_secs(3600), ..frame::Settings::default() };
+        let plan =
+            frame::Plan { addresses, connections: 2 * IDLE, settings, plugins: None, hooks: || Ignore };
+        let server = frame::Server::start(plan).unwrap();
+        println!("frames {}", server.addresses()[0]);
+        std::future::pending::<()>().await;
+    });
+}
+
+/// Connects and greets as a client of ours does; what follows is silence.
+fn greet(port: u16, i: usize) -> TcpStream {
+    let from = SocketAddr::from(([127, 0, 2, 1 + (i / 5000) as u8], 0));
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    socket.bind(&from.into()).unwrap();
+    socket.connect(&SocketAddr::from(([127, 0, 0, 1], port)).into()).unwrap();
+    let mut stream = TcpStream::from(socket);
+    stream.write_all(&[0xFF]).unwrap();
+    stream.read_exact(&mut [0]).unwrap();
+    stream
+}
+
+/// The old client's login, pickled, and the server's verdict.
+fn log_in(port: u16, i: usize) -> TcpStream {
+    let from = SocketAddr::from(([127, 0, 3, 1 + (i / 5000) as u8], 0));
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    socket.bind(&from.into()).unwrap();
+    socket.connect(&SocketAddr::from(([127, 0, 0, 1], port)).into()).unwrap();
+    let mut stream = TcpStream::from(socket);
+    stream.write_all(b"\x80\x03C\x01AK\xAAN\x85\x87.").unwrap();
+    let mut verdict = [0; 64];
+    assert!(stream.read(&mut verdict).unwrap() > 0);
+    stream
+}
+
+fn idle(what: &str, pid: u32, connect: impl Fn(usize) -> TcpStream) {
+    let before = memory(pid).unwrap();
+    let open: Vec<TcpStream> = (0..IDLE).map(connect).collect();
+    let after = memory(pid).unwrap();
+    println!(
+        "{what}, {IDLE} idle connections: {:.1} MB, {:.2} KB each",
+        after / 1000.0,
+        (after - before) / open.len() as f64
+    );
+}
+
+fn idle_connections() {
+    raise_file_limit();
+    let mut child =
+        Command::new(std::env::current_exe().unwrap()).arg(FRAMES).stdout(Stdio::piped()).spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    let port = line.trim().rsplit(':').next().unwrap().parse().unwrap();
+    idle("frames", child.id(), |i| greet(port, i));
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let state = tempfile::tempdir().unwrap();
+    let limits = ["--talks-port", "0", "--connections", "30000", "--connections-per-address", "30000"];
+    let server = piman_tests::server::Server::start_services(state.path(), &limits);
+    idle("talks, pickle", server.id(), |i| log_in(server.port("talks"), i));
+}
+
 fn main() {
+    if std::env::args().any(|a| a == FRAMES) {
+        raise_file_limit();
+        return serve_frames();
+    }
     let old = Command::new("python3").args(["-c", OLD]).stderr(Stdio::inherit()).output();
     let Ok(old) = old else { return println!("skipped: needs python3 to compare with") };
     let old: Vec<f64> = String::from_utf8_lossy(&old.stdout).lines().map(|l| l.parse().unwrap()).collect();
@@ -146,4 +223,6 @@ fn main() {
             row(&format!("messages/s of {size} bytes"), *old, messages(size).await);
         }
     });
+    drop(runtime);
+    idle_connections();
 }

@@ -41,7 +41,8 @@ impl Enrol {
             "the installed system has no systemd, which would start the service"
         );
         ensure!(
-            !self.host.is_empty() && self.host.bytes().all(|b| b.is_ascii_graphic() && !b"\"'\\%$".contains(&b)),
+            !self.host.is_empty()
+                && self.host.bytes().all(|b| b.is_ascii_graphic() && !b"\"'\\%$".contains(&b)),
             "{:?} cannot be the name of a server in a unit",
             self.host
         );
@@ -66,9 +67,8 @@ impl Enrol {
     }
 
     fn unit(&self) -> String {
-        let password = self.password_file.as_ref().map_or_else(String::new, |_| {
-            format!(" --password-file {PASSWORD}")
-        });
+        let password =
+            self.password_file.as_ref().map_or_else(String::new, |_| format!(" --password-file {PASSWORD}"));
         format!(
             "[Unit]\n\
              Description=piman's agent: does what piman call asks\n\
@@ -150,7 +150,9 @@ mod tests {
             let mode = |path: &str| fs::metadata(root.join(path)).unwrap().permissions().mode() & 0o7777;
             assert_eq!((mode("opt/local/sbin/pi-agent"), mode("etc/piman/password")), (0o755, 0o600));
             let unit = fs::read_to_string(root.join("etc/systemd/system").join(UNIT)).unwrap();
-            assert!(unit.contains("run --server 10.0.0.1 --port 25565 --password-file /etc/piman/password\n"));
+            assert!(
+                unit.contains("run --server 10.0.0.1 --port 25565 --password-file /etc/piman/password\n")
+            );
             let link = fs::read_link(root.join("etc/systemd/system/multi-user.target.wants").join(UNIT));
             assert_eq!(link.unwrap(), Path::new("/etc/systemd/system").join(UNIT));
         }
