@@ -2,54 +2,11 @@
 //! clients that others wrote.
 
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use piman_tests::binaries;
-use tempfile::TempDir;
-
-fn run(command: &mut Command) -> String {
-    let output = command.output().unwrap();
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert!(output.status.success(), "{command:?}: {text}{}", String::from_utf8_lossy(&output.stderr));
-    text
-}
-
-/// A program for 64-bit ARM that is nothing but its headers.
-fn agent() -> Vec<u8> {
-    let mut elf = vec![0; 64];
-    elf[..6].copy_from_slice(b"\x7fELF\x02\x01");
-    elf[18] = 183;
-    elf.extend(b"the agent's code".repeat(100));
-    elf
-}
-
-fn kernel() -> Vec<u8> {
-    let mut image = vec![0; 4096];
-    image[56..60].copy_from_slice(b"ARM\x64");
-    image
-}
-
-/// What a folder is made from.
-fn ingredients(dir: &Path) {
-    fs::create_dir_all(dir.join("firmware")).unwrap();
-    fs::create_dir_all(dir.join("modules")).unwrap();
-    fs::write(dir.join("agent"), agent()).unwrap();
-    fs::write(dir.join("kernel"), kernel()).unwrap();
-    for name in ["start4.elf", "fixup4.dat", "bcm2711-rpi-4-b.dtb", "kernel7.img", "LICENCE", "issue.txt"] {
-        fs::write(dir.join("firmware").join(name), name).unwrap();
-    }
-    for name in ["b.ko", "a.ko", "c.ko.xz"] {
-        fs::write(dir.join("modules").join(name), name).unwrap();
-    }
-}
-
-fn build(dir: &Path, out: &str, more: &[&str]) -> Command {
-    let mut build = Command::new(binaries::piman());
-    build.current_dir(dir).args(["netboot", "build", "--out", out, "--agent", "agent"]).args(more);
-    build
-}
+use piman_tests::netns::{Network, agent, build, ingredients, run};
 
 #[test]
 fn the_same_input_gives_the_same_bytes() {
@@ -70,11 +27,14 @@ fn the_same_input_gives_the_same_bytes() {
         "fixup4.dat",
         "initramfs.cpio.gz",
         "kernel8.img",
+        "overlays",
         "start4.elf",
     ];
     assert_eq!(names, expected);
-    for name in names {
-        let read = |folder: &str| fs::read(dir.path().join(folder).join(&name)).unwrap();
+    for name in
+        names.iter().map(String::as_str).filter(|n| *n != "overlays").chain(["overlays/disable-bt.dtbo"])
+    {
+        let read = |folder: &str| fs::read(dir.path().join(folder).join(name)).unwrap();
         assert!(read("one") == read("two"), "{name}");
     }
     assert!(said.contains("a Pi 3 will not boot: there is no bootcode.bin"), "{said}");
@@ -94,7 +54,18 @@ fn the_same_input_gives_the_same_bytes() {
     assert_eq!(fs::read(out.join("init")).unwrap(), agent());
     assert_eq!(fs::read_to_string(out.join("lib/modules/piman/000-a.ko")).unwrap(), "a.ko");
     assert_eq!(fs::read_to_string(out.join("lib/modules/piman/001-b.ko")).unwrap(), "b.ko");
-    assert!(!out.join("lib/modules/piman/002-c.ko.xz").exists());
+    assert!(dir.path().join("one/overlays/overlay_map.dtb").exists());
+    assert!(!dir.path().join("one/overlays/README").exists());
+    // The other packing takes the first one's place.
+    run(&mut build(dir.path(), "one", &[&more[..], &["--packing", "zstd"]].concat()));
+    let zstd = fs::read(dir.path().join("one/initramfs.cpio.zst")).unwrap();
+    run(&mut build(dir.path(), "two", &[&more[..], &["--packing", "zstd"]].concat()));
+    assert!(zstd == fs::read(dir.path().join("two/initramfs.cpio.zst")).unwrap());
+    assert!(!packed.exists());
+    let config = fs::read_to_string(dir.path().join("one/config.txt")).unwrap();
+    assert!(config.contains("initramfs initramfs.cpio.zst followkernel"), "{config}");
+    let archive = zstd::decode_all(&*zstd).unwrap();
+    assert!(archive.windows(9).any(|w| w == b"TRAILER!!"));
 }
 
 #[test]
@@ -114,129 +85,6 @@ fn what_could_not_boot_is_refused() {
     fs::write(dir.path().join("agent"), "#!/bin/sh\n").unwrap();
     fails(&["--kernel", "kernel"], "--agent");
     assert!(!dir.path().join("out").exists(), "nothing is left half");
-}
-
-/// Two namespaces with a cable between them: the server's with the address 192.168.77.1, and the Pi's.
-struct Network {
-    server: String,
-    pi: String,
-    children: Vec<Child>,
-    dir: TempDir,
-}
-
-impl Network {
-    /// `None` if it cannot be made here, which is said.
-    fn make() -> Option<Self> {
-        if !rustix::process::geteuid().is_root() {
-            println!("skipped: needs root");
-            return None;
-        }
-        if Command::new("ip").arg("-V").stdout(Stdio::null()).status().is_err() {
-            println!("skipped: needs ip");
-            return None;
-        }
-        let dir = tempfile::tempdir().unwrap();
-        let number = std::process::id();
-        let here = dir.path().file_name().unwrap().to_string_lossy().replace('.', "");
-        let (server, pi) = (format!("piman-s-{number}-{here}"), format!("piman-p-{number}-{here}"));
-        let network = Self { server, pi, children: Vec::new(), dir };
-        let (server, pi) = (&network.server, &network.pi);
-        for line in [
-            format!("netns add {server}"),
-            format!("netns add {pi}"),
-            format!(
-                "-n {server} link add cable type veth peer name eth0 address b8:27:eb:00:00:01 netns {pi}"
-            ),
-            format!("-n {server} link set lo up"),
-            format!("-n {pi} link set lo up"),
-            format!("-n {server} address add 192.168.77.1/24 dev cable"),
-            format!("-n {server} link set cable up"),
-            format!("-n {pi} link set eth0 up"),
-        ] {
-            run(Command::new("ip").args(line.split_whitespace()));
-        }
-        Some(network)
-    }
-
-    fn ip(&self, namespace: &str, line: &str) {
-        run(Command::new("ip").args(["-n", namespace]).args(line.split_whitespace()));
-    }
-
-    fn command(&self, namespace: &str, program: &str) -> Command {
-        let mut command = Command::new("ip");
-        command.args(["netns", "exec", namespace, program]).current_dir(self.dir.path());
-        command
-    }
-
-    fn in_pi(&self, line: &str) -> String {
-        let mut words = line.split_whitespace();
-        run(self.command(&self.pi, words.next().unwrap()).args(words))
-    }
-
-    /// Starts the server; returns when it says that it listens.
-    fn serve(&mut self, more: &[&str]) {
-        let dir = self.dir.path();
-        if !dir.join("boot").exists() {
-            ingredients(dir);
-            run(&mut build(dir, "boot", &["--firmware", "firmware", "--kernel", "kernel"]));
-            run(Command::new("tar").args(["-czf", "root.tar.gz", "firmware"]).current_dir(dir));
-        }
-        let log = fs::File::create(dir.join("log")).unwrap();
-        let out = fs::File::create(dir.join("out")).unwrap();
-        let mut command = self.command(&self.server, binaries::piman().to_str().unwrap());
-        command.args(["-v", "serve", "--rootfs", "root.tar.gz", "--state", "state", "--netboot", "boot"]);
-        command.args(["--dhcp-interface", "cable"]).args(more).stdout(out).stderr(log);
-        self.children.push(command.spawn().unwrap());
-        self.wait("out", "dhcp ");
-    }
-
-    /// Waits until a file has these words.
-    #[track_caller]
-    fn wait(&self, file: &str, words: &str) {
-        let deadline = Instant::now() + Duration::from_secs(30);
-        loop {
-            let text = fs::read_to_string(self.dir.path().join(file)).unwrap_or_default();
-            if text.contains(words) {
-                return;
-            }
-            let log = fs::read_to_string(self.dir.path().join("log")).unwrap_or_default();
-            assert!(Instant::now() < deadline, "{file} does not say {words}: {text}\n{log}");
-            std::thread::sleep(Duration::from_millis(20));
-        }
-    }
-
-    fn stop(&mut self) {
-        for mut child in self.children.drain(..) {
-            let _ = child.kill();
-            let _ = child.wait();
-        }
-    }
-
-    fn piman(&self, arguments: &[&str]) -> String {
-        run(Command::new(binaries::piman())
-            .args(arguments)
-            .args(["--state", "state"])
-            .current_dir(self.dir.path()))
-    }
-
-    /// busybox' DHCP client, which prints what it was told.
-    fn udhcpc(&self, more: &str) -> String {
-        let script = self.dir.path().join("script");
-        fs::write(&script, "#!/bin/sh\n[ $1 = bound ] && env | grep -E '^(ip|subnet|router|dns|lease|siaddr|boot_file|serverid|tftp)='\nexit 0\n").unwrap();
-        run(Command::new("chmod").arg("755").arg(&script));
-        let script: PathBuf = script;
-        let line = format!("busybox udhcpc -i eth0 -f -q -n -t 8 -T 1 -s {} {more}", script.display());
-        self.in_pi(&line)
-    }
-}
-
-impl Drop for Network {
-    fn drop(&mut self) {
-        self.stop();
-        for namespace in [&self.server, &self.pi] {
-            let _ = Command::new("ip").args(["netns", "delete", namespace]).status();
-        }
-    }
 }
 
 const SERVER: [&str; 8] = [

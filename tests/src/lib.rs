@@ -5,6 +5,7 @@ pub mod binaries;
 pub mod disk;
 pub mod fetch;
 pub mod memory;
+pub mod netns;
 pub mod port;
 pub mod proxy;
 pub mod server;

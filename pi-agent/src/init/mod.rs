@@ -22,6 +22,7 @@
 //! | `options` | the kernel command line |
 //! | `console` | lines on the console |
 //! | `modules` | kernel modules that the initramfs carries |
+//! | `net` | interfaces, DHCP, `ip=` |
 //! | `mounts` | /proc, /sys, /dev |
 //! | `supervise` | the child: its lines, its end, its hanging |
 //! | `step` | one attempt, in the child |
@@ -34,6 +35,7 @@ mod attempt;
 pub mod console;
 pub mod modules;
 pub mod mounts;
+pub mod net;
 pub mod options;
 pub mod step;
 pub mod supervise;

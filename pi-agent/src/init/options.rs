@@ -2,7 +2,7 @@
 //!
 //! | option | meaning | without it |
 //! |---|---|---|
-//! | `piman.server=HOST[:PORT]` | the server and, if given, its control port | the boot server that the kernel learned by DHCP |
+//! | `piman.server=HOST[:PORT]` | the server and, if given, its control port | the server that DHCP named |
 //! | `master=HOST[:PORT]` | the same, as the old script had it | |
 //! | `piman.control-port=PORT` | the control port | the server's, else 3333 |
 //! | `piman.rootfs-port=PORT` | where the archive comes from | what the server offers, else 4444 |
@@ -13,6 +13,7 @@
 //! | `piman.trust-unmarked=1` | a system without piman's proof counts as installed | it is installed anew |
 //! | `piman.init=FILE`, `init=FILE` | the installed system's process 1 | `/sbin/init` and its usual places |
 //! | `piman.log=off\|error\|warn\|info\|debug\|trace` | how much the agent says | `info` |
+//! | `ip=` | how the Pi gets its address, as the kernel has it: `dhcp`, `off`, or `ADDRESS:SERVER:ROUTER:MASK:HOST:INTERFACE:HOW:DNS:DNS` | `dhcp` |
 //! | `piman.shell=1` | after a failure, `/bin/sh` on the console, if the initramfs has one | |
 //!
 //! The last of several counts, `piman.` before the old names. A value may be quoted with
@@ -28,6 +29,7 @@ use piman_core::install::{CONTROL_PORT, ROOTFS_PORT};
 use piman_core::talks::PORT as TALKS_PORT;
 use piman_core::transfer::PORT as TRANSFER_PORT;
 
+use super::net::Addressing;
 use crate::install::Choice;
 use crate::talk::Server;
 
@@ -58,6 +60,8 @@ pub struct Options {
     pub init: Option<PathBuf>,
     /// How much the agent says.
     pub log: LevelFilter,
+    /// How the Pi gets its address.
+    pub addressing: Addressing,
     /// Whether a failure gives a shell on the console.
     pub shell: bool,
     /// What begins with `piman.` and was not understood, one sentence each.
@@ -77,6 +81,7 @@ impl Default for Options {
             trust_unmarked: false,
             init: None,
             log: LevelFilter::Info,
+            addressing: Addressing::Dhcp,
             shell: false,
             complaints: Vec::new(),
         }
@@ -144,6 +149,7 @@ impl Options {
                 "--" => break,
                 "master" => value.parse().map(|s| old_server = Some(s)),
                 "init" => absolute(value).map(|p| old_init = Some(p)),
+                "ip" => Addressing::parse(value).map(|a| options.addressing = a),
                 _ => match key.strip_prefix("piman.") {
                     Some(name) => options.take(name, value),
                     None => Ok(()),
@@ -263,6 +269,15 @@ mod tests {
         let at = Options::default().at(server("a", None));
         assert_eq!((at.control_port, at.rootfs_port), (3333, 4444));
         assert_eq!(Options::parse(b"piman.control-port=9").at(server("a", Some(1))).control_port, 9);
+    }
+
+    #[test]
+    fn addresses() {
+        assert_eq!(Options::parse(b"ip=dhcp"), Options::default());
+        assert_eq!(Options::parse(b"ip=off").addressing, Addressing::Off);
+        let fixed = Options::parse(b"ip=10.0.0.5:10.0.0.1::255.255.255.0::eth0:off").addressing;
+        assert!(matches!(fixed, Addressing::Fixed(f) if f.prefix == 24));
+        assert_eq!(Options::parse(b"ip=what").complaints.len(), 1);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //! work, and ends with an exit code that says what is to happen next.
 
 use std::io::Write;
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -9,7 +10,7 @@ use log::{Level, LevelFilter, Log, Metadata, Record};
 
 use super::options::Options;
 use super::supervise::{PASSING, PERMANENT, READY};
-use super::{modules, system, wait};
+use super::{modules, net, system, wait};
 use crate::talk::Server;
 
 /// How long a card may take to be found: slow readers on USB take half a minute.
@@ -68,6 +69,13 @@ fn outcome(options: &Options, attempt: Attempt) -> Outcome {
     if let Err(lacking) = wait::wait_for("the disk", DISK_DEADLINE, || wait::disk(disk)) {
         // The attempt finds the same, and tells piman.
         log::error!("{lacking}");
+    }
+    // A network that leads to piman needs nothing; an address of an earlier attempt is confirmed.
+    if wait::network(options).is_err() || Path::new(net::KNOWN).exists() {
+        let seeks_piman = options.server.is_none();
+        if let Err(lacking) = net::set_up(&options.addressing, seeks_piman, NETWORK_DEADLINE) {
+            return Outcome::Passing(lacking);
+        }
     }
     match wait::wait_for("the network", NETWORK_DEADLINE, || wait::network(options)) {
         Err(lacking) => Outcome::Passing(lacking),

@@ -7,6 +7,7 @@ use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use super::net::{self, link, link::Links};
 use super::options::{Host, Options};
 use crate::talk::Server;
 
@@ -80,14 +81,14 @@ pub fn disk(path: &Path) -> Result<u64, String> {
 /// # Errors
 /// What is missing, in words.
 pub fn network(options: &Options) -> Result<Server, String> {
-    let links = Links::read(Path::new("/sys/class/net"));
-    let pnp = fs::read_to_string("/proc/net/pnp").unwrap_or_default();
-    let Some(server) = options.server.clone().or_else(|| boot_server(&pnp)) else {
+    let links = Links::read(Path::new(link::FOLDER));
+    let (file, known) = net::known();
+    let Some(server) = options.server.clone().or_else(|| boot_server(&known)) else {
         return Err(format!(
             "no server is known (give piman.server=ADDRESS on the kernel command line); {links}"
         ));
     };
-    use_name_servers(&pnp);
+    use_name_servers(file, &known);
     let server = options.at(server);
     let address = resolve(&server).map_err(|e| format!("{e}; {links}"))?;
     match source(address) {
@@ -111,76 +112,21 @@ fn source(to: SocketAddr) -> std::io::Result<IpAddr> {
     Ok(socket.local_addr()?.ip())
 }
 
-/// The server from which the kernel was told to boot, out of /proc/net/pnp, which the
-/// kernel's own DHCP (`ip=dhcp`) writes.
+/// The server that DHCP named, out of what is known of the network: our own notes, or
+/// /proc/net/pnp, which the kernel's own DHCP (`ip=dhcp`) writes.
 #[must_use]
-pub fn boot_server(pnp: &str) -> Option<Host> {
-    let host = pnp.lines().find_map(|l| l.strip_prefix("bootserver "))?.trim();
-    let address: IpAddr = host.parse().ok()?;
-    (!address.is_unspecified()).then(|| Host { name: host.to_owned(), port: None })
+pub fn boot_server(known: &str) -> Option<Host> {
+    let host = known.lines().find_map(|l| l.strip_prefix("bootserver "))?.trim();
+    let none = host.parse().is_ok_and(|ip: IpAddr| ip.is_unspecified());
+    (!none && !host.is_empty()).then(|| Host { name: host.to_owned(), port: None })
 }
 
-/// Lets names be looked up at the name servers that the kernel was told by DHCP: its file
-/// has the form of /etc/resolv.conf.
-fn use_name_servers(pnp: &str) {
-    if pnp.lines().any(|l| l.starts_with("nameserver ")) && !Path::new("/etc/resolv.conf").exists() {
+/// Lets names be looked up at the name servers that DHCP named: the file has the form of
+/// /etc/resolv.conf.
+fn use_name_servers(file: &str, known: &str) {
+    if known.lines().any(|l| l.starts_with("nameserver ")) && !Path::new("/etc/resolv.conf").exists() {
         // Without it only addresses work, and looking up a name says so.
-        let _ = fs::create_dir_all("/etc").and_then(|()| symlink("/proc/net/pnp", "/etc/resolv.conf"));
-    }
-}
-
-/// The network interfaces and whether they are up.
-#[derive(Debug, PartialEq, Eq)]
-struct Links(Vec<(String, Link)>);
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Link {
-    Up,
-    Down,
-    NoCarrier,
-}
-
-impl Links {
-    /// `folder` is /sys/class/net.
-    fn read(folder: &Path) -> Self {
-        let mut links = Vec::new();
-        for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
-            let name = entry.file_name().to_string_lossy().into_owned();
-            let read = |file| fs::read_to_string(entry.path().join(file)).unwrap_or_default();
-            if read("type").trim() == "772" {
-                continue; // loopback
-            }
-            // Reading `carrier` fails on an interface that is not up.
-            let link = match (read("operstate").trim(), read("carrier").trim()) {
-                ("up", _) | ("unknown", "1") => Link::Up,
-                (_, "0") => Link::NoCarrier,
-                _ => Link::Down,
-            };
-            links.push((name, link));
-        }
-        links.sort_by(|a, b| a.0.cmp(&b.0));
-        Self(links)
-    }
-
-    fn any_up(&self) -> bool {
-        self.0.iter().any(|(_, link)| *link == Link::Up)
-    }
-}
-
-impl std::fmt::Display for Links {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        if self.0.is_empty() {
-            return f.write_str("there is no network interface");
-        }
-        for (i, (name, link)) in self.0.iter().enumerate() {
-            let words = match link {
-                Link::Up => "is up",
-                Link::Down => "is not up yet (with ip=dhcp the kernel sets it up)",
-                Link::NoCarrier => "has no carrier (is the cable in?)",
-            };
-            write!(f, "{}{name} {words}", if i > 0 { ", " } else { "" })?;
-        }
-        Ok(())
+        let _ = fs::create_dir_all("/etc").and_then(|()| symlink(file, "/etc/resolv.conf"));
     }
 }
 
@@ -225,7 +171,8 @@ mod tests {
     fn the_kernels_dhcp_answer() {
         let pnp = "#PROTO: DHCP\ndomain lan\nnameserver 10.0.2.3\nbootserver 10.0.2.2\n";
         assert_eq!(boot_server(pnp), Some(Host { name: "10.0.2.2".into(), port: None }));
-        for none in ["", "#MANUAL\nbootserver 0.0.0.0\n", "bootserver what\n", "nameserver 1.1.1.1\n"] {
+        assert_eq!(boot_server("bootserver pi.lan\n"), Some(Host { name: "pi.lan".into(), port: None }));
+        for none in ["", "#MANUAL\nbootserver 0.0.0.0\n", "bootserver \n", "nameserver 1.1.1.1\n"] {
             assert_eq!(boot_server(none), None, "{none:?}");
         }
     }
@@ -244,32 +191,5 @@ mod tests {
         let e = resolve(&Server { host: "no.such.name.invalid".into(), control_port: 1, rootfs_port: 1 })
             .unwrap_err();
         assert!(e.contains("no.such.name.invalid"), "{e}");
-    }
-
-    #[test]
-    fn links_as_sysfs_has_them() {
-        let folder = std::env::temp_dir().join(format!("piman-links-{}", std::process::id()));
-        for (name, kind, operstate, carrier) in [
-            ("lo", "772", "unknown", Some("1")),
-            ("eth0", "1", "up", Some("1")),
-            ("eth1", "1", "down", Some("0")),
-            ("usb0", "1", "unknown", Some("1")),
-            ("wlan0", "1", "down", None),
-        ] {
-            let at = folder.join(name);
-            fs::create_dir_all(&at).unwrap();
-            fs::write(at.join("type"), format!("{kind}\n")).unwrap();
-            fs::write(at.join("operstate"), format!("{operstate}\n")).unwrap();
-            if let Some(carrier) = carrier {
-                fs::write(at.join("carrier"), format!("{carrier}\n")).unwrap();
-            }
-        }
-        let links = Links::read(&folder);
-        fs::remove_dir_all(&folder).unwrap();
-        let want = [("eth0", Link::Up), ("eth1", Link::NoCarrier), ("usb0", Link::Up), ("wlan0", Link::Down)];
-        assert_eq!(links, Links(want.map(|(n, l)| (n.to_owned(), l)).to_vec()));
-        assert!(links.any_up());
-        assert!(links.to_string().contains("eth1 has no carrier"), "{links}");
-        assert_eq!(Links::read(&folder).to_string(), "there is no network interface");
     }
 }

@@ -6,6 +6,8 @@ use std::path::Path;
 
 use flate2::read::MultiGzDecoder;
 
+use super::Packing;
+
 /// The largest initramfs that is not warned of: boot ROMs load it slowly, and old ones not at all.
 const INITRAMFS_MAX: u64 = 30_000_000;
 /// The most that a packed kernel may unpack to.
@@ -53,17 +55,23 @@ const MODELS: [(&str, &[&str]); 3] = [
 ];
 
 /// What the agent needs of a kernel, and what for. With `m` a module would do.
-const OPTIONS: [(&str, &str); 9] = [
+const OPTIONS: [(&str, &str); 7] = [
     ("CONFIG_BLK_DEV_INITRD", "unpack the initramfs"),
-    ("CONFIG_RD_GZIP", "unpack the initramfs"),
     ("CONFIG_DEVTMPFS", "have device nodes"),
     ("CONFIG_TMPFS", "have folders in memory"),
     ("CONFIG_MMC", "see the card"),
     ("CONFIG_MMC_BLOCK", "see the card"),
     ("CONFIG_EXT4_FS", "mount the root filesystem"),
     ("CONFIG_PACKET", "ask for an address"),
-    ("CONFIG_IP_PNP_DHCP", "get an address by `ip=dhcp`"),
 ];
+
+/// What unpacks the initramfs; of no use as a module.
+const fn unpacker(packing: Packing) -> &'static str {
+    match packing {
+        Packing::Gzip => "CONFIG_RD_GZIP",
+        Packing::Zstd => "CONFIG_RD_ZSTD",
+    }
+}
 
 /// Looks whether the agent is a static program for 64-bit ARM.
 #[must_use]
@@ -91,9 +99,9 @@ pub fn agent(bytes: &[u8]) -> Vec<Finding> {
 }
 
 /// Looks whether this is a kernel for 64-bit ARM that has what the agent needs; `modules`:
-/// whether modules are in the initramfs.
+/// whether modules are in the initramfs, `packing`: how that is packed.
 #[must_use]
-pub fn kernel(name: &str, bytes: &[u8], modules: bool) -> Vec<Finding> {
+pub fn kernel(name: &str, bytes: &[u8], modules: bool, packing: Packing) -> Vec<Finding> {
     let mut unpacked = Vec::new();
     let image = if bytes.starts_with(&[0x1f, 0x8b]) {
         let mut decoder = MultiGzDecoder::new(Cursor::new(bytes)).take(KERNEL_MAX);
@@ -117,6 +125,13 @@ pub fn kernel(name: &str, bytes: &[u8], modules: bool) -> Vec<Finding> {
     }
     let Some(config) = embedded_config(image) else { return Vec::new() };
     let mut found = Vec::new();
+    if value(&config, unpacker(packing)) != Some("y") {
+        let text = format!(
+            "{name} is without {}, needed to unpack the initramfs; take another --packing",
+            unpacker(packing)
+        );
+        found.push(Finding::new(Weight::Error, text));
+    }
     for (option, what) in OPTIONS {
         match value(&config, option) {
             Some("y") => {}
@@ -152,7 +167,8 @@ fn value<'a>(config: &'a str, option: &str) -> Option<&'a str> {
 pub fn folder(path: &Path) -> Vec<Finding> {
     let mut found = Vec::new();
     let has = |name: &str| path.join(name).is_file();
-    for name in ["config.txt", "cmdline.txt", super::INITRAMFS] {
+    let initramfs = Packing::ALL.map(Packing::file).into_iter().find(|name| has(name));
+    for name in ["config.txt", "cmdline.txt", initramfs.unwrap_or(Packing::Gzip.file())] {
         if !has(name) {
             let text = format!("there is no {name}; `piman netboot build --out {}` makes it", path.display());
             found.push(Finding::new(Weight::Error, text));
@@ -176,11 +192,11 @@ pub fn folder(path: &Path) -> Vec<Finding> {
         );
         found.push(Finding::new(Weight::Warning, text));
     }
-    let size = std::fs::metadata(path.join(super::INITRAMFS)).map_or(0, |m| m.len());
+    let name = initramfs.unwrap_or_default();
+    let size = std::fs::metadata(path.join(name)).map_or(0, |m| m.len());
     if size > INITRAMFS_MAX {
         let text = format!(
-            "{} has {} MB; above 30 MB Pis are slow to load it or do not at all: leave modules out",
-            super::INITRAMFS,
+            "{name} has {} MB; above 30 MB Pis are slow to load it or do not at all: leave modules out",
             size / 1_000_000
         );
         found.push(Finding::new(Weight::Warning, text));
@@ -234,19 +250,22 @@ mod tests {
     fn kernels() {
         let mut image = vec![0; 4096];
         image[56..60].copy_from_slice(b"ARM\x64");
-        assert_eq!(kernel("kernel8.img", &image, false), []);
-        assert_eq!(kernel("kernel8.img", &gzip(&image), false), []);
+        let look = |bytes: &[u8], modules| kernel("kernel8.img", bytes, modules, Packing::Gzip);
+        assert_eq!(look(&image, false), []);
+        assert_eq!(look(&gzip(&image), false), []);
         let all: String = OPTIONS.iter().map(|(option, _)| format!("{option}=y\n")).collect();
+        let all = all + "CONFIG_RD_GZIP=y\n";
         let with = |config: &str| [&image[..], b"IKCFG_ST", &gzip(config.as_bytes()), b"IKCFG_ED"].concat();
-        assert_eq!(kernel("kernel8.img", &with(&all), false), []);
+        assert_eq!(look(&with(&all), false), []);
         let module = gzip(&with(&all.replace("EXT4_FS=y", "EXT4_FS=m")));
-        assert!(says(&kernel("kernel8.img", &module, false), "CONFIG_EXT4_FS as a module"));
-        assert_eq!(kernel("kernel8.img", &module, true), []);
-        let without = with(&all.replace("CONFIG_IP_PNP_DHCP=y", "# CONFIG_IP_PNP_DHCP is not set"));
-        assert!(says(&kernel("kernel8.img", &without, false), "without CONFIG_IP_PNP_DHCP"));
+        assert!(says(&look(&module, false), "CONFIG_EXT4_FS as a module"));
+        assert_eq!(look(&module, true), []);
+        let without = with(&all.replace("CONFIG_PACKET=y", "# CONFIG_PACKET is not set"));
+        assert!(says(&look(&without, false), "without CONFIG_PACKET"));
+        assert!(says(&kernel("k", &with(&all), false, Packing::Zstd), "error: k is without CONFIG_RD_ZSTD"));
         let mut old = vec![0; 4096];
         old[0x24..0x28].copy_from_slice(&[0x18, 0x28, 0x6f, 0x01]);
-        assert!(says(&kernel("kernel7.img", &old, false), "32-bit"));
-        assert!(says(&kernel("x", b"MZ", false), "no kernel"));
+        assert!(says(&kernel("kernel7.img", &old, false, Packing::Gzip), "32-bit"));
+        assert!(says(&kernel("x", b"MZ", false, Packing::Gzip), "no kernel"));
     }
 }

@@ -4,6 +4,7 @@
 
 pub mod cpio;
 pub mod lint;
+pub mod modules;
 
 use std::fmt::Write as _;
 use std::fs;
@@ -17,8 +18,32 @@ use flate2::{Compression, GzBuilder};
 use cpio::{Cpio, Kind};
 use lint::{Finding, Weight};
 
-/// The name of the initramfs in the folder.
-pub const INITRAMFS: &str = "initramfs.cpio.gz";
+/// How an initramfs is packed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
+pub enum Packing {
+    /// Every kernel takes it.
+    #[default]
+    Gzip,
+    /// Smaller, for kernels with CONFIG_RD_ZSTD (5.9 and newer).
+    Zstd,
+}
+
+impl Packing {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::Gzip, Self::Zstd];
+
+    /// The name of an initramfs that is packed so.
+    #[must_use]
+    pub const fn file(self) -> &'static str {
+        match self {
+            Self::Gzip => "initramfs.cpio.gz",
+            Self::Zstd => "initramfs.cpio.zst",
+        }
+    }
+}
+
+/// The folder of the firmware's changes to device trees, which `dtoverlay=` names.
+const OVERLAYS: &str = "overlays";
 /// Where modules are in the initramfs, in the order in which the agent loads them.
 pub const MODULES: &str = "lib/modules/piman";
 
@@ -40,13 +65,20 @@ pub struct Ingredients {
     /// Device tree, beside or in place of the firmware's; repeat
     #[arg(long, value_name = "FILE")]
     pub dtb: Vec<PathBuf>,
-    /// Folder of kernel modules (*.ko) that the agent loads first: as its file `order` says, or by name
+    /// Folder of kernel modules that the agent loads first: the kernel's own (lib/modules/VERSION) with
+    /// --module, or one of *.ko files, taken as its file `order` says, or by name
     #[arg(long, value_name = "DIR")]
     pub modules: Option<PathBuf>,
     /// File with the password of the server's talks port, for `piman.service=PORT`; whoever can fetch
     /// the initramfs can read it
     #[arg(long, value_name = "FILE")]
     pub talks_password_file: Option<PathBuf>,
+    /// Module of the kernel's folder, taken with all that it depends on; repeat
+    #[arg(long, value_name = "NAME", requires = "modules")]
+    pub module: Vec<String>,
+    /// How the initramfs is packed
+    #[arg(long, value_name = "HOW", default_value = "gzip")]
+    pub packing: Packing,
     /// More for the kernel's command line, such as `piman.server=192.168.1.2`
     #[arg(long, value_name = "TEXT", default_value = "")]
     pub cmdline: String,
@@ -83,10 +115,13 @@ impl Built {
 /// If something cannot be read or written, or could not boot any Pi.
 pub fn build(from: &Ingredients) -> anyhow::Result<Built> {
     let agent = read(&from.agent)?;
-    let modules = from.modules.as_deref().map(modules).transpose()?.unwrap_or_default();
+    let modules = from.modules.as_deref().map(|folder| modules::collect(folder, &from.module));
+    let modules = modules.transpose()?.unwrap_or_default();
     let password = from.talks_password_file.as_deref().map(read).transpose()?;
     let mut findings = lint::agent(&agent);
-    let mut files = vec![(INITRAMFS.to_owned(), initramfs(&agent, &modules, password.as_deref())?)];
+    let name = from.packing.file();
+    let mut files =
+        vec![(name.to_owned(), pack(&initramfs(&agent, &modules, password.as_deref())?, from.packing)?)];
     if let Some(folder) = &from.firmware {
         files.extend(firmware(folder, from.kernel.is_some())?);
     }
@@ -100,16 +135,20 @@ pub fn build(from: &Ingredients) -> anyhow::Result<Built> {
     }
     let kernels = || files.iter().filter(|(name, _)| name.starts_with("kernel"));
     for (name, bytes) in kernels().filter(|(name, _)| name == "kernel8.img" || name == "kernel_2712.img") {
-        findings.extend(lint::kernel(name, bytes, !modules.is_empty()));
+        findings.extend(lint::kernel(name, bytes, !modules.is_empty(), from.packing));
     }
     let pi5 = kernels().any(|(name, _)| name == "kernel_2712.img");
-    files.push(("config.txt".to_owned(), config(pi5).into_bytes()));
+    files.push(("config.txt".to_owned(), config(pi5, from.packing).into_bytes()));
     files.push(("cmdline.txt".to_owned(), cmdline(&from.cmdline)?.into_bytes()));
     if let Some(error) = findings.iter().find(|f| f.weight == Weight::Error) {
         bail!("{}", error.text);
     }
     files.sort();
     fs::create_dir_all(&from.out).with_context(|| format!("making {}", from.out.display()))?;
+    // Of an earlier build: nobody is to take it for this one.
+    for other in Packing::ALL.into_iter().filter(|p| *p != from.packing) {
+        let _ = fs::remove_file(from.out.join(other.file()));
+    }
     let mut sizes = Vec::new();
     for (name, bytes) in files {
         write(&from.out, &name, &bytes)?;
@@ -125,64 +164,52 @@ fn read(path: &Path) -> anyhow::Result<Vec<u8>> {
 
 /// A Pi that fetches the file meanwhile gets the old or the new one.
 fn write(folder: &Path, name: &str, bytes: &[u8]) -> anyhow::Result<()> {
+    let path = folder.join(name);
+    let folder = path.parent().unwrap_or(folder);
     let written = || -> std::io::Result<()> {
+        fs::create_dir_all(folder)?;
         let mut file = tempfile::NamedTempFile::new_in(folder)?;
         file.write_all(bytes)?;
         file.as_file().set_permissions(fs::Permissions::from_mode(0o644))?;
-        file.persist(folder.join(name))?;
+        file.persist(&path)?;
         Ok(())
     };
-    written().with_context(|| format!("writing {}", folder.join(name).display()))
+    written().with_context(|| format!("writing {}", path.display()))
 }
 
 fn firmware(folder: &Path, own_kernel: bool) -> anyhow::Result<Vec<(String, Vec<u8>)>> {
-    let what = || format!("reading the firmware {}", folder.display());
-    let mut files = Vec::new();
-    for entry in fs::read_dir(folder).with_context(what)? {
-        let entry = entry.with_context(what)?;
-        let Ok(name) = entry.file_name().into_string() else { continue };
+    let mut files = matching(folder, |name| {
         let is = |start: &str, end: &str| name.starts_with(start) && name.ends_with(end);
         let kernel = is("kernel", ".img") && !own_kernel;
-        let wanted = is("start", ".elf") || is("fixup", ".dat") || is("", ".dtb") || name == "bootcode.bin";
-        if (wanted || kernel) && entry.path().is_file() {
-            let bytes = read(&entry.path())?;
-            files.push((name, bytes));
-        }
-    }
+        kernel || is("start", ".elf") || is("fixup", ".dat") || is("", ".dtb") || name == "bootcode.bin"
+    })?;
     if files.is_empty() {
         bail!(
             "{} has no firmware: it needs the folder `boot` of the Raspberry Pi firmware, with start4.elf and others",
             folder.display()
         );
     }
+    let overlays = folder.join(OVERLAYS);
+    if overlays.is_dir() {
+        let found = matching(&overlays, |name| name.ends_with(".dtbo") || name.ends_with(".dtb"))?;
+        files.extend(found.into_iter().map(|(name, bytes)| (format!("{OVERLAYS}/{name}"), bytes)));
+    }
     Ok(files)
 }
 
-fn modules(folder: &Path) -> anyhow::Result<Vec<(String, Vec<u8>)>> {
-    let order = match fs::read_to_string(folder.join("order")) {
-        Ok(text) => text.lines().map(str::trim).filter(|l| !l.is_empty()).map(str::to_owned).collect(),
-        Err(_) => {
-            let what = || format!("reading the modules {}", folder.display());
-            let mut names = Vec::new();
-            for entry in fs::read_dir(folder).with_context(what)? {
-                let name = entry.with_context(what)?.file_name().into_string();
-                names.extend(name.ok().filter(|n| n.ends_with(".ko")));
-            }
-            names.sort();
-            names
+/// The files of a folder whose names are wanted.
+fn matching(folder: &Path, wanted: impl Fn(&str) -> bool) -> anyhow::Result<Vec<(String, Vec<u8>)>> {
+    let what = || format!("reading the firmware {}", folder.display());
+    let mut files = Vec::new();
+    for entry in fs::read_dir(folder).with_context(what)? {
+        let entry = entry.with_context(what)?;
+        let Ok(name) = entry.file_name().into_string() else { continue };
+        if wanted(&name) && entry.path().is_file() {
+            let bytes = read(&entry.path())?;
+            files.push((name, bytes));
         }
-    };
-    let mut modules = Vec::new();
-    for (n, name) in order.into_iter().enumerate() {
-        if !name.ends_with(".ko") || name.contains('/') {
-            bail!("{name}: a module is called NAME.ko; unpack those that end with .xz or .gz first");
-        }
-        modules.push((format!("{n:03}-{name}"), read(&folder.join(&name))?));
     }
-    if modules.is_empty() {
-        bail!("{} has no modules (*.ko)", folder.display());
-    }
-    Ok(modules)
+    Ok(files)
 }
 
 fn initramfs(
@@ -190,9 +217,8 @@ fn initramfs(
     modules: &[(String, Vec<u8>)],
     password: Option<&[u8]>,
 ) -> anyhow::Result<Vec<u8>> {
-    let gzip = GzBuilder::new().mtime(0).write(Vec::new(), Compression::best());
     let pack = || -> std::io::Result<Vec<u8>> {
-        let mut cpio = Cpio::new(gzip);
+        let mut cpio = Cpio::new(Vec::new());
         for name in ["dev", "mnt", "proc", "run", "sys", "tmp"] {
             cpio.add(name, 0o755, Kind::Folder)?;
         }
@@ -213,17 +239,30 @@ fn initramfs(
         for (name, bytes) in modules {
             cpio.add(&format!("{MODULES}/{name}"), 0o644, Kind::File(bytes))?;
         }
-        cpio.finish()?.finish()
+        cpio.finish()
     };
     pack().context("packing the initramfs")
 }
 
-fn config(pi5: bool) -> String {
+fn pack(archive: &[u8], packing: Packing) -> anyhow::Result<Vec<u8>> {
+    let packed = match packing {
+        Packing::Gzip => {
+            let mut gzip = GzBuilder::new().mtime(0).write(Vec::new(), Compression::best());
+            gzip.write_all(archive).and_then(|()| gzip.finish())
+        }
+        // Windows of 8 MiB, of which kernels take 128.
+        Packing::Zstd => zstd::bulk::compress(archive, 19),
+    };
+    packed.context("packing the initramfs")
+}
+
+fn config(pi5: bool, packing: Packing) -> String {
+    let initramfs = packing.file();
     let mut text = format!(
         "# Made by `piman netboot build`; options of your own go into a folder named like the\n\
          # serial number of the Pi, as SERIAL/config.txt.\n\
          [all]\narm_64bit=1\nenable_uart=1\nauto_initramfs=0\nkernel=kernel8.img\n\
-         initramfs {INITRAMFS} followkernel\n"
+         initramfs {initramfs} followkernel\n"
     );
     if pi5 {
         text.push_str("[pi5]\nkernel=kernel_2712.img\n[all]\n");
@@ -235,6 +274,6 @@ fn cmdline(more: &str) -> anyhow::Result<String> {
     if more.contains('\n') {
         bail!("--cmdline must be one line");
     }
-    let base = "console=serial0,115200 console=tty1 ip=dhcp panic=10";
+    let base = "console=serial0,115200 console=tty1 panic=10";
     Ok(format!("{base} {}", more.trim()).trim_end().to_owned() + "\n")
 }

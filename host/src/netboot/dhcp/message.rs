@@ -13,6 +13,9 @@ const REPLY_MIN: usize = 300;
 const CLIENT_PORT: u16 = 68;
 const SERVER_PORT: u16 = 67;
 
+/// What piman's own agent says it is; to say it back says that piman is here.
+const AGENT: &[u8] = b"piman";
+
 /// Option 43 as the boot ROM wants it: no discovery by broadcast (6), a prompt that waits for
 /// nobody (10), and a menu (9) whose one entry must have exactly this name.
 const PI_MENU: &[u8] = b"\x06\x01\x03\x0a\x04\0PXE\x09\x14\0\0\x11Raspberry Pi Boot\xff";
@@ -84,6 +87,12 @@ impl Ask {
     #[must_use]
     pub fn is_pxe(&self) -> bool {
         self.class().starts_with(b"PXEClient")
+    }
+
+    /// Whether it is piman's own agent, which looks for piman.
+    #[must_use]
+    pub fn is_agent(&self) -> bool {
+        self.class() == AGENT
     }
 
     /// The machine's own number, after the byte that says its kind.
@@ -161,6 +170,9 @@ impl Ask {
         let options = reply.opts_mut();
         options.insert(DhcpOption::TFTPServerName(server.to_string().into_bytes()));
         options.insert(DhcpOption::BootfileName(file.as_bytes().to_vec()));
+        if self.is_agent() {
+            options.insert(DhcpOption::ClassIdentifier(AGENT.to_vec()));
+        }
         if !self.is_pxe() {
             return;
         }

@@ -28,14 +28,14 @@ impl Boot {
     /// Whether this client is told where to boot from.
     #[must_use]
     pub fn is_for(&self, ask: &Ask) -> bool {
-        self.everybody || ask.is_pi()
+        self.everybody || ask.is_pi() || ask.is_agent()
     }
 }
 
 /// The reply to a request, if there is one: no address is ever given.
 #[must_use]
 pub fn answer(ask: &Ask, port: Port, me: Ipv4Addr, boot: &Boot) -> Option<Message> {
-    if !ask.is_pxe() || !boot.is_for(ask) {
+    if !(ask.is_pxe() || ask.is_agent()) || !boot.is_for(ask) {
         return None;
     }
     let kind = match (port, ask.kind) {
@@ -79,6 +79,19 @@ mod tests {
         }
         let request = ask(MessageType::Request, 1, &rom());
         assert_eq!((kind(&request, Port::Pxe), kind(&discover, Port::Pxe)), (Some(MessageType::Ack), None));
+    }
+
+    #[test]
+    fn the_agent_is_told_that_piman_is_here() {
+        let class = [DhcpOption::ClassIdentifier(b"piman".to_vec())];
+        let mut agent = ask(MessageType::Discover, 1, &class);
+        // On a board whose address nobody knows, too.
+        agent.mac.0 = [2, 0, 0, 0, 0, 1];
+        let reply = answer(&agent, Port::Dhcp, ME, &boot(false)).unwrap();
+        assert_eq!((reply.yiaddr(), reply.siaddr()), (Ipv4Addr::UNSPECIFIED, ME));
+        assert_eq!(reply.opts().get(OptionCode::ClassIdentifier), class.first());
+        agent.kind = MessageType::Request;
+        assert_eq!(kind(&agent, Port::Dhcp), None, "the address is another server's business");
     }
 
     #[test]

@@ -1,0 +1,313 @@
+//! What a DHCP client sends and hears (RFC 2131, 2132), and the IP and UDP around it: a client
+//! without an address has no socket that would do that.
+
+use std::net::Ipv4Addr;
+
+/// The ports of servers and clients.
+pub const SERVER_PORT: u16 = 67;
+/// The port of clients.
+pub const CLIENT_PORT: u16 = 68;
+
+/// Kinds of messages, as option 53 has them.
+pub mod kind {
+    #![expect(missing_docs, reason = "the names of RFC 2131")]
+    pub const DISCOVER: u8 = 1;
+    pub const OFFER: u8 = 2;
+    pub const REQUEST: u8 = 3;
+    pub const ACK: u8 = 5;
+    pub const NAK: u8 = 6;
+}
+
+/// What the agent says it is. A server that says the same back is piman, and where it is is where
+/// the agent should go, whoever gave the address.
+pub const CLASS: &[u8] = b"piman";
+
+const COOKIE: [u8; 4] = [99, 130, 83, 99];
+/// Relays and old servers take nothing shorter (RFC 1542, 2.1).
+const LENGTH_MIN: usize = 300;
+/// Headers of IP and UDP.
+const HEADERS: usize = 28;
+
+/// Who asks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Asker {
+    /// The hardware address.
+    pub mac: [u8; 6],
+    /// The last digits of the serial number, if there is one.
+    pub serial: Option<u32>,
+    /// The number of this talk.
+    pub number: u32,
+}
+
+/// What is asked.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Question {
+    /// A [`kind`].
+    pub kind: u8,
+    /// The address that the asker has and uses.
+    pub has: Option<Ipv4Addr>,
+    /// The address that it would like.
+    pub wants: Option<Ipv4Addr>,
+    /// The server whose offer it takes.
+    pub server: Option<Ipv4Addr>,
+    /// Seconds since it began to ask.
+    pub seconds: u16,
+}
+
+/// The bytes of a question.
+#[must_use]
+pub fn ask(who: &Asker, question: &Question) -> Vec<u8> {
+    let mut out = Vec::with_capacity(LENGTH_MIN + 28);
+    out.extend([1, 1, 6, 0]);
+    out.extend(who.number.to_be_bytes());
+    out.extend(question.seconds.to_be_bytes());
+    // Who has no address asks to be answered by broadcast: some servers would ask for its hardware
+    // address first, which it cannot say yet.
+    out.extend([if question.has.is_some() { 0 } else { 0x80 }, 0]);
+    out.extend(question.has.unwrap_or(Ipv4Addr::UNSPECIFIED).octets());
+    out.extend([0; 12]);
+    out.extend(who.mac);
+    out.extend([0; 10 + 64 + 128]);
+    out.extend(COOKIE);
+    let mut option = |code: u8, bytes: &[u8]| {
+        // All of them are short.
+        out.extend([code, bytes.len() as u8]);
+        out.extend(bytes);
+    };
+    option(53, &[question.kind]);
+    for (code, ip) in [(50, question.wants), (54, question.server)] {
+        if let Some(ip) = ip {
+            option(code, &ip.octets());
+        }
+    }
+    // Mask, router, name servers, name and address of the boot server, lease, server.
+    option(55, &[1, 3, 6, 66, 51, 54]);
+    option(57, &1472u16.to_be_bytes());
+    option(60, CLASS);
+    if let Some(serial) = who.serial {
+        // In the form of the boot ROM, so that an address fixed by serial number is the same here.
+        let mut id = *b"\0RPi\0\0\0\0\0\0\0\0\0\0\0\0\0";
+        if let Some(end) = id.last_chunk_mut() {
+            *end = serial.to_le_bytes();
+        }
+        option(97, &id);
+    }
+    out.push(255);
+    out.resize(out.len().max(LENGTH_MIN), 0);
+    out
+}
+
+/// What a server says.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Reply {
+    /// A [`kind`].
+    pub kind: u8,
+    /// The address that is given.
+    pub address: Option<Ipv4Addr>,
+    /// The next server to ask.
+    pub next: Option<Ipv4Addr>,
+    /// Who says it.
+    pub server: Option<Ipv4Addr>,
+    /// The mask of the network.
+    pub mask: Option<Ipv4Addr>,
+    /// The first router.
+    pub router: Option<Ipv4Addr>,
+    /// Name servers, four at most.
+    pub dns: Vec<Ipv4Addr>,
+    /// How long the address may be used, in seconds.
+    pub seconds: Option<u32>,
+    /// The boot server by name.
+    pub name: Option<String>,
+    /// Whether piman says it.
+    pub marked: bool,
+}
+
+impl Reply {
+    /// Reads a DHCP message; `None` if it is no answer to this asker.
+    #[must_use]
+    pub fn parse(bytes: &[u8], who: &Asker) -> Option<Self> {
+        let ours = bytes.get(..3)? == [2, 1, 6]
+            && bytes.get(4..8)? == who.number.to_be_bytes()
+            && bytes.get(28..34)? == who.mac
+            && bytes.get(236..240)? == COOKIE;
+        let mut rest = bytes.get(240..).filter(|_| ours)?;
+        let mut reply = Self { address: ip(bytes.get(16..)?), next: ip(bytes.get(20..)?), ..Self::default() };
+        // A message that is cut ends where it is cut: what came before holds.
+        while let Some((&code, after)) = rest.split_first() {
+            rest = after;
+            let Some((&length, after)) = after.split_first().filter(|_| code != 0 && code != 255) else {
+                if code == 0 {
+                    continue;
+                }
+                break;
+            };
+            let Some((value, after)) = after.split_at_checked(length.into()) else { break };
+            rest = after;
+            match code {
+                1 => reply.mask = ip(value),
+                3 => reply.router = ip(value),
+                6 => reply.dns = value.chunks_exact(4).filter_map(ip).take(4).collect(),
+                51 => reply.seconds = value.first_chunk().map(|b| u32::from_be_bytes(*b)),
+                53 => reply.kind = value.first().copied().unwrap_or(0),
+                54 => reply.server = ip(value),
+                60 => reply.marked = value == CLASS,
+                66 => reply.name = host(value),
+                _ => {}
+            }
+        }
+        (reply.kind != 0).then_some(reply)
+    }
+
+    /// Where the agent should go, as far as this reply says.
+    #[must_use]
+    pub fn boot_server(&self) -> Option<String> {
+        self.next.map(|ip| ip.to_string()).or_else(|| self.name.clone())
+    }
+}
+
+/// The first address in a value; all zeros are none.
+fn ip(value: &[u8]) -> Option<Ipv4Addr> {
+    value.first_chunk::<4>().map(|b| Ipv4Addr::from(*b)).filter(|ip| !ip.is_unspecified())
+}
+
+/// A name or address in a value, which some servers end with a NUL.
+fn host(value: &[u8]) -> Option<String> {
+    let text = std::str::from_utf8(value).ok()?.trim_end_matches('\0');
+    let good = |c: char| c.is_ascii_alphanumeric() || "-.:_".contains(c);
+    (!text.is_empty() && text.chars().all(good)).then(|| text.to_owned())
+}
+
+/// Puts a message into UDP and IP, to everybody.
+#[must_use]
+pub fn wrap(message: &[u8]) -> Vec<u8> {
+    let length = |more: usize| u16::try_from(message.len() + more).unwrap_or(u16::MAX).to_be_bytes();
+    let mut out = Vec::with_capacity(message.len() + HEADERS);
+    out.extend([0x45, 0]);
+    out.extend(length(HEADERS));
+    // Number and fragment, 64 hops, UDP, the checksum's place.
+    out.extend([0, 0, 0, 0, 64, 17, 0, 0]);
+    out.extend([0; 4]);
+    out.extend([255; 4]);
+    let checksum = checksum(&out);
+    if let Some(place) = out.get_mut(10..12) {
+        place.copy_from_slice(&checksum.to_be_bytes());
+    }
+    out.extend(CLIENT_PORT.to_be_bytes());
+    out.extend(SERVER_PORT.to_be_bytes());
+    out.extend(length(8));
+    // 0: none, as RFC 768 permits; Ethernet has its own.
+    out.extend([0, 0]);
+    out.extend(message);
+    out
+}
+
+fn checksum(header: &[u8]) -> u16 {
+    let words = header.chunks_exact(2).map(|w| u32::from(u16::from_be_bytes([w[0], w[1]])));
+    let sum: u32 = words.sum();
+    let sum = (sum & 0xffff) + (sum >> 16);
+    !((sum & 0xffff) + (sum >> 16)) as u16
+}
+
+/// The message in an IP packet, if it is one to the port of clients.
+#[must_use]
+pub fn unwrap(packet: &[u8]) -> Option<&[u8]> {
+    let (&first, length) = (packet.first()?, packet.get(2..4)?);
+    let header = usize::from(first & 15) * 4;
+    let is_udp = first >> 4 == 4 && header >= 20 && packet.get(9) == Some(&17);
+    // A fragment is not put together: no server needs that for a client of Ethernet.
+    let whole = packet.get(6..8).is_some_and(|f| f[0] & 0x3f == 0 && f[1] == 0);
+    let packet = packet.get(..usize::from(u16::from_be_bytes([length[0], length[1]])))?;
+    let (udp, message) = packet.get(header..)?.split_at_checked(8)?;
+    (is_udp && whole && udp.get(2..4)? == CLIENT_PORT.to_be_bytes()).then_some(message)
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    pub(crate) const WHO: Asker =
+        Asker { mac: [0xb8, 0x27, 0xeb, 0, 0, 1], serial: Some(0xabcd_ef01), number: 7 };
+
+    /// A server's answer with these options.
+    pub(crate) fn answer(address: [u8; 4], next: [u8; 4], options: &[u8]) -> Vec<u8> {
+        let mut bytes = ask(&WHO, &Question::default());
+        bytes[0] = 2;
+        bytes[16..20].copy_from_slice(&address);
+        bytes[20..24].copy_from_slice(&next);
+        bytes.truncate(240);
+        bytes.extend(options);
+        bytes
+    }
+
+    #[test]
+    fn a_question() {
+        let wants = Some(Ipv4Addr::new(10, 0, 0, 5));
+        let bytes = ask(&WHO, &Question { kind: kind::REQUEST, wants, seconds: 3, ..Question::default() });
+        assert!(bytes.len() >= LENGTH_MIN);
+        assert_eq!(bytes[..16], [1, 1, 6, 0, 0, 0, 0, 7, 0, 3, 0x80, 0, 0, 0, 0, 0]);
+        assert_eq!((&bytes[28..34], &bytes[236..243]), (&WHO.mac[..], &[99, 130, 83, 99, 53, 1, 3][..]));
+        let has = |what: &[u8]| bytes.windows(what.len()).any(|w| w == what);
+        assert!(has(&[50, 4, 10, 0, 0, 5]) && has(b"\x3c\x05piman") && has(b"\x61\x11\0RPi"));
+        assert!(has(&[0x01, 0xef, 0xcd, 0xab, 255]) && !has(&[54, 4]));
+    }
+
+    #[test]
+    fn an_answer() {
+        let options =
+            b"\x35\x01\x02\x36\x04\x0a\0\0\x01\x00\x01\x04\xff\xff\xff\0\x03\x08\x0a\0\0\xfe\x0a\0\0\xfd\
+            \x06\x08\x0a\0\0\x35\x08\x08\x08\x08\x33\x04\0\0\x0e\x10\x42\x08pi.lan\0\0\x3c\x05piman\xff";
+        let reply = Reply::parse(&answer([10, 0, 0, 5], [0; 4], options), &WHO).unwrap();
+        let want = Reply {
+            kind: kind::OFFER,
+            address: Some([10, 0, 0, 5].into()),
+            next: None,
+            server: Some([10, 0, 0, 1].into()),
+            mask: Some([255, 255, 255, 0].into()),
+            router: Some([10, 0, 0, 254].into()),
+            dns: vec![[10, 0, 0, 53].into(), [8, 8, 8, 8].into()],
+            seconds: Some(3600),
+            name: Some("pi.lan".into()),
+            marked: true,
+        };
+        assert_eq!(reply, want);
+        assert_eq!(reply.boot_server().as_deref(), Some("pi.lan"));
+        let next = Reply::parse(&answer([10, 0, 0, 5], [10, 0, 0, 9], options), &WHO).unwrap();
+        assert_eq!(next.boot_server().as_deref(), Some("10.0.0.9"));
+        for other in [Asker { number: 8, ..WHO }, Asker { mac: [0; 6], ..WHO }] {
+            assert_eq!(Reply::parse(&answer([10, 0, 0, 5], [0; 4], options), &other), None);
+        }
+    }
+
+    #[test]
+    fn any_bytes_are_survived() {
+        let good = wrap(&answer([10, 0, 0, 5], [0; 4], b"\x35\x01\x02\x06\x03\x0a\0\0\x36\xff\x01"));
+        for length in 0..=good.len() {
+            let _ = unwrap(&good[..length]).and_then(|m| Reply::parse(m, &WHO));
+            let _ = Reply::parse(&good[..length], &WHO);
+        }
+        let mut seed = 1u32;
+        for _ in 0..20_000 {
+            let mut bytes = good.clone();
+            for _ in 0..3 {
+                seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                let at = (seed >> 8) as usize % bytes.len();
+                bytes[at] = seed as u8;
+            }
+            let _ = unwrap(&bytes).and_then(|m| Reply::parse(m, &WHO));
+        }
+    }
+
+    #[test]
+    fn packets() {
+        let message = ask(&WHO, &Question { kind: kind::DISCOVER, ..Question::default() });
+        let mut packet = wrap(&message);
+        assert_eq!(checksum(&packet[..20]), 0, "with its checksum it adds up to nothing");
+        assert_eq!(unwrap(&packet), None, "it is to the port of servers");
+        packet[22..24].copy_from_slice(&CLIENT_PORT.to_be_bytes());
+        // Ethernet fills short packets up.
+        packet.extend([0; 7]);
+        assert_eq!(unwrap(&packet), Some(&message[..]));
+        packet[6] = 0x20;
+        assert_eq!(unwrap(&packet), None, "a fragment");
+    }
+}
