@@ -1,6 +1,7 @@
 //! The archive of the root filesystem: open once per version, checked in the background,
 //! and watched for being replaced, rewritten or deleted.
 
+use std::fmt;
 use std::fs::{self, File, Metadata};
 use std::io::{self, BufReader, ErrorKind, Read};
 use std::os::unix::fs::{FileExt, MetadataExt};
@@ -16,21 +17,68 @@ use pi_agent::sums::Summing;
 use piman_core::hash::Hash;
 use tokio::sync::watch;
 
+use crate::state::{State, now_ms};
+
 /// How often the file is looked at when nobody asks for it.
 const LOOK: Duration = Duration::from_millis(500);
+/// How old the last change must be before what was found is worth keeping, in milliseconds.
+const SETTLED_MS: u64 = 100;
 
 /// What tells one version of a file from another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Stamp {
+pub struct Stamp {
     device: u64,
     inode: u64,
     bytes: u64,
     modified: (i64, i64),
+    /// Changes with every write, also if somebody sets the time of the last one back; and with
+    /// the name, so it says nothing of a file that is open.
+    changed: (i64, i64),
 }
 
 impl Stamp {
     fn of(m: &Metadata) -> Self {
-        Self { device: m.dev(), inode: m.ino(), bytes: m.size(), modified: (m.mtime(), m.mtime_nsec()) }
+        Self {
+            device: m.dev(),
+            inode: m.ino(),
+            bytes: m.size(),
+            modified: (m.mtime(), m.mtime_nsec()),
+            changed: (m.ctime(), m.ctime_nsec()),
+        }
+    }
+
+    /// Whether it is the same file with the same content, whatever its name is now.
+    fn is_content_of(&self, other: &Self) -> bool {
+        Self { changed: other.changed, ..*self } == *other
+    }
+
+    /// When it was changed, in milliseconds since 1970.
+    fn changed_ms(&self) -> u64 {
+        let (seconds, nanoseconds) = self.changed;
+        let part = u64::try_from(nanoseconds).unwrap_or(0) / 1_000_000;
+        u64::try_from(seconds).unwrap_or(0).saturating_mul(1000).saturating_add(part)
+    }
+
+    /// Reads what its `Display` writes.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        let mut words = text.split(' ');
+        let mut next = || words.next();
+        let stamp = Self {
+            device: next()?.parse().ok()?,
+            inode: next()?.parse().ok()?,
+            bytes: next()?.parse().ok()?,
+            modified: (next()?.parse().ok()?, next()?.parse().ok()?),
+            changed: (next()?.parse().ok()?, next()?.parse().ok()?),
+        };
+        words.next().is_none().then_some(stamp)
+    }
+}
+
+impl fmt::Display for Stamp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { device, inode, bytes, modified, changed } = self;
+        write!(f, "{device} {inode} {bytes} {} {} {} {}", modified.0, modified.1, changed.0, changed.1)
     }
 }
 
@@ -42,12 +90,12 @@ pub struct Archive {
     file: File,
     stamp: Stamp,
     checked_bytes: AtomicU64,
-    verdict: OnceLock<Result<Arc<Facts>, String>>,
+    verdict: OnceLock<Result<Arc<Content>, String>>,
 }
 
 /// What is known of an archive that was read to its end.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Facts {
+pub struct Content {
     /// BLAKE3 of the whole file: the image's identity.
     pub id: Hash,
     /// The hashes of its chunks, as the fetch port sends them.
@@ -102,7 +150,7 @@ impl Archive {
 
     /// What is known of it, once it has been checked and is good.
     #[must_use]
-    pub fn facts(&self) -> Option<&Arc<Facts>> {
+    pub fn facts(&self) -> Option<&Arc<Content>> {
         self.verdict.get()?.as_ref().ok()
     }
 
@@ -112,22 +160,61 @@ impl Archive {
     /// # Errors
     /// If it was changed, or cannot be looked at.
     pub fn unchanged(&self) -> io::Result<()> {
-        if Stamp::of(&self.file.metadata()?) == self.stamp {
+        if Stamp::of(&self.file.metadata()?).is_content_of(&self.stamp) {
             return Ok(());
         }
         Err(io::Error::other(format!("{} was changed while it was being read", self.path.display())))
     }
 
+    /// What was found of this very version before.
+    fn known(&self, state: &dyn State) -> Option<Arc<Content>> {
+        let known = state.known(&self.path).inspect_err(|e| log::warn!("{}: {e}", self.path.display()));
+        known.ok()?.filter(|(stamp, _)| *stamp == self.stamp).map(|(_, facts)| Arc::new(facts))
+    }
+
+    fn keep(&self, state: &dyn State, facts: &Content) {
+        // A write within the resolution of its times would go unnoticed.
+        if now_ms() < self.stamp.changed_ms() + SETTLED_MS {
+            return;
+        }
+        if let Err(e) = state.keep(&self.path, &self.stamp, facts) {
+            log::warn!("what is known of {} is not kept: {e}", self.path.display());
+        }
+    }
+
+    /// Reads it to its end, hashes it, and keeps what it found for whoever comes later; a version
+    /// that is known is not read again.
+    ///
+    /// # Errors
+    /// If it cannot be read, is damaged, or changes meanwhile.
+    pub fn facts_of(path: &Path, state: &dyn State) -> anyhow::Result<Arc<Content>> {
+        let archive = open(path).map_err(anyhow::Error::msg)?;
+        if let Some(facts) = archive.known(state) {
+            return Ok(facts);
+        }
+        let facts =
+            archive.check(&|| true).map_err(|e| anyhow::anyhow!("{} is not usable: {e}", path.display()))?;
+        archive.keep(state, &facts);
+        Ok(Arc::new(facts))
+    }
+
     /// Decodes everything, so that every checksum in it is compared, and hashes it.
-    fn check(&self, go_on: &dyn Fn() -> bool) -> Result<Facts, String> {
+    fn check(&self, go_on: &dyn Fn() -> bool) -> Result<Content, String> {
         let mut hashing = Hashing { archive: self, at: 0, summing: Summing::new(), go_on };
         let (entries, unpacked_bytes) = decode(&mut hashing).map_err(|e| format!("{e:#}"))?;
         // What is behind the last member belongs to the file's identity too.
         io::copy(&mut hashing, &mut io::sink()).map_err(|e| format!("it cannot be read: {e}"))?;
         self.unchanged().map_err(|e| e.to_string())?;
         let (id, sums) = hashing.summing.finish();
-        Ok(Facts { id, sums, unpacked_bytes, entries })
+        Ok(Content { id, sums, unpacked_bytes, entries })
     }
+}
+
+fn open(path: &Path) -> Result<Archive, String> {
+    Archive::open(path).map_err(|e| match e.kind() {
+        ErrorKind::NotFound => format!("{} is gone; put it back", path.display()),
+        _ => format!("{} cannot be read: {e}", path.display()),
+    })
 }
 
 /// Reads all entries and all that follows them, to the end of the packed data. Returns how many
@@ -243,6 +330,19 @@ impl Source {
         Ok(Self { path: path.into(), now: Mutex::new(now), news: watch::Sender::new(0) })
     }
 
+    /// What is at a path, whether it can be used or not.
+    #[must_use]
+    pub fn at(path: &Path) -> Self {
+        let now = Now { archive: open(path).map(Arc::new), closed: false };
+        Self { path: path.into(), now: Mutex::new(now), news: watch::Sender::new(0) }
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// What there is now. Looks at the file (one `stat`), so a replaced one is noticed at once.
     pub fn servable(&self) -> Servable {
         match &self.look().archive {
@@ -279,26 +379,24 @@ impl Source {
         let found = fs::metadata(&self.path).map(|m| Stamp::of(&m));
         let mut now = self.lock();
         match (&found, &now.archive) {
-            (Ok(found), Ok(known)) if *found == known.stamp => return now,
+            (Ok(found), Ok(known)) if found.is_content_of(&known.stamp) => return now,
             (Err(_), Err(_)) => return now,
             _ => {}
         }
-        now.archive =
-            found.and_then(|_| Archive::open(&self.path)).map(Arc::new).map_err(|e| match e.kind() {
-                ErrorKind::NotFound => format!("{} is gone; put it back", self.path.display()),
-                _ => format!("{} cannot be read: {e}", self.path.display()),
-            });
+        now.archive = open(&self.path).map(Arc::new);
         self.news.send_modify(|n| *n += 1);
         now
     }
 
     /// Starts the thread that looks and checks, until [`close`](Self::close). `tell` hears
-    /// what became of each version: its identity, or what is wrong and what to do.
+    /// what became of each version: its identity, or what is wrong and what to do. What was
+    /// found is kept in `state`, so that a version is read once and not at every start.
     ///
     /// # Errors
     /// If the system has no thread left.
     pub fn watch(
         self: &Arc<Self>,
+        state: Arc<dyn State>,
         tell: impl Fn(Result<(&Arc<Archive>, Hash), &str>) + Send + 'static,
     ) -> io::Result<JoinHandle<()>> {
         let source = Arc::clone(self);
@@ -316,7 +414,7 @@ impl Source {
                 match now {
                     Ok(archive) if archive.verdict.get().is_none() => {
                         told_gone = false;
-                        source.check(&archive, first, &tell);
+                        source.check(&archive, first, &*state, &tell);
                         first = false;
                     }
                     Err(reason) if !told_gone => {
@@ -339,8 +437,17 @@ impl Source {
         &self,
         archive: &Arc<Archive>,
         first: bool,
+        state: &dyn State,
         tell: &impl Fn(Result<(&Arc<Archive>, Hash), &str>),
     ) {
+        if let Some(facts) = archive.known(state) {
+            tell(Ok((
+                archive,
+                archive.verdict.get_or_init(|| Ok(facts)).as_ref().map_or(Hash::default(), |f| f.id),
+            )));
+            self.news.send_modify(|n| *n += 1);
+            return;
+        }
         if !first {
             // It may still be being written.
             thread::park_timeout(2 * LOOK);
@@ -358,7 +465,10 @@ impl Source {
             )
         });
         match archive.verdict.get_or_init(|| verdict.map(Arc::new)) {
-            Ok(facts) => tell(Ok((archive, facts.id))),
+            Ok(facts) => {
+                archive.keep(state, facts);
+                tell(Ok((archive, facts.id)));
+            }
             Err(reason) => tell(Err(reason)),
         }
         self.news.send_modify(|n| *n += 1);

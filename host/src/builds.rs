@@ -142,15 +142,17 @@ impl Builds {
         Prepared::Making(0)
     }
 
-    /// A new archive is there: forgets the others, and makes its images of these sizes.
-    pub fn renew(&self, archive: &Arc<Archive>, id: Hash, sizes: &[u64]) {
+    /// A new archive is there: makes its images of these sizes, and forgets those that are of
+    /// none of all archives. `None`: not all are known yet.
+    pub fn renew(&self, archive: &Arc<Archive>, id: Hash, all: Option<&[Hash]>, sizes: &[u64]) {
         let Some(images) = &self.images else { return };
-        {
+        if let Some(all) = all {
             let mut work = self.lock();
-            work.waiting.retain(|job| job.id == id);
-            work.failed.retain(|(of, _), _| *of == id);
+            work.waiting.retain(|job| all.contains(&job.id));
+            work.failed.retain(|(of, _), _| all.contains(of));
+            drop(work);
+            images.sweep(all);
         }
-        images.sweep(id);
         for size in sizes {
             if let Prepared::Making(_) = self.prepare(archive, id, *size) {
                 log::info!("an image of {:.16} for root filesystems of {size} bytes is made ahead", id);

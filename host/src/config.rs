@@ -15,6 +15,7 @@ use crate::files::{StreamSettings, TransferSettings};
 use crate::netboot::dhcp::{Fixed, Mode, Range};
 use crate::netboot::{self, dhcp};
 pub use crate::span::Span;
+use crate::state::{Sqlite, State as _};
 use crate::stream::Rotation;
 use crate::transport::Patience;
 
@@ -141,8 +142,10 @@ pub struct Options {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[expect(missing_docs, reason = "as in `Options`")]
 pub struct Settings {
-    /// `None`: no install service.
+    /// For all Pis that get no other image.
     pub rootfs: Option<PathBuf>,
+    /// Whether there is an install service.
+    pub install: bool,
     pub listen: IpAddr,
     pub control_port: u16,
     pub rootfs_port: u16,
@@ -233,7 +236,8 @@ impl TryFrom<Options> for Settings {
 
     fn try_from(mut o: Options) -> anyhow::Result<Self> {
         let netboot = netboot(&mut o)?;
-        if o.rootfs.is_none() {
+        let install = o.rootfs.is_some() || has_images(o.state.as_deref());
+        if !install {
             without_rootfs(&o, netboot.is_some())?;
         }
         let span = |given: Option<Span>, seconds| given.map_or(Duration::from_secs(seconds), |s| s.0);
@@ -263,6 +267,7 @@ impl TryFrom<Options> for Settings {
         });
         let settings = Self {
             rootfs: o.rootfs,
+            install,
             listen: o.listen.unwrap_or(Ipv4Addr::UNSPECIFIED.into()),
             control_port: o.control_port.unwrap_or(CONTROL_PORT),
             rootfs_port: o.rootfs_port.unwrap_or(ROOTFS_PORT),
@@ -288,7 +293,7 @@ impl TryFrom<Options> for Settings {
             shutdown: span(o.shutdown_timeout, 60),
         };
         let mut ports = vec![("talks-port", settings.talks_port.unwrap_or(0))];
-        if settings.rootfs.is_some() {
+        if settings.install {
             ports.extend([
                 ("control-port", settings.control_port),
                 ("rootfs-port", settings.rootfs_port),
@@ -309,6 +314,13 @@ impl TryFrom<Options> for Settings {
     }
 }
 
+/// Whether the state folder has images of `piman image add`.
+fn has_images(state: Option<&Path>) -> bool {
+    let folder = state.map_or_else(state_folder, Path::to_owned);
+    let catalogue = Sqlite::command(&folder).and_then(|state| state.catalogue());
+    catalogue.is_ok_and(|catalogue| !catalogue.images.is_empty())
+}
+
 /// A server that installs nothing needs something else to do, and no options of the install service.
 fn without_rootfs(o: &Options, netboot: bool) -> anyhow::Result<()> {
     let given = [
@@ -319,7 +331,9 @@ fn without_rootfs(o: &Options, netboot: bool) -> anyhow::Result<()> {
         (o.slots.is_some(), "slots"),
     ];
     if let Some((_, flag)) = given.iter().find(|(given, _)| *given) {
-        bail!("--{flag} has no effect without --rootfs FILE, the archive that is installed");
+        bail!(
+            "--{flag} has no effect without --rootfs FILE, the archive that is installed, or `piman image add`"
+        );
     }
     if !netboot && o.transfer_dir.is_none() && o.stream_dir.is_none() && o.talks_port.is_none() {
         bail!(

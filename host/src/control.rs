@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use piman_core::hash::Hash;
 use piman_core::install::layout::filesystem_bytes;
 use piman_core::install::{
-    Date, Event, Fleet, Have, Hello, Milestone, More, Offer, Plan, REVISION, Stage, sums,
+    Date, Event, Fleet, Have, Hello, Installation, Milestone, More, Offer, Plan, REVISION, Stage, sums,
 };
 use piman_core::{Error, drive};
 use tokio::net::TcpStream;
@@ -76,6 +76,10 @@ struct Guest<'a> {
     installing: Option<BusyWith>,
     /// What it is told to install.
     image: Option<Hash>,
+    /// How that is called.
+    installation: Option<Installation>,
+    /// How many orders it carries out by that.
+    orders: usize,
 }
 
 struct Said {
@@ -98,6 +102,8 @@ impl<'a> Guest<'a> {
             wrong: String::new(),
             installing: None,
             image: None,
+            installation: None,
+            orders: 0,
         }
     }
 
@@ -152,6 +158,12 @@ impl<'a> Guest<'a> {
             None => write!(text, ", without an image on its card"),
         };
         self.happened("hello", text, Change { facts: Some(facts), ..self.change() });
+        // Its report was lost, or this server was not there to hear it: the card tells.
+        if let (Some(card), Some(_)) = (hello.card, hello.installation)
+            && self.service.recorder.is_given(&self.pi(), hello.installation)
+        {
+            self.installed(card, hello.installation);
+        }
     }
 
     /// It waits no more.
@@ -193,14 +205,32 @@ impl<'a> Guest<'a> {
             unpacked_bytes: facts.unpacked_bytes,
             entries: facts.entries,
             resume_at: have.map_or(0, |h| h.bytes.min(archive.bytes())),
+            installation: self.installation,
             ..More::default()
         }
     }
 
-    fn installed(&mut self, id: Hash) {
+    /// What is meant for this Pi.
+    fn servable(&self) -> Servable {
+        self.service.library.of(&self.pi()).map_or_else(Servable::Bad, |source| source.servable())
+    }
+
+    /// Gives it its orders, and its installation a name. Nothing on a card is erased for an order
+    /// of which it would not be known that it was carried out.
+    fn give(&mut self) -> Result<(), String> {
+        match self.service.recorder.give(&self.pi()) {
+            Ok((orders, number)) => {
+                (self.orders, self.installation) = (orders, Some(number));
+                Ok(())
+            }
+            Err(e) => Err(format!("that it is told so cannot be kept: {e}")),
+        }
+    }
+
+    fn installed(&mut self, id: Hash, number: Option<Installation>) {
         self.installing = None;
         let pi = self.pi();
-        let ordered = if self.service.recorder.complete(&pi) > 0 { " as ordered" } else { "" };
+        let ordered = if self.service.recorder.complete(&pi, number) > 0 { " as ordered" } else { "" };
         let change =
             Change { stage: Some("installed".into()), image: Some(id), error: Some(None), ..Change::of(pi) };
         self.happened("installed", format!("installed{ordered}: image {id:.12} is on its card"), change);
@@ -214,20 +244,23 @@ impl Fleet for Guest<'_> {
             return false;
         }
         // What is on a card is erased only for something that is known to be good.
-        match self.service.archive.servable() {
+        let possible = match self.servable() {
             Servable::Good(archive, id) => match self.prepare(&archive, id) {
-                Prepared::Impossible(reason) => {
-                    self.trouble("a reinstall is ordered but not possible", &reason);
-                    false
-                }
-                _ => true,
+                Prepared::Impossible(reason) => Err(reason),
+                _ => Ok(()),
             },
-            Servable::Checking(_) if self.said.is_some() => true,
+            Servable::Checking(_) if self.said.is_some() => Ok(()),
             Servable::Checking(_) => {
                 self.trouble("a reinstall is ordered, later", "the archive is still being checked");
-                false
+                return false;
             }
-            Servable::Bad(reason) => {
+            Servable::Bad(reason) => Err(reason),
+        };
+        // An old Pi cannot be told to wait, so this is the last moment at which it can be refused.
+        let possible = possible.and_then(|()| if self.said.is_none() { self.give() } else { Ok(()) });
+        match possible {
+            Ok(()) => true,
+            Err(reason) => {
                 self.trouble("a reinstall is ordered but not possible", &reason);
                 false
             }
@@ -235,7 +268,7 @@ impl Fleet for Guest<'_> {
     }
 
     fn plan(&mut self, hello: bool) -> Plan {
-        let (archive, id) = match self.service.archive.servable() {
+        let (archive, id) = match self.servable() {
             Servable::Good(archive, id) => (archive, id),
             Servable::Checking(percent) => return Plan::Wait { seconds: ASK_AGAIN, percent },
             Servable::Bad(reason) => {
@@ -246,6 +279,9 @@ impl Fleet for Guest<'_> {
         };
         self.image = Some(id);
         if !hello {
+            if let Err(reason) = self.give() {
+                log::error!("{}: {reason}", self.pi());
+            }
             return Plan::Format(None);
         }
         let image = match self.prepare(&archive, id) {
@@ -257,6 +293,10 @@ impl Fleet for Guest<'_> {
                 return Plan::Wait { seconds: ASK_MUCH_LATER, percent: 0 };
             }
         };
+        if let Err(reason) = self.give() {
+            self.trouble("nothing is installed", &reason);
+            return Plan::Wait { seconds: ASK_MUCH_LATER, percent: 0 };
+        }
         Plan::Format(Some(Offer {
             id,
             bytes: archive.bytes(),
@@ -295,13 +335,12 @@ impl Fleet for Guest<'_> {
             Event::Format { ordered } => {
                 self.decided();
                 let pi = self.pi();
-                let orders = self.service.recorder.give(&pi);
                 if self.said.is_none() {
                     self.service.installs.told(self.address);
                 }
                 self.installing = Some(self.service.busy.installation());
                 let mut text = String::from("told to format");
-                if ordered || orders > 0 {
+                if ordered || self.orders > 0 {
                     text.push_str(", as ordered");
                 }
                 let change = Change { image: self.image, progress: Some((0, 0)), ..Change::of(pi) };
@@ -330,7 +369,7 @@ impl Fleet for Guest<'_> {
                 let change = Change { progress: Some((done, total)), ..self.change() };
                 self.service.recorder.note(stage(at.word(), change));
             }
-            Event::Committed { id, .. } => self.installed(id),
+            Event::Committed { id, installation } => self.installed(id, installation),
             Event::Failed { stage: at, text } => self.failed(at, text),
             Event::Formatted => {
                 self.reported.store(true, Ordering::Relaxed);
@@ -363,7 +402,7 @@ impl Guest<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use piman_core::install::{Can, Installation, Notice, Paths, TEXT_MAX};
+    use piman_core::install::{Can, Notice, Paths, TEXT_MAX};
 
     /// What a Pi that says nothing costs, in bytes.
     fn size<A, B, C, F: Future>(_: impl Fn(A, B, C) -> F) -> usize {

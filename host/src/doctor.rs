@@ -103,6 +103,10 @@ pub fn examine(options: Options) -> Checkup {
             checkup.result("archive", archive(path));
             ports(&mut checkup, &settings);
         }
+        None if settings.install => {
+            checkup.note(Health::Good, "archive", "the images of `piman image list` are installed");
+            ports(&mut checkup, &settings);
+        }
         None => checkup.note(Health::Warning, "archive", "--rootfs is not given: nothing is installed"),
     }
     network(&mut checkup);

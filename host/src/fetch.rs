@@ -13,7 +13,7 @@ use tokio::io::{AsyncReadExt, Interest};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use crate::archive::{Archive, Facts, Servable};
+use crate::archive::{Archive, Content};
 use crate::image::Image;
 use crate::sendfile;
 use crate::service::Service;
@@ -54,7 +54,7 @@ enum Object {
     Archive(Hash, Arc<Archive>),
     Table(Arc<Image>),
     Chunks(Arc<Image>),
-    Sums(Arc<Facts>),
+    Sums(Arc<Content>),
 }
 
 impl Object {
@@ -157,10 +157,7 @@ impl Session<'_> {
             return Some(held.clone());
         }
         let image = || self.service.builds.by_table(id);
-        let archive = || match self.service.archive.servable() {
-            Servable::Good(archive, found) if found == id => Some(archive),
-            _ => None,
-        };
+        let archive = || self.service.library.by_id(id);
         match kind {
             Kind::Table => image().map(Object::Table),
             Kind::Chunks => image().map(Object::Chunks),

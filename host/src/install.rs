@@ -4,7 +4,8 @@ use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::future::Future;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::path::Path;
+use std::sync::{Arc, OnceLock, Weak};
 use std::thread::JoinHandle;
 
 use anyhow::Context;
@@ -16,6 +17,7 @@ use tokio::task::JoinHandle as Task;
 use crate::archive::{Archive, Source};
 use crate::builds::Builds;
 use crate::config::Settings;
+use crate::library::Library;
 use crate::listen::{Gate, accept, bind};
 use crate::service::{Busy, Installs, Recent, Service};
 use crate::slots::Slots;
@@ -40,7 +42,7 @@ pub struct Addresses {
 pub struct Bound {
     /// Where it listens.
     pub addresses: Addresses,
-    archive: Arc<Source>,
+    archive: Option<Source>,
     listeners: [std::net::TcpListener; 3],
 }
 
@@ -68,11 +70,11 @@ pub struct Running {
 }
 
 impl Bound {
-    /// Binds the ports.
+    /// Binds the ports. `archive` is for everyone who gets no other image.
     ///
     /// # Errors
     /// If one of them cannot be used; the message says what to do.
-    pub fn open(settings: &Settings, archive: Source) -> anyhow::Result<Self> {
+    pub fn open(settings: &Settings, archive: Option<Source>) -> anyhow::Result<Self> {
         let ip = settings.listen;
         let listeners = [
             bind(ip, settings.control_port, "--control-port")?,
@@ -85,7 +87,7 @@ impl Bound {
             rootfs: rootfs.local_addr()?,
             fetch: fetch.local_addr()?,
         };
-        Ok(Self { addresses, archive: Arc::new(archive), listeners })
+        Ok(Self { addresses, archive, listeners })
     }
 
     /// Accepts from now on: decisions on one runtime, everything that is large on the other.
@@ -108,12 +110,31 @@ impl Bound {
         if let Some(file) = &settings.reinstall_file {
             threads.push(reinstall_file::watch(file, Arc::clone(&state), Arc::clone(&stop_files))?);
         }
+        let (for_tell, tell_builds) = (Arc::clone(&recorder), Arc::clone(&builds));
+        let tell_state = Arc::clone(&state);
+        let shelf: Arc<OnceLock<Weak<Library>>> = Arc::default();
+        let tell_shelf = Arc::clone(&shelf);
+        let library = Library::open(
+            state,
+            archive,
+            Arc::new(move |path: &Path, found: Result<(&Arc<Archive>, Hash), &str>| {
+                if let Ok((archive, id)) = &found {
+                    let library = tell_shelf.get().and_then(Weak::upgrade);
+                    let all = library.and_then(|l| l.all());
+                    tell_builds.renew(archive, *id, all.as_deref(), &sizes(&*tell_state));
+                }
+                tell(&for_tell, path, found);
+            }),
+        );
+        let library = library.context("starting a thread")?;
+        // Set once, here.
+        let _ = shelf.set(Arc::downgrade(&library));
         let service = Arc::new(Service {
             rootfs_port: addresses.rootfs.port(),
             fetch_port: addresses.fetch.port(),
-            archive: Arc::clone(&archive),
-            builds: Arc::clone(&builds),
-            recorder: Arc::clone(&recorder),
+            library,
+            builds,
+            recorder,
             slots: Slots::new(settings.slots),
             busy,
             heard: Recent::default(),
@@ -121,13 +142,6 @@ impl Bound {
             installs: Installs::default(),
             settings: settings.clone(),
         });
-        let watching = archive.watch(move |found| {
-            if let Ok((archive, id)) = &found {
-                builds.renew(archive, *id, &sizes(&*state));
-            }
-            tell(&recorder, found);
-        });
-        threads.push(watching.context("starting a thread")?);
 
         let gate = |name| Gate::new(name, settings.connections, settings.connections_per_address);
         let [for_control, for_rootfs, for_fetch] = [&service, &service, &service].map(Arc::clone);
@@ -164,10 +178,11 @@ impl Running {
     /// Stops its threads; returns them, to be waited for.
     #[must_use]
     pub fn stop(self) -> Vec<JoinHandle<()>> {
-        self.service.archive.close();
+        let mut threads = self.threads;
+        threads.extend(self.service.library.close());
         self.service.builds.stop();
         self.stop_files.stop();
-        self.threads
+        threads
     }
 }
 
@@ -188,15 +203,15 @@ fn sizes(state: &dyn State) -> Vec<u64> {
 }
 
 /// Tells the log and the state what became of a version of the archive.
-fn tell(recorder: &Recorder, found: Result<(&Arc<Archive>, Hash), &str>) {
+fn tell(recorder: &Recorder, path: &Path, found: Result<(&Arc<Archive>, Hash), &str>) {
     match found {
         Ok((archive, id)) => {
             log::info!("{} is good: {} bytes, image {id:.16}", archive.path().display(), archive.bytes());
-            recorder.trouble("archive", None);
+            recorder.trouble(&format!("archive {}", path.display()), None);
         }
         Err(reason) => {
             log::error!("{reason}");
-            recorder.trouble("archive", Some(reason.to_owned()));
+            recorder.trouble(&format!("archive {}", path.display()), Some(reason.to_owned()));
         }
     }
 }

@@ -7,7 +7,7 @@
 //! | [`listen`], [`transport`], [`pace`], [`slots`], [`sendfile`] | sockets: limits, time-outs, turns, bytes |
 //! | [`install`], [`control`], [`rootfs`], [`fetch`] | the install service and its three ports |
 //! | [`service`] | what all connections share |
-//! | [`archive`], [`image`], [`builds`] | what is installed |
+//! | [`archive`], [`library`], [`image`], [`builds`] | what is installed |
 //! | [`frame`] | messages in both directions: servers and clients for programs |
 //! | [`talks`] | calls in both directions; the Pis that are connected |
 //! | [`demo`] | the main job on any machine |
@@ -33,6 +33,7 @@ pub mod files;
 pub mod frame;
 pub mod image;
 pub mod install;
+pub mod library;
 pub mod listen;
 pub mod netboot;
 pub mod orders;

@@ -25,9 +25,16 @@ pub async fn send(mut stream: TcpStream, address: IpAddr, service: Arc<Service>)
     tune(&stream, service.settings.stall);
     let pi = service.who(address);
     let _busy = service.busy.transfer();
-    let ended = match timeout(ARCHIVE_WAIT, service.archive.good()).await {
-        Ok((archive, _)) => transfer(&mut stream, &pi, &archive, &service).await,
-        Err(_) => Err(io::Error::other("there is still no archive that can be installed")),
+    let good = async {
+        match service.library.of(&pi) {
+            Ok(source) => Ok(timeout(ARCHIVE_WAIT, source.good()).await),
+            Err(reason) => Err(io::Error::other(reason)),
+        }
+    };
+    let ended = match good.await {
+        Ok(Ok((archive, _))) => transfer(&mut stream, &pi, &archive, &service).await,
+        Ok(Err(_)) => Err(io::Error::other("there is still no archive that can be installed")),
+        Err(e) => Err(e),
     };
     let Err(e) = ended else { return };
     // Not whole: the Pi must see an error, and not an end that looks like the archive's.

@@ -63,7 +63,7 @@ impl Server {
         let source = settings.rootfs.as_deref().map(Source::open).transpose()?;
         let state: Arc<dyn State> = Arc::new(Sqlite::serve(&settings.state)?);
         let ip = settings.listen;
-        let install = source.map(|source| install::Bound::open(&settings, source)).transpose()?;
+        let install = settings.install.then(|| install::Bound::open(&settings, source)).transpose()?;
         let gate = |name| Gate::new(name, settings.connections, settings.connections_per_address);
         let transfer =
             settings.transfer.as_ref().map(|s| Bound::transfer(s, ip, settings.stall, gate("transfer")));

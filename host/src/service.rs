@@ -7,9 +7,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use crate::archive::Source;
 use crate::builds::Builds;
 use crate::config::Settings;
+use crate::library::Library;
 use crate::slots::Slots;
 use crate::state::{Change, Happening, Identity, Recorder, now_ms};
 
@@ -25,7 +25,7 @@ pub struct Service {
     /// The port that sends ranges.
     pub fetch_port: u16,
     /// What to install.
-    pub archive: Arc<Source>,
+    pub library: Arc<Library>,
     /// The same as images.
     pub builds: Arc<Builds>,
     /// What is remembered.
@@ -60,7 +60,7 @@ impl Service {
     pub fn advance(&self, address: IpAddr, with: Advance) {
         if self.installs.advance(address, with) {
             let pi = Identity::of(address);
-            let orders = self.recorder.complete(&pi);
+            let orders = self.recorder.complete(&pi, None);
             let text = match orders {
                 0 => "installed: it got the whole archive and reported the end".to_owned(),
                 _ => "installed as ordered: it got the whole archive and reported the end".to_owned(),

@@ -205,11 +205,11 @@ impl Images {
     }
 
     /// Removes all images of other archives than `current` that nobody holds. Returns how many.
-    pub fn sweep(&self, current: Hash) -> usize {
+    pub fn sweep(&self, current: &[Hash]) -> usize {
         let mut images = self.lock();
         let before = images.len();
         images.retain(|image| {
-            let keep = image.header.archive == current || Arc::strong_count(image) > 1;
+            let keep = current.contains(&image.header.archive) || Arc::strong_count(image) > 1;
             if !keep {
                 log::info!("image {:.16} is not needed any more and is removed", image.hash);
                 remove(&self.folder, image.hash);
@@ -352,10 +352,10 @@ mod tests {
         let (state, hashes) = with_images(&[1, 2, 3]);
         let images = Images::open(state.path()).unwrap();
         let held = images.by_table(hashes[0]).unwrap();
-        assert_eq!(images.sweep(Hash([3; 32])), 1);
+        assert_eq!(images.sweep(&[Hash([3; 32])]), 1);
         assert!(images.by_table(hashes[1]).is_none() && images.by_table(hashes[2]).is_some());
         drop(held);
-        assert_eq!(images.sweep(Hash([3; 32])), 1);
+        assert_eq!(images.sweep(&[Hash([3; 32])]), 1);
         assert_eq!(Images::open(state.path()).unwrap().all().len(), 1);
         assert_eq!(fs::read_dir(&images.folder).unwrap().count(), 2);
     }

@@ -7,10 +7,14 @@ mod sqlite;
 
 use std::fmt;
 use std::net::IpAddr;
+use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use piman_core::hash::Hash;
+use piman_core::install::Installation;
 use serde::Serialize;
+
+use crate::archive::{Content, Stamp};
 
 pub use recorder::Recorder;
 pub use sqlite::{FILE, Sqlite};
@@ -69,6 +73,8 @@ pub struct OpenOrder {
     pub ordered_ms: u64,
     /// Whether a Pi was told to format because of it.
     pub given: bool,
+    /// How that installation is called, if the Pi knows such names.
+    pub installation: Option<Installation>,
 }
 
 /// An order with its history.
@@ -84,6 +90,9 @@ pub struct Order {
     pub given_ms: Option<u64>,
     pub completed_ms: Option<u64>,
     pub cancelled_ms: Option<u64>,
+    /// The Pi that it was given to, by the name that it is kept under.
+    pub given_to: Option<String>,
+    pub installation: Option<String>,
 }
 
 /// What happened to a Pi, at one moment.
@@ -175,6 +184,11 @@ impl Change {
         }
     }
 
+    /// Whether it is more than how far a Pi is.
+    fn is_news(&self) -> bool {
+        self.facts.is_some() || self.image.is_some() || self.error.is_some() || !self.happenings.is_empty()
+    }
+
     /// Adds what is newer. At most `limit` happenings are kept; returns how many were not.
     fn merge(&mut self, newer: Self, limit: usize) -> usize {
         self.identity = newer.identity;
@@ -196,23 +210,65 @@ impl Change {
 pub struct Batch {
     /// By device.
     pub changes: Vec<Change>,
-    /// Orders that were given to a Pi, and when.
-    pub given: Vec<(OpenOrder, u64)>,
     /// Orders that are completed, and when.
     pub completed: Vec<(OpenOrder, u64)>,
     /// The server's own troubles: a word, and what is the matter (`None`: it is over).
-    pub troubles: Vec<(&'static str, Option<String>)>,
+    pub troubles: Vec<(String, Option<String>)>,
 }
 
 impl Batch {
     /// Whether there is nothing to save.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.changes.is_empty()
-            && self.given.is_empty()
-            && self.completed.is_empty()
-            && self.troubles.is_empty()
+        self.changes.is_empty() && self.completed.is_empty() && self.troubles.is_empty()
     }
+}
+
+/// An archive with a name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the names say it; times in milliseconds since 1970")]
+pub struct Registered {
+    pub name: String,
+    pub path: PathBuf,
+    /// Whether it is for everyone who has no other.
+    pub is_default: bool,
+    pub added_ms: u64,
+}
+
+/// Which image a Pi or a group gets.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the names say it")]
+pub struct Choice {
+    pub who: String,
+    pub is_group: bool,
+    pub image: String,
+}
+
+/// All images, and who gets which.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Catalogue {
+    /// By name.
+    pub images: Vec<Registered>,
+    /// Pis first, then groups.
+    pub choices: Vec<Choice>,
+    /// Pis and the group that each is in.
+    pub members: Vec<(String, String)>,
+}
+
+/// A change of the catalogue.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the names say it")]
+pub enum Edit {
+    /// Gives an archive a name; one of that name gets this path.
+    Add { name: String, path: PathBuf },
+    /// Forgets an image, and that somebody gets it.
+    Remove { name: String },
+    /// Makes it the default; `None`: there is none.
+    Default { name: Option<String> },
+    /// Gives it to a Pi or a group; `None`: no image of its own.
+    Choose { who: String, is_group: bool, image: Option<String> },
+    /// Puts a Pi into a group, out of the one it was in; `None`: into none.
+    Join { device: String, group: Option<String> },
 }
 
 /// Why the state cannot be read or written.
@@ -296,6 +352,12 @@ pub trait State: Send + Sync {
     /// [`StateError`] if the state cannot be written.
     fn save(&self, batch: &Batch) -> Result<(), StateError>;
 
+    /// Takes note, before the Pi is told, that it is given these orders as this installation.
+    ///
+    /// # Errors
+    /// [`StateError`] if the state cannot be written: then the Pi must not be told.
+    fn give(&self, given: &[OpenOrder], pi: &Identity, number: Installation) -> Result<(), StateError>;
+
     /// Orders a reinstall of the Pi with exactly this name, for `source`.
     ///
     /// # Errors
@@ -331,6 +393,36 @@ pub trait State: Send + Sync {
     /// # Errors
     /// [`StateError`] if the state cannot be read.
     fn troubles(&self) -> Result<Vec<Happening>, StateError>;
+
+    /// All images, and who gets which.
+    ///
+    /// # Errors
+    /// [`StateError`] if the state cannot be read.
+    fn catalogue(&self) -> Result<Catalogue, StateError>;
+
+    /// Changes it; returns whether there was what had to be changed.
+    ///
+    /// # Errors
+    /// [`StateError`] if the state cannot be written.
+    fn edit(&self, edit: &Edit) -> Result<bool, StateError>;
+
+    /// The archive that this Pi gets: its own, else its group's, else the default one.
+    ///
+    /// # Errors
+    /// [`StateError`] if the state cannot be read.
+    fn image_of(&self, pi: &Identity) -> Result<Option<PathBuf>, StateError>;
+
+    /// What is known of the archive at this path, and of which version of it.
+    ///
+    /// # Errors
+    /// [`StateError`] if the state cannot be read.
+    fn known(&self, path: &Path) -> Result<Option<(Stamp, Content)>, StateError>;
+
+    /// Keeps what is known of an archive.
+    ///
+    /// # Errors
+    /// [`StateError`] if the state cannot be written.
+    fn keep(&self, path: &Path, stamp: &Stamp, facts: &Content) -> Result<(), StateError>;
 }
 
 #[cfg(test)]

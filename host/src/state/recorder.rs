@@ -1,20 +1,24 @@
 //! Between the wire and the state: takes notes without waiting, and saves them in batches.
 
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
 use std::mem;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use super::{Batch, Change, Identity, OpenOrder, State, now_ms};
+use piman_core::install::Installation;
+
+use super::{Batch, Change, Identity, OpenOrder, State, StateError, now_ms};
 
 /// How many devices may have unsaved changes; more are not noted.
 const DEVICES_MAX: usize = 20_000;
 /// How many happenings of one device are kept until they are saved; more are counted only.
 const HAPPENINGS_MAX: usize = 32;
-/// How long notes are collected before they are saved.
-const COLLECT: Duration = Duration::from_millis(50);
+/// How long mere progress is collected before it is saved; what has happened is saved at once.
+const COLLECT: Duration = Duration::from_millis(250);
+/// How long is between two saves at least: what happens to many Pis at once is saved together.
+const BREATH: Duration = Duration::from_millis(10);
 /// How long to wait after the state could not be written.
 const AGAIN: Duration = Duration::from_secs(2);
 
@@ -24,8 +28,8 @@ pub struct Recorder {
     state: Arc<dyn State>,
     notes: Mutex<Notes>,
     wake: Condvar,
-    /// What became of orders, at once: the state learns it a moment later.
-    orders: Mutex<HashMap<(i64, u64), Standing>>,
+    /// Orders that are completed: the state learns it a moment later.
+    completed: Mutex<HashSet<(i64, u64)>>,
     /// When it was last said that orders cannot be read.
     said: Mutex<Option<Instant>>,
 }
@@ -36,13 +40,19 @@ struct Notes {
     rest: Batch,
     dropped: usize,
     saving: bool,
+    /// Whether there is more than progress.
+    urgent: bool,
     closed: bool,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Standing {
-    Given,
-    Completed,
+/// A number that no other installation has.
+fn new_number() -> Installation {
+    let mut bytes = [0; 8];
+    // Without randomness the time has to do.
+    if rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty()) != Ok(8) {
+        bytes = now_ms().to_le_bytes();
+    }
+    Installation(u64::from_le_bytes(bytes))
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -59,7 +69,7 @@ impl Recorder {
             state,
             notes: Mutex::default(),
             wake: Condvar::new(),
-            orders: Mutex::default(),
+            completed: Mutex::default(),
             said: Mutex::default(),
         });
         let writer = Arc::clone(&recorder);
@@ -70,6 +80,7 @@ impl Recorder {
     /// Takes note of a change.
     pub fn note(&self, change: Change) {
         let mut notes = lock(&self.notes);
+        notes.urgent |= change.is_news();
         let room = notes.changes.len() < DEVICES_MAX;
         let over = match notes.changes.entry(change.identity.key()) {
             Entry::Occupied(mut old) => old.get_mut().merge(change, HAPPENINGS_MAX),
@@ -85,10 +96,10 @@ impl Recorder {
     }
 
     /// Takes note that the server itself has a trouble, or that it is over.
-    pub fn trouble(&self, kind: &'static str, text: Option<String>) {
+    pub fn trouble(&self, kind: &str, text: Option<String>) {
         let mut notes = lock(&self.notes);
         notes.rest.troubles.retain(|(k, _)| *k != kind);
-        notes.rest.troubles.push((kind, text));
+        notes.rest.troubles.push((kind.to_owned(), text));
         drop(notes);
         self.wake.notify_all();
     }
@@ -110,45 +121,45 @@ impl Recorder {
             }
         };
         if !open.is_empty() {
-            let known = lock(&self.orders);
-            open.retain_mut(|order| match known.get(&(order.id, order.ordered_ms)) {
-                Some(Standing::Completed) => false,
-                Some(Standing::Given) => {
-                    order.given = true;
-                    true
-                }
-                None => true,
-            });
+            let completed = lock(&self.completed);
+            open.retain(|order| !completed.contains(&(order.id, order.ordered_ms)));
         }
         open
     }
 
-    /// This Pi was told to format: its orders are given. Returns how many.
-    pub fn give(&self, pi: &Identity) -> usize {
+    /// This Pi is about to be told to format: its orders are given, which is on the disk when
+    /// this returns. Returns how many there are, and how the installation is called.
+    ///
+    /// # Errors
+    /// [`StateError`] if that cannot be kept; the Pi must not lose what it has then.
+    pub fn give(&self, pi: &Identity) -> Result<(usize, Installation), StateError> {
         let open = self.open_orders(pi);
-        self.stand(open.iter().filter(|o| !o.given), Standing::Given);
-        open.len()
+        // The one that it was given first names it, however often it has to be tried.
+        let number = open.iter().find_map(|o| o.installation).unwrap_or_else(new_number);
+        if open.iter().any(|o| !o.given || o.installation != Some(number)) {
+            self.state.give(&open, pi, number)?;
+        }
+        Ok((open.len(), number))
     }
 
-    /// The installation of this Pi is complete: so are its orders that were given. Returns how many.
-    pub fn complete(&self, pi: &Identity) -> usize {
+    /// Whether an open order was given to this Pi as this installation.
+    pub fn is_given(&self, pi: &Identity, number: Option<Installation>) -> bool {
+        number.is_some() && self.open_orders(pi).iter().any(|o| o.given && o.installation == number)
+    }
+
+    /// An installation of this Pi is complete: so are the orders that it was given as this one.
+    /// One without a number, of a Pi that knows none, completes all that were given. Returns how
+    /// many were completed.
+    pub fn complete(&self, pi: &Identity, number: Option<Installation>) -> usize {
         let mut open = self.open_orders(pi);
-        open.retain(|o| o.given);
-        self.stand(open.iter(), Standing::Completed);
-        open.len()
-    }
-
-    fn stand<'a>(&self, orders: impl Iterator<Item = &'a OpenOrder>, standing: Standing) {
+        open.retain(|o| o.given && (number.is_none() || o.installation == number));
         let now = now_ms();
-        for order in orders {
-            lock(&self.orders).insert((order.id, order.ordered_ms), standing);
-            let mut notes = lock(&self.notes);
-            match standing {
-                Standing::Given => notes.rest.given.push((*order, now)),
-                Standing::Completed => notes.rest.completed.push((*order, now)),
-            }
+        for order in &open {
+            lock(&self.completed).insert((order.id, order.ordered_ms));
+            lock(&self.notes).rest.completed.push((*order, now));
         }
         self.wake.notify_all();
+        open.len()
     }
 
     /// Waits until all notes taken so far are saved, or the time is up.
@@ -177,9 +188,10 @@ impl Recorder {
                 notes = self.wake.wait(notes).unwrap_or_else(PoisonError::into_inner);
             }
             let closed = notes.closed;
-            drop(notes);
+            let idle = |n: &mut Notes| !n.urgent && !n.closed && n.rest.is_empty();
+            drop(self.wake.wait_timeout_while(notes, COLLECT, idle));
             if !closed {
-                thread::sleep(COLLECT);
+                thread::sleep(BREATH);
             }
             let batch = self.take();
             let saved = self.state.save(&batch);
@@ -205,6 +217,7 @@ impl Recorder {
     fn take(&self) -> Batch {
         let mut notes = lock(&self.notes);
         notes.saving = true;
+        notes.urgent = false;
         if mem::take(&mut notes.dropped) > 0 {
             log::warn!("more happened than is kept: some of it is missing from the devices' events");
         }
@@ -228,7 +241,6 @@ impl Notes {
                 }
             }
         }
-        self.rest.given.splice(..0, old.given);
         self.rest.completed.splice(..0, old.completed);
         for (kind, text) in old.troubles {
             if !self.rest.troubles.iter().any(|(k, _)| *k == kind) {

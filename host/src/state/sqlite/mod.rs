@@ -1,4 +1,14 @@
 //! The state as an SQLite database in a folder.
+//!
+//! | file | what lives there |
+//! |---|---|
+//! | `save` | what happened |
+//! | `orders` | orders to reinstall |
+//! | `catalogue` | images, who gets which, and what is known of archives |
+
+mod catalogue;
+mod orders;
+mod save;
 
 use std::fs;
 use std::io;
@@ -7,17 +17,20 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, Row, params};
+use piman_core::install::Installation;
+use rusqlite::{Connection, ErrorCode, OpenFlags, Row};
 
 use super::{
-    Batch, Change, Device, Happening, Identity, OpenOrder, Order, Ordered, State, StateError, now_ms,
+    Batch, Catalogue, Device, Edit, Happening, Identity, OpenOrder, Order, Ordered, State, StateError, now_ms,
 };
+use crate::archive::{Content, Stamp};
+use save::save;
 
 /// The name of the database in the state folder.
 pub const FILE: &str = "piman.db";
 
 /// The version of the tables below.
-const FORMAT: i64 = 1;
+const FORMAT: i64 = 2;
 /// How many happenings of a device are kept.
 const HAPPENINGS_KEPT: i64 = 500;
 /// How many devices are kept.
@@ -40,7 +53,8 @@ CREATE TABLE IF NOT EXISTS devices (
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS orders (
     id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL, ordered_ms INTEGER NOT NULL,
-    source TEXT NOT NULL, given_ms INTEGER, completed_ms INTEGER, cancelled_ms INTEGER
+    source TEXT NOT NULL, given_ms INTEGER, completed_ms INTEGER, cancelled_ms INTEGER,
+    given_to TEXT, installation TEXT
 );
 CREATE UNIQUE INDEX IF NOT EXISTS open_orders ON orders (name)
     WHERE completed_ms IS NULL AND cancelled_ms IS NULL;
@@ -50,6 +64,23 @@ CREATE TABLE IF NOT EXISTS happenings (
 );
 CREATE INDEX IF NOT EXISTS happenings_of ON happenings (device, id);
 CREATE TABLE IF NOT EXISTS troubles (kind TEXT PRIMARY KEY, at_ms INTEGER NOT NULL, text TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS images (
+    name TEXT PRIMARY KEY, path BLOB NOT NULL, is_default INTEGER NOT NULL DEFAULT 0, added_ms INTEGER NOT NULL
+);
+CREATE TABLE IF NOT EXISTS choices (
+    who TEXT NOT NULL, is_group INTEGER NOT NULL, image TEXT NOT NULL, PRIMARY KEY (who, is_group)
+);
+CREATE TABLE IF NOT EXISTS members (device TEXT PRIMARY KEY, family TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS archives (
+    path BLOB PRIMARY KEY, stamp TEXT NOT NULL, id TEXT NOT NULL, unpacked_bytes INTEGER NOT NULL,
+    entries INTEGER NOT NULL, sums BLOB NOT NULL
+);
+";
+
+/// What turns tables of format 1 into these, before what is missing is made.
+const FROM_1: &str = "
+ALTER TABLE orders ADD COLUMN given_to TEXT;
+ALTER TABLE orders ADD COLUMN installation TEXT;
 ";
 
 /// A state folder's database. Readers and the writer have a connection each: with a write-ahead
@@ -215,6 +246,12 @@ fn open(file: &Path) -> Result<(Connection, Connection), StateError> {
     let tables: i64 = writer.query_row(tables, [], |row| row.get(0)).map_err(|e| sort(file, e))?;
     if found < FORMAT || tables < 4 {
         let make = || {
+            if found == 1 && tables == 4 {
+                writer.execute_batch(&format!(
+                    "BEGIN IMMEDIATE; {FROM_1} {TABLES} PRAGMA user_version = {FORMAT}; COMMIT;"
+                ))?;
+                return Ok(());
+            }
             writer.execute_batch(TABLES)?;
             writer.pragma_update(None, "user_version", FORMAT)
         };
@@ -239,17 +276,43 @@ fn moment(row: &Row<'_>, at: usize) -> rusqlite::Result<Option<u64>> {
 
 impl State for Sqlite {
     fn open_orders(&self, pi: &Identity) -> Result<Vec<OpenOrder>, StateError> {
-        let address = pi.address.to_string();
-        self.read(|db| {
-            let mut query = db.prepare_cached(
-                "SELECT id, ordered_ms, given_ms IS NOT NULL FROM orders
-                 WHERE name IN (?1, ?2, ?3) AND completed_ms IS NULL AND cancelled_ms IS NULL",
-            )?;
-            let rows = query.query_map(params![pi.serial, pi.mac, address], |row| {
-                Ok(OpenOrder { id: row.get(0)?, ordered_ms: unsigned(row, 1)?, given: row.get(2)? })
-            })?;
-            rows.collect()
-        })
+        self.read(|db| orders::open(db, pi))
+    }
+
+    fn give(&self, given: &[OpenOrder], pi: &Identity, number: Installation) -> Result<(), StateError> {
+        self.write(|db| orders::give(db, given, pi, number))
+    }
+
+    fn order(&self, name: &str, source: &str) -> Result<Ordered, StateError> {
+        self.write(|db| orders::order(db, name, source))
+    }
+
+    fn cancel(&self, name: &str) -> Result<bool, StateError> {
+        self.write(|db| orders::cancel(db, name))
+    }
+
+    fn orders(&self) -> Result<Vec<Order>, StateError> {
+        self.read(orders::all)
+    }
+
+    fn catalogue(&self) -> Result<Catalogue, StateError> {
+        self.read(catalogue::read)
+    }
+
+    fn edit(&self, edit: &Edit) -> Result<bool, StateError> {
+        self.write(|db| catalogue::edit(db, edit))
+    }
+
+    fn image_of(&self, pi: &Identity) -> Result<Option<PathBuf>, StateError> {
+        self.read(|db| catalogue::image_of(db, pi))
+    }
+
+    fn known(&self, path: &Path) -> Result<Option<(Stamp, Content)>, StateError> {
+        self.read(|db| catalogue::known(db, path))
+    }
+
+    fn keep(&self, path: &Path, stamp: &Stamp, facts: &Content) -> Result<(), StateError> {
+        self.write(|db| catalogue::keep(db, path, stamp, facts))
     }
 
     fn save(&self, batch: &Batch) -> Result<(), StateError> {
@@ -266,61 +329,6 @@ impl State for Sqlite {
             saved => return saved,
         }
         self.write(|db| save(db, batch))
-    }
-
-    fn order(&self, name: &str, source: &str) -> Result<Ordered, StateError> {
-        self.write(|db| {
-            let work = db.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
-            let open = work
-                .query_row(
-                    "SELECT ordered_ms, given_ms IS NOT NULL FROM orders
-                     WHERE name = ?1 AND completed_ms IS NULL AND cancelled_ms IS NULL",
-                    [name],
-                    |row| Ok(Ordered::Already { ordered_ms: unsigned(row, 0)?, given: row.get(1)? }),
-                )
-                .optional()?;
-            if let Some(already) = open {
-                return Ok(already);
-            }
-            work.execute(
-                "INSERT INTO orders (name, ordered_ms, source) VALUES (?1, ?2, ?3)",
-                params![name, signed(now_ms()), source],
-            )?;
-            work.commit()?;
-            Ok(Ordered::New)
-        })
-    }
-
-    fn cancel(&self, name: &str) -> Result<bool, StateError> {
-        self.write(|db| {
-            let changed = db.execute(
-                "UPDATE orders SET cancelled_ms = ?2
-                 WHERE name = ?1 AND completed_ms IS NULL AND cancelled_ms IS NULL",
-                params![name, signed(now_ms())],
-            )?;
-            Ok(changed > 0)
-        })
-    }
-
-    fn orders(&self) -> Result<Vec<Order>, StateError> {
-        self.read(|db| {
-            let mut query = db.prepare_cached(
-                "SELECT id, name, ordered_ms, source, given_ms, completed_ms, cancelled_ms
-                 FROM orders ORDER BY id DESC",
-            )?;
-            let rows = query.query_map([], |row| {
-                Ok(Order {
-                    id: row.get(0)?,
-                    name: row.get(1)?,
-                    ordered_ms: unsigned(row, 2)?,
-                    source: row.get(3)?,
-                    given_ms: moment(row, 4)?,
-                    completed_ms: moment(row, 5)?,
-                    cancelled_ms: moment(row, 6)?,
-                })
-            })?;
-            rows.collect()
-        })
     }
 
     fn devices(&self) -> Result<Vec<Device>, StateError> {
@@ -376,133 +384,4 @@ impl State for Sqlite {
 
 fn happening(row: &Row<'_>) -> rusqlite::Result<Happening> {
     Ok(Happening { at_ms: unsigned(row, 0)?, kind: row.get(1)?, text: row.get(2)? })
-}
-
-fn save(db: &mut Connection, batch: &Batch) -> rusqlite::Result<()> {
-    let work = db.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
-    for change in &batch.changes {
-        save_change(&work, change)?;
-    }
-    for (order, at) in &batch.given {
-        work.prepare_cached(
-            "UPDATE orders SET given_ms = coalesce(given_ms, ?3) WHERE id = ?1 AND ordered_ms = ?2",
-        )?
-        .execute(params![order.id, signed(order.ordered_ms), signed(*at)])?;
-    }
-    for (order, at) in &batch.completed {
-        work.prepare_cached(
-            "UPDATE orders SET completed_ms = coalesce(completed_ms, ?3) WHERE id = ?1 AND ordered_ms = ?2",
-        )?
-        .execute(params![order.id, signed(order.ordered_ms), signed(*at)])?;
-    }
-    if !batch.completed.is_empty() {
-        work.execute(
-            "DELETE FROM orders WHERE id <= (SELECT max(id) FROM orders) - ?1
-             AND (completed_ms IS NOT NULL OR cancelled_ms IS NOT NULL)",
-            [ORDERS_KEPT],
-        )?;
-    }
-    for (kind, text) in &batch.troubles {
-        match text {
-            Some(text) => work.execute(
-                "INSERT OR REPLACE INTO troubles (kind, at_ms, text) VALUES (?1, ?2, ?3)",
-                params![kind, signed(now_ms()), text],
-            )?,
-            None => work.execute("DELETE FROM troubles WHERE kind = ?1", [kind])?,
-        };
-    }
-    work.commit()
-}
-
-fn save_change(work: &Connection, change: &Change) -> rusqlite::Result<()> {
-    let key = change.identity.key();
-    adopt(work, &change.identity, &key)?;
-    let (seen, address) = (signed(change.seen_ms), change.identity.address.to_string());
-    let new = work
-        .prepare_cached(
-            "INSERT INTO devices (key, address, first_seen_ms, last_seen_ms) VALUES (?1, ?2, ?3, ?3)
-             ON CONFLICT (key) DO NOTHING",
-        )?
-        .execute(params![key, address, seen])?;
-    let (done, total) = change.progress.unwrap_or_default();
-    let (error, error_given) = (change.error.clone().flatten(), change.error.is_some());
-    work.prepare_cached(
-        "UPDATE devices SET serial = coalesce(?2, serial), mac = coalesce(?3, mac), address = ?4,
-            last_seen_ms = max(last_seen_ms, ?5), stage = coalesce(?6, stage),
-            done_bytes = iif(?7, ?8, done_bytes), total_bytes = iif(?7, ?9, total_bytes),
-            image = coalesce(?10, image), last_error = iif(?11, ?12, last_error),
-            last_error_ms = iif(?11, iif(?12 IS NULL, NULL, ?5), last_error_ms)
-         WHERE key = ?1",
-    )?
-    .execute(params![
-        key,
-        change.identity.serial,
-        change.identity.mac,
-        address,
-        seen,
-        change.stage,
-        change.progress.is_some(),
-        signed(done),
-        signed(total),
-        change.image.map(|id| id.to_string()),
-        error_given,
-        error,
-    ])?;
-    if let Some(facts) = &change.facts {
-        work.prepare_cached(
-            "UPDATE devices SET model = coalesce(?2, model), agent = coalesce(?3, agent), card = ?4,
-                disk_bytes = iif(?5 > 0, ?5, disk_bytes), root_bytes = iif(?6 > 0, ?6, root_bytes)
-             WHERE key = ?1",
-        )?
-        .execute(params![
-            key,
-            facts.model,
-            facts.agent,
-            facts.card.map(|id| id.to_string()),
-            signed(facts.disk_bytes),
-            signed(facts.root_bytes),
-        ])?;
-    }
-    for h in &change.happenings {
-        work.prepare_cached("INSERT INTO happenings (device, at_ms, kind, text) VALUES (?1, ?2, ?3, ?4)")?
-            .execute(params![key, signed(h.at_ms), h.kind, h.text])?;
-    }
-    if !change.happenings.is_empty() {
-        work.prepare_cached(
-            "DELETE FROM happenings WHERE device = ?1 AND id <=
-                (SELECT id FROM happenings WHERE device = ?1 ORDER BY id DESC LIMIT 1 OFFSET ?2)",
-        )?
-        .execute(params![key, HAPPENINGS_KEPT])?;
-    }
-    if new > 0 { forget_the_oldest(work) } else { Ok(()) }
-}
-
-/// A Pi that was known by its address or hardware address only has said its name.
-fn adopt(work: &Connection, pi: &Identity, key: &str) -> rusqlite::Result<()> {
-    if pi.serial.is_none() && pi.mac.is_none() {
-        return Ok(());
-    }
-    let by_address = Some(pi.address.to_string());
-    let by_mac = pi.serial.as_ref().and(pi.mac.as_ref()).map(|mac| mac.to_string());
-    for old in [by_address, by_mac].into_iter().flatten() {
-        let gone = work.prepare_cached("DELETE FROM devices WHERE key = ?1")?.execute([&old])?;
-        if gone > 0 {
-            work.execute("UPDATE happenings SET device = ?1 WHERE device = ?2", [key, &old])?;
-        }
-    }
-    Ok(())
-}
-
-fn forget_the_oldest(work: &Connection) -> rusqlite::Result<()> {
-    let count: i64 = work.prepare_cached("SELECT count(*) FROM devices")?.query_row([], |row| row.get(0))?;
-    if count <= DEVICES_KEPT {
-        return Ok(());
-    }
-    // A tenth at once, so that it is not done for every new device.
-    work.execute(
-        "DELETE FROM devices WHERE key IN (SELECT key FROM devices ORDER BY last_seen_ms LIMIT ?1)",
-        [DEVICES_KEPT / 10],
-    )?;
-    work.execute("DELETE FROM happenings WHERE device NOT IN (SELECT key FROM devices)", [])?;
-    Ok(())
 }

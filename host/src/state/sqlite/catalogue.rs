@@ -1,0 +1,122 @@
+//! Images, who gets which, and what is known of archives.
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use piman_core::hash::Hash;
+use rusqlite::{Connection, OptionalExtension, Row, TransactionBehavior, params};
+
+use super::{signed, unsigned};
+use crate::archive::{Content, Stamp};
+use crate::state::{Catalogue, Choice, Edit, Identity, Registered, now_ms};
+
+fn path(row: &Row<'_>, at: usize) -> rusqlite::Result<PathBuf> {
+    Ok(PathBuf::from(OsStr::from_bytes(row.get_ref(at)?.as_bytes()?)))
+}
+
+fn bytes(path: &Path) -> &[u8] {
+    path.as_os_str().as_bytes()
+}
+
+pub(super) fn read(db: &Connection) -> rusqlite::Result<Catalogue> {
+    let mut query = db.prepare_cached("SELECT name, path, is_default, added_ms FROM images ORDER BY name")?;
+    let images = query.query_map([], |row| {
+        let (name, is_default) = (row.get(0)?, row.get(2)?);
+        Ok(Registered { name, path: path(row, 1)?, is_default, added_ms: unsigned(row, 3)? })
+    })?;
+    let images = images.collect::<rusqlite::Result<_>>()?;
+    let mut query = db.prepare_cached("SELECT who, is_group, image FROM choices ORDER BY is_group, who")?;
+    let choices = query
+        .query_map([], |row| Ok(Choice { who: row.get(0)?, is_group: row.get(1)?, image: row.get(2)? }))?;
+    let choices = choices.collect::<rusqlite::Result<_>>()?;
+    let mut query = db.prepare_cached("SELECT device, family FROM members ORDER BY family, device")?;
+    let members = query.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?;
+    Ok(Catalogue { images, choices, members: members.collect::<rusqlite::Result<_>>()? })
+}
+
+/// A Pi's own image, else its group's, else the default.
+pub(super) fn image_of(db: &Connection, pi: &Identity) -> rusqlite::Result<Option<PathBuf>> {
+    let mut query = db.prepare_cached(
+        "SELECT path, 1 AS rank FROM images JOIN choices ON image = name
+             WHERE NOT is_group AND who IN (?1, ?2, ?3)
+         UNION ALL SELECT path, 2 FROM images JOIN choices ON image = name JOIN members ON family = who
+             WHERE is_group AND device IN (?1, ?2, ?3)
+         UNION ALL SELECT path, 3 FROM images WHERE is_default ORDER BY rank LIMIT 1",
+    )?;
+    query.query_row(params![pi.serial, pi.mac, pi.address.to_string()], |row| path(row, 0)).optional()
+}
+
+/// Returns whether there was something to change.
+pub(super) fn edit(db: &mut Connection, edit: &Edit) -> rusqlite::Result<bool> {
+    let work = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    let known = |name: &str| {
+        work.query_row("SELECT count(*) FROM images WHERE name = ?1", [name], |row| row.get::<_, bool>(0))
+    };
+    let changed = match edit {
+        Edit::Add { name, path } => work.execute(
+            "INSERT INTO images (name, path, added_ms) VALUES (?1, ?2, ?3)
+             ON CONFLICT (name) DO UPDATE SET path = ?2, added_ms = ?3",
+            params![name, bytes(path), signed(now_ms())],
+        )?,
+        Edit::Remove { name } => {
+            work.execute("DELETE FROM choices WHERE image = ?1", [name])?;
+            work.execute("DELETE FROM images WHERE name = ?1", [name])?
+        }
+        Edit::Default { name: Some(name) } if !known(name)? => 0,
+        Edit::Default { name } => work
+            .execute("UPDATE images SET is_default = (name IS ?1) WHERE is_default OR name IS ?1", [name])?,
+        Edit::Choose { image: Some(image), .. } if !known(image)? => 0,
+        Edit::Choose { who, is_group, image: Some(image) } => work.execute(
+            "INSERT OR REPLACE INTO choices (who, is_group, image) VALUES (?1, ?2, ?3)",
+            params![who, is_group, image],
+        )?,
+        Edit::Choose { who, is_group, image: None } => {
+            work.execute("DELETE FROM choices WHERE who = ?1 AND is_group = ?2", params![who, is_group])?
+        }
+        Edit::Join { device, group: Some(group) } => work.execute(
+            "INSERT OR REPLACE INTO members (device, family) VALUES (?1, ?2)",
+            params![device, group],
+        )?,
+        Edit::Join { device, group: None } => {
+            work.execute("DELETE FROM members WHERE device = ?1", [device])?
+        }
+    };
+    work.commit()?;
+    Ok(changed > 0)
+}
+
+pub(super) fn known(db: &Connection, path: &Path) -> rusqlite::Result<Option<(Stamp, Content)>> {
+    let mut query =
+        db.prepare_cached("SELECT stamp, id, unpacked_bytes, entries, sums FROM archives WHERE path = ?1")?;
+    let found = query.query_row([bytes(path)], |row| {
+        let (stamp, id): (String, String) = (row.get(0)?, row.get(1)?);
+        let facts = |id| -> rusqlite::Result<Content> {
+            Ok(Content {
+                id,
+                unpacked_bytes: unsigned(row, 2)?,
+                entries: unsigned(row, 3)?,
+                sums: row.get(4)?,
+            })
+        };
+        // What cannot be read is made anew.
+        Ok(Stamp::parse(&stamp).zip(Hash::parse(&id).map(facts).transpose()?))
+    });
+    Ok(found.optional()?.flatten())
+}
+
+pub(super) fn keep(db: &Connection, path: &Path, stamp: &Stamp, facts: &Content) -> rusqlite::Result<()> {
+    db.prepare_cached(
+        "INSERT OR REPLACE INTO archives (path, stamp, id, unpacked_bytes, entries, sums)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+    )?
+    .execute(params![
+        bytes(path),
+        stamp.to_string(),
+        facts.id.to_string(),
+        signed(facts.unpacked_bytes),
+        signed(facts.entries),
+        facts.sums
+    ])?;
+    Ok(())
+}
