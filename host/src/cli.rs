@@ -83,6 +83,9 @@ enum Command {
         /// Print JSON; times are milliseconds since 1970
         #[arg(long)]
         json: bool,
+        /// Show what was ordered for them and what became of it
+        #[arg(long, conflicts_with = "json")]
+        history: bool,
     },
     /// Show one Pi, and what happened to it
     Device {
@@ -146,19 +149,27 @@ enum Netboot {
 
 /// Where the state is.
 #[derive(Debug, Args)]
-struct StateFolder {
+pub struct StateFolder {
     /// The server's state folder [default: /var/lib/piman for root, else ~/.local/state/piman]
     #[arg(long = "state", value_name = "DIR")]
     folder: Option<PathBuf>,
+    /// The server's configuration file, which names it
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
 }
 
 impl StateFolder {
-    fn path(self) -> PathBuf {
-        self.folder.unwrap_or_else(state_folder)
+    /// Where it is.
+    ///
+    /// # Errors
+    /// If the configuration cannot be read.
+    pub fn path(&self) -> anyhow::Result<PathBuf> {
+        let configured = self.config.as_deref().map(Options::read).transpose()?.and_then(|file| file.state);
+        Ok(self.folder.clone().or(configured).unwrap_or_else(state_folder))
     }
 
-    fn open(self) -> anyhow::Result<Sqlite> {
-        Ok(Sqlite::command(&self.path())?)
+    fn open(&self) -> anyhow::Result<Sqlite> {
+        Ok(Sqlite::command(&self.path()?)?)
     }
 }
 
@@ -195,17 +206,21 @@ impl Cli {
                 }
                 print(&orders::reinstall(&state, &devices, cancel)?)
             }
-            Command::Devices { state, json } => print(&devices::all(&state.open()?, json)?),
+            Command::Devices { state, history: true, .. } => {
+                use crate::state::State as _;
+                print(&orders::table(&state.open()?.orders()?))
+            }
+            Command::Devices { state, json, .. } => print(&devices::all(&state.open()?, json)?),
             Command::Device { state, json, name } => print(&devices::one(&state.open()?, &name, json)?),
             Command::Get(args) => transfer::cli::run_get(&args),
             Command::Put(args) => transfer::cli::run_put(&args),
             Command::Stream(args) => stream::cli::run_stream(&args),
             Command::Call { state, json, timeout, device, function, args } => {
                 let wanted = talks::command::Wanted { device, function, args, within: timeout.0, json };
-                outcome(talks::command::call(&state.path(), &wanted)?)
+                outcome(talks::command::call(&state.path()?, &wanted)?)
             }
             Command::Status { state, json, timeout } => {
-                outcome(talks::command::status(&state.path(), timeout.0, json)?)
+                outcome(talks::command::status(&state.path()?, timeout.0, json)?)
             }
             Command::Netboot(Netboot::Build(ingredients)) => {
                 print(&netboot::build::build(&ingredients)?.describe())

@@ -74,6 +74,8 @@ struct Guest<'a> {
     /// Why it has to wait, if something is wrong.
     wrong: String,
     installing: Option<BusyWith>,
+    /// What it was doing when it last said so.
+    at: Option<Stage>,
     /// What it is told to install.
     image: Option<Hash>,
     /// How that is called.
@@ -101,6 +103,7 @@ impl<'a> Guest<'a> {
             quiet: false,
             wrong: String::new(),
             installing: None,
+            at: None,
             image: None,
             installation: None,
             orders: 0,
@@ -367,7 +370,12 @@ impl Fleet for Guest<'_> {
             }
             Event::Progress { stage: at, done, total } => {
                 let change = Change { progress: Some((done, total)), ..self.change() };
-                self.service.recorder.note(stage(at.word(), change));
+                let change = stage(at.word(), change);
+                if self.at.replace(at) == Some(at) {
+                    self.service.recorder.note(change);
+                } else {
+                    self.service.recorder.news(change);
+                }
             }
             Event::Committed { id, installation } => self.installed(id, installation),
             Event::Failed { stage: at, text } => self.failed(at, text),

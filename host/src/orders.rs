@@ -32,9 +32,11 @@ pub fn resolve(text: &str, devices: &[Device]) -> anyhow::Result<Named> {
         let here = devices.iter().find(|d| d.address == name);
         let note = match here {
             None => unseen("address"),
-            Some(Device { serial: Some(serial), .. }) => Some(format!(
-                "whoever has this address is meant; now that is {serial}, which is a name that stays"
-            )),
+            // An address may be another Pi's tomorrow.
+            Some(Device { serial: Some(own), .. } | Device { mac: Some(own), .. }) => {
+                let note = Some(format!("this is {name}, as long as it has that address"));
+                return Ok(Named { name: own.clone(), note });
+            }
             Some(_) => None,
         };
         return Ok(Named { name, note });
@@ -183,7 +185,7 @@ mod tests {
         let devices = seen();
         for (text, name, noted) in [
             ("10.0.0.10", "10.0.0.10", false),
-            ("10.0.0.1", "10.0.0.1", true),
+            ("10.0.0.1", "10000000abcdef01", true),
             ("10.0.0.100", "10.0.0.100", true),
             ("B8-27-EB-00-00-01", "b8:27:eb:00:00:01", false),
             ("10000000ABCDEF01", "10000000abcdef01", false),

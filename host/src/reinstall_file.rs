@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 
+use crate::orders::resolve;
 use crate::state::{Ordered, State};
 
 /// How often the file is looked at, and how long it must be still before it is taken.
@@ -142,10 +143,12 @@ fn import(file: &Path, taken: &Path, state: &dyn State) -> anyhow::Result<()> {
             Ok(None) => {}
             Ok(Some(address)) => {
                 let source = format!("{name}:{number}");
-                match state.order(&address.to_string(), &source)? {
-                    Ordered::New => log::info!("{source}: a reinstall of {address} is ordered"),
+                // An address that is known to be a certain Pi's stands for that one.
+                let pi = resolve(&address.to_string(), &state.devices()?)?.name;
+                match state.order(&pi, &source)? {
+                    Ordered::New => log::info!("{source}: a reinstall of {pi} is ordered"),
                     Ordered::Already { .. } => {
-                        log::info!("{source}: a reinstall of {address} was ordered already")
+                        log::info!("{source}: a reinstall of {pi} was ordered already")
                     }
                 }
             }

@@ -163,6 +163,12 @@ impl Server {
         agent
     }
 
+    /// Kills it, as a power cut does.
+    pub fn kill(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
     /// Asks it to stop, as an init system does.
     ///
     /// # Panics

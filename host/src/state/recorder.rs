@@ -79,8 +79,18 @@ impl Recorder {
 
     /// Takes note of a change.
     pub fn note(&self, change: Change) {
+        let urgent = change.is_news();
+        self.put(change, urgent);
+    }
+
+    /// Takes note of a change that is to be seen at once, small as it is.
+    pub fn news(&self, change: Change) {
+        self.put(change, true);
+    }
+
+    fn put(&self, change: Change, urgent: bool) {
         let mut notes = lock(&self.notes);
-        notes.urgent |= change.is_news();
+        notes.urgent |= urgent;
         let room = notes.changes.len() < DEVICES_MAX;
         let over = match notes.changes.entry(change.identity.key()) {
             Entry::Occupied(mut old) => old.get_mut().merge(change, HAPPENINGS_MAX),

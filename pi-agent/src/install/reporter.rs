@@ -3,7 +3,7 @@
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use piman_core::hash::Hash;
 use piman_core::install::{Hello, Installation, Milestone, Notice, Report};
@@ -16,6 +16,8 @@ use crate::talk::Talk;
 
 /// How often the counters are reported.
 const PERIOD: Duration = Duration::from_secs(1);
+/// How often it is looked whether another stage has begun, which is reported at once.
+const LOOK: Duration = Duration::from_millis(100);
 
 /// How often it is tried to tell a server that went away how the installation ended.
 const TELL_TRIES: u32 = 5;
@@ -35,12 +37,14 @@ impl<'a> Reporter<'a> {
         let (stop, stopped) = channel::<()>();
         let (shared, progress) = (Arc::clone(&talk), Arc::clone(progress));
         let thread = thread::spawn(move || {
-            let mut last = None;
-            while stopped.recv_timeout(PERIOD) == Err(RecvTimeoutError::Timeout) {
+            let mut last = progress.snapshot();
+            let mut said = Instant::now();
+            while stopped.recv_timeout(LOOK) == Err(RecvTimeoutError::Timeout) {
                 let now = progress.snapshot();
-                if last.replace(now) == Some(now) {
+                if now == last || (now.stage == last.stage && said.elapsed() < PERIOD) {
                     continue;
                 }
+                (last, said) = (now, Instant::now());
                 let mut talk = shared.lock().unwrap_or_else(PoisonError::into_inner);
                 let notice = Notice::Progress { stage: now.stage, done: now.done, total: now.total };
                 if talk.as_mut().is_some_and(|t| t.notify(notice).is_err()) {
