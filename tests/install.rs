@@ -218,7 +218,7 @@ impl drive::Pi for Card {
         self.date = Some(date);
         true
     }
-    fn addresses(&mut self, out: &mut dyn std::fmt::Write) {
+    fn addresses(&mut self, out: &mut impl std::fmt::Write) {
         let _ = out.write_str("172.30.1.10");
     }
     fn wipe(&mut self) -> bool {

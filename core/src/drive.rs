@@ -4,16 +4,17 @@
 use core::fmt::{self, Write as _};
 
 use embedded_io_async::{Read, Write};
-use heapless::{String, Vec};
 
 use crate::error::{Error, PeerError};
 use crate::install::{
-    Agent, AgentStep, Date, Decision, Event, Fleet, Milestone, Notice, Report, Session, Start, Step, TEXT_MAX,
+    Agent, AgentStep, Date, Decision, Event, Fleet, Hello, MARK, Milestone, Notice, Report, Session, Start,
+    Step, TEXT_MAX,
 };
-use crate::line::{Framer, LINE_MAX, TooLong};
+use crate::line::{Framer, TooLong};
+use crate::words::{Piece, Words as _};
 
 /// Serves one Pi on the control connection until the session or the stream ends.
-/// `buf` bounds the length of a line ([`LINE_MAX`] for all that old peers send).
+/// `buf` bounds the length of a line ([`LINE_MAX`](crate::line::LINE_MAX) for all that old peers send).
 ///
 /// # Errors
 /// [`Error::Io`] if the stream fails. The end of the stream at any moment is no error: a Pi
@@ -58,7 +59,7 @@ pub async fn serve<T: Read + Write>(
 async fn obey<T: Write>(io: &mut T, step: Step) -> Result<bool, Error<T::Error>> {
     match step {
         Step::Read => Ok(false),
-        Step::Send(command) => send_within::<_, COMMAND_PIECE>(io, &command).await.map(|()| false),
+        Step::Send(command) => say::<_, COMMAND_PIECE>(io, |to| command.words(to)).await.map(|()| false),
         Step::Close => Ok(true),
     }
 }
@@ -69,7 +70,7 @@ pub trait Pi {
     fn set_date(&mut self, date: Date) -> bool;
 
     /// Writes the Pi's addresses, one per line, without a newline at the end.
-    fn addresses(&mut self, out: &mut dyn fmt::Write);
+    fn addresses(&mut self, out: &mut impl fmt::Write);
 
     /// Wipes the root filesystem; returns whether it is gone.
     fn wipe(&mut self) -> bool;
@@ -86,74 +87,96 @@ pub async fn attend<T: Read + Write>(
     start: Start<'_>,
     pi: &mut impl Pi,
 ) -> Result<Decision, Error<T::Error>> {
-    if let Some(hello) = start.hello {
-        notify(io, Notice::Hello(hello)).await?;
-    }
-    report(io, start.report()).await?;
     let mut framer = Framer::new(buf);
     let mut agent = Agent::new();
+    let mut step = None;
     loop {
-        loop {
-            let step = match framer.next_line() {
-                Ok(Some(line)) => agent.handle(line),
-                Ok(None) => break,
-                Err(TooLong) => {
-                    warning!("the server sent a line that is too long");
-                    continue;
-                }
+        for then in [false, true] {
+            let line = match &step {
+                None if then => start.report().word().map(Line::Word),
+                None => start.hello.as_ref().map(Line::Hello),
+                Some(step) => Line::about(step, then, pi),
             };
-            match step {
-                AgentStep::Read => {}
-                AgentStep::SetDate(date) => {
-                    report(io, Report::Milestone(Milestone::ReceivedDate)).await?;
-                    if pi.set_date(date) {
-                        report(io, Report::Milestone(Milestone::SetDate)).await?;
-                    }
-                }
-                AgentStep::Addresses => {
-                    let mut text = String::<LINE_MAX>::new();
-                    pi.addresses(&mut text);
-                    send(io, &format_args!("{text}\n")).await?;
-                }
-                AgentStep::Wipe => {
-                    report(io, Report::Milestone(Milestone::ReceivedReinstall)).await?;
-                    if pi.wipe() {
-                        report(io, Report::Uninstalled).await?;
-                    }
-                }
-                AgentStep::Unknown(line) => {
-                    let line = line.get(..TEXT_MAX).unwrap_or(line);
-                    put(io, b"Sorry don't know how to do ").await?;
-                    put(io, line).await?;
-                    put(io, b"\n").await?;
-                    io.flush().await?;
-                }
-                AgentStep::Decided(milestone, decision) => {
-                    if let Some(milestone) = milestone {
-                        report(io, Report::Milestone(milestone)).await?;
-                    }
-                    return Ok(decision);
-                }
+            if let Some(line) = line {
+                say::<_, PIECE>(io, |to| line.words(to, pi)).await?;
             }
         }
-        let n = io.read(framer.spare()).await?;
-        if n == 0 {
-            return Err(Error::Peer(PeerError::Closed));
+        if let Some(AgentStep::Decided(_, decision)) = step {
+            return Ok(decision);
         }
-        framer.filled(n);
+        step = loop {
+            match framer.next_line() {
+                Ok(Some(line)) => break Some(agent.handle(line)),
+                Err(TooLong) => warning!("the server sent a line that is too long"),
+                Ok(None) => {
+                    let n = io.read(framer.spare()).await?;
+                    if n == 0 {
+                        return Err(Error::Peer(PeerError::Closed));
+                    }
+                    framer.filled(n);
+                }
+            }
+        };
     }
 }
 
-/// Sends one report that is a word; noise is not sent.
+/// A line that the Pi answers with.
+enum Line<'a> {
+    Hello(&'a Hello<'a>),
+    Word(&'static str),
+    Addresses,
+    Sorry(&'a [u8]),
+}
+
+impl<'a> Line<'a> {
+    /// What is said before the step is carried out; then carries it out and says how it was.
+    fn about(step: &AgentStep<'a>, then: bool, pi: &mut impl Pi) -> Option<Self> {
+        Some(Self::Word(match (step, then) {
+            (AgentStep::SetDate(_), false) => Milestone::ReceivedDate.word(),
+            (AgentStep::SetDate(date), true) if pi.set_date(*date) => Milestone::SetDate.word(),
+            (AgentStep::Wipe, false) => Milestone::ReceivedReinstall.word(),
+            (AgentStep::Wipe, true) if pi.wipe() => Report::Uninstalled.word()?,
+            (AgentStep::Decided(Some(milestone), _), false) => milestone.word(),
+            (AgentStep::Unknown(line), false) => return Some(Self::Sorry(line)),
+            (AgentStep::Addresses, false) => return Some(Self::Addresses),
+            _ => return None,
+        }))
+    }
+
+    fn words(&self, to: &mut Piece<PIECE>, pi: &mut impl Pi) -> fmt::Result {
+        match self {
+            Self::Hello(hello) => {
+                to.write_str(MARK)?;
+                hello.words(to)?;
+            }
+            Self::Word(word) => to.write_str(word)?,
+            Self::Addresses => pi.addresses(to),
+            Self::Sorry(line) => {
+                to.write_str("Sorry don't know how to do ")?;
+                line.iter().take(TEXT_MAX).for_each(|byte| to.put(*byte));
+            }
+        }
+        to.write_char('\n')
+    }
+}
+
+/// Sends one report that is a word or a line of ours; noise is not sent.
 ///
 /// # Errors
 /// [`Error::Io`] if the stream fails.
 pub async fn report<T: Write>(io: &mut T, report: Report<'_>) -> Result<(), Error<T::Error>> {
-    match (report.word(), report) {
-        (Some(word), _) => send(io, &format_args!("{word}\n")).await,
-        (None, Report::Ours(notice)) => notify(io, notice).await,
+    say::<_, PIECE>(io, |to| match (report.word(), &report) {
+        (Some(word), _) => {
+            to.write_str(word)?;
+            to.write_char('\n')
+        }
+        (None, Report::Ours(notice)) => {
+            notice.words(to)?;
+            to.write_char('\n')
+        }
         (None, _) => Ok(()),
-    }
+    })
+    .await
 }
 
 /// Sends one line of ours.
@@ -161,60 +184,31 @@ pub async fn report<T: Write>(io: &mut T, report: Report<'_>) -> Result<(), Erro
 /// # Errors
 /// [`Error::Io`] if the stream fails.
 pub async fn notify<T: Write>(io: &mut T, notice: Notice<'_>) -> Result<(), Error<T::Error>> {
-    send(io, &format_args!("{notice}\n")).await
+    report(io, Report::Ours(notice)).await
 }
+
+/// What the Pi's side holds of a line on its way, in bytes: most lines leave in one write.
+const PIECE: usize = 128;
 
 /// How much of a command is written at once, in bytes: a server holds this room for each Pi.
 /// All that old peers are told fits.
 const COMMAND_PIECE: usize = 352;
 
-/// Writes what fits one line of ours at once, so that it leaves in one segment.
-async fn send<T: Write>(io: &mut T, what: &impl fmt::Display) -> Result<(), Error<T::Error>> {
-    send_within::<T, LINE_MAX>(io, what).await
-}
-
-/// Writes in pieces of `MAX` bytes; what is longer is formatted once for each piece.
-async fn send_within<T: Write, const MAX: usize>(
+/// Writes a text, `N` bytes at once, so that most leave in one segment: `words` is called until it
+/// has been taken whole.
+async fn say<T: Write, const N: usize>(
     io: &mut T,
-    what: &impl fmt::Display,
+    mut words: impl FnMut(&mut Piece<N>) -> fmt::Result,
 ) -> Result<(), Error<T::Error>> {
-    let mut sent = 0;
-    loop {
-        let mut piece = Piece::<MAX> { skip: sent, bytes: Vec::new(), more: false };
-        // It takes all that is written to it.
-        let _ = write!(piece, "{what}");
-        put(io, &piece.bytes).await?;
-        sent += piece.bytes.len();
-        if !piece.more || piece.bytes.is_empty() {
-            return Ok(io.flush().await?);
-        }
+    let mut piece = Piece::new();
+    while piece.fill(&mut words) {
+        put(io, piece.bytes()).await?;
     }
-}
-
-/// `MAX` bytes of a text, behind those that were sent.
-struct Piece<const MAX: usize> {
-    skip: usize,
-    bytes: Vec<u8, MAX>,
-    /// Whether there is more behind them.
-    more: bool,
-}
-
-impl<const MAX: usize> fmt::Write for Piece<MAX> {
-    fn write_str(&mut self, text: &str) -> fmt::Result {
-        let text = text.as_bytes();
-        let fresh = text.get(self.skip..).unwrap_or_default();
-        self.skip = self.skip.saturating_sub(text.len());
-        let room = MAX - self.bytes.len();
-        let fits = fresh.get(..room).unwrap_or(fresh);
-        self.more |= fits.len() < fresh.len();
-        // It fits.
-        let _ = self.bytes.extend_from_slice(fits);
-        Ok(())
-    }
+    Ok(io.flush().await?)
 }
 
 /// `write_all`, with a write of 0 as the peer's fault instead of a panic.
-pub(crate) async fn put<T: Write>(io: &mut T, mut bytes: &[u8]) -> Result<(), Error<T::Error>> {
+pub async fn put<T: Write>(io: &mut T, mut bytes: &[u8]) -> Result<(), Error<T::Error>> {
     while !bytes.is_empty() {
         match io.write(bytes).await? {
             0 => return Err(Error::Peer(PeerError::Deaf)),
@@ -234,25 +228,6 @@ mod tests {
         let date = Date::new(2026, 11, 21, 3, 24, 7).unwrap();
         for command in [Command::Boot, Command::Format(None), Command::Reinstall, Command::Date(date)] {
             assert!(std::format!("{command}").len() <= COMMAND_PIECE);
-        }
-    }
-
-    #[test]
-    fn pieces_of_every_size_are_the_whole() {
-        fn pieces<const MAX: usize>() -> std::string::String {
-            let mut whole = std::vec::Vec::new();
-            loop {
-                let mut piece = Piece::<MAX> { skip: whole.len(), bytes: Vec::new(), more: false };
-                let bird = "é\u{1f980}";
-                write!(piece, "{bird} {}", 12_345).unwrap();
-                whole.extend_from_slice(&piece.bytes);
-                if !piece.more {
-                    return std::string::String::from_utf8(whole).unwrap();
-                }
-            }
-        }
-        for text in [pieces::<1>(), pieces::<2>(), pieces::<5>(), pieces::<12>(), pieces::<13>()] {
-            assert_eq!(text, "é\u{1f980} 12345");
         }
     }
 }

@@ -2,6 +2,8 @@
 
 use core::fmt;
 
+use crate::words::{self, Words};
+
 /// A BLAKE3 hash. What it is taken over is said where it is used.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
@@ -11,22 +13,23 @@ impl Hash {
     /// Reads exactly 64 hexadecimal digits of either case; anything else is `None`.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
-        let digits: &[u8; 64] = text.as_bytes().try_into().ok()?;
+        Self::from_hex(text.as_bytes())
+    }
+
+    pub(crate) fn from_hex(digits: &[u8]) -> Option<Self> {
+        let digits: &[u8; 64] = digits.try_into().ok()?;
         let mut bytes = [0; 32];
         for (byte, pair) in bytes.iter_mut().zip(digits.chunks_exact(2)) {
             let [high, low] = pair else { return None };
-            *byte = nibble(*high)? << 4 | nibble(*low)?;
+            *byte = words::nibble(*high)? << 4 | words::nibble(*low)?;
         }
         Some(Self(bytes))
     }
 }
 
-fn nibble(digit: u8) -> Option<u8> {
-    match digit {
-        b'0'..=b'9' => Some(digit - b'0'),
-        b'a'..=b'f' => Some(digit - b'a' + 10),
-        b'A'..=b'F' => Some(digit - b'A' + 10),
-        _ => None,
+impl Words for Hash {
+    fn words(&self, to: &mut impl fmt::Write) -> fmt::Result {
+        words::hex(to, &self.0)
     }
 }
 

@@ -14,10 +14,12 @@
 //! | [`hash`] | BLAKE3 hashes as values on the wire |
 //! | [`talks`] | calls and answers in both directions: the talks service |
 //! | [`drive`] | the one async driver for both sides |
+//! | [`transport`] | byte streams of our own: TCP without an operating system |
 //! | [`blocking`] | the same driver on a blocking stream, without an executor |
 //!
 //! Features (additive): `log` and `defmt` choose where log lines go; `postcard` is the codec of talks
-//! between our own peers; `alloc` puts messages together in memory that grows.
+//! between our own peers; `alloc` puts messages together in memory that grows;
+//! `smoltcp` is the transport of that name.
 #![no_std]
 #![forbid(unsafe_code)]
 
@@ -39,6 +41,8 @@ pub mod line;
 pub mod stream;
 pub mod talks;
 pub mod transfer;
+pub mod transport;
 mod window;
+mod words;
 
 pub use error::Error;

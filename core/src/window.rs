@@ -18,9 +18,9 @@ impl<'b> Window<'b> {
     /// Where to read the next bytes to; empty only if it is full.
     pub(crate) fn spare(&mut self) -> &mut [u8] {
         if self.start > 0 {
-            self.buf.copy_within(self.start..self.end, 0);
-            self.end -= self.start;
-            self.seen -= self.start;
+            to_front(self.buf, self.start, self.end);
+            self.end = self.end.saturating_sub(self.start);
+            self.seen = self.seen.saturating_sub(self.start);
             self.start = 0;
         }
         self.buf.get_mut(self.end..).unwrap_or_default()
@@ -62,5 +62,13 @@ impl<'b> Window<'b> {
         let (from, to) = (self.start, self.end);
         (self.start, self.end, self.seen) = (0, 0, 0);
         self.buf.get(from..to).unwrap_or_default()
+    }
+}
+
+/// Moves the bytes from `start` to `end` to the front; where there are none, nothing.
+pub(crate) fn to_front(buf: &mut [u8], start: usize, end: usize) {
+    let Some(used) = buf.get_mut(..end) else { return };
+    if start <= used.len() {
+        used.copy_within(start.., 0);
     }
 }

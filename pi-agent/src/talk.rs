@@ -197,7 +197,7 @@ impl drive::Pi for Machine {
         }
     }
 
-    fn addresses(&mut self, out: &mut dyn fmt::Write) {
+    fn addresses(&mut self, out: &mut impl fmt::Write) {
         addresses(out);
     }
 

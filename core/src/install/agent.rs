@@ -100,13 +100,13 @@ impl Agent {
 
     fn extra<'a>(&mut self, line: &'a [u8]) -> Step<'a> {
         match (ours::split(line), &mut self.pending) {
-            (Some(("offer", fields)), Some(Command::Format(offer))) => {
+            (Some((b"offer", fields)), Some(Command::Format(offer))) => {
                 *offer = Offer::parse(fields);
                 if offer.is_none() {
                     warning!("the server's offer cannot be read");
                 }
             }
-            (Some(("wait", fields)), pending) => {
+            (Some((b"wait", fields)), pending) => {
                 let seconds = ours::number(fields, "seconds").unwrap_or(5);
                 let percent = ours::number(fields, "percent").unwrap_or(0);
                 *pending = Some(Command::Wait { seconds, percent });

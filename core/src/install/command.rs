@@ -3,6 +3,7 @@
 use core::fmt;
 
 use super::ours::Offer;
+use crate::words::{self, Words};
 
 /// The line that ends a block of commands.
 pub(super) const END: &[u8] = b"EOM";
@@ -34,31 +35,46 @@ impl Command {
     /// Reads one line of a block, trimmed; `None` for what is no command.
     #[must_use]
     pub fn parse(line: &[u8]) -> Option<Self> {
-        match line.trim_ascii() {
-            b"boot" => Some(Self::Boot),
-            b"format" => Some(Self::Format(None)),
-            b"reinstall" => Some(Self::Reinstall),
-            b"ip" => Some(Self::Ip),
-            other => Date::parse(other).map(Self::Date),
+        let line = line.trim_ascii();
+        let words: [&[u8]; 4] = [b"boot", b"format", b"reinstall", b"ip"];
+        match words.iter().position(|word| *word == line) {
+            Some(0) => Some(Self::Boot),
+            Some(1) => Some(Self::Format(None)),
+            Some(2) => Some(Self::Reinstall),
+            Some(_) => Some(Self::Ip),
+            None => Date::parse(line).map(Self::Date),
         }
+    }
+}
+
+impl Words for Command {
+    fn words(&self, to: &mut impl fmt::Write) -> fmt::Result {
+        match self {
+            Self::Boot => to.write_str("boot")?,
+            Self::Format(None) => to.write_str("format")?,
+            Self::Format(Some(offer)) => {
+                to.write_str("format\n")?;
+                offer.words(to)?;
+            }
+            Self::Reinstall => to.write_str("reinstall")?,
+            Self::Date(date) => date.words(to)?,
+            Self::Ip => to.write_str("ip")?,
+            Self::Wait { seconds, percent } => {
+                to.write_str(super::ours::MARK)?;
+                to.write_str(" wait seconds=")?;
+                words::number(to, (*seconds).into(), 0)?;
+                to.write_str(" percent=")?;
+                words::number(to, (*percent).into(), 0)?;
+            }
+        }
+        to.write_str("\nEOM\n")
     }
 }
 
 /// The whole block, `EOM` included.
 impl fmt::Display for Command {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Boot => f.write_str("boot\n")?,
-            Self::Format(None) => f.write_str("format\n")?,
-            Self::Format(Some(offer)) => write!(f, "format\n{offer}\n")?,
-            Self::Reinstall => f.write_str("reinstall\n")?,
-            Self::Date(date) => writeln!(f, "{date}")?,
-            Self::Ip => f.write_str("ip\n")?,
-            Self::Wait { seconds, percent } => {
-                writeln!(f, "{} wait seconds={seconds} percent={percent}", super::ours::MARK)?;
-            }
-        }
-        f.write_str("EOM\n")
+        self.words(f)
     }
 }
 
@@ -78,7 +94,7 @@ impl Date {
     /// `None` unless it is a moment that exists (years 1970 to 9999, seconds to 60).
     #[must_use]
     pub fn new(year: u16, month: u8, day: u8, hour: u8, minute: u8, second: u8) -> Option<Self> {
-        let leap = year.is_multiple_of(4) && !year.is_multiple_of(100) || year.is_multiple_of(400);
+        let leap = year.is_multiple_of(if year.is_multiple_of(100) { 400 } else { 4 });
         let days = match month {
             4 | 6 | 9 | 11 => 30,
             2 => 28 + u8::from(leap),
@@ -98,34 +114,47 @@ impl Date {
     #[must_use]
     pub fn parse(line: &[u8]) -> Option<Self> {
         let stamp = line.trim_ascii().strip_prefix(b"busybox date -s ")?;
-        let (digits, second) = stamp.split_at_checked(12)?;
-        let [b'.', second @ ..] = second else { return None };
-        let number = |digits: &[u8]| -> Option<u16> {
-            digits.iter().try_fold(0, |n: u16, d| d.is_ascii_digit().then(|| n * 10 + u16::from(d - b'0')))
-        };
-        let pair = |at: usize| number(digits.get(at..at + 2)?)?.try_into().ok();
-        let second = if second.len() == 2 { number(second)?.try_into().ok()? } else { return None };
-        Self::new(number(digits.get(..4)?)?, pair(4)?, pair(6)?, pair(8)?, pair(10)?, second)
+        let [digits @ .., b'.', _, _] = stamp else { return None };
+        // Two digits, or four: they fit.
+        let pair = |at: usize| words::parse(stamp.get(at..at + 2)?).map(|n| n as u8);
+        let year = words::parse(digits.get(..4)?)? as u16;
+        if digits.len() != 12 {
+            return None;
+        }
+        Self::new(year, pair(4)?, pair(6)?, pair(8)?, pair(10)?, pair(13)?)
     }
 
     /// Seconds since 1970-01-01T00:00:00 of the same clock (whatever its zone).
     #[must_use]
     pub fn seconds_since_1970(&self) -> u64 {
         // Days by counting years from March, so that the leap day is a year's last.
-        let shifted = u64::from(self.month + 9) % 12;
-        let year = u64::from(self.year) - u64::from(self.month < 3);
+        let shifted = u32::from(self.month + 9) % 12;
+        let year = u32::from(self.year) - u32::from(self.month < 3);
         let days =
-            365 * year + year / 4 - year / 100 + year / 400 + (153 * shifted + 2) / 5 + u64::from(self.day)
+            365 * year + year / 4 - year / 100 + year / 400 + (153 * shifted + 2) / 5 + u32::from(self.day)
                 - 719_469;
-        ((days * 24 + u64::from(self.hour)) * 60 + u64::from(self.minute)) * 60 + u64::from(self.second)
+        ((u64::from(days) * 24 + u64::from(self.hour)) * 60 + u64::from(self.minute)) * 60
+            + u64::from(self.second)
+    }
+}
+
+impl Words for Date {
+    fn words(&self, to: &mut impl fmt::Write) -> fmt::Result {
+        let Self { year, month, day, hour, minute, second } = *self;
+        to.write_str("busybox date -s ")?;
+        words::number(to, year.into(), 4)?;
+        for pair in [month, day, hour, minute] {
+            words::number(to, pair.into(), 2)?;
+        }
+        to.write_char('.')?;
+        words::number(to, second.into(), 2)
     }
 }
 
 /// The one form on the wire.
 impl fmt::Display for Date {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { year, month, day, hour, minute, second } = self;
-        write!(f, "busybox date -s {year:04}{month:02}{day:02}{hour:02}{minute:02}.{second:02}")
+        self.words(f)
     }
 }
 

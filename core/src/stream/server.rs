@@ -7,6 +7,7 @@ use embedded_io_async::{Read, Write};
 use super::{GREETING, PROCESSED, RECEIVED};
 use crate::drive::put;
 use crate::error::Error;
+use crate::window::to_front;
 
 /// Cuts pieces into whole records, in the caller's buffer.
 ///
@@ -80,7 +81,7 @@ impl<'b> Records<'b> {
 
     fn close_up(&mut self) {
         if self.start > 0 {
-            self.buf.copy_within(self.start..self.end, 0);
+            to_front(self.buf, self.start, self.end);
             self.end -= self.start;
             self.start = 0;
         }

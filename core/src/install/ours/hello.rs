@@ -1,9 +1,10 @@
 //! Who a Pi is, what it can do and what it has: the first of our lines on a connection.
 
-use core::fmt::{self, Write as _};
+use core::fmt;
 
-use super::{Installation, MARK, Name, field, hash, name, number};
+use super::{Installation, MARK, field, hash, name, number, put, put_installation, put_name};
 use crate::hash::Hash;
+use crate::words::Words;
 
 /// By which ways an agent can install.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -16,7 +17,7 @@ pub struct Paths {
 }
 
 impl Paths {
-    fn parse(text: &str) -> Self {
+    fn parse(text: &[u8]) -> Self {
         Self { stream: has(text, "stream"), image: has(text, "image") }
     }
 
@@ -41,7 +42,7 @@ pub struct Can {
 }
 
 impl Can {
-    fn parse(text: &str) -> Self {
+    fn parse(text: &[u8]) -> Self {
         Self { resume: has(text, "resume"), signed: has(text, "signed") }
     }
 
@@ -55,8 +56,8 @@ impl Can {
     }
 }
 
-fn has(words: &str, word: &str) -> bool {
-    words.split('+').any(|w| w == word)
+fn has(words: &[u8], word: &str) -> bool {
+    words.split(|b| *b == b'+').any(|w| w == word.as_bytes())
 }
 
 /// The beginning of an archive that an agent got and checked on an earlier connection.
@@ -101,7 +102,7 @@ pub struct Hello<'a> {
 }
 
 impl<'a> Hello<'a> {
-    pub(super) fn parse(fields: &'a str) -> Self {
+    pub(super) fn parse(fields: &'a [u8]) -> Self {
         let have = || Some(Have { id: hash(fields, "have")?, bytes: number(fields, "have-bytes")? });
         Self {
             revision: number(fields, "rev").unwrap_or(0),
@@ -121,31 +122,46 @@ impl<'a> Hello<'a> {
     }
 }
 
-/// What revision 0 knows comes first and always; what is newer follows if there is any.
+/// What follows the mark. What revision 0 knows comes first and always; what is newer follows if there
+/// is any.
+impl Words for Hello<'_> {
+    fn words(&self, to: &mut impl fmt::Write) -> fmt::Result {
+        to.write_str(" hello")?;
+        put_name(to, " serial=", self.serial, 40)?;
+        put_name(to, " mac=", self.mac, 20)?;
+        put_name(to, " model=", self.model, 64)?;
+        put_name(to, " agent=", self.agent, 24)?;
+        put(to, " disk=", self.disk_bytes)?;
+        put(to, " root=", self.root_bytes)?;
+        to.write_str(" card=")?;
+        match &self.card {
+            Some(id) => id.words(to)?,
+            None => to.write_char('-')?,
+        }
+        to.write_str(" paths=")?;
+        to.write_str(self.paths.word())?;
+        if self.revision > 0 {
+            put(to, " rev=", self.revision.into())?;
+        }
+        if self.card_id.is_some() {
+            put_name(to, " cid=", self.card_id, 40)?;
+        }
+        put_installation(to, self.installation)?;
+        if let Some(Have { id, bytes }) = &self.have {
+            to.write_str(" have=")?;
+            id.words(to)?;
+            put(to, " have-bytes=", *bytes)?;
+        }
+        let Some(word) = self.can.word() else { return Ok(()) };
+        to.write_str(" can=")?;
+        to.write_str(word)
+    }
+}
+
+/// The line, without its end.
 impl fmt::Display for Hello<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { serial, mac, model, agent, disk_bytes, root_bytes, card, paths, .. } = *self;
-        write!(f, "{MARK} hello serial={} mac={} ", Name::upto(serial, 40), Name::upto(mac, 20))?;
-        write!(f, "model={} agent={} ", Name::upto(model, 64), Name::upto(agent, 24))?;
-        write!(f, "disk={disk_bytes} root={root_bytes} card=")?;
-        match card {
-            Some(id) => write!(f, "{id}")?,
-            None => f.write_char('-')?,
-        }
-        write!(f, " paths={}", paths.word())?;
-        let Self { revision, card_id, installation, have, can, .. } = *self;
-        if revision > 0 {
-            write!(f, " rev={revision}")?;
-        }
-        if card_id.is_some() {
-            write!(f, " cid={}", Name::upto(card_id, 40))?;
-        }
-        if let Some(installation) = installation {
-            write!(f, " installation={installation}")?;
-        }
-        if let Some(Have { id, bytes }) = have {
-            write!(f, " have={id} have-bytes={bytes}")?;
-        }
-        can.word().map_or(Ok(()), |word| write!(f, " can={word}"))
+        f.write_str(MARK)?;
+        self.words(f)
     }
 }

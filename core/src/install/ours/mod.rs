@@ -21,10 +21,11 @@
 mod hello;
 mod offer;
 
-use core::fmt::{self, Write as _};
+use core::fmt;
 use core::str;
 
 use crate::hash::Hash;
+use crate::words::{self, Words};
 
 pub use hello::{Can, Have, Hello, Paths};
 pub use offer::{ImageOffer, More, Offer};
@@ -33,7 +34,7 @@ pub use offer::{ImageOffer, More, Offer};
 pub const REVISION: u16 = 1;
 
 /// What every line of ours begins with; the number is the version.
-pub(super) const MARK: &str = "PIMAN/1";
+pub(crate) const MARK: &str = "PIMAN/1";
 
 /// The longest text or name in a line of ours, in bytes.
 pub const TEXT_MAX: usize = 400;
@@ -42,30 +43,37 @@ pub const TEXT_MAX: usize = 400;
 const NAME_MAX: usize = 64;
 
 /// The verb and the fields of a line of ours; `None` if it is not one.
-pub(super) fn split(line: &[u8]) -> Option<(&str, &str)> {
-    let line = str::from_utf8(line).ok()?.trim_ascii();
-    let rest = line.strip_prefix(MARK)?.strip_prefix(' ')?;
-    Some(rest.split_once(' ').unwrap_or((rest, "")))
+pub(super) fn split(line: &[u8]) -> Option<(&[u8], &[u8])> {
+    let rest = line.trim_ascii().strip_prefix(MARK.as_bytes())?.strip_prefix(b" ")?;
+    let end = rest.iter().position(|b| *b == b' ').unwrap_or(rest.len());
+    rest.split_at_checked(end)
 }
 
-fn field<'a>(fields: &'a str, key: &str) -> Option<&'a str> {
+fn field<'a>(fields: &'a [u8], key: &str) -> Option<&'a [u8]> {
     fields
-        .split_ascii_whitespace()
-        .find_map(|f| f.strip_prefix(key)?.strip_prefix('='))
-        .filter(|v| !v.is_empty() && *v != "-")
+        .split(u8::is_ascii_whitespace)
+        .find_map(|f| f.strip_prefix(key.as_bytes())?.strip_prefix(b"="))
+        .filter(|v| !matches!(*v, b"" | b"-"))
 }
 
 /// A value that people will see: printable ASCII without white space, of bounded length.
-fn name<'a>(fields: &'a str, key: &str) -> Option<&'a str> {
-    field(fields, key).filter(|v| v.len() <= NAME_MAX && v.bytes().all(|b| b.is_ascii_graphic()))
+fn name<'a>(fields: &'a [u8], key: &str) -> Option<&'a str> {
+    let name = field(fields, key).filter(|v| v.len() <= NAME_MAX && v.iter().all(u8::is_ascii_graphic))?;
+    str::from_utf8(name).ok()
 }
 
-pub(super) fn number<T: str::FromStr>(fields: &str, key: &str) -> Option<T> {
-    field(fields, key)?.parse().ok()
+pub(super) fn number<T: TryFrom<u64>>(fields: &[u8], key: &str) -> Option<T> {
+    words::parse(field(fields, key)?).and_then(|n| n.try_into().ok())
 }
 
-fn hash(fields: &str, key: &str) -> Option<Hash> {
-    Hash::parse(field(fields, key)?)
+fn hash(fields: &[u8], key: &str) -> Option<Hash> {
+    Hash::from_hex(field(fields, key)?)
+}
+
+/// Writes the key, as ` key=`, and a number.
+fn put(to: &mut impl fmt::Write, key: &str, number: u64) -> fmt::Result {
+    to.write_str(key)?;
+    words::number(to, number, 0)
 }
 
 /// How piman calls one installation of one Pi, so that its end is known whatever happens on
@@ -78,61 +86,67 @@ impl Installation {
     /// Reads exactly 16 hexadecimal digits; anything else is `None`.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
-        let digits = text.len() == 16 && text.bytes().all(|b| b.is_ascii_hexdigit());
-        u64::from_str_radix(text, 16).ok().filter(|_| digits).map(Self)
+        Self::from_hex(text.as_bytes())
     }
 
-    fn field(fields: &str) -> Option<Self> {
-        Self::parse(field(fields, "installation")?)
+    fn from_hex(digits: &[u8]) -> Option<Self> {
+        let digits: &[u8; 16] = digits.try_into().ok()?;
+        digits.iter().try_fold(0, |number, d| Some(number << 4 | u64::from(words::nibble(*d)?))).map(Self)
+    }
+
+    fn field(fields: &[u8]) -> Option<Self> {
+        Self::from_hex(field(fields, "installation")?)
+    }
+}
+
+impl Words for Installation {
+    fn words(&self, to: &mut impl fmt::Write) -> fmt::Result {
+        words::hex(to, &self.0.to_be_bytes())
     }
 }
 
 /// The 16 digits.
 impl fmt::Display for Installation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:016x}", self.0)
+        self.words(f)
     }
 }
 
-/// Writes a text as a value of one field: `-` for nothing, `_` for white space, at most so
-/// many characters.
-struct Name<'a>(Option<&'a str>, usize);
-
-impl<'a> Name<'a> {
-    const fn upto(text: Option<&'a str>, length: usize) -> Self {
-        Self(text, length)
-    }
+/// Writes ` installation=` and its digits, if there is one.
+fn put_installation(to: &mut impl fmt::Write, installation: Option<Installation>) -> fmt::Result {
+    let Some(installation) = installation else { return Ok(()) };
+    to.write_str(" installation=")?;
+    installation.words(to)
 }
 
-impl fmt::Display for Name<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0.map(str::trim) {
-            None | Some("") => f.write_char('-'),
-            Some(text) => text.chars().take(self.1).try_for_each(|c| {
-                f.write_char(match c {
-                    c if c.is_whitespace() => '_',
-                    c if c.is_ascii_graphic() => c,
-                    _ => '?',
-                })
-            }),
-        }
+/// Writes the key, as ` key=`, and a text as its value: `-` for nothing, `_` for white space, at most
+/// so many characters.
+fn put_name(to: &mut impl fmt::Write, key: &str, text: Option<&str>, length: usize) -> fmt::Result {
+    to.write_str(key)?;
+    let text = text.map_or("", str::trim_ascii);
+    if text.is_empty() {
+        return to.write_char('-');
     }
+    // Each character by its first byte.
+    text.bytes().filter(|b| b & 0xC0 != 0x80).take(length).try_for_each(|b| {
+        to.write_char(match b {
+            b if b.is_ascii_whitespace() => '_',
+            b if b.is_ascii_graphic() => b.into(),
+            _ => '?',
+        })
+    })
 }
 
 /// Writes `text` on one line, at most [`TEXT_MAX`] bytes of it.
-struct Text<'a>(&'a str);
-
-impl fmt::Display for Text<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut room = TEXT_MAX;
-        for c in self.0.trim().chars() {
-            let c = if c.is_control() { ' ' } else { c };
-            let Some(left) = room.checked_sub(c.len_utf8()) else { break };
-            room = left;
-            f.write_char(c)?;
-        }
-        Ok(())
+fn put_text(to: &mut impl fmt::Write, text: &str) -> fmt::Result {
+    let mut room = TEXT_MAX;
+    for c in text.trim_ascii().chars() {
+        let c = if c.is_control() { ' ' } else { c };
+        let Some(left) = room.checked_sub(c.len_utf8()) else { break };
+        room = left;
+        to.write_char(c)?;
     }
+    Ok(())
 }
 
 /// The parts of an installation, as events and progress name them.
@@ -189,9 +203,9 @@ impl Stage {
         }
     }
 
-    fn parse(fields: &str) -> Option<Self> {
+    fn parse(fields: &[u8]) -> Option<Self> {
         let word = field(fields, "stage")?;
-        Self::ALL.into_iter().find(|s| s.word() == word)
+        Self::ALL.into_iter().find(|s| s.word().as_bytes() == word)
     }
 }
 
@@ -228,23 +242,51 @@ pub enum Notice<'a> {
 
 impl<'a> Notice<'a> {
     pub(super) fn parse(line: &'a [u8]) -> Option<Self> {
+        // Whatever is in a line, it is a text.
+        str::from_utf8(line).ok()?;
         let (verb, fields) = split(line)?;
         match verb {
-            "hello" => Some(Self::Hello(Hello::parse(fields))),
-            "progress" => Some(Self::Progress {
+            b"hello" => Some(Self::Hello(Hello::parse(fields))),
+            b"progress" => Some(Self::Progress {
                 stage: Stage::parse(fields)?,
                 done: number(fields, "done")?,
                 total: number(fields, "total")?,
             }),
-            "committed" => {
+            b"committed" => {
                 let installation = Installation::field(fields);
                 Some(Self::Committed { id: hash(fields, "id")?, installation })
             }
-            "failed" => {
-                let (fields, text) = fields.split_once(" text=")?;
-                Some(Self::Failed { stage: Stage::parse(fields)?, text })
+            b"failed" => {
+                let (fields, text) = str::from_utf8(fields).ok()?.split_once(" text=")?;
+                Some(Self::Failed { stage: Stage::parse(fields.as_bytes())?, text })
             }
             _ => None,
+        }
+    }
+}
+
+impl Words for Notice<'_> {
+    fn words(&self, to: &mut impl fmt::Write) -> fmt::Result {
+        to.write_str(MARK)?;
+        match self {
+            Self::Hello(hello) => hello.words(to),
+            Self::Progress { stage, done, total } => {
+                to.write_str(" progress stage=")?;
+                to.write_str(stage.word())?;
+                put(to, " done=", *done)?;
+                put(to, " total=", *total)
+            }
+            Self::Committed { id, installation } => {
+                to.write_str(" committed id=")?;
+                id.words(to)?;
+                put_installation(to, *installation)
+            }
+            Self::Failed { stage, text } => {
+                to.write_str(" failed stage=")?;
+                to.write_str(stage.word())?;
+                to.write_str(" text=")?;
+                put_text(to, text)
+            }
         }
     }
 }
@@ -252,19 +294,7 @@ impl<'a> Notice<'a> {
 /// The line, without its end.
 impl fmt::Display for Notice<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Hello(hello) => hello.fmt(f),
-            Self::Progress { stage, done, total } => {
-                write!(f, "{MARK} progress stage={} done={done} total={total}", stage.word())
-            }
-            Self::Committed { id, installation } => {
-                write!(f, "{MARK} committed id={id}")?;
-                installation.map_or(Ok(()), |number| write!(f, " installation={number}"))
-            }
-            Self::Failed { stage, text } => {
-                write!(f, "{MARK} failed stage={} text={}", stage.word(), Text(text))
-            }
-        }
+        self.words(f)
     }
 }
 
@@ -316,7 +346,7 @@ mod tests {
             assert_eq!(Installation::parse(bad), None, "{bad}");
         }
         let hello = Hello { model: Some(" Raspberry Pi\n\u{7}4 é"), serial: Some(""), ..Hello::default() };
-        let line = hello.to_string();
+        let line = Notice::Hello(hello).to_string();
         assert!(line.contains("model=Raspberry_Pi_?4_? ") && line.contains("serial=- "), "{line}");
         let long = "é\n".repeat(1000);
         let line = Notice::Failed { stage: Stage::Sync, text: &long }.to_string();
@@ -356,7 +386,7 @@ mod tests {
             (offer.image, offer.more) = (image, more);
             let line = offer.to_string();
             let (verb, fields) = split(line.as_bytes()).unwrap();
-            assert_eq!((verb, Offer::parse(fields)), ("offer", Some(offer)));
+            assert_eq!((verb, Offer::parse(fields)), (&b"offer"[..], Some(offer)));
         }
     }
 }

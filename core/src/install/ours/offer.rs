@@ -2,8 +2,9 @@
 
 use core::fmt;
 
-use super::{Installation, MARK, hash, number};
+use super::{Installation, MARK, hash, number, put, put_installation};
 use crate::hash::Hash;
+use crate::words::Words;
 
 /// What to install.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -60,7 +61,7 @@ pub struct ImageOffer {
 }
 
 impl Offer {
-    pub(in crate::install) fn parse(fields: &str) -> Option<Self> {
+    pub(in crate::install) fn parse(fields: &[u8]) -> Option<Self> {
         let image = || {
             Some(ImageOffer {
                 table: hash(fields, "table")?,
@@ -80,7 +81,7 @@ impl Offer {
 }
 
 impl More {
-    fn parse(fields: &str) -> Self {
+    fn parse(fields: &[u8]) -> Self {
         Self {
             revision: number(fields, "rev").unwrap_or(0),
             sums_chunk: number(fields, "sums").unwrap_or(0),
@@ -94,28 +95,41 @@ impl More {
     }
 }
 
+impl Words for Offer {
+    fn words(&self, to: &mut impl fmt::Write) -> fmt::Result {
+        to.write_str(MARK)?;
+        to.write_str(" offer id=")?;
+        self.id.words(to)?;
+        put(to, " bytes=", self.bytes)?;
+        put(to, " rootfs=", self.rootfs_port.into())?;
+        put(to, " fetch=", self.fetch_port.into())?;
+        if let Some(ImageOffer { table, table_bytes, chunk_bytes }) = &self.image {
+            to.write_str(" table=")?;
+            table.words(to)?;
+            put(to, " table-bytes=", (*table_bytes).into())?;
+            put(to, " chunk-bytes=", *chunk_bytes)?;
+        }
+        let More { revision, sums_chunk, manifest_bytes, unpacked_bytes, entries, counter, .. } = self.more;
+        for (key, value) in [
+            (" rev=", revision.into()),
+            (" sums=", sums_chunk.into()),
+            (" manifest-bytes=", manifest_bytes.into()),
+            (" unpacked=", unpacked_bytes),
+            (" entries=", entries),
+            (" counter=", counter),
+            (" resume=", self.more.resume_at),
+        ] {
+            if value > 0 {
+                put(to, key, value)?;
+            }
+        }
+        put_installation(to, self.more.installation)
+    }
+}
+
 /// The line, without its end.
 impl fmt::Display for Offer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { id, bytes, rootfs_port, fetch_port, image, more } = self;
-        write!(f, "{MARK} offer id={id} bytes={bytes} rootfs={rootfs_port} fetch={fetch_port}")?;
-        if let Some(ImageOffer { table, table_bytes, chunk_bytes }) = image {
-            write!(f, " table={table} table-bytes={table_bytes} chunk-bytes={chunk_bytes}")?;
-        }
-        let More { revision, sums_chunk, manifest_bytes, unpacked_bytes, entries, counter, .. } = *more;
-        for (key, value) in [
-            ("rev", revision.into()),
-            ("sums", sums_chunk.into()),
-            ("manifest-bytes", manifest_bytes.into()),
-            ("unpacked", unpacked_bytes),
-            ("entries", entries),
-            ("counter", counter),
-            ("resume", more.resume_at),
-        ] {
-            if value > 0 {
-                write!(f, " {key}={value}")?;
-            }
-        }
-        more.installation.map_or(Ok(()), |number| write!(f, " installation={number}"))
+        self.words(f)
     }
 }

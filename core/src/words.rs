@@ -1,0 +1,172 @@
+//! Text on its way out without the machinery of `core::fmt`, which costs a microcontroller more
+//! flash than a whole session: numbers, hashes, and a piece of a line for each write.
+
+use core::fmt;
+
+/// What writes itself as text by plain calls; `Display` is the same for people.
+pub(crate) trait Words {
+    /// Writes all of it.
+    fn words(&self, to: &mut impl fmt::Write) -> fmt::Result;
+}
+
+/// One digit of any base up to 16.
+pub(crate) fn digit(to: &mut impl fmt::Write, digit: u8) -> fmt::Result {
+    to.write_char(char::from(if digit < 10 { b'0' + digit } else { b'a' - 10 + (digit & 0xF) }))
+}
+
+/// Bytes, as two digits each.
+pub(crate) fn hex(to: &mut impl fmt::Write, bytes: &[u8]) -> fmt::Result {
+    bytes.iter().try_for_each(|byte| {
+        digit(to, byte >> 4)?;
+        digit(to, byte & 0xF)
+    })
+}
+
+/// The value of a hexadecimal digit of either case.
+pub(crate) fn nibble(digit: u8) -> Option<u8> {
+    match digit {
+        b'0'..=b'9' => Some(digit - b'0'),
+        b'a'..=b'f' => Some(digit - b'a' + 10),
+        b'A'..=b'F' => Some(digit - b'A' + 10),
+        _ => None,
+    }
+}
+
+/// A number in decimal, with zeros in front up to `width` digits.
+pub(crate) fn number(to: &mut impl fmt::Write, mut number: u64, width: u8) -> fmt::Result {
+    // The last digit first; u64::MAX has 20.
+    let mut digits = [0; 20];
+    let mut count = 0;
+    for place in &mut digits {
+        if number == 0 && count >= width.max(1) {
+            break;
+        }
+        (number, *place) = by_ten(number);
+        count += 1;
+    }
+    digits.iter().take(count.into()).rev().try_for_each(|d| digit(to, *d))
+}
+
+/// A number by ten, and the rest; without a division of 64 bits, which small processors
+/// have to be taught.
+fn by_ten(number: u64) -> (u64, u8) {
+    let (mut quotient, mut rest) = (0, 0);
+    for shift in [48, 32, 16, 0] {
+        let part = rest << 16 | (number >> shift) as u32 & 0xFFFF;
+        quotient = quotient << 16 | u64::from(part / 10);
+        rest = part % 10;
+    }
+    (quotient, rest as u8)
+}
+
+/// Reads a number in decimal: digits alone. `None` if it is none, or too large.
+pub(crate) fn parse(text: &[u8]) -> Option<u64> {
+    let mut number = (!text.is_empty()).then_some(0_u64);
+    for byte in text {
+        let digit = byte.wrapping_sub(b'0');
+        number = number?.checked_mul(10)?.checked_add(digit.into()).filter(|_| digit <= 9);
+    }
+    number
+}
+
+/// Takes a text in parts of `N` bytes.
+pub(crate) struct Piece<const N: usize> {
+    /// The bytes of earlier parts.
+    done: usize,
+    /// The bytes that were written, of all parts.
+    seen: usize,
+    bytes: [u8; N],
+}
+
+impl<const N: usize> Piece<N> {
+    pub(crate) const fn new() -> Self {
+        Self { done: 0, seen: 0, bytes: [0; N] }
+    }
+
+    /// Takes the next part of what `words` writes; `false` if there is no more. It must be the same
+    /// text each time.
+    pub(crate) fn fill(&mut self, words: &mut impl FnMut(&mut Self) -> fmt::Result) -> bool {
+        self.done += self.bytes().len();
+        if self.done > 0 && self.done >= self.seen {
+            return false;
+        }
+        self.seen = 0;
+        // A piece takes everything.
+        words(self).is_ok() && self.seen > self.done
+    }
+
+    /// The part.
+    pub(crate) fn bytes(&self) -> &[u8] {
+        self.bytes.get(..self.seen.saturating_sub(self.done)).unwrap_or(&self.bytes)
+    }
+
+    pub(crate) fn put(&mut self, byte: u8) {
+        // Before the part this wraps to what no piece has.
+        if let Some(place) = self.bytes.get_mut(self.seen.wrapping_sub(self.done)) {
+            *place = byte;
+        }
+        self.seen += 1;
+    }
+}
+
+impl<const N: usize> fmt::Write for Piece<N> {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        for byte in text.as_bytes() {
+            self.put(*byte);
+        }
+        Ok(())
+    }
+
+    fn write_char(&mut self, c: char) -> fmt::Result {
+        if c.is_ascii() {
+            self.put(c as u8);
+            return Ok(());
+        }
+        self.write_str(c.encode_utf8(&mut [0; 4]))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use core::fmt::Write as _;
+    use std::string::{String, ToString};
+    use std::vec::Vec;
+
+    #[test]
+    fn numbers_as_the_standard_library_writes_them() {
+        let mut samples: Vec<u64> =
+            (0..64).flat_map(|bit| [1 << bit, (1 << bit) - 1, u64::MAX >> bit]).collect();
+        samples.extend((0..20).map(|e| 10_u64.pow(e)));
+        for n in samples {
+            let mut text = String::new();
+            number(&mut text, n, 0).unwrap();
+            assert_eq!(text, n.to_string());
+            assert_eq!(parse(text.as_bytes()), Some(n));
+        }
+        let mut text = String::new();
+        number(&mut text, 7, 2).unwrap();
+        number(&mut text, 2026, 4).unwrap();
+        assert_eq!(text, "072026");
+        for bad in ["", "+1", "-1", " 1", "1 ", "0x1", "18446744073709551616", "99999999999999999999999"] {
+            assert_eq!(parse(bad.as_bytes()), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_text_through_pieces_is_the_text() {
+        fn through<const N: usize>(text: &str) -> Vec<u8> {
+            let (mut all, mut window) = (Vec::new(), Piece::<N>::new());
+            while window.fill(&mut |to| to.write_str(text)) {
+                all.extend_from_slice(window.bytes());
+            }
+            all
+        }
+        for text in ["", "1", "12", "123", "a longer one, which ends within a piece"] {
+            assert_eq!(through::<1>(text), text.as_bytes());
+            assert_eq!(through::<2>(text), text.as_bytes());
+            assert_eq!(through::<40>(text), text.as_bytes());
+            assert_eq!(through::<41>(text), text.as_bytes());
+        }
+    }
+}
