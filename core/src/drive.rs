@@ -208,6 +208,9 @@ async fn say<T: Write, const N: usize>(
 }
 
 /// `write_all`, with a write of 0 as the peer's fault instead of a panic.
+///
+/// # Errors
+/// [`Error::Io`] if the stream fails, [`PeerError::Deaf`] if it takes no more bytes.
 pub async fn put<T: Write>(io: &mut T, mut bytes: &[u8]) -> Result<(), Error<T::Error>> {
     while !bytes.is_empty() {
         match io.write(bytes).await? {

@@ -257,7 +257,7 @@ impl<'a, D: Device, C: Clock> Stack<'a, D, C> {
 /// The clock of a frames talk.
 impl<D: Device, C: Clock> Timer for &Stack<'_, D, C> {
     async fn quiet(&mut self) {
-        self.sleep(QUIET_MS.into()).await;
+        self.sleep(QUIET_MS).await;
     }
 }
 
