@@ -2,7 +2,7 @@
 
 use std::cmp::Reverse;
 use std::collections::HashMap;
-use std::future::Future;
+use std::future::{Future, ready};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::{Arc, OnceLock, Weak};
@@ -17,6 +17,7 @@ use tokio::task::JoinHandle as Task;
 use crate::archive::{Archive, Source};
 use crate::builds::Builds;
 use crate::config::Settings;
+use crate::lanes::Lanes;
 use crate::library::Library;
 use crate::listen::{Gate, accept, bind};
 use crate::service::{Busy, Installs, Recent, Service};
@@ -65,6 +66,7 @@ pub struct Running {
     /// The ports that send archives and images: a Pi that was told to format still comes here
     /// while the server is being stopped.
     pub sending: [Task<()>; 2],
+    lanes: Arc<Lanes>,
     threads: Vec<JoinHandle<()>>,
     stop_files: Arc<reinstall_file::Stop>,
 }
@@ -90,7 +92,8 @@ impl Bound {
         Ok(Self { addresses, archive, listeners })
     }
 
-    /// Accepts from now on: decisions on one runtime, everything that is large on the other.
+    /// Accepts from now on: decisions on one runtime, connections for what is large
+    /// on the other, which hands them to threads of their own.
     ///
     /// # Errors
     /// If a thread cannot be started or the images cannot be opened.
@@ -154,30 +157,37 @@ impl Bound {
                     drop(pass);
                 }
             })));
+        let cores = std::thread::available_parallelism().map_or(2, usize::from);
+        let lanes = Arc::new(Lanes::start(cores).context("starting the threads for transfers")?);
+        let [rootfs_lanes, fetch_lanes] = [&lanes, &lanes].map(Arc::clone);
         let sending = [
             bulk.spawn(ended(accept(rootfs_listener, gate("rootfs"), move |stream, address, pass| {
                 let service = Arc::clone(&for_rootfs);
-                async move {
+                rootfs_lanes.attend(stream, move |stream| async move {
                     rootfs::send(stream, address, service).await;
                     drop(pass);
-                }
+                });
+                ready(())
             }))),
             bulk.spawn(ended(accept(fetch_listener, gate("fetch"), move |stream, address, pass| {
                 let service = Arc::clone(&for_fetch);
-                async move {
+                fetch_lanes.attend(stream, move |stream| async move {
                     fetch::answer(stream, address, service).await;
                     drop(pass);
-                }
+                });
+                ready(())
             }))),
         ];
-        Ok(Running { service, accepting, sending, threads, stop_files })
+        Ok(Running { service, accepting, sending, lanes, threads, stop_files })
     }
 }
 
 impl Running {
-    /// Stops its threads; returns them, to be waited for.
+    /// Ends the transfers that are left, and stops its threads; returns them, to be waited for.
+    /// The runtimes that accept have been ended before.
     #[must_use]
     pub fn stop(self) -> Vec<JoinHandle<()>> {
+        drop(self.lanes);
         let mut threads = self.threads;
         threads.extend(self.service.library.close());
         self.service.builds.stop();

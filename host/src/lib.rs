@@ -33,6 +33,7 @@ pub mod files;
 pub mod frame;
 pub mod image;
 pub mod install;
+pub mod lanes;
 pub mod library;
 pub mod listen;
 pub mod netboot;

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use tokio::io::Interest;
 use tokio::net::TcpStream;
+use tokio::task::yield_now;
 use tokio::time::{Instant, timeout};
 
 use crate::pace::{Pace, SLOWEST};
@@ -47,6 +48,9 @@ pub async fn send(
         sent += n as u64;
         pace.note(began.elapsed(), n as u64)?;
         between(sent)?;
+        // The other transfers of this thread first: meanwhile the peer takes what it has, and the
+        // next piece does not run into a full buffer.
+        yield_now().await;
     }
     Ok(())
 }

@@ -85,7 +85,7 @@ impl Server {
         let busy = Busy::default();
         let cores = std::thread::available_parallelism().map_or(2, usize::from);
         let control = runtime("control", 2)?;
-        let bulk = runtime("transfer", cores.max(2))?;
+        let bulk = runtime("bulk", cores.max(2))?;
         let shared = install::Shared {
             state: Arc::clone(&state),
             recorder: Arc::clone(&recorder),
