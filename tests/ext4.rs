@@ -21,7 +21,7 @@ fn formatted(offset: u64, room: u64) -> (tempfile::NamedTempFile, u64) {
         }
         at += 1 << 20;
     }
-    let bytes = ext4::format(file.as_file(), offset, room, "root", 1_700_000_000).unwrap();
+    let bytes = ext4::format(file.as_file(), offset, room, 0, "root", 1_700_000_000).unwrap();
     assert!(bytes <= room);
     (file, bytes)
 }
@@ -65,7 +65,7 @@ fn a_partition_in_a_disk_leaves_the_rest_alone() {
 #[test]
 fn too_small_is_said() {
     let file = tempfile::tempfile().unwrap();
-    let error = ext4::format(&file, 0, 1 << 20, "", 0).unwrap_err();
+    let error = ext4::format(&file, 0, 1 << 20, 0, "", 0).unwrap_err();
     assert!(error.to_string().contains("16777216 bytes are needed"), "{error}");
 }
 

@@ -41,7 +41,7 @@ fn layout() -> Layout {
 /// Installs nothing but a filesystem with one file, and leaves it mounted.
 fn fill(disk: &Disk, place: &Path, text: &str) -> (RootArea, Mounted) {
     let root = disk.partition(&layout()).unwrap();
-    ext4::format(disk.file(), root.offset, root.length, "root", 0).unwrap();
+    ext4::format(disk.file(), root.offset, root.length, 0, "root", 0).unwrap();
     let mounted = Mounted::new(&disk.root_node(&root).unwrap(), place).unwrap();
     fs::write(place.join("file"), text).unwrap();
     mounted.sync().unwrap();

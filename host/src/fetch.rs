@@ -11,7 +11,7 @@ use piman_core::line::{Framer, TooLong};
 use rustix::net::SendFlags;
 use tokio::io::{AsyncReadExt, Interest};
 use tokio::net::TcpStream;
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::archive::{Archive, Content};
 use crate::image::Image;
@@ -24,6 +24,11 @@ use crate::transport::{reset_at_close, tune};
 const REQUEST_MAX: usize = 256;
 /// How long an agent that asks for nothing keeps its slot.
 const SLOT_IDLE: Duration = Duration::from_secs(5);
+
+/// How often an agent is told that the archive is still being checked.
+const CHECKING: Duration = Duration::from_secs(5);
+/// How often is looked whether it has been.
+const LOOK: Duration = Duration::from_millis(100);
 
 /// Answers the requests of one connection.
 pub async fn answer(stream: TcpStream, address: IpAddr, service: Arc<Service>) {
@@ -114,6 +119,9 @@ impl Session<'_> {
 
     async fn serve(&mut self, request: Request) -> io::Result<()> {
         let Request { kind, id, offset, length } = request;
+        if matches!(kind, Kind::Archive | Kind::Sums) {
+            self.checked(id).await?;
+        }
         let Some(object) = self.find(kind, id) else {
             return self.line(Answer::No("such object any more: ask on the control connection"), false).await;
         };
@@ -149,6 +157,21 @@ impl Session<'_> {
             Object::Sums(facts) => self.part(&facts.sums, offset, length).await?,
         }
         self.held = Some(object);
+        Ok(())
+    }
+
+    /// After a start archives are checked first. Whoever was fetching one when the server ended
+    /// goes on then where it was.
+    async fn checked(&self, id: Hash) -> io::Result<()> {
+        let library = &self.service.library;
+        let mut told: Option<Instant> = None;
+        while self.held.is_none() && library.by_id(id).is_none() && library.is_checking() {
+            if told.is_none_or(|at| at.elapsed() > CHECKING) {
+                self.line(Answer::Wait(0), false).await?;
+                told = Some(Instant::now());
+            }
+            sleep(LOOK).await;
+        }
         Ok(())
     }
 

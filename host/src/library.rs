@@ -113,6 +113,12 @@ impl Library {
         sources.into_iter().filter_map(good).collect()
     }
 
+    /// Whether any is still being checked.
+    pub fn is_checking(&self) -> bool {
+        let sources: Vec<_> = self.lock().sources.values().cloned().collect();
+        sources.iter().any(|source| matches!(source.servable(), Servable::Checking(_)))
+    }
+
     /// The hashes of all, if all are good: then whatever belongs to another one is needed no more.
     pub fn all(&self) -> Option<Vec<Hash>> {
         let good = self.good();

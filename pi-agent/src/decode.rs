@@ -2,6 +2,8 @@
 //! apart by their first bytes.
 
 use std::io::{self, BufRead, BufReader, Chain, Cursor, Read};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use flate2::bufread::GzDecoder;
 
@@ -17,13 +19,18 @@ const WINDOW_LOG: u32 = 25;
 ///
 /// Errors of the source are passed on as they are. `UnexpectedEof`: it ends within the packed
 /// data. `InvalidData`: it is damaged, or packed in another way.
-pub struct Decoder<R: Read>(Inner<R>);
+pub struct Decoder<R: Read> {
+    packing: Packing,
+    /// Empty between a member and the next.
+    member: Option<Member<R>>,
+    may_end: Arc<AtomicBool>,
+}
 
 type Source<R> = BufReader<Chain<Cursor<Vec<u8>>, R>>;
 
-enum Inner<R: Read> {
-    /// Empty between a member and the next.
-    Gzip(Option<Box<GzDecoder<Source<R>>>>),
+/// A member of gzip or a frame of zstd.
+enum Member<R: Read> {
+    Gzip(Box<GzDecoder<Source<R>>>),
     Zstd(zstd::stream::read::Decoder<'static, Source<R>>),
 }
 
@@ -33,19 +40,25 @@ impl<R: Read> Decoder<R> {
     /// # Errors
     /// Of the source; `UnexpectedEof` if there is nothing at all; `InvalidData` if it is
     /// neither gzip nor zstd, with a text that says what it looks like and what to do.
-    pub fn new(mut source: R) -> io::Result<Self> {
+    pub fn new(source: R) -> io::Result<Self> {
+        Self::telling(source, Arc::default())
+    }
+
+    /// Like [`new`](Self::new). `may_end` is true whenever the source is read at a place where
+    /// the packed data may end, between members: an end anywhere else is one too early.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn telling(mut source: R, may_end: Arc<AtomicBool>) -> io::Result<Self> {
         let mut head = Vec::with_capacity(512);
-        source.by_ref().take(512).read_to_end(&mut head)?;
-        let packing = packing(&head)?;
+        // Not one byte more than must be there, since a source may wait for it, or for an end.
+        source.by_ref().take(4).read_to_end(&mut head)?;
+        let Some(packing) = packing(&head) else {
+            source.by_ref().take(508).read_to_end(&mut head)?;
+            return Err(not_packed(&head));
+        };
         let source = BufReader::with_capacity(READ, Cursor::new(head).chain(source));
-        Ok(Self(match packing {
-            Packing::Gzip => Inner::Gzip(Some(Box::new(GzDecoder::new(source)))),
-            Packing::Zstd => {
-                let mut decoder = zstd::stream::read::Decoder::with_buffer(source)?;
-                decoder.window_log_max(WINDOW_LOG)?;
-                Inner::Zstd(decoder)
-            }
-        }))
+        Ok(Self { packing, member: Some(Member::new(packing, source)?), may_end })
     }
 }
 
@@ -54,31 +67,60 @@ impl<R: Read> Read for Decoder<R> {
         if buf.is_empty() {
             return Ok(0);
         }
-        match &mut self.0 {
-            Inner::Gzip(member) => loop {
-                let Some(decoder) = member else { return Ok(0) };
-                let n = decoder.read(buf).map_err(gzip_error)?;
-                if n > 0 {
-                    return Ok(n);
-                }
-                *member = member.take().map(|m| m.into_inner()).map_or(Ok(None), next_member)?;
-            },
-            Inner::Zstd(decoder) => decoder.read(buf).map_err(zstd_error),
+        loop {
+            let Some(member) = &mut self.member else { return Ok(0) };
+            let n = match member {
+                Member::Gzip(decoder) => decoder.read(buf).map_err(gzip_error)?,
+                Member::Zstd(decoder) => decoder.read(buf).map_err(zstd_error)?,
+            };
+            if n > 0 {
+                return Ok(n);
+            }
+            let Some(source) = self.member.take().map(Member::into_inner) else { return Ok(0) };
+            self.member = next_member(self.packing, source, &self.may_end)?;
         }
     }
 }
 
-/// What follows a member of gzip: another one, the end, or zeros up to the end (which tapes
+impl<R: Read> Member<R> {
+    fn new(packing: Packing, source: Source<R>) -> io::Result<Self> {
+        Ok(match packing {
+            Packing::Gzip => Self::Gzip(Box::new(GzDecoder::new(source))),
+            Packing::Zstd => {
+                let mut decoder = zstd::stream::read::Decoder::with_buffer(source)?.single_frame();
+                decoder.window_log_max(WINDOW_LOG)?;
+                Self::Zstd(decoder)
+            }
+        })
+    }
+
+    fn into_inner(self) -> Source<R> {
+        match self {
+            Self::Gzip(decoder) => decoder.into_inner(),
+            Self::Zstd(decoder) => decoder.finish(),
+        }
+    }
+}
+
+/// What follows a member: another one, the end, or for gzip zeros up to the end (which tapes
 /// and `dd` leave behind).
-fn next_member<R: Read>(mut source: Source<R>) -> io::Result<Option<Box<GzDecoder<Source<R>>>>> {
+fn next_member<R: Read>(
+    packing: Packing,
+    mut source: Source<R>,
+    may_end: &AtomicBool,
+) -> io::Result<Option<Member<R>>> {
     let mut padded = false;
     loop {
+        may_end.store(true, Relaxed);
         let bytes = source.fill_buf()?;
-        match bytes.first() {
-            None => return Ok(None),
-            Some(0x1f) if !padded => return Ok(Some(Box::new(GzDecoder::new(source)))),
-            Some(0) if bytes.iter().all(|b| *b == 0) => {}
-            Some(_) => return Err(invalid("something that is not gzip follows the packed data")),
+        // A decoder reads from the moment that it is made.
+        may_end.store(bytes.is_empty(), Relaxed);
+        match (bytes.first(), packing) {
+            (None, _) => return Ok(None),
+            (Some(_), Packing::Zstd) => return Member::new(packing, source).map(Some),
+            (Some(0x1f), _) if !padded => return Member::new(packing, source).map(Some),
+            (Some(0), _) if bytes.iter().all(|b| *b == 0) => {}
+            _ => return Err(invalid("something that is not gzip follows the packed data")),
         }
         padded = true;
         let length = bytes.len();
@@ -86,31 +128,40 @@ fn next_member<R: Read>(mut source: Source<R>) -> io::Result<Option<Box<GzDecode
     }
 }
 
+#[derive(Debug, Clone, Copy)]
 enum Packing {
     Gzip,
     Zstd,
 }
 
-fn packing(head: &[u8]) -> io::Result<Packing> {
-    let found = match head {
-        [0x1f, 0x8b, ..] => return Ok(Packing::Gzip),
+/// How data is packed that begins so.
+fn packing(head: &[u8]) -> Option<Packing> {
+    match head {
+        [0x1f, 0x8b, ..] => Some(Packing::Gzip),
         // The second form is a frame to be skipped, with which some tools begin a file.
-        [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => return Ok(Packing::Zstd),
-        [] => return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the archive is empty")),
+        [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => Some(Packing::Zstd),
+        _ => None,
+    }
+}
+
+/// Says what data is that begins so.
+fn not_packed(head: &[u8]) -> io::Error {
+    let found = match head {
+        [] => return io::Error::new(io::ErrorKind::UnexpectedEof, "the archive is empty"),
         [0xfd, b'7', b'z', b'X', b'Z', ..] => "an xz file",
         [b'B', b'Z', b'h', ..] => "a bzip2 file",
         [0x04, 0x22, 0x4d, 0x18, ..] => "an lz4 file",
         [b'P', b'K', 3, 4, ..] => "a zip file",
         _ if head.get(257..262) == Some(b"ustar") => "a tar archive that is not compressed",
         _ if head.len() < 4 => {
-            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the archive ends at once"));
+            return io::Error::new(io::ErrorKind::UnexpectedEof, "the archive ends at once");
         }
         _ => {
             let start = head.get(..16).unwrap_or(head).escape_ascii();
-            return Err(invalid(format!("the archive is neither gzip nor zstd: it begins with `{start}`")));
+            return invalid(format!("the archive is neither gzip nor zstd: it begins with `{start}`"));
         }
     };
-    Err(invalid(format!("the archive is {found}: pack the tar archive with gzip or zstd")))
+    invalid(format!("the archive is {found}: pack the tar archive with gzip or zstd"))
 }
 
 /// The library calls a wrong checksum or header invalid input; a source never does.
@@ -220,6 +271,33 @@ mod tests {
             let packed = [&gzip(b"data"), rest].concat();
             assert!(unpack(&packed).is_err(), "{}", rest.escape_ascii());
             assert!(unpack(&[&zstd(b"data"), rest].concat()).is_err());
+        }
+    }
+
+    #[test]
+    fn it_may_end_between_members_and_nowhere_else() {
+        /// Notes where an end is looked for.
+        struct Ends<'a>(&'a [u8], Arc<AtomicBool>, Vec<bool>);
+        impl Read for Ends<'_> {
+            fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+                if self.0.is_empty() {
+                    self.2.push(self.1.load(Relaxed));
+                }
+                let n = buf.len().min(1);
+                self.0.read(&mut buf[..n])
+            }
+        }
+        for pack in [gzip, zstd] {
+            let (one, two) = (pack(b"one member"), pack(b"and another"));
+            let both = [&one[..], &two].concat();
+            for length in 4..=both.len() {
+                let flag = Arc::<AtomicBool>::default();
+                let mut source = Ends(&both[..length], Arc::clone(&flag), Vec::new());
+                let unpacked = Decoder::telling(&mut source, flag).unwrap().read_to_end(&mut Vec::new());
+                let may = length == one.len() || length == both.len();
+                assert_eq!(unpacked.is_ok(), may, "{length}");
+                assert_eq!(source.2.first(), Some(&may), "{length} of {}", both.len());
+            }
         }
     }
 

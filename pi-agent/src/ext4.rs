@@ -331,14 +331,14 @@ impl RegionSink for Partition<'_> {
 
 /// Makes an empty filesystem in the `room` bytes of `disk` that begin at `offset`, brings it
 /// to the medium, and returns its size in bytes. Its first block is written last, so what
-/// was interrupted is no filesystem. `now` as in [`Shape::options`]; `label` is cut to 16 bytes.
+/// was interrupted is no filesystem. `entries` will be in it, 0 if unknown; `now` as in [`Shape::options`]; `label` is cut to 16 bytes.
 ///
 /// # Errors
 /// [`io::ErrorKind::InvalidInput`] with a [`Misfit`] if the room does not do; else what the
 /// disk says.
-pub fn format(disk: &File, offset: u64, room: u64, label: &str, now: i64) -> io::Result<u64> {
+pub fn format(disk: &File, offset: u64, room: u64, entries: u64, label: &str, now: i64) -> io::Result<u64> {
     let invalid = |e: Misfit| io::Error::new(io::ErrorKind::InvalidInput, e);
-    let shape = Shape::new(room, 0).map_err(invalid)?;
+    let shape = Shape::new(room, entries).map_err(invalid)?;
     let mut options = shape.options(now)?;
     let end = (0..=label.len().min(16)).rev().find(|n| label.is_char_boundary(*n)).unwrap_or(0);
     options.label = label.get(..end).filter(|l| !l.is_empty()).map(str::to_owned);

@@ -5,6 +5,7 @@
 //! | [`install`] | the plan: what is done in which order, both paths, retries |
 //! | [`disk`] | disks: what may be written, partitions, nodes to mount |
 //! | [`ext4`] | empty filesystems without mounting |
+//! | [`fetch`] | ranges from the server, over as many connections as it takes |
 //! | [`image`] | path B: chunks fetched, checked, written at their place |
 //! | [`archive`], [`decode`] | path A: entries out of a compressed archive |
 //! | [`sums`] | the chunk hashes of an archive |
@@ -30,6 +31,7 @@ pub mod display;
 pub mod ext4;
 pub mod extract;
 pub mod failure;
+pub mod fetch;
 pub mod figures;
 pub mod identity;
 pub mod image;

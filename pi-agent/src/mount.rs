@@ -4,15 +4,21 @@ use std::fs::{self, OpenOptions};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use piman_core::install::Stage;
 use rustix::fs::{Timespec, Timestamps};
+use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
 use crate::disk::RootNode;
 use crate::failure::{Cause, Failure, OrFail};
 use crate::proof::{self, Proof};
+
+/// How long others may hold what is to be unmounted: device managers look at it for moments.
+const BUSY: Duration = Duration::from_secs(2);
 
 /// A mounted root filesystem. Unmounted when dropped, unless it is [kept](Self::keep).
 #[derive(Debug)]
@@ -67,6 +73,17 @@ impl Mounted {
         Ok(())
     }
 
+    /// Writes down that an installation has begun: until its proof is there, the card counts as not
+    /// installed even where systems without a proof are trusted.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub fn begin(&self) -> anyhow::Result<()> {
+        fs::File::create(self.place.join(proof::NAME))?.sync_all()?;
+        rustix::fs::fsync(self.directory()?)?;
+        Ok(())
+    }
+
     /// Writes the proof, in such an order that it is there whole or not at all. Everything
     /// else must be on the medium already.
     ///
@@ -106,8 +123,13 @@ impl Mounted {
 impl Drop for Mounted {
     fn drop(&mut self) {
         self.directory = None;
-        if let Err(e) = unmount(&self.place, UnmountFlags::empty()) {
-            log::warn!("{} stays mounted: {e}", self.place.display());
+        let deadline = Instant::now() + BUSY;
+        while let Err(e) = unmount(&self.place, UnmountFlags::empty()) {
+            if e != Errno::BUSY || Instant::now() > deadline {
+                log::warn!("{} stays mounted: {e}", self.place.display());
+                return;
+            }
+            thread::sleep(BUSY / 50);
         }
     }
 }

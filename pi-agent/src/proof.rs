@@ -180,6 +180,9 @@ fn look_at_root(disk: &File, root: &RootArea) -> Card {
     if sb.blocks_count.saturating_mul(4096) > root.length {
         return Card::Empty("the root filesystem is larger than its partition".into());
     }
+    if let Some(wrong) = broken(&fs, journal_waits(disk, root)) {
+        return Card::Empty(format!("the root filesystem is damaged: {wrong}"));
+    }
     match (read(&fs, NAME), fs.lookup(mkext4::spec::ROOT_INO, b"bin")) {
         (Ok(Some(block)), _) => match Proof::parse(&block) {
             Some(proof) => Card::Installed(proof),
@@ -190,6 +193,60 @@ fn look_at_root(disk: &File, root: &RootArea) -> Card {
         (Err(e), _) | (_, Err(e)) => Card::Empty(format!("the root filesystem is damaged ({e})")),
     }
 }
+
+/// What is wrong with a filesystem, by a quick look: at what the kernel wrote down when it found
+/// an error, and at the descriptors of its groups. `journal_waits` says that these are
+/// only right after it was replayed.
+fn broken<R: ReadAt>(fs: &Fs<R>, journal_waits: bool) -> Option<String> {
+    const HAS_ERRORS: u16 = 2;
+    let sb = fs.superblock();
+    if sb.state & HAS_ERRORS != 0 {
+        return Some("the kernel has found errors in it".into());
+    }
+    let has_sums = sb.feature_ro_compat & mkext4::spec::ro_compat::METADATA_CSUM != 0;
+    let wrong = |group: &u64| {
+        let Ok((raw, group_desc)) = fs.group_desc_raw(*group).and_then(|r| Ok((r, fs.group_desc(*group)?)))
+        else {
+            return true;
+        };
+        let outside = [group_desc.block_bitmap, group_desc.inode_bitmap, group_desc.inode_table]
+            .iter()
+            .any(|block| !(1..sb.blocks_count).contains(block));
+        let number = u32::try_from(*group).unwrap_or(u32::MAX);
+        outside || has_sums && descriptor_sum(fs.fs_seed(), number, raw) != group_desc.checksum
+    };
+    let group = (0..sb.group_count()).find(wrong).filter(|_| !journal_waits)?;
+    Some(format!("the descriptor of its group {group} is wrong"))
+}
+
+/// The checksum of a group's descriptor, without the two bytes where it is.
+fn descriptor_sum(seed: u32, group: u32, raw: &[u8]) -> u16 {
+    use mkext4::csum::crc32c_raw;
+    const PLACE: usize = 0x1e;
+    let sum = crc32c_raw(seed, &group.to_le_bytes());
+    let sum = crc32c_raw(sum, raw.get(..PLACE).unwrap_or_default());
+    let sum = crc32c_raw(sum, &[0; 2]);
+    crc32c_raw(sum, raw.get(PLACE + 2..).unwrap_or_default()) as u16
+}
+
+/// Whether the root filesystem of a disk was not unmounted, so that its journal has to be
+/// replayed before it is what it should be.
+#[must_use]
+pub fn has_journal_to_replay(disk: &File, bytes: u64) -> bool {
+    root_in_table(disk, bytes).is_some_and(|root| journal_waits(disk, &root))
+}
+
+fn journal_waits(disk: &File, root: &RootArea) -> bool {
+    let mut sb = [0; 1024];
+    let read = Window::new(disk, root.offset, root.length).read_exact_at(SUPERBLOCK, &mut sb);
+    read.is_ok() && sb.get(MAGIC) == Some(&[0x53, 0xef]) && sb[INCOMPAT] & NEEDS_RECOVERY != 0
+}
+
+const SUPERBLOCK: u64 = 1024;
+/// Where the superblock says what it is, and what must be known to read it.
+const MAGIC: std::ops::Range<usize> = 0x38..0x3a;
+const INCOMPAT: usize = 0x60;
+const NEEDS_RECOVERY: u8 = 4;
 
 /// The content of a small file in the root directory.
 fn read<R: ReadAt>(fs: &Fs<R>, name: &str) -> mkext4::Result<Option<Vec<u8>>> {
@@ -208,9 +265,6 @@ struct Replayed<'d>(Window<'d>);
 
 impl ReadAt for Replayed<'_> {
     fn read_exact_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
-        const SUPERBLOCK: u64 = 1024;
-        const INCOMPAT: usize = 0x60;
-        const NEEDS_RECOVERY: u8 = 4;
         const CHECKSUM: usize = 0x3fc;
         self.0.read_exact_at(offset, buf)?;
         let (SUPERBLOCK, Ok(sb)) = (offset, <&mut [u8; 1024]>::try_from(buf)) else { return Ok(()) };

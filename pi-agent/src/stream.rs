@@ -4,12 +4,24 @@
 //! few buffers, which are all the memory that is needed, whatever the archive's size. Nothing
 //! is sent: the server sends the archive from its first byte and closes.
 
+//!
+//! | file | what lives there |
+//! |---|---|
+//! | `ranges` | the archive from the fetch port, in chunks that are checked first |
+//! | `whole` | the archive from the rootfs port, as old servers have it |
+//! | `tap` | counts, hashes, and has it go on after a break |
+//! | `pipe` | buffers between two threads |
+
 mod pipe;
+mod ranges;
+mod tap;
+mod whole;
 
 use std::io::{self, Read};
 use std::net::{Shutdown, TcpStream};
 use std::os::fd::BorrowedFd;
 use std::panic::resume_unwind;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread;
 
@@ -17,12 +29,20 @@ use anyhow::anyhow;
 use piman_core::hash::Hash;
 use piman_core::install::Stage;
 
+pub use ranges::Ranges;
+pub use whole::Whole;
+
 use crate::archive::Reader;
 use crate::decode::Decoder;
 use crate::extract::{self, extract};
 use crate::failure::{Cause, Failure};
+use crate::fetch::Link;
 use crate::progress::Progress;
 use pipe::{Filler, pipe};
+use tap::{Once, Source, Tap, Trouble};
+
+/// Buffers of unpacked data.
+const UNPACKED: usize = 8;
 
 /// What the server said it will send.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -88,22 +108,72 @@ pub fn install_from(
     root: BorrowedFd<'_>,
     progress: &Progress,
 ) -> Result<Summary, Failure> {
+    unpack(Once(source), close, expected, false, root, progress)
+}
+
+/// Like [`install_from`], with an archive that goes on after a break. `link` is the one it was
+/// made with.
+///
+/// # Errors
+/// As [`install_from`].
+pub fn install_whole<F: FnMut() -> io::Result<TcpStream> + Send>(
+    whole: Whole<'_, F>,
+    link: &Link,
+    expected: Option<Expected>,
+    root: BorrowedFd<'_>,
+    progress: &Progress,
+) -> Result<Summary, Failure> {
+    unpack(whole, || link.end(), expected, false, root, progress)
+}
+
+/// Like [`install_from`], with an archive of which every byte is checked before it is unpacked.
+/// `link` is the one it was made with. What fails then is not the archive's copy: it is said
+/// at once.
+///
+/// # Errors
+/// As [`install_from`]; `Image` also if a chunk stays damaged, which is named.
+pub fn install_ranges<F: FnMut() -> io::Result<TcpStream> + Send>(
+    ranges: &mut Ranges<'_, F>,
+    link: &Link,
+    root: BorrowedFd<'_>,
+    progress: &Progress,
+) -> Result<Summary, Failure> {
+    let expected = ranges.expected();
+    let (filler, drainer) = pipe(ranges::BUFFERS);
+    thread::scope(|scope| {
+        let fetcher = thread::Builder::new()
+            .name("fetch".to_owned())
+            .spawn_scoped(scope, || ranges.fetch(filler))
+            .map_err(|error| no_thread(&error))?;
+        let unpacked = unpack(Once(drainer), || link.end(), Some(expected), true, root, progress);
+        let fetched = fetcher.join().unwrap_or_else(|panic| resume_unwind(panic));
+        match (unpacked, fetched) {
+            // That nothing more came is only what followed from it.
+            (Err(failure), Err(cause)) if failure.cause == Cause::Network => Err(cause),
+            (unpacked, _) => unpacked,
+        }
+    })
+}
+
+/// Extracts what `source` gives. `checked` says that it is what is expected, byte for byte.
+fn unpack(
+    source: impl Source,
+    close: impl Fn() + Sync,
+    expected: Option<Expected>,
+    checked: bool,
+    root: BorrowedFd<'_>,
+    progress: &Progress,
+) -> Result<Summary, Failure> {
     progress.begin(Stage::Transfer, expected.map_or(0, |e| e.bytes));
     let hurry = AtomicBool::new(false);
-    let tap = Tap {
-        source,
-        hasher: blake3::Hasher::new(),
-        bytes: 0,
-        limit: expected.map_or(u64::MAX, |e| e.bytes),
-        trouble: None,
-        hurry: &hurry,
-        progress,
-    };
-    let (filler, drainer) = pipe();
+    let tap = Tap::new(source, expected, checked, &hurry, progress);
+    // Whether the copy may be damaged although the archive is good.
+    let in_doubt = expected.is_some() && !checked;
+    let (filler, drainer) = pipe(UNPACKED);
     let (received, extracted) = thread::scope(|scope| {
         let receiver = thread::Builder::new()
             .name("receive".to_owned())
-            .spawn_scoped(scope, || receive(tap, filler, expected.is_some()))?;
+            .spawn_scoped(scope, || receive(tap, filler, in_doubt))?;
         let mut reader = Reader::new(drainer);
         let extracted = extract(&mut reader, root).and_then(|summary| {
             reader.drain()?;
@@ -111,7 +181,7 @@ pub fn install_from(
         });
         // If reading failed, the receiver knows it already and has ended.
         if let Some(cause) = extracted.as_ref().err().and_then(extract::Error::cause)
-            && (expected.is_none() || cause != Cause::Image)
+            && (!in_doubt || cause != Cause::Image)
         {
             hurry.store(true, Relaxed);
             close();
@@ -121,8 +191,12 @@ pub fn install_from(
         let received = receiver.join().unwrap_or_else(|panic| resume_unwind(panic));
         Ok((received, extracted))
     })
-    .map_err(|error: io::Error| fail(Cause::Refused, anyhow!(error).context("starting a thread")))?;
+    .map_err(|error: io::Error| no_thread(&error))?;
     judge(&received, extracted, expected)
+}
+
+fn no_thread(error: &io::Error) -> Failure {
+    fail(Cause::Refused, anyhow!("starting a thread: {error}"))
 }
 
 /// What came of receiving.
@@ -146,10 +220,11 @@ enum End {
     Damaged(io::Error),
 }
 
-/// Receives, hashes and unpacks until the end. With `judged` the rest of a damaged archive is
+/// Receives and unpacks until the end. If a copy is in doubt, the rest of a damaged one is
 /// received nonetheless, to know its hash, unless there is a hurry.
-fn receive<R: Read>(mut tap: Tap<'_, R>, mut filler: Filler, judged: bool) -> Received {
-    let unpacked = Decoder::new(&mut tap).and_then(|mut decoder| filler.fill_from(&mut decoder));
+fn receive<S: Source>(mut tap: Tap<'_, S>, mut filler: Filler, in_doubt: bool) -> Received {
+    let may_end = Arc::clone(&tap.may_end);
+    let unpacked = Decoder::telling(&mut tap, may_end).and_then(|mut decoder| filler.fill_from(&mut decoder));
     let mut end = match unpacked {
         Ok(pipe::Filled::All) => End::Whole,
         Ok(pipe::Filled::Unwanted) => End::Unwanted,
@@ -162,7 +237,7 @@ fn receive<R: Read>(mut tap: Tap<'_, R>, mut filler: Filler, judged: bool) -> Re
     };
     // The other thread must not wait for us from here on.
     drop(filler);
-    if judged && tap.trouble.is_none() {
+    if in_doubt && tap.trouble.is_none() {
         tap.drain();
     }
     match tap.trouble.take() {
@@ -170,7 +245,7 @@ fn receive<R: Read>(mut tap: Tap<'_, R>, mut filler: Filler, judged: bool) -> Re
         Some(Trouble::TooLong) => end = End::TooLong,
         None => {}
     }
-    Received { hash: Hash(*tap.hasher.finalize().as_bytes()), bytes: tap.bytes, end }
+    Received { hash: tap.hash(), bytes: tap.received(), end }
 }
 
 /// Whose fault it is. What is certain goes first: the disk; then the connection, which
@@ -244,61 +319,4 @@ fn unextracted(error: extract::Error) -> Failure {
 
 fn fail(cause: Cause, error: anyhow::Error) -> Failure {
     Failure { stage: Stage::Transfer, cause, error }
-}
-
-/// Counts and hashes what is received, and remembers if the stream itself fails: to those who
-/// read from here, that looks like any other error.
-struct Tap<'p, R> {
-    source: R,
-    hasher: blake3::Hasher,
-    bytes: u64,
-    limit: u64,
-    trouble: Option<Trouble>,
-    /// Set when nothing more is wanted.
-    hurry: &'p AtomicBool,
-    progress: &'p Progress,
-}
-
-enum Trouble {
-    Broken(io::Error),
-    TooLong,
-}
-
-impl<R: Read> Tap<'_, R> {
-    /// Receives what is left, until there is a hurry.
-    fn drain(&mut self) {
-        let mut buf = vec![0; 64 << 10];
-        while !self.hurry.load(Relaxed) {
-            match self.read(&mut buf) {
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Ok(0) | Err(_) => break,
-                Ok(_) => {}
-            }
-        }
-    }
-}
-
-impl<R: Read> Read for Tap<'_, R> {
-    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        let n = match self.source.read(buf) {
-            Ok(n) => n,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => return Err(error),
-            Err(error) => {
-                let kind = error.kind();
-                if !self.hurry.load(Relaxed) {
-                    self.trouble = Some(Trouble::Broken(error));
-                }
-                return Err(kind.into());
-            }
-        };
-        let piece = buf.get(..n).unwrap_or_default();
-        self.hasher.update(piece);
-        self.bytes += n as u64;
-        self.progress.add(n as u64);
-        if self.bytes > self.limit {
-            self.trouble = Some(Trouble::TooLong);
-            return Err(io::Error::other("more was sent than was offered"));
-        }
-        Ok(n)
-    }
 }

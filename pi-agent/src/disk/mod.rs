@@ -82,7 +82,7 @@ impl Disk {
             error: e.context(format!("opening the disk {}", path.display())),
         };
         let device = is_device(path).map_err(refuse)?;
-        if let Some(user) = usage::user_of(path, device).map_err(refuse)? {
+        if let Some(user) = lasting_user(path, device).map_err(refuse)? {
             return Err(refuse(anyhow!("{user}; nothing was changed")));
         }
         let open = |flags| {
@@ -239,6 +239,20 @@ pub fn open_to_read(path: &Path) -> anyhow::Result<(File, u64)> {
     let file = File::open(path).with_context(|| format!("opening {}", path.display()))?;
     let bytes = size(&file, device)?;
     Ok((file, bytes))
+}
+
+/// Who uses a disk. A loop device on a file goes a moment after its filesystem was unmounted,
+/// as ours do.
+fn lasting_user(path: &Path, device: bool) -> anyhow::Result<Option<String>> {
+    let mut tries = 0;
+    loop {
+        let user = usage::user_of(path, device)?;
+        if device || user.is_none() || tries == LOCK_TRIES {
+            return Ok(user);
+        }
+        tries += 1;
+        thread::sleep(LOCK_PAUSE);
+    }
 }
 
 /// Locks a disk against other programs that ask. Device managers lock one for moments, to

@@ -108,13 +108,14 @@ impl Medium for Area<'_> {
 
 /// A buffer that begins at an address that direct writes allow.
 #[derive(Debug)]
-pub(super) struct Aligned {
+pub(crate) struct Aligned {
     bytes: Vec<u8>,
     start: usize,
 }
 
 impl Aligned {
-    pub(super) fn new(length: usize) -> Self {
+    /// So many bytes of zeros.
+    pub(crate) fn new(length: usize) -> Self {
         let bytes = vec![0; length + ALIGN];
         // Zero is right for the one case in which there is no answer; then writes are buffered.
         let start = Some(bytes.as_ptr().align_offset(ALIGN)).filter(|s| *s < ALIGN).unwrap_or(0);
@@ -122,13 +123,13 @@ impl Aligned {
     }
 
     /// Its first `length` bytes, or fewer if it is shorter.
-    pub(super) fn first(&self, length: usize) -> &[u8] {
+    pub(crate) fn first(&self, length: usize) -> &[u8] {
         let rest = self.bytes.get(self.start..).unwrap_or_default();
         rest.get(..length).unwrap_or(rest)
     }
 
     /// Its first `length` bytes, or fewer if it is shorter.
-    pub(super) fn first_mut(&mut self, length: usize) -> &mut [u8] {
+    pub(crate) fn first_mut(&mut self, length: usize) -> &mut [u8] {
         let rest = self.bytes.get_mut(self.start..).unwrap_or_default();
         let length = length.min(rest.len());
         rest.get_mut(..length).unwrap_or_default()

@@ -2,7 +2,6 @@
 //!
 //! | file | what lives there |
 //! |---|---|
-//! | `source` | the fetch connection |
 //! | `area` | reads and writes of the root filesystem's place on the disk |
 //! | `pipeline` | one thread that receives, others that check, decode and write |
 //!
@@ -11,28 +10,24 @@
 
 mod area;
 mod pipeline;
-mod source;
 
 use std::net::TcpStream;
 
-use anyhow::{Context, anyhow};
+use anyhow::anyhow;
 use piman_core::hash::Hash;
 use piman_core::install::fetch::{Kind, Request};
 use piman_core::install::table::{BLOCK, TABLE_MAX, Table};
 use piman_core::install::{ImageOffer, Stage};
 
 use crate::failure::{Cause, Failure, OrFail};
+use crate::fetch::{Link, Source};
 use crate::progress::Progress;
 
+pub use crate::fetch::Retry;
+pub(crate) use area::Aligned;
 pub use area::{Area, Medium};
-pub use source::Retry;
 
-use area::Aligned;
 use pipeline::Pipeline;
-use source::{Connection, Trouble};
-
-/// How often a chunk that came damaged is fetched again.
-const DAMAGED_MAX: u8 = 5;
 
 /// What is still to be written: the proof, then the first block.
 #[derive(Debug)]
@@ -94,7 +89,8 @@ pub fn install(
     medium: &impl Medium,
     erase: impl FnOnce() -> Result<(), Failure>,
 ) -> Result<Pending, Failure> {
-    let mut source = Source { connect, retry: order.retry.clone(), connection: None, failed: 0, broken: 0 };
+    let link = Link::default();
+    let mut source = Source::new(connect, &link, order.retry.clone(), "the image");
     let bytes = fetch_table(&mut source, order.offer)?;
     let table = Table::parse(&bytes).or_fail(Stage::Transfer, Cause::Image, "reading the chunk table")?;
     let header = table.header();
@@ -107,17 +103,19 @@ pub fn install(
         let error = anyhow!("the image needs a root partition of {image} bytes, this one has {room}");
         return Err(Failure { stage: Stage::Transfer, cause: Cause::Disk, error });
     }
-    let pipeline = Pipeline::new(table, order, medium);
+    let mut pipeline = Pipeline::new(table, order, medium, &link);
     erase()?;
     write(medium, 0, &[0; BLOCK as usize]).and_then(|()| medium.sync()).or_fail(
         Stage::Transfer,
         Cause::Disk,
         "wiping the first block of the root filesystem",
     )?;
-    let mut pending = pipeline.run(&mut source)?;
+    pipeline.run(&mut source)?;
     order.progress.begin(Stage::Sync, 0);
     medium.sync().or_fail(Stage::Sync, Cause::Disk, "bringing the root filesystem to the disk")?;
-    pending.summary.broken = source.broken;
+    pipeline.read_back()?;
+    let mut pending = pipeline.finish()?;
+    pending.summary.broken = source.broken();
     pending.summary.writes += 1;
     pending.summary.written_bytes += BLOCK;
     Ok(pending)
@@ -153,80 +151,16 @@ fn write(medium: &impl Medium, offset: u64, bytes: &[u8]) -> std::io::Result<()>
     medium.write_at(offset, buffer.first(bytes.len()))
 }
 
-/// Connections, one after another.
-struct Source<F> {
-    connect: F,
-    retry: Retry,
-    connection: Option<Connection>,
-    /// Connections that failed in a row.
-    failed: u32,
-    /// Connections that failed.
-    broken: u32,
-}
-
-impl<F: FnMut() -> std::io::Result<TcpStream>> Source<F> {
-    /// The connection, made if there is none.
-    fn connection(&mut self) -> Result<&mut Connection, Trouble> {
-        if self.connection.is_none() {
-            self.connection = Some(Connection::new((self.connect)()?));
-        }
-        self.connection.as_mut().ok_or_else(|| Trouble::No("no connection".into()))
-    }
-
-    /// Something came: failures are counted anew.
-    fn went_well(&mut self) {
-        self.failed = 0;
-        self.retry.backoff.reset();
-    }
-
-    /// Counts a failure; gives the pause before the next attempt.
-    fn pause(&mut self, trouble: Trouble) -> Result<std::time::Duration, Failure> {
-        self.connection = None;
-        let network = |error| Failure { stage: Stage::Transfer, cause: Cause::Network, error };
-        let error = match trouble {
-            Trouble::Broken(e) => anyhow::Error::from(e),
-            Trouble::No(reason) => {
-                return Err(network(anyhow!("the server has this image no longer: {reason}")));
-            }
-        };
-        self.failed += 1;
-        self.broken += 1;
-        if self.failed > self.retry.times {
-            let context = format!("fetching the image, {} connections failed in a row", self.failed);
-            return Err(network(error.context(context)));
-        }
-        let pause = self.retry.backoff.wait();
-        log::warn!("fetching the image: {error}; again in {:.1} s", pause.as_secs_f32());
-        Ok(pause)
-    }
-}
-
 /// The table's bytes, which have the hash that was offered.
 fn fetch_table<F: FnMut() -> std::io::Result<TcpStream>>(
-    source: &mut Source<F>,
+    source: &mut Source<'_, F>,
     offer: &ImageOffer,
 ) -> Result<Vec<u8>, Failure> {
-    let length = offer.table_bytes as usize;
-    if length > TABLE_MAX {
+    let length = offer.table_bytes;
+    if length as usize > TABLE_MAX {
         let error = anyhow!("the chunk table offered is too large: {length} bytes");
         return Err(Failure { stage: Stage::Transfer, cause: Cause::Image, error });
     }
-    let request = Request { kind: Kind::Table, id: offer.table, offset: 0, length: offer.table_bytes.into() };
-    let mut bytes = vec![0; length];
-    for _ in 0..=DAMAGED_MAX {
-        while let Err(trouble) = source.connection().and_then(|c| {
-            c.ask(&request)?;
-            c.receive(&mut bytes)
-        }) {
-            std::thread::sleep(source.pause(trouble)?);
-        }
-        if blake3::hash(&bytes).as_bytes() == &offer.table.0 {
-            source.went_well();
-            return Ok(bytes);
-        }
-        log::warn!("the chunk table came damaged and is fetched again");
-    }
-    let error = anyhow!("its hash is not the one that was offered; make the image again on the server");
-    let error = Err(error).context("fetching the chunk table");
-    error.or_fail(Stage::Transfer, Cause::Image, "preparing the image")
+    let request = Request { kind: Kind::Table, id: offer.table, offset: 0, length: length.into() };
+    source.table(&request, |bytes| blake3::hash(bytes).as_bytes() == &offer.table.0)
 }

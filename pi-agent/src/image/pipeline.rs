@@ -2,10 +2,9 @@
 //! bounded number of buffers.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::net::{Shutdown, TcpStream};
+use std::net::TcpStream;
 use std::ops::Range;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
 
 use anyhow::anyhow;
 use piman_core::hash::Hash;
@@ -15,9 +14,9 @@ use piman_core::install::table::{BLOCK, CHUNK_MAX, Entry, Table};
 use zstd::bulk::Decompressor;
 
 use super::area::{Aligned, Medium};
-use super::source::Trouble;
-use super::{DAMAGED_MAX, Order, Pending, Source, Summary};
+use super::{Order, Pending, Summary};
 use crate::failure::{Cause, Failure, OrFail};
+use crate::fetch::{DAMAGED_MAX, Link, Source, Trouble};
 use crate::progress::Progress;
 
 /// Requests that are sent ahead, so that the server always has something to send.
@@ -26,6 +25,8 @@ const AHEAD: usize = 4;
 const SPARE: usize = 2;
 /// Chunks by which is judged whether the card holds this image already.
 const PROBES: u32 = 8;
+/// Chunks that are read back in the end.
+const SAMPLES: usize = 8;
 /// What the proof's block holds in the image.
 const EMPTY_PROOF: u8 = b'\n';
 
@@ -34,6 +35,7 @@ pub(super) struct Pipeline<'a, M> {
     table: Table<'a>,
     id: Hash,
     medium: &'a M,
+    link: &'a Link,
     progress: &'a Progress,
     threads: usize,
     state: Mutex<State>,
@@ -52,14 +54,22 @@ struct State {
     free: Vec<Aligned>,
     /// Chunks that are not on the card.
     left: u32,
+    /// Chunks that were written, but for the first, whose first block is not there yet.
+    written: Vec<u32>,
     /// How often a chunk came damaged.
     damaged: BTreeMap<u32, u8>,
     /// The first block.
     first: Vec<u8>,
     summary: Summary,
     failed: Option<Failure>,
-    /// To end a read when something failed.
-    connection: Option<TcpStream>,
+}
+
+/// A chunk whose connection broke.
+struct Part {
+    index: u32,
+    /// So many bytes of it came.
+    filled: usize,
+    buffer: Aligned,
 }
 
 enum Job {
@@ -69,7 +79,7 @@ enum Job {
 
 impl<'a, M: Medium> Pipeline<'a, M> {
     /// Prepares to install `table` and decides whether the card is compared first.
-    pub(super) fn new(table: Table<'a>, order: &Order<'a>, medium: &'a M) -> Self {
+    pub(super) fn new(table: Table<'a>, order: &Order<'a>, medium: &'a M, link: &'a Link) -> Self {
         let cores = std::thread::available_parallelism().map_or(2, usize::from);
         // One more than decode at once: it waits for the disk meanwhile.
         let threads = cores.clamp(2, 3) + 1;
@@ -79,6 +89,7 @@ impl<'a, M: Medium> Pipeline<'a, M> {
             table,
             id: order.offer.table,
             medium,
+            link,
             progress: order.progress,
             threads,
             state: Mutex::default(),
@@ -101,22 +112,48 @@ impl<'a, M: Medium> Pipeline<'a, M> {
     }
 
     /// Runs until all chunks are written or something failed.
-    pub(super) fn run<F>(self, source: &mut Source<F>) -> Result<Pending, Failure>
+    pub(super) fn run<F>(&mut self, source: &mut Source<'_, F>) -> Result<(), Failure>
     where
         F: FnMut() -> std::io::Result<TcpStream>,
     {
+        let this = &*self;
         std::thread::scope(|scope| {
-            for _ in 0..self.threads {
+            for _ in 0..this.threads {
                 scope.spawn(|| {
-                    if let Err(failure) = self.work() {
-                        self.fail(failure);
+                    if let Err(failure) = this.work() {
+                        this.fail(failure);
                     }
                 });
             }
-            if let Err(failure) = self.receive(source) {
-                self.fail(failure);
+            if let Err(failure) = this.receive(source) {
+                this.fail(failure);
             }
         });
+        self.lock().failed.take().map_or(Ok(()), Err)
+    }
+
+    /// Reads some of what was written, past the cache, when everything has been synced.
+    pub(super) fn read_back(&self) -> Result<(), Failure> {
+        let mut written = std::mem::take(&mut self.lock().written);
+        written.sort_unstable();
+        let mut buffer = Aligned::new(CHUNK_MAX as usize);
+        // The last one always: a disk may have less room than it says.
+        for index in written.iter().rev().step_by(written.len().div_ceil(SAMPLES).max(1)) {
+            let entry = self.entry(*index)?;
+            if !self.is_on_card(&entry, &mut buffer) {
+                let error = anyhow!(
+                    "the disk gives back other bytes than were written, from byte {} of the root filesystem \
+                     on: it is failing, or has less room than it says; take another one",
+                    entry.offset
+                );
+                return Err(Failure { stage: Stage::Sync, cause: Cause::Disk, error });
+            }
+        }
+        Ok(())
+    }
+
+    /// What is left to be done.
+    pub(super) fn finish(self) -> Result<Pending, Failure> {
         let proof_offset = self.table.header().proof_offset;
         let state = self.state.into_inner().unwrap_or_else(PoisonError::into_inner);
         match state.failed {
@@ -136,12 +173,8 @@ impl<'a, M: Medium> Pipeline<'a, M> {
 
     /// Keeps the first failure and ends all threads.
     fn fail(&self, failure: Failure) {
-        let mut state = self.lock();
-        state.failed.get_or_insert(failure);
-        if let Some(connection) = &state.connection {
-            // Already gone is as good.
-            let _ = connection.shutdown(Shutdown::Both);
-        }
+        self.lock().failed.get_or_insert(failure);
+        self.link.end();
         self.changed.notify_all();
     }
 
@@ -155,15 +188,15 @@ impl<'a, M: Medium> Pipeline<'a, M> {
 
     // --- receiving ------------------------------------------------------------------
 
-    fn receive<F>(&self, source: &mut Source<F>) -> Result<(), Failure>
+    fn receive<F>(&self, source: &mut Source<'_, F>) -> Result<(), Failure>
     where
         F: FnMut() -> std::io::Result<TcpStream>,
     {
         let mut asked = VecDeque::new();
+        let mut part = None;
         while self.wait_for_need(&asked) {
-            let Err(trouble) = self.receive_one(source, &mut asked) else { continue };
+            let Err(trouble) = self.receive_one(source, &mut asked, &mut part) else { continue };
             let mut state = self.lock();
-            state.connection = None;
             while let Some(index) = asked.pop_back() {
                 state.needed.push_front(index);
             }
@@ -171,12 +204,9 @@ impl<'a, M: Medium> Pipeline<'a, M> {
                 break;
             }
             drop(state);
-            let until = Instant::now() + source.pause(trouble)?;
-            self.wait_until(until);
+            source.pause(trouble)?;
         }
-        // The server learns at once that no more is wanted.
-        source.connection = None;
-        self.lock().connection = None;
+        source.close();
         Ok(())
     }
 
@@ -189,54 +219,56 @@ impl<'a, M: Medium> Pipeline<'a, M> {
         !state.is_over()
     }
 
-    /// Waits for a moment, or for the end.
-    fn wait_until(&self, until: Instant) {
-        let mut state = self.lock();
-        while !state.is_over() {
-            let Some(rest) = until.checked_duration_since(Instant::now()).filter(|r| !r.is_zero()) else {
-                return;
-            };
-            let waited = self.changed.wait_timeout(state, rest);
-            state = waited.unwrap_or_else(PoisonError::into_inner).0;
-        }
-    }
-
-    /// Asks ahead and receives one chunk.
-    fn receive_one<F>(&self, source: &mut Source<F>, asked: &mut VecDeque<u32>) -> Result<(), Trouble>
+    /// Asks ahead and receives one chunk; or a part of it, which is kept for when it is asked for
+    /// again, as the first on another connection.
+    fn receive_one<F>(
+        &self,
+        source: &mut Source<'_, F>,
+        asked: &mut VecDeque<u32>,
+        part: &mut Option<Part>,
+    ) -> Result<(), Trouble>
     where
         F: FnMut() -> std::io::Result<TcpStream>,
     {
         // A peer that closes with requests unread resets the connection, and what it had sent
         // is lost: after a failure one chunk at a time, so that each attempt can get on.
-        let ahead = if source.failed > 0 { 1 } else { AHEAD };
-        let is_new = source.connection.is_none();
+        let ahead = if source.is_doubtful() { 1 } else { AHEAD };
         let connection = source.connection()?;
         let missing = || Trouble::No("no such chunk".into());
         let entry = |index| self.table.entry(index).ok_or_else(missing);
-        {
-            let mut state = self.lock();
-            if is_new || state.connection.is_none() {
-                state.connection = connection.handle();
-            }
-        }
         while asked.len() < ahead {
             let Some(index) = self.lock().needed.pop_front() else { break };
             asked.push_back(index);
-            let Entry { position: offset, stored, .. } = entry(index)?;
-            connection.ask(&Request { kind: Kind::Chunks, id: self.id, offset, length: stored.into() })?;
+            let Entry { position, stored, .. } = entry(index)?;
+            let came = part.as_ref().filter(|p| p.index == index && asked.len() == 1);
+            let came = came.map_or(0, |p| p.filled as u64);
+            let (offset, length) = (position + came, u64::from(stored) - came);
+            connection.ask(&Request { kind: Kind::Chunks, id: self.id, offset, length })?;
         }
         let Some(index) = asked.front().copied() else { return Ok(()) };
         let stored = entry(index)?.stored;
-        let Some(mut buffer) = self.take_buffer() else { return Ok(()) };
-        if let Err(trouble) = connection.receive(buffer.first_mut(stored as usize)) {
-            self.give_back(buffer);
+        let mut now = match part.take() {
+            Some(part) if part.index == index => part,
+            // Others have become more urgent.
+            Some(part) => Part { index, filled: 0, buffer: part.buffer },
+            None => match self.take_buffer() {
+                Some(buffer) => Part { index, filled: 0, buffer },
+                None => return Ok(()),
+            },
+        };
+        let before = now.filled;
+        let came = connection.receive_rest(now.buffer.first_mut(stored as usize), &mut now.filled);
+        if now.filled > before {
+            source.went_well();
+            self.lock().summary.fetched_bytes += (now.filled - before) as u64;
+        }
+        if let Err(trouble) = came {
+            *part = Some(now);
             return Err(trouble);
         }
-        source.went_well();
         asked.pop_front();
         let mut state = self.lock();
-        state.summary.fetched_bytes += u64::from(stored);
-        state.received.push_back((index, buffer));
+        state.received.push_back((index, now.buffer));
         self.changed.notify_all();
         Ok(())
     }
@@ -344,6 +376,9 @@ impl<'a, M: Medium> Pipeline<'a, M> {
                 Cause::Disk,
                 "installing the image",
             )?;
+        }
+        if place > 0 {
+            self.lock().written.push(index);
         }
         self.done(&entry, |summary| {
             summary.written_bytes += rest.len() as u64;

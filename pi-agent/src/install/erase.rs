@@ -3,27 +3,49 @@
 use std::os::unix::fs::FileExt;
 
 use piman_core::install::Stage;
+use piman_core::install::layout::Layout;
 
+use super::probe::probe;
 use crate::disk::{Disk, RootArea, root_in_table};
 use crate::failure::{Cause, Failure, OrFail};
+use crate::image::Area;
 
-/// Destroys the proof of what is installed, and then partitions the disk.
-pub(super) fn erase_proof(
-    disk: &Disk,
-    layout: &piman_core::install::layout::Layout,
-) -> Result<RootArea, Failure> {
+/// The size of a first block, in bytes.
+const BLOCK: usize = 4096;
+
+/// Destroys the proof of what is installed, tries whether the disk has the room that it says,
+/// and then partitions it. A disk that has not gets back what was taken from it.
+pub(super) fn erase_proof(disk: &Disk, layout: &Layout) -> Result<RootArea, Failure> {
+    let root = RootArea::of(layout, disk.bytes())?;
     // Where the old table has its root filesystem, which may be another place than ours.
-    if let Some(old) = root_in_table(disk.file(), disk.bytes()) {
-        zero_first_block(disk, &old)?;
+    let old = root_in_table(disk.file(), disk.bytes()).filter(|old| old.offset != root.offset);
+    let firsts: Vec<u64> = old.iter().chain([&root]).map(|area| area.offset).collect();
+    let mut before = vec![[0; BLOCK]; firsts.len()];
+    for (at, block) in firsts.iter().zip(&mut before) {
+        let what = format!("reading what is at byte {at} of {disk}");
+        disk.file().read_exact_at(block, *at).or_fail(Stage::Disk, Cause::Disk, what)?;
+    }
+    // Without its first block a filesystem is none: if the power fails while the disk is being
+    // tried, what it held there does not count as installed.
+    for at in &firsts {
+        write_first_block(disk, *at, &[0; BLOCK])?;
+    }
+    disk.sync(Stage::Partition)?;
+    let direct = disk.direct()?;
+    if let Err(failure) = probe(&Area::new(disk.file(), &direct, root)) {
+        for (at, block) in firsts.iter().zip(&before) {
+            write_first_block(disk, *at, block)?;
+        }
+        disk.sync(Stage::Disk)?;
+        return Err(failure);
     }
     let root = disk.partition(layout)?;
-    zero_first_block(disk, &root)?;
+    write_first_block(disk, root.offset, &[0; BLOCK])?;
+    disk.sync(Stage::Partition)?;
     Ok(root)
 }
 
-/// Without its first block a filesystem is none.
-fn zero_first_block(disk: &Disk, root: &RootArea) -> Result<(), Failure> {
-    let what = || format!("erasing the old root filesystem of {disk}");
-    disk.file().write_all_at(&[0; 4096], root.offset).or_fail(Stage::Partition, Cause::Disk, what())?;
-    disk.sync(Stage::Partition)
+fn write_first_block(disk: &Disk, at: u64, block: &[u8; BLOCK]) -> Result<(), Failure> {
+    let what = format!("erasing the old root filesystem of {disk}");
+    disk.file().write_all_at(block, at).or_fail(Stage::Partition, Cause::Disk, what)
 }

@@ -24,12 +24,7 @@ pub(super) fn install(
     let direct = disk.direct()?;
     let area = Area::new(disk.file(), &direct, root);
     let order = Order { offer: image, archive: offer.id, retry: Retry::default(), progress };
-    let connect = || {
-        let stream = plan.server.connect(offer.fetch_port).map_err(std::io::Error::other)?;
-        stream.set_read_timeout(Some(super::IDLE_TIMEOUT))?;
-        stream.set_write_timeout(Some(super::IDLE_TIMEOUT))?;
-        Ok(stream)
-    };
+    let connect = || super::dial(plan, offer.fetch_port);
     progress.begin(Stage::Partition, 0);
     // Nothing is erased before the chunk table is here and right.
     let pending = image::install(connect, &order, &area, || erase_proof(disk, &plan.layout).map(drop))?;

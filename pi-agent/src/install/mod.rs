@@ -5,10 +5,15 @@
 
 mod erase;
 mod image;
+mod place;
+mod probe;
 mod reporter;
 mod retry;
+mod samples;
 mod stream;
 
+use std::io;
+use std::net::TcpStream;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread;
@@ -29,10 +34,19 @@ use crate::progress::Progress;
 use crate::proof::{self, Card, Way};
 use crate::service::unit::Enrol;
 use crate::talk::{Machine, Server, Talk};
+use place::Place;
 use reporter::Reporter;
 
 /// How long the server may send nothing: it may have other Pis to serve first.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// Connects to a port of the server that sends.
+fn dial(plan: &Plan, port: u16) -> io::Result<TcpStream> {
+    let stream = plan.server.connect(port).map_err(io::Error::other)?;
+    stream.set_read_timeout(Some(IDLE_TIMEOUT))?;
+    stream.set_write_timeout(Some(IDLE_TIMEOUT))?;
+    Ok(stream)
+}
 
 /// Which way to install.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -128,9 +142,19 @@ struct Done {
 pub fn attempt(plan: &Plan, machine: &mut Machine, progress: &Arc<Progress>) -> Result<Outcome, Failure> {
     progress.begin(Stage::Disk, 0);
     let as_root = rustix::process::geteuid().is_root();
-    let (disk, root) = open(plan).inspect_err(|failure| report_early(plan, failure))?;
+    let (mut disk, root) = open(plan).inspect_err(|failure| report_early(plan, failure))?;
     let card = if plan.reinstall || machine.wiped {
         Card::Empty("it is to be installed again".into())
+    } else if as_root && proof::has_journal_to_replay(disk.file(), disk.bytes()) {
+        match replay(&disk) {
+            Ok(()) => {
+                // The kernel has let go of the partition; from here on it is ours alone again.
+                drop(disk);
+                disk = open(plan).inspect_err(|failure| report_early(plan, failure))?.0;
+                proof::look(disk.file(), disk.bytes())
+            }
+            Err(failure) => Card::Empty(format!("its journal cannot be replayed ({failure})")),
+        }
     } else {
         proof::look(disk.file(), disk.bytes())
     };
@@ -177,6 +201,13 @@ fn open(plan: &Plan) -> Result<(Disk, RootArea), Failure> {
     };
     let root = RootArea::of(&plan.layout, disk.bytes())?;
     Ok((disk, root))
+}
+
+/// Has the kernel replay the journal of a system that was switched off, as it would to boot it.
+fn replay(disk: &Disk) -> Result<(), Failure> {
+    let Some(root) = crate::disk::root_in_table(disk.file(), disk.bytes()) else { return Ok(()) };
+    let place = Place::scratch();
+    Mounted::new(&disk.root_node(&root)?, place.path()).map(drop)
 }
 
 /// Who this Pi is; what it can do is not known yet.
@@ -269,9 +300,8 @@ fn enrol(plan: &Plan, disk: &Disk, area: &RootArea, done: Done) -> Result<Done, 
             }
         }
         None => {
-            let place = stream::scratch();
-            let _scratch = stream::Scratch(Some(&place));
-            let mounted = Mounted::new(&disk.root_node(area)?, &place)?;
+            let place = Place::scratch();
+            let mounted = Mounted::new(&disk.root_node(area)?, place.path())?;
             put(&mounted).or_fail(Stage::Mount, Cause::Refused, what)?;
         }
     }

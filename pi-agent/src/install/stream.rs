@@ -1,24 +1,25 @@
 //! Path A: the archive as every server sends it, extracted into a filesystem made here.
 
+use std::io;
 use std::net::TcpStream;
-use std::path::{Path, PathBuf};
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::thread;
-use std::time::Instant;
 
-use anyhow::{anyhow, bail};
+use anyhow::anyhow;
+use piman_core::install::sums::CHUNK;
 use piman_core::install::{Offer, Stage};
 
 use super::erase::erase_proof;
-use super::{Done, Plan};
-use crate::disk::Disk;
-use crate::ext4;
+use super::place::Place;
+use super::{Done, Plan, samples};
+use crate::disk::{Disk, RootArea};
+use crate::ext4::{self, Shape};
 use crate::failure::{Cause, Failure, OrFail};
+use crate::fetch::{Link, Retry};
 use crate::mount::Mounted;
 use crate::progress::Progress;
 use crate::proof::{Proof, Way};
-use crate::stream::{self, Expected};
+use crate::stream::{self, Expected, Ranges, Summary, Whole};
 
 pub(super) fn install(
     plan: &Plan,
@@ -27,30 +28,35 @@ pub(super) fn install(
     progress: &Arc<Progress>,
 ) -> Result<Done, Failure> {
     // Nothing is erased before the server has shown that it sends an archive.
-    let source =
-        connect(plan, offer).or_fail(Stage::Disk, Cause::Network, "asking the server for the archive")?;
+    let link = Link::default();
+    let connect = |port| move || super::dial(plan, port);
+    let supply = Supply::open(connect, plan, offer, &link)?;
+    if let Some(offer) = &offer {
+        fits(offer, &RootArea::of(&plan.layout, disk.bytes())?)?;
+    }
     progress.begin(Stage::Partition, 0);
     let root = erase_proof(disk, &plan.layout)?;
     progress.begin(Stage::Filesystem, 0);
     let now = i64::try_from(std::time::UNIX_EPOCH.elapsed().map_or(0, |t| t.as_secs())).unwrap_or(0);
-    ext4::format(disk.file(), root.offset, root.length, "root", now).or_fail(
+    let entries = offer.map_or(0, |o| o.more.entries);
+    ext4::format(disk.file(), root.offset, root.length, entries, "root", now).or_fail(
         Stage::Filesystem,
         Cause::Disk,
         format!("making the root filesystem on {disk}"),
     )?;
     let node = disk.root_node(&root)?;
     progress.begin(Stage::Mount, 0);
-    let place = plan.boot_from.clone().unwrap_or_else(scratch);
-    let scratch = Scratch(plan.boot_from.is_none().then_some(&*place));
-    let mounted = Mounted::new(&node, &place)?;
+    let place = Place::of(plan);
+    let mounted = Mounted::new(&node, place.path())?;
     drop(node);
 
-    let expected = offer.map(|o| Expected { hash: o.id, bytes: o.bytes });
+    mounted.begin().or_fail(Stage::Mount, Cause::Disk, format!("writing to the new filesystem on {disk}"))?;
     let directory = mounted.directory().or_fail(Stage::Transfer, Cause::Disk, "extracting")?;
-    let summary = stream::install(source, expected, directory, progress)?;
+    let summary = supply.install(&link, directory, progress)?;
 
     progress.begin(Stage::Sync, 0);
     mounted.sync().or_fail(Stage::Sync, Cause::Disk, format!("bringing everything to {disk}"))?;
+    samples::check(mounted.place())?;
     progress.begin(Stage::Commit, 0);
     let proof = Proof::now(summary.hash, Way::Stream, offer.and_then(|o| o.more.installation));
     mounted.write_proof(&proof).or_fail(
@@ -65,7 +71,7 @@ pub(super) fn install(
         drop(mounted);
         None
     };
-    drop(scratch);
+    drop(place);
     Ok(Done {
         image: summary.hash,
         way: Way::Stream,
@@ -75,45 +81,72 @@ pub(super) fn install(
     })
 }
 
-/// Connects to the rootfs port and waits for the first bytes of an archive.
-fn connect(plan: &Plan, offer: Option<Offer>) -> anyhow::Result<TcpStream> {
-    const GZIP: [u8; 2] = [0x1f, 0x8b];
-    const ZSTD: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
-    let stream = plan.server.connect(offer.map_or(plan.server.rootfs_port, |o| o.rootfs_port))?;
-    stream.set_read_timeout(Some(super::IDLE_TIMEOUT))?;
-    let mut start = [0; 4];
-    let deadline = Instant::now() + super::IDLE_TIMEOUT;
-    loop {
-        let n = stream.peek(&mut start).map_err(|e| anyhow!(e).context("waiting for its first bytes"))?;
-        match start.get(..n).unwrap_or_default() {
-            [] => {
-                bail!("the server closed the connection without sending anything: it has no archive to send")
-            }
-            s if s.starts_with(&GZIP) || s.starts_with(&ZSTD) => return Ok(stream),
-            s if !(GZIP.starts_with(s) || ZSTD.starts_with(s)) => {
-                bail!("the server sends something that is neither gzip nor zstd; nothing was erased")
-            }
-            _ if Instant::now() > deadline => bail!("the server sends nothing more"),
-            _ => thread::sleep(std::time::Duration::from_millis(5)),
-        }
+/// Says before anything is erased if the archive cannot have room there, as far as the server
+/// knows how much it needs.
+fn fits(offer: &Offer, root: &RootArea) -> Result<(), Failure> {
+    let (unpacked, entries) = (offer.more.unpacked_bytes, offer.more.entries);
+    // Without headers and padding; and not all of a filesystem is for content.
+    let needed = unpacked.saturating_sub(entries.saturating_mul(1536));
+    let room = root.length - root.length / 64;
+    let fits = Shape::new(root.length, entries).is_ok() && needed <= room;
+    if fits {
+        return Ok(());
     }
+    let error = anyhow!(
+        "the root partition is too small: {entries} entries with {needed} bytes are to be installed, and it has \
+         {}; nothing was changed",
+        root.length
+    );
+    Err(Failure { stage: Stage::Disk, cause: Cause::Disk, error })
 }
 
-/// Removes the folder that was made to mount at, after what is mounted there.
-pub(super) struct Scratch<'a>(pub(super) Option<&'a Path>);
-
-impl Drop for Scratch<'_> {
-    fn drop(&mut self) {
-        if let Some(place) = self.0 {
-            // If something is still mounted there it stays, which `Mounted` has said.
-            let _ = std::fs::remove_dir(place);
-        }
-    }
+/// Where the archive comes from.
+enum Supply<'l, F> {
+    /// In checked chunks, from a server that has their hashes.
+    Ranges(Box<Ranges<'l, F>>),
+    /// As a whole, from any other.
+    Whole(Whole<'l, F>, Option<Expected>),
 }
 
-/// A folder to mount at, of this installation alone.
-pub(super) fn scratch() -> PathBuf {
-    static COUNT: AtomicU32 = AtomicU32::new(0);
-    let count = COUNT.fetch_add(1, Ordering::Relaxed);
-    std::env::temp_dir().join(format!("pi-agent-{}-{count}", std::process::id()))
+impl<'l, F: FnMut() -> io::Result<TcpStream> + Send> Supply<'l, F> {
+    /// Connects; the server has shown that it has what it offers.
+    fn open(
+        connect: impl FnOnce(u16) -> F,
+        plan: &Plan,
+        offer: Option<Offer>,
+        link: &'l Link,
+    ) -> Result<Self, Failure> {
+        let expected = offer.map(|o| Expected { hash: o.id, bytes: o.bytes });
+        let retry = Retry::default();
+        if let (Some(offer), Some(expected)) = (offer, expected)
+            && offer.more.sums_chunk == CHUNK
+        {
+            let ranges = Ranges::open(connect(offer.fetch_port), link, retry, expected)?;
+            return Ok(Self::Ranges(Box::new(ranges)));
+        }
+        let port = offer.map_or(plan.server.rootfs_port, |o| o.rootfs_port);
+        let whole = Whole::open(connect(port), link, retry, super::IDLE_TIMEOUT).or_fail(
+            Stage::Disk,
+            Cause::Network,
+            "asking the server for the archive",
+        )?;
+        Ok(Self::Whole(whole, expected))
+    }
+
+    fn install(self, link: &Link, root: BorrowedFd<'_>, progress: &Progress) -> Result<Summary, Failure> {
+        match self {
+            Self::Whole(whole, expected) => stream::install_whole(whole, link, expected, root, progress),
+            Self::Ranges(mut ranges) => {
+                let summary = stream::install_ranges(&mut ranges, link, root, progress);
+                let tally = ranges.tally;
+                log::info!(
+                    "{} bytes fetched, {} chunks repaired, {} broken connections",
+                    tally.fetched_bytes,
+                    tally.repaired,
+                    tally.broken
+                );
+                summary
+            }
+        }
+    }
 }

@@ -3,16 +3,15 @@
 use std::io::{self, BufRead, Read};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
-/// How many buffers there are, and the size of each in bytes. Together they let the network go
-/// on while the disk is slow for a moment, and the other way round.
-const BUFFERS: usize = 8;
+/// The size of a buffer of unpacked data, in bytes.
 const BUFFER: usize = 512 << 10;
 
-/// The two ends of a pipe of bounded size.
-pub(super) fn pipe() -> (Filler, Drainer) {
-    let (full, filled) = sync_channel(BUFFERS + 1);
-    let (drained, empty) = sync_channel(BUFFERS);
-    for _ in 0..BUFFERS {
+/// The two ends of a pipe of so many buffers. Together they let the network go on while the
+/// disk is slow for a moment, and the other way round.
+pub(super) fn pipe(buffers: usize) -> (Filler, Drainer) {
+    let (full, filled) = sync_channel(buffers + 1);
+    let (drained, empty) = sync_channel(buffers);
+    for _ in 0..buffers {
         // There is room: the channel was made for this many.
         let _ = drained.try_send(Vec::new());
     }
@@ -41,17 +40,27 @@ impl Filler {
     /// Those of `source`; what came before was passed on.
     pub(super) fn fill_from(&mut self, source: &mut impl Read) -> io::Result<Filled> {
         loop {
-            let Ok(mut buffer) = self.empty.recv() else { return Ok(Filled::Unwanted) };
+            let Some(mut buffer) = self.buffer() else { return Ok(Filled::Unwanted) };
             buffer.resize(BUFFER, 0);
             let (length, result) = fill(&mut buffer, source);
             buffer.truncate(length);
-            if length > 0 && self.full.send(Ok(buffer)).is_err() {
+            if length > 0 && !self.pass(buffer) {
                 return Ok(Filled::Unwanted);
             }
             if !result? {
                 return Ok(Filled::All);
             }
         }
+    }
+
+    /// Waits for a buffer to be filled; `None` if nobody drains any more.
+    pub(super) fn buffer(&self) -> Option<Vec<u8>> {
+        self.empty.recv().ok()
+    }
+
+    /// Passes a buffer on; whether anybody still drains.
+    pub(super) fn pass(&self, buffer: Vec<u8>) -> bool {
+        self.full.send(Ok(buffer)).is_ok()
     }
 
     /// Ends the data with an error like this one.
@@ -126,7 +135,7 @@ mod tests {
     #[test]
     fn what_goes_in_comes_out_and_then_the_error() {
         let data: Vec<u8> = (0..5_000_000_u32).map(|i| (i >> 3) as u8).collect();
-        let (mut filler, mut drainer) = pipe();
+        let (mut filler, mut drainer) = pipe(8);
         thread::scope(|scope| {
             scope.spawn(|| {
                 assert_eq!(filler.fill_from(&mut &*data).unwrap(), Filled::All);
@@ -143,7 +152,7 @@ mod tests {
 
     #[test]
     fn who_fills_stops_when_nobody_drains() {
-        let (mut filler, mut drainer) = pipe();
+        let (mut filler, mut drainer) = pipe(8);
         thread::scope(|scope| {
             let endless = scope.spawn(move || filler.fill_from(&mut io::repeat(7)).unwrap());
             assert_eq!(drainer.fill_buf().unwrap().len(), BUFFER);
