@@ -2,8 +2,10 @@
 
 pub mod bench;
 pub mod binaries;
+pub mod card;
 pub mod disk;
 pub mod fetch;
+pub mod lab;
 pub mod memory;
 pub mod netns;
 pub mod port;

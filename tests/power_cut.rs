@@ -1,0 +1,150 @@
+//! The power is cut at any moment of an installation: what a real card could hold then never
+//! counts as installed with anything missing, and the next start makes it whole.
+//!
+//! A card of our own below the kernel writes down every write and flush of one installation.
+//! What was flushed is there after the cut; of the rest anything may be: all, nothing, some,
+//! the last without the others, half of one. `PIMAN_POWER_CUTS` says how many cuts each of
+//! the four tests makes, on 200 in all at least.
+
+use std::fs::File;
+use std::path::Path;
+
+use pi_agent::install::{Outcome, Plan};
+use pi_agent::proof::Card as Found;
+use piman_tests::card::{Card, Cut, Event, Lie, Medium, Random};
+use piman_tests::disk::is_root;
+use piman_tests::lab::{self, CARD, Root};
+
+/// Cuts of one test.
+const CUTS: usize = 60;
+
+fn cuts() -> usize {
+    std::env::var("PIMAN_POWER_CUTS").ok().and_then(|n| n.parse().ok()).unwrap_or(CUTS)
+}
+
+/// Installs onto a card that writes down what happens to it.
+fn record(before: Vec<u8>, plan: impl Fn(&Path) -> Plan) -> Option<(Vec<Event>, Vec<u8>)> {
+    let card = Card::new(before, Lie::None)?;
+    let outcome = lab::attempt(&plan(card.path())).unwrap();
+    assert!(matches!(outcome, Outcome::Installed { .. }), "{outcome:?}");
+    Some((card.take_events(), card.bytes()))
+}
+
+/// Where the power is cut: after so many events, and what is left of the cached ones. At every
+/// write and flush by which the installation becomes valid, and at others by chance.
+fn moments(events: &[Event], count: usize) -> Vec<(usize, Cut)> {
+    let is_proof =
+        |e: &Event| matches!(e, Event::Write(_, b) if b.windows(13).any(|w| w == b"piman-proof 1"));
+    let proof = events.iter().position(is_proof).expect("the proof is written");
+    let mut moments = Vec::new();
+    for at in proof - 1..events.len().min(proof + 9) {
+        moments.extend([(at, Cut::All), (at, Cut::None), (at, Cut::Some(at as u64 * 7)), (at, Cut::Last)]);
+    }
+    moments.extend([(events.len(), Cut::None), (events.len(), Cut::All)]);
+    let mut random = Random::new(events.len() as u64);
+    while moments.len() < count {
+        let at = 1 + random.below(proof as u64) as usize;
+        let cuts = [Cut::Some(random.below(1 << 32)), Cut::ButFirst, Cut::All, Cut::None];
+        moments.push((at, cuts[moments.len() % cuts.len()]));
+    }
+    moments.sort_by_key(|(at, _)| *at);
+    moments
+}
+
+/// How the starts after the cuts found the card.
+#[derive(Debug, Default)]
+struct Tally {
+    installed: usize,
+    not_installed: usize,
+}
+
+/// Cuts the power at all the moments; after each the Pi starts again.
+fn cut_and_start_again(
+    before: Vec<u8>,
+    events: &[Event],
+    roots: &[&Root],
+    plan: impl Fn(&Path) -> Plan,
+) -> Tally {
+    let mut medium = Medium::new(before);
+    let mut tally = Tally::default();
+    let mut advanced = 0;
+    let folder = lab::memory();
+    let path = folder.path().join("card.img");
+    for (at, cut) in moments(events, cuts()) {
+        let flushed = events[..at].iter().rposition(|e| *e == Event::Flush).map_or(0, |n| n + 1);
+        if flushed > advanced {
+            medium.advance(&events[advanced..flushed]);
+            advanced = flushed;
+        }
+        let file = File::options().read(true).write(true).create(true).truncate(false).open(&path).unwrap();
+        medium.cut(&events[advanced..at], cut, &file);
+        drop(file);
+        let what = format!("after event {at} of {}, {cut:?} of the cached writes", events.len());
+        match lab::attempt(&plan(&path)).unwrap_or_else(|e| panic!("{what}: {e}")) {
+            Outcome::Boot { card: Found::Installed(proof), .. } => {
+                println!("{what}: installed");
+                tally.installed += 1;
+                let root = roots.iter().find(|r| r.id == proof.image).expect("one of the two");
+                root.assert_on(&path);
+            }
+            Outcome::Installed { image, .. } => {
+                tally.not_installed += 1;
+                assert_eq!(image, roots[0].id);
+                roots[0].assert_on(&path);
+            }
+            other => panic!("{what}: {other:?}"),
+        }
+    }
+    println!("{tally:?}");
+    tally
+}
+
+/// The power is cut while a card that was empty is installed by this path.
+fn onto_an_empty_card(path: &str) {
+    if !is_root() {
+        return;
+    }
+    let root = Root::new("new", 300_000);
+    let server = root.serve(&[]);
+    let plan = |card: &Path| lab::plan(&server, card, path);
+    let Some((events, _)) = record(vec![0; CARD as usize], plan) else { return };
+    let tally = cut_and_start_again(vec![0; CARD as usize], &events, &[&root], plan);
+    assert!(tally.installed > 1 && tally.not_installed > cuts() / 3, "{tally:?}");
+}
+
+/// The same on a card that has another system, and its proof.
+fn over_another_system(path: &str, other_path: &str) {
+    if !is_root() {
+        return;
+    }
+    let (old, new) = (Root::new("old", 500_000), Root::new("new", 300_000));
+    let server = old.serve(&[]);
+    let installed = record(vec![0; CARD as usize], |card| lab::plan(&server, card, other_path));
+    let Some((_, before)) = installed else { return };
+    drop(server);
+    let server = new.serve(&[]);
+    let again = |card: &Path| Plan { reinstall: true, ..lab::plan(&server, card, path) };
+    let Some((events, _)) = record(before.clone(), again) else { return };
+    let tally = cut_and_start_again(before, &events, &[&new, &old], |card| lab::plan(&server, card, path));
+    assert!(tally.installed > 1 && tally.not_installed > cuts() / 3, "{tally:?}");
+}
+
+#[test]
+fn by_stream_onto_an_empty_card() {
+    onto_an_empty_card("stream");
+}
+
+#[test]
+fn by_image_onto_an_empty_card() {
+    onto_an_empty_card("image");
+}
+
+#[test]
+fn by_stream_over_another_system() {
+    over_another_system("stream", "image");
+}
+
+#[test]
+fn by_image_over_another_system() {
+    over_another_system("image", "stream");
+}

@@ -1,0 +1,145 @@
+//! A small root filesystem as an archive, what it must become, and the agent as a library that
+//! installs it onto a small card.
+
+use std::ffi::OsString;
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+
+use pi_agent::cli::{self, Order};
+use pi_agent::failure::Failure;
+use pi_agent::install::{self, Outcome, Plan};
+use pi_agent::progress::Progress;
+use pi_agent::talk::Machine;
+use piman_core::hash::Hash;
+use piman_core::install::layout::{Layout, SECTOR};
+
+use crate::disk::{Mounted, run};
+use crate::server::Server;
+use crate::snapshot::{Snapshot, assert_same, snapshot};
+
+/// The smallest card on which an installation is possible with [`layout`], in bytes.
+pub const CARD: u64 = LAYOUT.root_start * SECTOR + ROOT;
+
+/// The room for the root filesystem on it, in bytes.
+pub const ROOT: u64 = 64 << 20;
+
+const LAYOUT: Layout = Layout {
+    disk_id: 0x1234_5678,
+    boot_start: 2048,
+    boot_sectors: 4096,
+    root_start: 8192,
+    root_sectors: None,
+};
+
+/// Small partitions.
+#[must_use]
+pub const fn layout() -> Layout {
+    LAYOUT
+}
+
+/// An archive and what it must become.
+#[derive(Debug)]
+pub struct Root {
+    /// The packed archive.
+    pub archive: PathBuf,
+    /// Its identity.
+    pub id: Hash,
+    /// What is in it, as GNU tar extracts it.
+    pub want: Snapshot,
+    folder: tempfile::TempDir,
+}
+
+impl Root {
+    /// A root filesystem with some of everything, and `noise` bytes that no packer makes smaller.
+    ///
+    /// # Panics
+    /// If it cannot be made, which needs root.
+    #[must_use]
+    pub fn new(name: &str, noise: usize) -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        let root = folder.path().join("root");
+        for dir in ["bin", "etc/deep/er", "var/empty", "dev"] {
+            fs::create_dir_all(root.join(dir)).expect("a directory");
+        }
+        fs::write(root.join("etc/hostname"), name).expect("a file");
+        for i in 0..60_usize {
+            let text = format!("{name} {i}\n").repeat(i * 17);
+            fs::write(root.join(format!("etc/deep/file-{i}")), text).expect("a file");
+        }
+        let mut bytes = vec![0; noise];
+        blake3::Hasher::new().update(name.as_bytes()).finalize_xof().fill(&mut bytes);
+        fs::write(root.join("bin/noise"), &bytes).expect("a file");
+        fs::hard_link(root.join("bin/noise"), root.join("bin/again")).expect("a link");
+        symlink("deep/file-1", root.join("etc/link")).expect("a link");
+        let archive = folder.path().join("root.tgz");
+        let script = "mknod root/dev/null c 1 3; chown 7:8 root/etc/deep; chmod 4755 root/bin/noise
+            touch -d '2020-01-01 00:00:00.5' root/etc/deep root/etc root
+            tar --numeric-owner --format=pax -C root -cf - . | gzip -1 >root.tgz
+            mkdir want && tar -C want --numeric-owner -xpf root.tgz";
+        run(Command::new("bash").args(["-eo", "pipefail", "-c", script]).current_dir(folder.path()));
+        let want = snapshot(&folder.path().join("want"), &[]);
+        assert!(want.len() > 60);
+        let id = Hash(*blake3::hash(&fs::read(&archive).expect("it was made")).as_bytes());
+        Self { archive, id, want, folder }
+    }
+
+    /// A server that has it, for which this makes a state folder of its own.
+    #[must_use]
+    pub fn serve(&self, more: &[&str]) -> Server {
+        let server = Server::start(&self.archive, &self.state(), more);
+        server.wait_log("is good");
+        server
+    }
+
+    /// The state folder of its server.
+    #[must_use]
+    pub fn state(&self) -> PathBuf {
+        self.folder.path().join("state")
+    }
+
+    /// Compares what the kernel finds on a card.
+    ///
+    /// # Panics
+    /// If it is not exactly what the archive holds.
+    pub fn assert_on(&self, card: &Path) {
+        let mounted = Mounted::new(card, LAYOUT.root_start * SECTOR, ROOT, "noatime");
+        assert_same(&snapshot(mounted.path(), &[]), &self.want);
+    }
+}
+
+/// The plan to install a card from this server, by `stream` or `image`.
+///
+/// # Panics
+/// If the agent does not take it.
+#[must_use]
+pub fn plan(server: &Server, card: &Path, path: &str) -> Plan {
+    let (control, rootfs) = (server.port("control").to_string(), server.port("rootfs").to_string());
+    let card = card.to_str().expect("text");
+    let line =
+        ["install", "--server", "127.0.0.1", "--serial", "00000000cafe0004", "--path", path, "--disk", card];
+    let ports = ["--control-port", &control, "--rootfs-port", &rootfs];
+    let order = cli::parse(line.iter().chain(&ports).map(OsString::from));
+    let Ok(Order::Install(plan, ..)) = order else { panic!("{order:?}") };
+    Plan { layout: LAYOUT, ..*plan }
+}
+
+/// A folder for cards, in memory where there is one: what is tried many times need not wait
+/// for a disk.
+///
+/// # Panics
+/// If it cannot be made.
+#[must_use]
+pub fn memory() -> tempfile::TempDir {
+    tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).expect("a folder")
+}
+
+/// Asks once and does what is said; waits where that is said.
+///
+/// # Errors
+/// The agent's.
+pub fn attempt(plan: &Plan) -> Result<Outcome, Failure> {
+    install::attempt(plan, &mut Machine::default(), &Arc::new(Progress::new()))
+}
