@@ -239,7 +239,7 @@ fn a_server_that_is_killed_five_times_installs_eight_pis() {
         return;
     }
     const PIS: u64 = 8;
-    let root = Root::new("killed", 2_000_000);
+    let root = Root::new("killed", 1_200_000);
     let folder = lab::memory();
     let base = port::steady();
     let ports: Vec<String> = (0..3).map(|n| (base + n).to_string()).collect();

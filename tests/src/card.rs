@@ -51,8 +51,8 @@ pub enum Lie {
     Wraps(u64),
     /// It forgets what is written from this byte on.
     Forgets(u64),
-    /// It changes a bit of each block that is written from this byte on.
-    Rots(u64),
+    /// It changes a bit of each block that is written between these bytes.
+    Rots(u64, u64),
     /// It fails to write from this byte on.
     Fails(u64),
 }
@@ -356,8 +356,8 @@ impl State {
             Lie::Forgets(from) if at >= from => {}
             _ => self.bytes[at as usize..end as usize].copy_from_slice(bytes),
         }
-        if let Lie::Rots(from) = self.lie {
-            let blocks = at.next_multiple_of(BLOCK as u64)..end;
+        if let Lie::Rots(from, to) = self.lie {
+            let blocks = at.next_multiple_of(BLOCK as u64)..end.min(to);
             blocks.step_by(BLOCK).filter(|b| *b >= from).for_each(|b| self.bytes[b as usize + 77] ^= 4);
         }
         self.events.push(Event::Write(at, bytes.to_vec()));

@@ -1,0 +1,66 @@
+//! What verification costs at most: the time of hashing every byte that is checked, alone on one
+//! core, beside the time of the whole installation, in one run.
+//!
+//! Needs root for path A. The archive is `PIMAN_BENCH_ROOTFS`; without it, one of this machine's
+//! /usr/bin. `PIMAN_BENCH_ROUNDS` says how often (5).
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use pi_agent::sums::{Summing, Sums};
+use piman_tests::server::Server;
+
+fn main() {
+    let setting = |name: &str| std::env::var(name).ok().filter(|v| !v.is_empty());
+    let rounds: usize = setting("PIMAN_BENCH_ROUNDS").and_then(|s| s.parse().ok()).unwrap_or(5);
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let archive = setting("PIMAN_BENCH_ROOTFS").map_or_else(|| make(folder.path()), PathBuf::from);
+    let bytes = fs::read(&archive).expect("the archive");
+    let server = Server::start(&archive, &folder.path().join("state"), &[]);
+    server.wait_log("is good");
+    println!("archive: {} MB; {rounds} rounds; medians", bytes.len() / 1_000_000);
+    println!("| path | installation, s | hashing alone, s | at most, as a ratio of the rest |");
+    println!("|---|---|---|---|");
+    for path in ["stream", "image"] {
+        let installs = (0..=rounds).map(|_| install(&server, folder.path(), path)).skip(1).collect();
+        let hashes = (0..=rounds).map(|_| hash(&bytes)).skip(1).collect();
+        let (install, hash) = (median(installs), median(hashes));
+        println!("| {path} | {install:.3} | {hash:.3} | {:.3} |", install / (install - hash));
+    }
+}
+
+fn make(folder: &Path) -> PathBuf {
+    let archive = folder.join("rootfs.tgz");
+    let mut bash = Command::new("bash");
+    bash.args(["-c", "tar -C / -c usr/bin | gzip -1 >rootfs.tgz"]).current_dir(folder);
+    assert!(bash.status().expect("bash").success());
+    archive
+}
+
+fn install(server: &Server, folder: &Path, path: &str) -> Duration {
+    let card = folder.join("card.img");
+    let _ = fs::remove_file(&card);
+    let mut agent = server.agent(&card, "bench");
+    agent.args(["--size", "4G", "--path", path]).stdout(Stdio::null()).stderr(Stdio::null());
+    let began = Instant::now();
+    assert!(agent.status().expect("the agent starts").success(), "the agent failed by path {path}");
+    began.elapsed()
+}
+
+/// As path A hashes; path B hashes about as many bytes, as they are stored.
+fn hash(archive: &[u8]) -> Duration {
+    let mut summing = Summing::new();
+    summing.update(archive);
+    let (id, table) = summing.finish();
+    let sums = Sums::parse(id, archive.len() as u64, &table).expect("they are its own");
+    let began = Instant::now();
+    assert!((0..).zip(archive.chunks(1 << 20)).all(|(i, chunk)| sums.is(i, chunk)));
+    began.elapsed()
+}
+
+fn median(mut times: Vec<Duration>) -> f64 {
+    times.sort_unstable();
+    times[times.len() / 2].as_secs_f64()
+}
