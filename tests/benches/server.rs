@@ -1,5 +1,5 @@
 //! The server under load, in one run: fan-out of the root filesystem against nginx with
-//! sendfile, 10,000 idle control connections, decisions per second.
+//! sendfile, 10,000 idle control connections, decisions per second, over loopback and in the core alone.
 //!
 //! nginx is left out where it is not installed. `PIMAN_BENCH_ROUNDS` says how often (3).
 
@@ -11,8 +11,12 @@ use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use piman_core::install::{Event, Fleet, Plan};
+use piman_core::line::LINE_MAX;
+use piman_core::{blocking, drive};
 use piman_tests::bench::{Nginx, cpu, drain, median, memory, raise_file_limit};
 use piman_tests::disk::run;
+use piman_tests::memory::Script;
 use piman_tests::server::Server;
 
 const ARCHIVE: u64 = 500 << 20;
@@ -36,6 +40,7 @@ fn main() {
     fan_out(&server, &archive, folder.path(), rounds);
     idle(&server);
     decisions(&server);
+    decisions_of_the_core();
 }
 
 fn fan_out(server: &Server, archive: &Path, folder: &Path, rounds: usize) {
@@ -171,4 +176,31 @@ fn decisions(server: &Server) {
     threads.into_iter().for_each(|t| t.join().expect("no client panics"));
     let rate = (CLIENTS * DECISIONS) as f64 / began.elapsed().as_secs_f64();
     println!("\ndecisions over loopback, {CLIENTS} connections: {rate:.0} per second");
+}
+
+/// The session alone, in memory: reports in, commands out.
+fn decisions_of_the_core() {
+    const PIS: usize = 2_000_000;
+
+    struct Boots(usize);
+    impl Fleet for Boots {
+        fn reinstall_ordered(&mut self) -> bool {
+            false
+        }
+        fn plan(&mut self, _: bool) -> Plan {
+            Plan::Format(None)
+        }
+        fn note(&mut self, event: Event<'_>) {
+            self.0 += usize::from(matches!(event, Event::Boot));
+        }
+    }
+
+    let reports = b"IS_INSTALLED\n".repeat(PIS);
+    let (mut boots, mut script) = (Boots(0), Script::new(&reports, usize::MAX));
+    let began = Instant::now();
+    blocking::run(drive::serve(&mut script, &mut [0; LINE_MAX], None, &mut boots))
+        .expect("memory never fails");
+    let seconds = began.elapsed().as_secs_f64();
+    assert_eq!((boots.0, script.output.len()), (PIS, PIS * "boot\n".len()));
+    println!("\ndecisions in the core alone, one thread: {:.0} per second", PIS as f64 / seconds);
 }
