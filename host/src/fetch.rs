@@ -18,6 +18,7 @@ use crate::image::Image;
 use crate::sendfile;
 use crate::service::Service;
 use crate::slots::Slot;
+use crate::state::Identity;
 use crate::transport::{reset_at_close, tune};
 
 /// The longest request, in bytes, with room to spare.
@@ -33,11 +34,12 @@ const LOOK: Duration = Duration::from_millis(100);
 /// Answers the requests of one connection.
 pub async fn answer(stream: TcpStream, address: IpAddr, service: Arc<Service>) {
     tune(&stream, service.settings.stall);
-    let mut session = Session { stream, service: &service, slot: None, held: None };
+    let pi = service.who(address);
+    let mut session = Session { stream, service: &service, pi, slot: None, held: None };
     if let Err(e) = session.run().await {
         // In the middle of a range there is no other way to say that it is not whole.
         reset_at_close(&session.stream);
-        let pi = service.who(address);
+        let pi = session.pi;
         match e.kind() {
             ErrorKind::ConnectionReset | ErrorKind::BrokenPipe => log::debug!("{pi}: fetch: {e}"),
             _ => log::warn!("{pi}: a fetch connection was closed: {e}"),
@@ -48,6 +50,8 @@ pub async fn answer(stream: TcpStream, address: IpAddr, service: Arc<Service>) {
 struct Session<'a> {
     stream: TcpStream,
     service: &'a Service,
+    /// Who it was when it connected.
+    pi: Identity,
     slot: Option<Slot>,
     /// What was asked for last: it stays open for this agent when it is replaced.
     held: Option<Object>,
@@ -131,15 +135,11 @@ impl Session<'_> {
         }
         let _busy = self.service.busy.transfer();
         if self.slot.is_none() {
-            let ticket = self.service.slots.queue();
-            let mut told = 0;
+            let mut line = self.service.line_up(self.pi.clone());
             while self.slot.is_none() {
-                match ticket.turn(told).await {
+                match line.turn().await {
                     Ok(slot) => self.slot = Some(slot),
-                    Err(place) => {
-                        told = place;
-                        self.line(Answer::Wait(place), false).await?;
-                    }
+                    Err(place) => self.line(Answer::Wait(place), false).await?,
                 }
             }
         }

@@ -57,15 +57,14 @@ async fn transfer(
     archive: &Archive,
     service: &Service,
 ) -> io::Result<()> {
-    let ticket = service.slots.queue();
-    let mut told = 0;
+    let mut line = service.line_up(pi.clone());
     let _slot = loop {
-        match ticket.turn(told).await {
-            Ok(slot) => break slot,
-            Err(place) => told = place,
+        // What says how many are first reaches an old Pi nowhere.
+        if let Ok(slot) = line.turn().await {
+            break slot;
         }
-        log::info!("{pi}: waits, {told} transfers are first");
     };
+    drop(line);
     let began = Instant::now();
     log::info!("{pi}: gets the archive, {} bytes", archive.bytes());
     let old = pi.serial.is_none() && pi.mac.is_none();

@@ -10,7 +10,7 @@ use std::time::Instant;
 use crate::builds::Builds;
 use crate::config::Settings;
 use crate::library::Library;
-use crate::slots::Slots;
+use crate::slots::{Slot, Slots, Ticket};
 use crate::state::{Change, Happening, Identity, Recorder, now_ms};
 
 /// How many addresses are remembered in memory.
@@ -56,6 +56,22 @@ impl Service {
         self.recorder.note(Change { happenings: vec![happening], ..change });
     }
 
+    /// Puts a Pi at the end of the line for a transfer.
+    #[must_use]
+    pub fn line_up(&self, pi: Identity) -> InLine<'_> {
+        InLine { service: self, pi, ticket: self.slots.queue(), told: 0 }
+    }
+
+    /// When more Pis want to be served than may at once, everybody who looks is to see it.
+    fn show_slots(&self) {
+        let waiting = self.slots.waiting();
+        let of = self.settings.slots;
+        let text = (waiting > 0 && of > 0).then(|| {
+            format!("{} of {of} slots are taken, {waiting} transfers wait for one", self.slots.taken())
+        });
+        self.recorder.trouble("slots", text);
+    }
+
     /// An old Pi has reported the end, or got everything: when both are so, it is installed.
     pub fn advance(&self, address: IpAddr, with: Advance) {
         if self.installs.advance(address, with) {
@@ -68,6 +84,47 @@ impl Service {
             let change =
                 Change { stage: Some("installed".into()), error: Some(None), ..Change::of(pi.clone()) };
             self.happened(&pi, "installed", text, change);
+        }
+    }
+}
+
+/// A Pi in the line for a transfer; it gives its place up when this is dropped.
+pub struct InLine<'a> {
+    service: &'a Service,
+    pi: Identity,
+    ticket: Ticket,
+    told: u32,
+}
+
+impl InLine<'_> {
+    /// Waits for a slot.
+    ///
+    /// # Errors
+    /// How many are first, when that has changed: the Pi is to be told, and then to wait again.
+    pub async fn turn(&mut self) -> Result<Slot, u32> {
+        let place = match self.ticket.turn(self.told).await {
+            Ok(slot) => return Ok(slot),
+            Err(place) => place,
+        };
+        let text = format!("waits for its turn, {place} transfers are first");
+        if self.told == 0 {
+            let change = Change { stage: Some("waiting".into()), ..Change::of(self.pi.clone()) };
+            self.service.happened(&self.pi, "slots", text, change);
+            self.service.show_slots();
+        } else {
+            log::info!("{}: {text}", self.pi);
+        }
+        self.told = place;
+        Err(place)
+    }
+}
+
+impl Drop for InLine<'_> {
+    fn drop(&mut self) {
+        if self.told > 0 {
+            // Whoever leaves without a slot is not to be counted any more.
+            self.ticket.leave();
+            self.service.show_slots();
         }
     }
 }

@@ -51,6 +51,12 @@ impl Slots {
         Ticket { slots: Arc::clone(self), number }
     }
 
+    /// How many wait for one.
+    #[must_use]
+    pub fn waiting(&self) -> usize {
+        self.lock().waiting.len()
+    }
+
     /// How many transfers have a slot.
     #[must_use]
     pub fn taken(&self) -> usize {
@@ -99,11 +105,18 @@ impl Ticket {
     }
 }
 
-impl Drop for Ticket {
-    fn drop(&mut self) {
+impl Ticket {
+    /// Gives the place up.
+    pub fn leave(&self) {
         if self.slots.lock().waiting.remove(&self.number) {
             self.slots.moved.notify_waiters();
         }
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        self.leave();
     }
 }
 
@@ -132,7 +145,7 @@ mod tests {
         assert_eq!(d.take().unwrap_err(), 2, "another was first");
         drop(c);
         let _third = d.take().unwrap();
-        assert_eq!(slots.taken(), 2);
+        assert_eq!((slots.taken(), slots.waiting()), (2, 1));
     }
 
     #[tokio::test]

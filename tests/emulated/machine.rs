@@ -1,10 +1,11 @@
-//! The emulated Pi and the server beside it: finding the tools, starting, reading consoles.
+//! The emulated Pi: finding the tools, what it boots, starting it, reading its console.
 
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::{Duration, Instant};
 
 use piman_tests::binaries;
 
@@ -13,7 +14,9 @@ use piman_tests::binaries;
 pub(crate) struct Tools {
     /// The scripts of the emulated Pi.
     scripts: PathBuf,
-    /// Cards, initramfs and root filesystems; kept between runs.
+    /// Its kernel and that kernel's modules.
+    cache: PathBuf,
+    /// Cards, boot folders and root filesystems; kept between runs.
     pub(crate) folder: PathBuf,
     /// The static agent for the Pi.
     agent: PathBuf,
@@ -40,13 +43,19 @@ impl Root {
     }
 }
 
+/// The machines, and the modules that Debian's kernel needs for their cards and networks.
+const MODULES: [(&str, &[&str]); 2] = [
+    ("virt", &["virtio_pci", "virtio_net", "virtio_rng", "sdhci-pci", "ext4"]),
+    ("raspi3b", &["bcm2835", "sdhci-iproc", "phy-generic", "dwc2", "cdc_ether", "bcm2835-rng", "ext4"]),
+];
+
 impl Tools {
     /// Finds them; `Err` says what is missing.
     pub(crate) fn find() -> Result<Self, String> {
         let top = Path::new(env!("CARGO_MANIFEST_DIR")).parent().ok_or("no workspace")?;
         let variable = |name: &str, default: PathBuf| std::env::var_os(name).map_or(default, PathBuf::from);
         let scripts = variable("PIMAN_TOOLS", top.join("../shared/tools")).join("emulated-pi");
-        for script in ["boot.py", "mkinitramfs.sh", "mkrootfs.sh"] {
+        for script in ["boot.py", "mkrootfs.sh"] {
             if !scripts.join(script).exists() {
                 return Err(format!("no {script} in {} (PIMAN_TOOLS)", scripts.display()));
             }
@@ -59,7 +68,7 @@ impl Tools {
                 scripts.display()
             ));
         }
-        for program in ["qemu-system-aarch64", "python3", "modprobe", "cpio"] {
+        for program in ["qemu-system-aarch64", "python3"] {
             if Command::new(program).arg("--version").stdout(Stdio::null()).status().is_err() {
                 return Err(format!("{program} is not installed"));
             }
@@ -74,7 +83,7 @@ impl Tools {
         }
         let folder = target.join("emulated");
         fs::create_dir_all(&folder).map_err(|e| format!("{}: {e}", folder.display()))?;
-        Ok(Self { scripts, folder, agent, piman: binaries::piman().to_owned() })
+        Ok(Self { scripts, cache, folder, agent, piman: binaries::piman().to_owned() })
     }
 
     /// The archive of a root filesystem, made if it is not there yet.
@@ -104,24 +113,33 @@ impl Tools {
         Ok(archive)
     }
 
-    fn initramfs(&self, machine: &str) -> PathBuf {
-        let out = self.folder.join(format!("initramfs-{machine}.gz"));
-        let status = Command::new(self.scripts.join("mkinitramfs.sh"))
-            .args(["--machine", machine, "--init"])
-            .arg(&self.agent)
-            .arg("--out")
+    /// A boot folder for one of [`MODULES`], as `piman netboot build` makes it: our initramfs, with the
+    /// modules of Debian's kernel, and nothing of the tools.
+    pub(crate) fn boot_folder(&self, machine: &str, packing: &str) -> PathBuf {
+        let out = self.folder.join(format!("boot-{machine}"));
+        let version = fs::read_to_string(self.cache.join("kernel-version")).unwrap();
+        let modules = MODULES.iter().find(|(name, _)| *name == machine).map_or(&[][..], |(_, all)| all);
+        let mut build = Command::new(&self.piman);
+        build
+            .args(["netboot", "build", "--packing", packing, "--out"])
             .arg(&out)
-            .status()
-            .unwrap();
-        assert!(status.success(), "mkinitramfs.sh: {status}");
+            .arg("--agent")
+            .arg(&self.agent);
+        build.arg("--kernel").arg(self.cache.join("kernel8.img"));
+        build.arg("--modules").arg(self.cache.join("sysroot/lib/modules").join(version.trim()));
+        build.args(modules.iter().flat_map(|module| ["--module", module]));
+        if machine == "raspi3b" {
+            build.arg("--dtb").arg(self.cache.join("raspi3b.dtb"));
+        }
+        let output = build.output().unwrap();
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
+        text.lines().filter(|l| l.contains("initramfs")).for_each(|l| println!("{machine}: {l}"));
         out
     }
 
     /// Whether a machine can boot over the network here; `Err` says what is missing.
     pub(crate) fn needs_uboot(&self) -> Result<(), String> {
-        if !self.scripts.join("netboot.sh").exists() {
-            return Err(format!("no netboot.sh in {}", self.scripts.display()));
-        }
         if !Path::new("/usr/lib/u-boot/qemu_arm64/u-boot.bin").exists() {
             return Err("U-Boot for the emulator is not installed (u-boot-qemu)".into());
         }
@@ -131,74 +149,38 @@ impl Tools {
         }
     }
 
-    /// Boots the machine over the network of a namespace of its own, where only our server
-    /// answers DHCP and TFTP, until the installed system is up; returns its console.
-    #[expect(clippy::too_many_arguments, reason = "one call")]
-    pub(crate) fn netboot(
+    /// Starts a machine; `more` are options of `boot.py`.
+    pub(crate) fn start(
         &self,
         root: Root,
-        archive: &Path,
         card: &Path,
-        card_size: &str,
-        state: &Path,
+        size: &str,
         deadline: Duration,
-        log: &str,
-    ) -> String {
-        let log = self.folder.join(log);
-        let serve = format!(
-            "{} serve --rootfs {} --state {} --netboot $EMU_TFTP_ROOT --dhcp server --dhcp-interface $EMU_IF \
-             --dhcp-range 192.168.77.10-192.168.77.50 --dhcp-file boot.scr.uimg",
-            self.piman.display(),
-            archive.display(),
-            state.display()
-        );
-        let status = Command::new(self.scripts.join("netboot.sh"))
-            .args(["--marker", root.marker(), "--own-dhcp", "--serve", &serve])
-            .arg("--initrd")
-            .arg(self.initramfs("virt"))
-            .args(["--append", "ip=dhcp piman.server=@IP@", "--"])
-            .args(["--sd-size", card_size, "--timeout", &deadline.as_secs().to_string()])
-            .args(["--fail", "piman: .* failed, and needs somebody", "--fail", "md5sum: WARNING"])
-            .arg("--sd")
-            .arg(card)
-            .arg("--log")
-            .arg(&log)
-            .status()
-            .unwrap();
-        let console = String::from_utf8_lossy(&fs::read(&log).unwrap()).into_owned();
-        assert!(status.success(), "{}: it did not come up ({status})", log.display());
-        console
+        more: &[&str],
+    ) -> Machine {
+        let mut command = Command::new("python3");
+        command.arg(self.scripts.join("boot.py")).args(["--marker", root.marker(), "--sd-size", size]);
+        command.args(["--fail", "piman: .* failed, and needs somebody", "--fail", "md5sum: WARNING"]);
+        command.args(["--timeout", &deadline.as_secs().to_string(), "--sd"]).arg(card).args(more);
+        Machine::start(&mut command)
     }
 
-    /// Boots the machine until the installed system is up, and returns its console. The
-    /// machine is cut off then, as by pulling the plug.
+    /// Boots a machine whose kernel and initramfs QEMU loads, until the installed system is up, and
+    /// returns its console. The machine is cut off then, as by pulling the plug.
     pub(crate) fn boot(&self, boot: &Boot<'_>) -> String {
-        let log = self.folder.join("console.log");
-        let status = Command::new("python3")
-            .arg(self.scripts.join("boot.py"))
-            .args(["--machine", boot.machine, "--marker", boot.root.marker(), "--sd-size", boot.card_size])
-            .args(["--fail", "piman: .* failed, and needs somebody", "--fail", "md5sum: WARNING"])
-            .args(["--timeout", &boot.deadline.as_secs().to_string()])
-            .arg("--initrd")
-            .arg(self.initramfs(boot.machine))
-            .arg("--sd")
-            .arg(boot.card)
-            .arg("--log")
-            .arg(&log)
-            .arg("--append")
-            .arg(format!("ip=dhcp piman.server=10.0.2.2:{} {}", boot.control_port, boot.append))
-            .status()
-            .unwrap();
-        let console = String::from_utf8_lossy(&fs::read(&log).unwrap()).into_owned();
-        assert!(status.success(), "{boot:?}: it did not come up ({status})");
-        console
+        let initramfs = self.boot_folder(boot.machine, "gzip").join("initramfs.cpio.gz");
+        // The last `rdinit=` counts: ours, in place of what the tools would start.
+        let append = format!("rdinit=/init piman.server=10.0.2.2:{} {}", boot.control_port, boot.append);
+        let more =
+            ["--machine", boot.machine, "--append", &append, "--initrd", &initramfs.display().to_string()];
+        self.start(boot.root, boot.card, boot.card_size, boot.deadline, &more).finish()
     }
 }
 
 /// One boot.
 #[derive(Debug)]
 pub(crate) struct Boot<'a> {
-    /// `virt` or `raspi3b`.
+    /// One of [`MODULES`].
     pub(crate) machine: &'a str,
     /// The card, made blank if it does not exist.
     pub(crate) card: &'a Path,
@@ -214,28 +196,117 @@ pub(crate) struct Boot<'a> {
     pub(crate) deadline: Duration,
 }
 
+/// A machine that runs, and what it says.
+#[derive(Debug)]
+pub(crate) struct Machine {
+    boot: Child,
+    console: Arc<Console>,
+}
+
+#[derive(Debug, Default)]
+struct Console {
+    said: Mutex<Said>,
+    more: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Said {
+    text: String,
+    over: bool,
+}
+
+impl Machine {
+    fn start(command: &mut Command) -> Self {
+        let mut boot = command.stdout(Stdio::piped()).spawn().unwrap();
+        let lines = BufReader::new(boot.stdout.take().unwrap()).split(b'\n');
+        let console = Arc::new(Console::default());
+        let to = Arc::clone(&console);
+        std::thread::spawn(move || {
+            for line in lines.map_while(Result::ok) {
+                let line = String::from_utf8_lossy(&line).into_owned();
+                println!("{line}");
+                to.said.lock().unwrap().text.push_str(&(line + "\n"));
+                to.more.notify_all();
+            }
+            to.said.lock().unwrap().over = true;
+            to.more.notify_all();
+        });
+        Self { boot, console }
+    }
+
+    /// Waits until the console says this; fails if the machine ends before.
+    #[track_caller]
+    pub(crate) fn wait(&self, words: &str) {
+        let said = self.console.said.lock().unwrap();
+        let not_yet = |said: &mut Said| !said.text.contains(words) && !said.over;
+        let said = self.console.more.wait_while(said, not_yet).unwrap();
+        assert!(said.text.contains(words), "the machine ended before it said {words}");
+    }
+
+    /// The process of the emulator.
+    fn emulator(&self) -> rustix::process::Pid {
+        let id = self.boot.id();
+        let children = fs::read_to_string(format!("/proc/{id}/task/{id}/children")).unwrap();
+        let child = children.split_whitespace().next().and_then(|c| c.parse().ok()).unwrap();
+        rustix::process::Pid::from_raw(child).unwrap()
+    }
+
+    /// Does something while the machine stands still, between two of its instructions.
+    pub(crate) fn paused<T>(&self, look: impl FnOnce() -> T) -> T {
+        let emulator = self.emulator();
+        rustix::process::kill_process(emulator, rustix::process::Signal::STOP).unwrap();
+        let state = || fs::read_to_string(format!("/proc/{emulator}/stat")).unwrap();
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while !state().contains(") T ") {
+            assert!(Instant::now() < deadline, "{}", state());
+        }
+        let seen = look();
+        rustix::process::kill_process(emulator, rustix::process::Signal::CONT).unwrap();
+        seen
+    }
+
+    /// Waits until the installed system is up; returns the console.
+    pub(crate) fn finish(mut self) -> String {
+        let status = self.boot.wait().unwrap();
+        let said = self.console.said.lock().unwrap();
+        let said = self.console.more.wait_while(said, |said| !said.over).unwrap();
+        assert!(status.success(), "it did not come up ({status})");
+        said.text.clone()
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        // By a signal that it can hear, so that it ends the emulator as well.
+        if let (Ok(None), Some(pid)) =
+            (self.boot.try_wait(), rustix::process::Pid::from_raw(self.boot.id().cast_signed()))
+        {
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+            let _ = self.boot.wait();
+        }
+    }
+}
+
 /// A server that ends with this value.
 #[derive(Debug)]
 pub(crate) struct Server {
     child: Child,
     /// Where its control connection listens.
     pub(crate) control_port: u16,
-    state: PathBuf,
-    piman: PathBuf,
 }
 
 impl Server {
     /// Starts `piman serve` with an archive, on free ports of loopback, with a state of its own.
     pub(crate) fn start(tools: &Tools, archive: &Path, state: &Path) -> Self {
-        let mut child = Command::new(&tools.piman)
-            .args(["serve", "--listen", "127.0.0.1", "--control-port", "0", "--rootfs-port", "0"])
-            .args(["--fetch-port", "0", "--rootfs"])
-            .arg(archive)
-            .arg("--state")
-            .arg(state)
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
+        let mut command = Command::new(&tools.piman);
+        command.args(["serve", "--listen", "127.0.0.1", "--control-port", "0", "--rootfs-port", "0"]);
+        command.args(["--fetch-port", "0", "--rootfs"]).arg(archive).arg("--state").arg(state);
+        Self::start_by(&mut command)
+    }
+
+    /// Starts it by this command; returns when it listens.
+    pub(crate) fn start_by(command: &mut Command) -> Self {
+        let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
         let control_port = lines
             .by_ref()
@@ -245,22 +316,7 @@ impl Server {
             .expect("the server says where it listens");
         // So that it is never held up by a full pipe.
         std::thread::spawn(move || lines.map_while(Result::ok).for_each(|line| println!("server: {line}")));
-        Self { child, control_port, state: state.to_owned(), piman: tools.piman.clone() }
-    }
-
-    /// Runs another command of piman on the same state; returns its output.
-    pub(crate) fn piman(&self, arguments: &[&str]) -> String {
-        let (command, rest) = arguments.split_first().unwrap();
-        let output = Command::new(&self.piman)
-            .arg(command)
-            .arg("--state")
-            .arg(&self.state)
-            .args(rest)
-            .stderr(Stdio::inherit())
-            .output()
-            .unwrap();
-        assert!(output.status.success(), "piman {arguments:?}: {}", output.status);
-        String::from_utf8(output.stdout).unwrap()
+        Self { child, control_port }
     }
 }
 

@@ -5,39 +5,38 @@
 //! their names. Needs the scripts of the emulated Pi (`PIMAN_TOOLS`), QEMU, and the static
 //! agent (`PIMAN_AGENT`). What is missing is said and counted as skipped.
 
+mod card;
 mod machine;
 mod netboot;
 mod old;
 
 use std::fs;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use machine::{Boot, Root, Server, Tools};
 use pi_agent::proof::{self, Card, Proof, Way};
-use piman_core::install::layout::{Layout, SECTOR};
 
 /// What one test came to: nothing, or why it was skipped.
 type Verdict = Result<(), String>;
 
-/// A test and its name.
-type Test = (&'static str, fn(&Tools) -> Verdict);
+/// A test, its name, and whether it runs without being named: one that shows nothing that another
+/// does not show takes time for those only who want it.
+type Test = (&'static str, bool, fn(&Tools) -> Verdict);
 
-const TESTS: [Test; 6] = [
-    ("netboot_debian_from_power_on", netboot::debian),
-    ("netboot_tiny_from_power_on", netboot::tiny),
-    ("debian_is_installed_booted_and_installed_again", debian),
-    ("tiny_on_a_raspi3b", raspi3b),
-    ("tiny_by_stream", stream),
-    ("tiny_from_an_old_server", old_server),
+const TESTS: [Test; 5] = [
+    ("netboot_debian_from_power_on", true, netboot::debian),
+    ("netboot_tiny_from_power_on", false, netboot::tiny),
+    ("tiny_on_a_raspi3b", true, raspi3b),
+    ("tiny_by_stream", true, stream),
+    ("tiny_from_an_old_server", true, old_server),
 ];
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     if arguments.iter().any(|a| a == "--list") {
-        TESTS.iter().for_each(|(name, _)| println!("{name}: test"));
+        TESTS.iter().for_each(|(name, ..)| println!("{name}: test"));
         return ExitCode::SUCCESS;
     }
     let words: Vec<_> = arguments.iter().filter(|a| !a.starts_with('-')).collect();
@@ -47,8 +46,9 @@ fn main() -> ExitCode {
         Err("takes minutes; PIMAN_EMULATED=1 runs it".into())
     };
     let (mut passed, mut skipped, mut failed) = (0, 0, 0);
-    for (name, test) in TESTS {
-        if !words.is_empty() && !words.iter().any(|w| name.contains(w.as_str())) {
+    for (name, always, test) in TESTS {
+        let named = words.iter().any(|w| name.contains(w.as_str()));
+        if !(named || always && words.is_empty()) {
             continue;
         }
         let start = Instant::now();
@@ -73,6 +73,8 @@ fn main() -> ExitCode {
             }
         }
     }
+    let out: usize = TESTS.iter().filter(|(_, always, _)| !always && words.is_empty()).count();
+    println!("emulated: {out} run only if they are named");
     println!("emulated: {passed} passed, {skipped} skipped, {failed} failed");
     if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
@@ -90,34 +92,6 @@ fn installed(card: &Path) -> Proof {
         Card::Installed(proof) => proof,
         other => panic!("{}: {other}", card.display()),
     }
-}
-
-/// The unit in which cards are compared.
-const BLOCK: usize = 4096;
-
-/// So many blocks the kernel may change when it mounts a filesystem to write to it and
-/// replays its journal, and a small system when it starts.
-const MOUNT_BLOCKS: usize = 16;
-
-/// The numbers of the blocks in which two cards differ.
-fn changed_blocks(before: &Path, after: &Path) -> Vec<u64> {
-    let mut files =
-        [before, after].map(|p| std::io::BufReader::with_capacity(1 << 20, fs::File::open(p).unwrap()));
-    let mut changed = Vec::new();
-    for number in 0.. {
-        let [a, b] = files.each_mut().map(|file| {
-            let mut block = Vec::with_capacity(BLOCK);
-            file.by_ref().take(BLOCK as u64).read_to_end(&mut block).unwrap();
-            block
-        });
-        if a.is_empty() && b.is_empty() {
-            break;
-        }
-        if a != b {
-            changed.push(number);
-        }
-    }
-    changed
 }
 
 /// What the agent and the kernel under it did, in this order.
@@ -146,42 +120,7 @@ fn assert_only_boots(console: &str) {
     }
 }
 
-fn debian(tools: &Tools) -> Verdict {
-    let archive = tools.archive(Root::Debian)?;
-    let card = new_file(tools, "debian.img");
-    let server = Server::start(tools, &archive, &new_file(tools, "debian-state"));
-    let boot = Boot {
-        machine: "virt",
-        card: &card,
-        card_size: "2G",
-        control_port: server.control_port,
-        append: "",
-        root: Root::Debian,
-        deadline: Duration::from_secs(900),
-    };
-    assert_installs(&tools.boot(&boot));
-    let first = installed(&card);
-    assert_eq!(first.path, Way::Image);
-    assert!(first.time > 1_700_000_000, "the clock was set: {}", first.time);
-
-    assert_only_boots(&tools.boot(&boot));
-    assert_eq!(installed(&card), first, "the second boot left the installation as it was");
-
-    // The machine has no serial number in its device tree: its MAC tells it from others.
-    let devices = server.piman(&["devices"]);
-    assert!(devices.contains("b8:27:eb:00:00:01"), "{devices}");
-    server.piman(&["reinstall", "b8:27:eb:00:00:01"]);
-    let console = tools.boot(&boot);
-    assert_said(&console, &["installed: image", "installed image", "switching root"]);
-    let second = installed(&card);
-    assert!(second.time > first.time, "{first:?}, {second:?}");
-
-    assert_only_boots(&tools.boot(&boot));
-    assert_eq!(installed(&card), second, "an order is carried out once");
-    fs::remove_file(&card).unwrap();
-    Ok(())
-}
-
+/// The Pi's own card and USB: with modules of other names than the rest.
 fn raspi3b(tools: &Tools) -> Verdict {
     let archive = tools.archive(Root::Tiny)?;
     let card = new_file(tools, "raspi3b.img");
@@ -193,12 +132,10 @@ fn raspi3b(tools: &Tools) -> Verdict {
         control_port: server.control_port,
         append: "",
         root: Root::Tiny,
-        deadline: Duration::from_secs(900),
+        deadline: Duration::from_secs(1800),
     };
     assert_installs(&tools.boot(&boot));
-    let first = installed(&card);
-    assert_only_boots(&tools.boot(&boot));
-    assert_eq!(installed(&card), first);
+    assert_eq!(installed(&card).path, Way::Image);
     fs::remove_file(&card).unwrap();
     Ok(())
 }
@@ -214,23 +151,13 @@ fn stream(tools: &Tools) -> Verdict {
         control_port: server.control_port,
         append: "piman.path=stream",
         root: Root::Tiny,
-        deadline: Duration::from_secs(400),
+        deadline: Duration::from_secs(900),
     };
     assert_installs(&tools.boot(&boot));
     let first = installed(&card);
     assert_eq!(first.path, Way::Stream);
-    // Once more, so that the installed system has written what it writes when it is new.
-    assert_only_boots(&tools.boot(&boot));
-    let before = new_file(tools, "stream-before.img");
-    fs::copy(&card, &before).unwrap();
     assert_only_boots(&tools.boot(&boot));
     assert_eq!(installed(&card), first);
-    let changed = changed_blocks(&before, &card);
-    println!("a boot changed these blocks of 4096 bytes: {changed:?}");
-    let root = Layout::default().root_start * SECTOR / BLOCK as u64;
-    assert!(changed.iter().all(|b| *b >= root), "outside of the root filesystem nothing changes");
-    assert!(changed.len() <= MOUNT_BLOCKS, "the kernel's mount and the system's own start write less");
-    fs::remove_file(&before).unwrap();
     fs::remove_file(&card).unwrap();
     Ok(())
 }
@@ -247,7 +174,7 @@ fn old_server(tools: &Tools) -> Verdict {
         control_port,
         append: &append,
         root: Root::Tiny,
-        deadline: Duration::from_secs(400),
+        deadline: Duration::from_secs(900),
     };
     assert_installs(&tools.boot(&boot));
     let first = installed(&card);

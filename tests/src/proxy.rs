@@ -2,8 +2,8 @@
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
@@ -62,6 +62,7 @@ fn forward(mut from: TcpStream, mut to: TcpStream, seed: u64, left: &AtomicI64) 
         }
     }
 }
+
 
 /// A proxy that does something to the bytes from the server, at places counted over all of its
 /// connections.
@@ -164,5 +165,43 @@ impl Tampering {
         }
         let _ = to.shutdown(Shutdown::Both);
         let _ = from.shutdown(Shutdown::Both);
+
+/// A way to a server that is closed until it is opened: connections are taken, and what they say is
+/// kept until then.
+#[derive(Debug, Clone, Default)]
+pub struct Gate(Arc<(Mutex<bool>, Condvar)>);
+
+impl Gate {
+    /// Takes connections on `listener` for `server`; in the network namespace of the calling thread.
+    #[must_use]
+    pub fn new(listener: TcpListener, server: SocketAddr) -> Self {
+        let gate = Self::default();
+        let closed = gate.clone();
+        thread::spawn(move || {
+            for client in listener.incoming().flatten() {
+                let closed = closed.clone();
+                thread::spawn(move || closed.let_through(&client, server));
+            }
+        });
+        gate
+    }
+
+    /// Lets everything through, from now on.
+    pub fn open(&self) {
+        *self.0.0.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        self.0.1.notify_all();
+    }
+
+    fn let_through(&self, client: &TcpStream, server: SocketAddr) {
+        let is_open = self.0.0.lock().unwrap_or_else(PoisonError::into_inner);
+        drop(self.0.1.wait_while(is_open, |open| !*open));
+        let Ok(server) = TcpStream::connect(server) else { return };
+        for (from, to) in [(client, &server), (&server, client)] {
+            let (Ok(mut from), Ok(mut to)) = (from.try_clone(), to.try_clone()) else { return };
+            thread::spawn(move || {
+                let _ = std::io::copy(&mut from, &mut to);
+                let _ = to.shutdown(Shutdown::Write);
+            });
+        }
     }
 }

@@ -21,6 +21,7 @@ pub struct Timeline {
     state: Arc<dyn State>,
     known: Mutex<Known>,
     misses: Mutex<Misses>,
+    storm: Mutex<tftp::Load>,
 }
 
 #[derive(Default)]
@@ -43,7 +44,7 @@ impl Timeline {
     /// For a server's state.
     #[must_use]
     pub fn new(recorder: Arc<Recorder>, state: Arc<dyn State>) -> Self {
-        Self { recorder, state, known: Mutex::default(), misses: Mutex::default() }
+        Self { recorder, state, known: Mutex::default(), misses: Mutex::default(), storm: Mutex::default() }
     }
 
     /// Who has this hardware address, or a serial number that ends so; as it is kept in the state.
@@ -70,21 +71,49 @@ impl Timeline {
         }
     }
 
-    fn note(&self, pi: Identity, kind: &str, text: String) {
+    fn note(&self, pi: Identity, kind: &str, stage: &str, text: String) {
         log::info!("{pi}: {kind}: {text}");
         let happening = Happening { at_ms: now_ms(), kind: kind.into(), text };
-        let change = Change { stage: Some("booting".into()), happenings: vec![happening], ..Change::of(pi) };
+        let change = Change { stage: Some(stage.into()), happenings: vec![happening], ..Change::of(pi) };
         self.recorder.note(change);
     }
 
     /// A Pi was answered by DHCP.
     pub fn dhcp(&self, report: &dhcp::Report) {
         let pi = self.who(report.ip.map(IpAddr::V4), Some(&report.mac.to_string()), None);
-        self.note(pi, "dhcp", report.text.clone());
+        self.note(pi, "dhcp", "booting", report.text.clone());
+    }
+
+    /// When there are more Pis than may be served at once, everybody who looks is to see it.
+    fn storm(&self, load: tftp::Load) {
+        let mut storm = lock(&self.storm);
+        let before = *storm;
+        *storm = load;
+        drop(storm);
+        if load.waiting == before.waiting && load.refused == before.refused {
+            return;
+        }
+        let refused = match load.refused {
+            0 => String::new(),
+            n => format!(", {n} were told to ask again later"),
+        };
+        let text = (load.waiting > 0).then(|| {
+            format!(
+                "{} files are being sent, {} requests wait for their turn{refused}",
+                load.active, load.waiting
+            )
+        });
+        match (&text, before.waiting) {
+            (Some(text), 0) => log::warn!("tftp: {text}"),
+            (None, 1..) => log::info!("tftp: nobody waits any more{refused}"),
+            _ => {}
+        }
+        self.recorder.trouble("tftp", text);
     }
 
     /// A Pi asked for a file.
     pub fn tftp(&self, report: &tftp::Report) {
+        self.storm(report.load);
         let ip = report.peer.ip();
         let text = match &report.what {
             What::Sent { name, bytes, took, sent_twice } => {
@@ -98,6 +127,7 @@ impl Timeline {
                 }
                 text
             }
+            What::Waiting(place) => format!("{}: waits for its turn, {place} are first", report.asked),
             What::Missing => {
                 self.missing(ip, &report.asked);
                 return;
@@ -113,7 +143,8 @@ impl Timeline {
             IpAddr::V6(_) => None,
         };
         let pi = self.who(Some(ip), mac.as_deref(), report.own_part());
-        self.note(pi, "tftp", text);
+        let stage = if matches!(report.what, What::Waiting(_)) { "waiting" } else { "booting" };
+        self.note(pi, "tftp", stage, text);
     }
 
     /// Pis ask for a dozen files that need not exist: a line in the log for each name, not for each Pi.

@@ -1,12 +1,13 @@
 //! DHCP for Pis: boot information beside another server (proxy), or addresses too (server).
 //!
-//! [`message`] reads requests and builds replies, [`proxy`] and [`pool`] decide without clock or
+//! [`message`] reads requests and builds replies, [`network`] says what clients are told of theirs, [`proxy`] and [`pool`] decide without clock or
 //! socket, [`store`] keeps leases over a restart, [`probe`] asks whether somebody has an address
 //! already, and [`server`] moves packets. `dhcproto` is the codec.
 //!
 //! Nothing here answers unless it was configured for an interface, and only on that interface.
 
 pub mod message;
+pub mod network;
 pub mod pool;
 pub mod probe;
 pub mod proxy;

@@ -6,6 +6,7 @@ use std::net::Ipv4Addr;
 use dhcproto::v4::{DhcpOption, Message, MessageType};
 
 use super::message::Ask;
+use super::network::Network;
 use super::proxy::Boot;
 use super::{Fixed, Mac, Range};
 
@@ -15,40 +16,6 @@ const OFFER_S: u64 = 60;
 const ROM_OFFER_S: u64 = 900;
 /// How long an address is left alone that somebody has who did not get it from here.
 const CLASH_S: u64 = 600;
-
-/// What a server's network is like.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Network {
-    /// The server's own address.
-    pub me: Ipv4Addr,
-    /// The mask of the network.
-    pub mask: Ipv4Addr,
-    /// The router that clients are told of.
-    pub router: Option<Ipv4Addr>,
-    /// The name servers that clients are told of.
-    pub dns: Vec<Ipv4Addr>,
-}
-
-impl Network {
-    /// Whether an address is in this network.
-    #[must_use]
-    pub fn contains(&self, ip: Ipv4Addr) -> bool {
-        ip & self.mask == self.me & self.mask
-    }
-
-    /// The address of everybody in it.
-    #[must_use]
-    pub fn broadcast(&self) -> Ipv4Addr {
-        self.me | !self.mask
-    }
-
-    /// Whether a client can have this address.
-    #[must_use]
-    pub fn is_usable(&self, ip: Ipv4Addr) -> bool {
-        let edge = ip == self.broadcast() || ip == self.me & self.mask;
-        self.contains(ip) && ip != self.me && Some(ip) != self.router && (!edge || self.mask.to_bits() >= !1)
-    }
-}
 
 /// An address that somebody has, or had and gets again if nobody else needs it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -137,7 +104,7 @@ impl Pool {
             // It has an address from elsewhere, and only asks for the rest.
             MessageType::Inform => {
                 let mut reply = ask.reply(MessageType::Ack, net.me);
-                add_network(&mut reply, net);
+                net.describe(&mut reply);
                 if boot.is_for(ask) {
                     ask.add_boot(&mut reply, net.me, &boot.file);
                 }
@@ -271,7 +238,7 @@ impl Pool {
         options.insert(DhcpOption::AddressLeaseTime(self.lease_s));
         options.insert(DhcpOption::Renewal(self.lease_s / 2));
         options.insert(DhcpOption::Rebinding(self.lease_s / 8 * 7));
-        add_network(&mut reply, net);
+        net.describe(&mut reply);
         if boot.is_for(ask) {
             ask.add_boot(&mut reply, net.me, &boot.file);
         }
@@ -300,18 +267,6 @@ impl Pool {
         // So that it is heard: the client has no address that is right (RFC 2131, 4.3.2).
         reply.set_flags(ask.flags().set_broadcast());
         Step::Reply(Box::new(reply))
-    }
-}
-
-fn add_network(reply: &mut Message, net: &Network) {
-    let options = reply.opts_mut();
-    options.insert(DhcpOption::SubnetMask(net.mask));
-    options.insert(DhcpOption::BroadcastAddr(net.broadcast()));
-    if let Some(router) = net.router {
-        options.insert(DhcpOption::Router(vec![router]));
-    }
-    if !net.dns.is_empty() {
-        options.insert(DhcpOption::DomainNameServer(net.dns.clone()));
     }
 }
 

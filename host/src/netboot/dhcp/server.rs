@@ -13,7 +13,8 @@ use socket2::{Domain, Protocol, Socket, Type};
 use tokio::sync::mpsc;
 
 use super::message::{Ask, encode, found, search};
-use super::pool::{Network, Pool, Step};
+use super::network::Network;
+use super::pool::{Pool, Step};
 use super::proxy::{self, Boot, Port};
 use super::{Fixed, Mac, Range, probe, store};
 use crate::state::now_ms;

@@ -1,7 +1,8 @@
 //! Sends the files of the boot folder by TFTP: read only, RFC 1350, 2347, 2348, 2349 and 7440.
 //!
-//! [`packet`] knows the bytes, [`transfer`] decides what is sent when, [`folder`] finds files, and
-//! [`server`] moves packets between sockets and these.
+//! [`packet`] knows the bytes, [`transfer`] decides what is sent when, [`folder`] finds files,
+//! `admission` says whose turn it is, `body` and `line` read and send blocks, and [`server`] puts
+//! these together.
 //!
 //! Crates that were looked at first: `async-tftp` 0.4.2 goes on with a transfer whose client has
 //! sent an error, sends the wrong blocks again inside windows, has no limits, and picks the source
@@ -11,11 +12,15 @@
 //! neither can be tried with lost and late packets at given times. `quinn-udp` is used for what a
 //! standard socket lacks: the address that a request was sent to, and a window of blocks in one call.
 
+mod admission;
+mod body;
 pub mod folder;
+mod line;
 pub mod packet;
 pub mod server;
 pub mod transfer;
 
+pub use admission::Load;
 pub use folder::Folder;
 pub use server::{Limits, Report, Tell, What, serve};
 

@@ -1,30 +1,25 @@
 //! The sockets of the TFTP server: requests, a port for each transfer, limits, reports.
 
-use std::collections::HashMap;
-use std::fs::File;
 use std::io::{self, ErrorKind, IoSliceMut};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::os::unix::fs::FileExt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use quinn_udp::{RecvMeta, Transmit, UdpSocketState};
+use quinn_udp::{RecvMeta, UdpSocketState};
 use tokio::io::Interest;
 use tokio::net::UdpSocket;
-use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep_until};
 
+use super::admission::{Admission, Entry, Load, Turn};
+use super::body::Body;
 use super::folder::{Folder, NoFile, own_part};
-use super::packet::{self, Bad, Mode, Reply, Request, code};
+use super::line::Line;
+use super::packet::{self, Bad, Reply, Request, code};
 use super::transfer::{Outcome, Send, Terms, Transfer};
 
 /// The longest request that is looked at.
 const REQUEST_MAX: usize = 2048;
-/// The largest file that is sent as text, for which it is kept in memory.
-const TEXT_MAX: u64 = 1 << 20;
-/// The most bytes given to the system in one call.
-const RUN_MAX: usize = 60_000;
 
 /// What clients can have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,6 +60,8 @@ pub struct Report {
     pub asked: String,
     /// What became of it.
     pub what: What,
+    /// How much there was to do besides.
+    pub load: Load,
 }
 
 impl Report {
@@ -89,6 +86,8 @@ pub enum What {
         /// Blocks that were sent more than once.
         sent_twice: u64,
     },
+    /// It waits for its turn; so many others are first. Another report follows.
+    Waiting(u32),
     /// There is no such file, which is an everyday thing.
     Missing,
     /// The client asked for the size only, or changed its mind.
@@ -104,64 +103,12 @@ struct Server {
     folder: Folder,
     limits: Limits,
     tell: Tell,
-    slots: Semaphore,
-    active: Mutex<Active>,
-}
-
-#[derive(Default)]
-struct Active {
-    requests: HashMap<(SocketAddr, String), ()>,
-    by_address: HashMap<IpAddr, usize>,
-}
-
-/// One request being answered; over when dropped.
-struct Turn {
-    server: Arc<Server>,
-    key: (SocketAddr, String),
-}
-
-enum Entry {
-    New(Turn),
-    /// The same request is being answered already: the client was impatient.
-    Repeated,
-    Refused(&'static str),
+    gate: Arc<Admission>,
 }
 
 impl Server {
-    fn lock(&self) -> MutexGuard<'_, Active> {
-        self.active.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn enter(self: &Arc<Self>, peer: SocketAddr, name: &str) -> Entry {
-        let key = (peer, name.to_owned());
-        let mut active = self.lock();
-        if active.requests.contains_key(&key) {
-            return Entry::Repeated;
-        }
-        let here = active.by_address.get(&peer.ip()).copied().unwrap_or(0);
-        if here >= self.limits.per_address {
-            return Entry::Refused("too many transfers to this address");
-        }
-        if active.requests.len() >= self.limits.transfers + self.limits.waiting {
-            return Entry::Refused("the server is busy, ask again later");
-        }
-        active.by_address.insert(peer.ip(), here + 1);
-        active.requests.insert(key.clone(), ());
-        Entry::New(Turn { server: Arc::clone(self), key })
-    }
-}
-
-impl Drop for Turn {
-    fn drop(&mut self) {
-        let mut active = self.server.lock();
-        active.requests.remove(&self.key);
-        let address = self.key.0.ip();
-        if let Some(n) = active.by_address.get_mut(&address) {
-            *n = n.saturating_sub(1);
-            if *n == 0 {
-                active.by_address.remove(&address);
-            }
-        }
+    fn report(&self, peer: SocketAddr, asked: String, what: What) {
+        (self.tell)(Report { peer, asked, what, load: self.gate.load() });
     }
 }
 
@@ -179,8 +126,7 @@ pub async fn serve(
     let local = socket.local_addr().context("the TFTP socket")?;
     let extras = UdpSocketState::new((&socket).into()).context("the TFTP socket")?;
     let socket = UdpSocket::from_std(socket).context("the TFTP socket")?;
-    let slots = Semaphore::new(limits.transfers.max(1));
-    let server = Arc::new(Server { folder, limits, tell, slots, active: Mutex::default() });
+    let server = Arc::new(Server { folder, limits, tell, gate: Admission::new(limits) });
     let mut buffer = vec![0; 64 * REQUEST_MAX];
     loop {
         let mut meta = [RecvMeta::default()];
@@ -221,7 +167,7 @@ fn accept(server: &Arc<Server>, packet: &[u8], peer: SocketAddr, here: IpAddr) {
             if let Err(e) = say(here, peer, &packet::error(code, text)).await {
                 log::debug!("tftp: {peer}: {e}");
             }
-            (server.tell)(Report { peer, asked, what: What::Failed(text.to_owned()) });
+            server.report(peer, asked, What::Failed(text.to_owned()));
         }
     };
     let request = match Request::parse(packet) {
@@ -232,13 +178,13 @@ fn accept(server: &Arc<Server>, packet: &[u8], peer: SocketAddr, here: IpAddr) {
             return;
         }
     };
-    match server.enter(peer, &request.name) {
+    match server.gate.enter(peer, &request.name) {
         Entry::Repeated => {}
         Entry::Refused(text) => {
             tokio::spawn(refuse(request.name, code::UNDEFINED, text));
         }
         Entry::New(turn) => {
-            tokio::spawn(answer(turn, request, here));
+            tokio::spawn(answer(Arc::clone(server), turn, request, here));
         }
     }
 }
@@ -250,14 +196,24 @@ async fn say(here: IpAddr, peer: SocketAddr, packet: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
-async fn answer(turn: Turn, request: Request, here: IpAddr) {
-    let server = &turn.server;
-    let peer = turn.key.0;
-    let Ok(_slot) = server.slots.acquire().await else { return };
+async fn answer(server: Arc<Server>, turn: Turn, request: Request, here: IpAddr) {
+    let peer = turn.peer();
+    let mut told = 0;
+    let slot = loop {
+        match turn.ticket.turn(told).await {
+            Ok(slot) => break slot,
+            Err(place) => {
+                if told == 0 {
+                    server.report(peer, request.name.clone(), What::Waiting(place));
+                }
+                told = place;
+            }
+        }
+    };
     let begun = Instant::now();
     let (refusal, what) = match Body::open(&server.folder, &request) {
         Ok((body, name)) => {
-            let what = match send(server, &request, &body, here, peer).await {
+            let what = match send(&server, &request, &body, here, peer).await {
                 Ok((Outcome::Complete, sent_twice)) => {
                     What::Sent { name, bytes: body.length(), took: begun.elapsed(), sent_twice }
                 }
@@ -276,7 +232,9 @@ async fn answer(turn: Turn, request: Request, here: IpAddr) {
     {
         log::debug!("tftp: {peer}: {e}");
     }
-    (server.tell)(Report { peer, asked: request.name, what });
+    // What is reported then counts this one no more.
+    drop((slot, turn));
+    server.report(peer, request.name, what);
 }
 
 impl std::fmt::Display for Outcome {
@@ -288,64 +246,6 @@ impl std::fmt::Display for Outcome {
             Self::TooLong => write!(f, "it took too long in all"),
         }
     }
-}
-
-/// The bytes to be sent.
-enum Body {
-    File(File, u64),
-    Text(Vec<u8>),
-}
-
-impl Body {
-    fn open(folder: &Folder, request: &Request) -> Result<(Self, String), NoFile> {
-        let found = folder.open(&request.name)?;
-        match request.mode {
-            Mode::Octet => Ok((Self::File(found.file, found.length), found.name)),
-            Mode::Netascii if found.length > TEXT_MAX => {
-                Err(NoFile::Unreadable(io::Error::other("too large for netascii: ask for octet")))
-            }
-            Mode::Netascii => {
-                let mut bytes = vec![0; usize::try_from(found.length).unwrap_or(0)];
-                found.file.read_exact_at(&mut bytes, 0)?;
-                Ok((Self::Text(netascii(&bytes)), found.name))
-            }
-        }
-    }
-
-    fn length(&self) -> u64 {
-        match self {
-            Self::File(_, length) => *length,
-            Self::Text(text) => text.len() as u64,
-        }
-    }
-
-    fn read(&self, offset: u64, into: &mut [u8]) -> io::Result<()> {
-        match self {
-            Self::File(file, _) => file.read_exact_at(into, offset).map_err(|e| match e.kind() {
-                ErrorKind::UnexpectedEof => io::Error::other("the file became shorter while it was sent"),
-                _ => e,
-            }),
-            Self::Text(text) => {
-                let from = usize::try_from(offset).unwrap_or(usize::MAX);
-                let bytes = text.get(from..).and_then(|t| t.get(..into.len()));
-                into.copy_from_slice(bytes.ok_or(ErrorKind::UnexpectedEof)?);
-                Ok(())
-            }
-        }
-    }
-}
-
-/// Lines end with CR LF, and a lone CR is CR NUL (RFC 764).
-fn netascii(bytes: &[u8]) -> Vec<u8> {
-    let mut text = Vec::with_capacity(bytes.len() + bytes.len() / 16);
-    for &b in bytes {
-        match b {
-            b'\n' => text.extend_from_slice(b"\r\n"),
-            b'\r' => text.extend_from_slice(b"\r\0"),
-            b => text.push(b),
-        }
-    }
-    text
 }
 
 /// What is agreed on, and the packet that says so.
@@ -432,78 +332,6 @@ fn gone(transfer: &Transfer) -> io::Result<(Outcome, u64)> {
     Err(io::Error::other("the client is gone"))
 }
 
-/// The socket of a transfer.
-struct Line {
-    socket: UdpSocket,
-    peer: SocketAddr,
-    /// Cuts a run of blocks into packets in the kernel; only for windows.
-    extras: Option<UdpSocketState>,
-    packets: Vec<u8>,
-}
-
-impl Line {
-    fn new(socket: UdpSocket, peer: SocketAddr, windows: bool) -> io::Result<Self> {
-        let extras = windows.then(|| UdpSocketState::new((&socket).into())).transpose()?;
-        Ok(Self { socket, peer, extras, packets: Vec::new() })
-    }
-
-    async fn send_blocks(
-        &mut self,
-        transfer: &Transfer,
-        body: &Body,
-        first: u64,
-        count: u16,
-    ) -> io::Result<()> {
-        let end = first + u64::from(count);
-        let mut next = first;
-        while next < end {
-            let (_, length) = transfer.place(next);
-            let size = usize::from(length) + 4;
-            let at_once = self.extras.as_ref().map_or(1, |e| e.max_gso_segments().min(RUN_MAX / size)).max(1);
-            self.packets.clear();
-            let mut run = 0;
-            while run < at_once && next < end {
-                let (offset, length) = transfer.place(next);
-                // The wire has the low 16 bits only: numbers wrap to 0.
-                self.packets.extend_from_slice(&packet::data_head(next as u16));
-                let at = self.packets.len();
-                self.packets.resize(at + usize::from(length), 0);
-                body.read(offset, self.packets.get_mut(at..).unwrap_or_default())?;
-                next += 1;
-                run += 1;
-            }
-            self.send_run(size).await?;
-        }
-        Ok(())
-    }
-
-    /// Sends packets that lie one behind the other, all of this size but the last.
-    async fn send_run(&self, size: usize) -> io::Result<()> {
-        let Some(extras) = self.extras.as_ref().filter(|_| self.packets.len() > size) else {
-            return self.socket.send(&self.packets).await.map(|_| ());
-        };
-        let transmit = Transmit {
-            destination: self.peer,
-            ecn: None,
-            contents: &self.packets,
-            segment_size: Some(size),
-            src_ip: None,
-        };
-        let send = || extras.try_send((&self.socket).into(), &transmit);
-        match self.socket.async_io(Interest::WRITABLE, send).await {
-            // The card or kernel cannot cut: one by one then (and `extras` knows from now on).
-            Err(e) if e.kind() != ErrorKind::ConnectionRefused => {
-                log::debug!("tftp: {}: a run of blocks: {e}", self.peer);
-                for packet in self.packets.chunks(size) {
-                    self.socket.send(packet).await?;
-                }
-                Ok(())
-            }
-            sent => sent,
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -520,10 +348,5 @@ mod tests {
         assert_eq!((terms.blksize, terms.windowsize, terms.options), (1468, 64, true));
         assert_eq!(terms.timeout, Some(Duration::from_secs(2)));
         assert_eq!(packet, b"\0\x06blksize\x001468\0tsize\x007\0timeout\x002\0windowsize\x0064\0");
-    }
-
-    #[test]
-    fn text_has_its_own_ends_of_lines() {
-        assert_eq!(netascii(b"a\nb\rc"), b"a\r\nb\r\0c");
     }
 }
