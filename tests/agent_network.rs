@@ -2,43 +2,10 @@
 //! switched off, against our DHCP server, dnsmasq and busybox' udhcpd.
 
 use std::fs;
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::Duration;
 
-use piman_tests::binaries;
-use piman_tests::netns::Network;
-
-/// The agent's attempt, as process 1 starts it, with these options. Its `/run` is its own, and is kept
-/// over all attempts of one script; the disk is too small, so that an attempt ends when the server
-/// has been told so.
-fn agent(network: &Network, cmdline: &str, script: &str) -> Command {
-    let dir = network.dir.path();
-    fs::write(dir.join("disk"), "").unwrap();
-    fs::write(dir.join("cmdline"), format!("piman.log=debug piman.disk={}/disk {cmdline}", dir.display()))
-        .unwrap();
-    let attempt = format!("{} init-step --cmdline cmdline", binaries::pi_agent().display());
-    let script = script.replace("ATTEMPT", &attempt);
-    let script = format!("mount -t tmpfs none /run && mount -t tmpfs none /etc && {script}");
-    let mut command = network.command(&network.pi, "unshare");
-    command.args(["--mount", "--propagation", "private", "sh", "-c", &script]).stdin(Stdio::null());
-    command
-}
-
-/// Runs it to its end; what it said.
-fn said(mut command: Command) -> String {
-    let output = command.output().unwrap();
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    text + &String::from_utf8_lossy(&output.stderr)
-}
-
-#[track_caller]
-fn assert_says(text: &str, all: &[&str]) {
-    let mut rest = text;
-    for words in all {
-        let Some(at) = rest.find(words) else { panic!("not said (in this order): {words}\n{text}") };
-        rest = &rest[at + words.len()..];
-    }
-}
+use piman_tests::netns::{Network, assert_says, said};
 
 const SERVER: [&str; 6] =
     ["--dhcp", "server", "--dhcp-range", "192.168.77.10-192.168.77.12", "--dhcp-router", "192.168.77.254"];
@@ -50,7 +17,7 @@ fn from_an_interface_that_is_off_to_our_server() {
     network.serve(&SERVER);
     network.ip(&pi, "link set eth0 down");
     // Twice: the second attempt has the first one's address confirmed.
-    let text = said(agent(&network, "", "ATTEMPT; ATTEMPT; cat /run/piman-net"));
+    let text = said(network.attempt(&network.pi, "", "ATTEMPT; ATTEMPT; cat /run/piman-net"));
     let first = "eth0 has 192.168.77.10/24 from 192.168.77.1 for 3600 s, router 192.168.77.254, boot server 192.168.77.1";
     assert_says(&text, &[first, "error: ", first, "error: ", "#lease eth0 192.168.77.10 24", "bootserver"]);
     let log = network.text("log");
@@ -66,7 +33,7 @@ fn from_an_interface_that_is_off_to_our_server() {
     fs::remove_file(network.dir.path().join("state/dhcp-leases")).unwrap_or_default();
     network.serve(&["--dhcp", "server", "--dhcp-lease", "b8:27:eb:00:00:01=192.168.77.40"]);
     let stale = "echo '#lease eth0 10.9.9.9 24' > /run/piman-net; ATTEMPT";
-    let text = said(agent(&network, "", stale));
+    let text = said(network.attempt(&network.pi, "", stale));
     assert_says(&text, &["eth0: the server refuses the address", "eth0 has 192.168.77.40/24"]);
 }
 
@@ -99,7 +66,7 @@ fn a_server_of_others_gives_the_address_and_our_proxy_says_where_piman_is() {
         network.start(command, "other");
         network.serve(&["--dhcp", "proxy"]);
         network.ip(&pi, "link set eth0 down");
-        let text = said(agent(&network, "", "ATTEMPT"));
+        let text = said(network.attempt(&network.pi, "", "ATTEMPT"));
         assert_says(
             &text,
             &["eth0 has 192.168.77.1", "from 192.168.77.2", "boot server 192.168.77.1", "error: "],
@@ -112,7 +79,7 @@ fn a_server_of_others_gives_the_address_and_our_proxy_says_where_piman_is() {
         let mut again = network.command(&other, program);
         again.args(line.split_whitespace().skip(1));
         network.start(again, "other");
-        let text = said(agent(&network, &format!("piman.server={address}:9"), "ATTEMPT"));
+        let text = said(network.attempt(&network.pi, &format!("piman.server={address}:9"), "ATTEMPT"));
         assert_says(&text, &["from 192.168.77.2", "192.168.77.1"]);
         network.stop();
         network.ip(&pi, "address flush dev eth0");
@@ -124,7 +91,8 @@ fn a_server_that_comes_late_and_a_cable_too() {
     let Some(mut network) = Network::make() else { return };
     let server = network.server.clone();
     network.ip(&server, "link set port0 down");
-    network.start(agent(&network, "", "ATTEMPT"), "agent");
+    let attempt = network.attempt(&network.pi, "", "ATTEMPT");
+    network.start(attempt, "agent");
     network.wait("agent", "eth0 has no carrier (is the cable in?)");
     network.ip(&server, "link set port0 up");
     network.wait("agent", "no DHCP server has answered on eth0 yet");
@@ -151,7 +119,9 @@ fn a_lease_is_renewed_while_the_attempt_lasts() {
     silent.args(["-l", "-p", "3333"]);
     network.start(silent, "nc");
     let start = std::time::Instant::now();
-    network.start(agent(&network, "piman.server=192.168.77.2", "truncate -s 512M disk; ATTEMPT"), "agent");
+    let script = "truncate -s 512M disk; ATTEMPT";
+    let attempt = network.attempt(&network.pi, "piman.server=192.168.77.2", script);
+    network.start(attempt, "agent");
     network.wait("agent", " from 192.168.77.2 for 8 s");
     network.wait("agent", "goes on");
     assert!(start.elapsed() >= Duration::from_secs(4), "half of its time had passed");
@@ -164,7 +134,7 @@ fn an_address_on_the_command_line() {
     network.serve(&SERVER);
     network.ip(&pi, "link set eth0 down");
     let ip = "ip=192.168.77.66:192.168.77.1:192.168.77.254:255.255.255.0:pi:eth0:off:192.168.77.53";
-    let text = said(agent(&network, ip, "ATTEMPT; cat /etc/resolv.conf"));
+    let text = said(network.attempt(&network.pi, ip, "ATTEMPT; cat /etc/resolv.conf"));
     assert_says(&text, &["eth0 has 192.168.77.66/24, as ip= says", "error: ", "nameserver 192.168.77.53"]);
     assert!(network.ip(&pi, "route").contains("default via 192.168.77.254 dev eth0"));
     network.wait("log", "disk: ");

@@ -332,12 +332,18 @@ fn a_boot_storm_is_answered_in_turn() {
     });
     // The last report comes after the last block was acknowledged.
     let deadline = Instant::now() + Duration::from_secs(20);
-    let reports = || server.reports.lock().unwrap().len();
+    let waited = |r: &&Report| matches!(r.what, What::Waiting(_));
+    let reports = || server.reports.lock().unwrap().iter().filter(|r| !waited(r)).count();
     while reports() < 33 {
         assert!(Instant::now() < deadline, "{} reports", reports());
         std::thread::sleep(Duration::from_millis(5));
     }
     assert_eq!(reports(), 33);
+    let all = server.reports.lock().unwrap();
+    assert!((20..=30).contains(&all.iter().filter(waited).count()), "those who wait are seen to");
+    assert!(all.iter().any(|r| r.load.waiting > 0 && r.load.active == 2));
+    let last = all.last().unwrap().load;
+    assert_eq!((last.active, last.waiting, last.refused), (0, 0, 1));
 }
 
 #[test]

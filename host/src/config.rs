@@ -104,6 +104,9 @@ pub struct Options {
     /// UDP port of TFTP; boot ROMs know no other than the default [default: 69]
     #[arg(long, value_name = "PORT")]
     pub tftp_port: Option<u16>,
+    /// Files sent by TFTP at the same time; further requests wait for their turn [default: 256]
+    #[arg(long, value_name = "N")]
+    pub tftp_transfers: Option<usize>,
     /// Answer DHCP: `proxy` beside another server, `server` to give addresses too [default: not at all]
     #[arg(long, value_name = "MODE")]
     pub dhcp: Option<Mode>,
@@ -217,6 +220,7 @@ impl Options {
             stream_rotate_age: self.stream_rotate_age.or(file.stream_rotate_age),
             netboot: self.netboot.or(file.netboot),
             tftp_port: self.tftp_port.or(file.tftp_port),
+            tftp_transfers: self.tftp_transfers.or(file.tftp_transfers),
             dhcp: self.dhcp.or(file.dhcp),
             dhcp_interface: self.dhcp_interface.or(file.dhcp_interface),
             dhcp_range: self.dhcp_range.or(file.dhcp_range),
@@ -387,7 +391,10 @@ fn netboot(o: &mut Options) -> anyhow::Result<Option<netboot::Settings>> {
             state: o.state.clone().unwrap_or_else(state_folder),
         }),
     };
-    Ok(Some(netboot::Settings { folder, tftp_port: o.tftp_port.unwrap_or(netboot::tftp::PORT), dhcp }))
+    let tftp_port = o.tftp_port.unwrap_or(netboot::tftp::PORT);
+    let limits = netboot::tftp::Limits::default();
+    let tftp_transfers = o.tftp_transfers.unwrap_or(limits.transfers).max(1);
+    Ok(Some(netboot::Settings { folder, tftp_port, tftp_transfers, dhcp }))
 }
 
 /// Where the state is if nobody says: `/var/lib/piman` for root, else in the user's own folder.

@@ -5,7 +5,7 @@ use std::fs::{self, File};
 use std::io::BufReader;
 use std::net::IpAddr;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, bail};
 use pi_agent::archive::Reader;
@@ -23,8 +23,11 @@ use crate::state::now_ms;
 const DHCP_WAIT: Duration = Duration::from_secs(3);
 /// Files that must be allowed to be open: a few connections for each of a hundred Pis.
 const FILES_MIN: u64 = 1024;
+/// With less free space a database or a file that comes fails before long.
+const SPACE_MIN: u64 = 64 << 20;
 /// No clock that is right shows a moment before this: 2026-01-01.
 const CLOCK_MIN_MS: u64 = 1_767_225_600_000;
+const DAY_MS: u64 = 24 * 3600 * 1000;
 
 /// How one thing is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -99,16 +102,13 @@ pub fn examine(options: Options) -> Checkup {
         }
     };
     match &settings.rootfs {
-        Some(path) => {
-            checkup.result("archive", archive(path));
-            ports(&mut checkup, &settings);
-        }
+        Some(path) => checkup.result("archive", archive(path)),
         None if settings.install => {
             checkup.note(Health::Good, "archive", "the images of `piman image list` are installed");
-            ports(&mut checkup, &settings);
         }
         None => checkup.note(Health::Warning, "archive", "--rootfs is not given: nothing is installed"),
     }
+    ports(&mut checkup, &settings);
     network(&mut checkup);
     folder(&mut checkup, &settings);
     if let Some(netboot) = &settings.netboot {
@@ -117,7 +117,8 @@ pub fn examine(options: Options) -> Checkup {
         let text = "--netboot is not given: something else must send Pis their kernel and initramfs";
         checkup.note(Health::Warning, "boot folder", text);
     }
-    system(&mut checkup);
+    let made = settings.rootfs.as_ref().and_then(|p| fs::metadata(p).ok()?.modified().ok());
+    system(&mut checkup, made);
     checkup
 }
 
@@ -141,16 +142,65 @@ fn archive(path: &Path) -> anyhow::Result<String> {
     Ok(format!("{name}: {entries} entries in {bytes} bytes, whole"))
 }
 
+/// The ports of all services that are asked for, and what these need besides.
 fn ports(checkup: &mut Checkup, settings: &Settings) {
-    let ports = [
+    let install = [
         (settings.control_port, "--control-port"),
         (settings.rootfs_port, "--rootfs-port"),
         (settings.fetch_port, "--fetch-port"),
     ];
+    let mut ports: Vec<_> = install.into_iter().filter(|_| settings.install).collect();
+    ports.extend(settings.talks_port.map(|port| (port, "--talks-port")));
+    ports.extend(settings.transfer.as_ref().map(|t| (t.port, "--transfer-port")));
+    ports.extend(settings.stream.as_ref().map(|s| (s.port, "--stream-port")));
     for (port, flag) in ports {
         let free = listen::bind(settings.listen, port, flag);
         checkup.result("port", free.map(|_| format!("TCP {port} is free ({flag})")));
     }
+    if let Some(file) = &settings.talks_password_file {
+        let name = file.display();
+        let read = fs::read_to_string(file).with_context(|| {
+            format!("the password in {name} cannot be read: is the path right, and may this user read it?")
+        });
+        checkup.result("password", read.map(|_| format!("{name} can be read")));
+    }
+    let folders = [
+        settings.transfer.as_ref().map(|t| (&t.folder, "--transfer-dir")),
+        settings.stream.as_ref().map(|s| (&s.folder, "--stream-dir")),
+    ];
+    for (path, flag) in folders.into_iter().flatten() {
+        let name = path.display();
+        match (writable(path), free_bytes(path)) {
+            (Err(e), _) => {
+                let text = format!(
+                    "{name} cannot be written ({e}): make it writable for this user, or name another with {flag}"
+                );
+                checkup.note(Health::Bad, "folder", text);
+            }
+            (Ok(()), Ok(free)) if free < SPACE_MIN => {
+                let text = format!(
+                    "{name} has {} MB free: make room, or name another with {flag}",
+                    free / 1_000_000
+                );
+                checkup.note(Health::Warning, "folder", text);
+            }
+            (Ok(()), _) => checkup.note(Health::Good, "folder", format!("{name}: writable ({flag})")),
+        }
+    }
+}
+
+/// What is made is made by the server; here only what is there is looked at.
+fn there(path: &Path) -> &Path {
+    path.ancestors().find(|p| p.is_dir()).unwrap_or(Path::new("."))
+}
+
+fn writable(path: &Path) -> std::io::Result<()> {
+    tempfile::tempfile_in(there(path)).map(drop)
+}
+
+fn free_bytes(path: &Path) -> std::io::Result<u64> {
+    let at = rustix::fs::statvfs(there(path))?;
+    Ok(at.f_bavail.saturating_mul(at.f_frsize))
 }
 
 fn network(checkup: &mut Checkup) {
@@ -174,9 +224,7 @@ fn network(checkup: &mut Checkup) {
 fn folder(checkup: &mut Checkup, settings: &Settings) {
     let state = &settings.state;
     let name = state.display();
-    // What is made is made by the server; here only what is there is looked at.
-    let there = state.ancestors().find(|p| p.is_dir()).unwrap_or(Path::new("/"));
-    if let Err(e) = tempfile::tempfile_in(there) {
+    if let Err(e) = writable(state) {
         let text = format!(
             "{name} cannot be written ({e}): make it writable for this user, or name another with --state"
         );
@@ -184,9 +232,8 @@ fn folder(checkup: &mut Checkup, settings: &Settings) {
     }
     let needs =
         settings.rootfs.as_ref().and_then(|p| fs::metadata(p).ok()).map_or(0, |m| m.len()).saturating_mul(2);
-    match rustix::fs::statvfs(there) {
-        Ok(at) => {
-            let free = at.f_bavail.saturating_mul(at.f_frsize);
+    match free_bytes(state) {
+        Ok(free) => {
             let mb = |n: u64| n / 1_000_000;
             if settings.images && free < needs {
                 let text = format!(
@@ -194,6 +241,11 @@ fn folder(checkup: &mut Checkup, settings: &Settings) {
                     mb(free),
                     mb(needs)
                 );
+                return checkup.note(Health::Warning, "state", text);
+            }
+            if free < SPACE_MIN {
+                let text =
+                    format!("{name} has {} MB free: make room, or name another with --state", mb(free));
                 return checkup.note(Health::Warning, "state", text);
             }
             checkup.note(Health::Good, "state", format!("{name}: writable, {} MB free", mb(free)));
@@ -218,12 +270,16 @@ fn boot(checkup: &mut Checkup, settings: &netboot::Settings, ip: IpAddr) {
         };
         checkup.note(health, "boot folder", finding.text);
     }
+    server_of(checkup, &settings.folder);
     let Some(dhcp) = &settings.dhcp else {
         let text = "--dhcp is not given: another DHCP server must send Pis here (next server and option 43)";
         return checkup.note(Health::Warning, "dhcp", text);
     };
     // With its ports open, nothing else can take them meanwhile; closed before others are asked for.
     checkup.result("dhcp", dhcp::Dhcp::open(dhcp.clone()).map(|d| format!("can be answered: {}", d.place())));
+    if let Some(text) = dhcp_server::neighbour(&dhcp.interface) {
+        checkup.note(Health::Warning, "dhcp", text);
+    }
     let others = match dhcp_server::others(&dhcp.interface, DHCP_WAIT) {
         Ok(others) => others,
         Err(e) => {
@@ -256,7 +312,22 @@ fn boot(checkup: &mut Checkup, settings: &netboot::Settings, ip: IpAddr) {
     checkup.note(health, "dhcp", text);
 }
 
-fn system(checkup: &mut Checkup) {
+/// Whether the address that the boot folder sends Pis to is one of this machine.
+fn server_of(checkup: &mut Checkup, folder: &Path) {
+    let cmdline = fs::read_to_string(folder.join("cmdline.txt")).unwrap_or_default();
+    let word = |name: &str| cmdline.split_whitespace().filter_map(|w| w.strip_prefix(name)).next_back();
+    let Some(server) = word("piman.server=").or_else(|| word("master=")) else { return };
+    let host = server.split(':').next().unwrap_or(server);
+    let (Ok(ip), Ok(own)) = (host.parse::<IpAddr>(), interfaces()) else { return };
+    if own.iter().all(|(_, own)| *own != ip) {
+        let text = format!(
+            "cmdline.txt sends Pis to {ip}, which is no address of this machine: change piman.server= there, or leave it out and let DHCP say it"
+        );
+        checkup.note(Health::Warning, "boot folder", text);
+    }
+}
+
+fn system(checkup: &mut Checkup, newest: Option<SystemTime>) {
     let files = getrlimit(Resource::Nofile).maximum;
     match files {
         Some(n) if n < FILES_MIN => checkup.note(
@@ -269,7 +340,9 @@ fn system(checkup: &mut Checkup) {
             checkup.note(Health::Good, "open files", text);
         }
     }
-    if now_ms() < CLOCK_MIN_MS {
+    // The archive was made before, by a clock that may have been right.
+    let made = newest.and_then(|at| at.duration_since(UNIX_EPOCH).ok()).map_or(0, |at| at.as_secs() * 1000);
+    if now_ms() < CLOCK_MIN_MS || now_ms() + DAY_MS < made {
         checkup.note(
             Health::Warning,
             "clock",
@@ -331,6 +404,30 @@ mod tests {
         says(&checkup, Health::Bad, "another program has port");
         says(&checkup, Health::Bad, "netboot build");
         assert!(checkup.verdict().is_err());
+
+        // Every service that is asked for.
+        let boot = dir.path().join("boot");
+        fs::create_dir(&boot).unwrap();
+        fs::write(boot.join("cmdline.txt"), "quiet piman.server=192.0.2.1:3333\n").unwrap();
+        fs::write(dir.path().join("file"), "").unwrap();
+        let port = |listener: &TcpListener| Some(listener.local_addr().unwrap().port());
+        let others = [(); 3].map(|()| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap());
+        let checkup = examine(Options {
+            talks_port: port(&others[0]),
+            talks_password_file: Some(dir.path().join("none")),
+            transfer_dir: Some(dir.path().join("files")),
+            transfer_port: port(&others[1]),
+            stream_dir: Some(dir.path().join("file/under")),
+            stream_port: port(&others[2]),
+            netboot: Some(boot),
+            tftp_port: Some(0),
+            ..options(dir.path())
+        });
+        for flag in ["--talks-port", "--transfer-port", "--stream-port", "the password in"] {
+            says(&checkup, Health::Bad, flag);
+        }
+        says(&checkup, Health::Good, "files: writable (--transfer-dir)");
+        says(&checkup, Health::Warning, "cmdline.txt sends Pis to 192.0.2.1");
 
         let cut = options(dir.path());
         let archive = cut.rootfs.clone().unwrap();

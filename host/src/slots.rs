@@ -145,7 +145,7 @@ mod tests {
         assert_eq!(d.take().unwrap_err(), 2, "another was first");
         drop(c);
         let _third = d.take().unwrap();
-        assert_eq!((slots.taken(), slots.waiting()), (2, 1));
+        assert_eq!((slots.taken(), slots.waiting()), (2, 0));
     }
 
     #[tokio::test]

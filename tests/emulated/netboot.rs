@@ -176,7 +176,7 @@ fn from_power_on(tools: &Tools, root: Root, card_size: &str, deadline: Duration)
     print_times("installation again", &console);
     assert!(installed(&scene.card).time > first.time);
     let orders = scene.piman(&["reinstall", "--list"]);
-    assert!(!orders.contains(MAC), "an order is carried out once: {orders}");
+    assert!(orders.contains("completed"), "an order is carried out once: {orders}");
     fs::remove_file(&scene.card).map_err(|e| e.to_string())
 }
 

@@ -69,6 +69,27 @@ pub fn build(dir: &Path, out: &str, more: &[&str]) -> Command {
     build
 }
 
+/// Runs a command to its end, whatever that is; what it said.
+///
+/// # Panics
+/// If it cannot be started.
+pub fn said(mut command: Command) -> String {
+    let output = command.output().unwrap_or_else(|e| panic!("{command:?}: {e}"));
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    text + &String::from_utf8_lossy(&output.stderr)
+}
+
+/// # Panics
+/// If these words are not there, in this order.
+#[track_caller]
+pub fn assert_says(text: &str, all: &[&str]) {
+    let mut rest = text;
+    for words in all {
+        let Some(at) = rest.find(words) else { panic!("not said (in this order): {words}\n{text}") };
+        rest = rest.get(at + words.len()..).unwrap_or_default();
+    }
+}
+
 /// Network namespaces on one switch, which is the interface `cable` of the server's, with the address
 /// 192.168.77.1; the Pi's has `eth0`. All of it goes with this value.
 pub struct Network {
@@ -140,6 +161,11 @@ impl Network {
         name
     }
 
+    /// A namespace that a test has made goes with this value, too.
+    pub fn adopt(&mut self, namespace: &str) {
+        self.others.push(namespace.to_owned());
+    }
+
     /// `ip` in a namespace.
     pub fn ip(&self, namespace: &str, line: &str) -> String {
         run(Command::new("ip").args(["-n", namespace]).args(line.split_whitespace()))
@@ -167,6 +193,26 @@ impl Network {
         let log = fs::File::create(self.dir.path().join(log)).expect("a file is made");
         command.stdout(log.try_clone().expect("a handle")).stderr(log).stdin(Stdio::null());
         self.children.push(command.spawn().unwrap_or_else(|e| panic!("{command:?}: {e}")));
+    }
+
+    /// The agent's attempt, as process 1 starts it, in a namespace with these options; `ATTEMPT` in the
+    /// script stands for it. Its `/run` is its own, and is kept over all attempts of one script; the
+    /// disk is too small, so that an attempt ends when the server has been told so.
+    ///
+    /// # Panics
+    /// If its files cannot be written.
+    #[must_use]
+    pub fn attempt(&self, namespace: &str, cmdline: &str, script: &str) -> Command {
+        let dir = self.dir.path();
+        fs::write(dir.join("disk"), "").expect("a file is written");
+        let cmdline = format!("piman.log=debug piman.disk={}/disk {cmdline}", dir.display());
+        fs::write(dir.join("cmdline"), cmdline).expect("a file is written");
+        let attempt = format!("{} init-step --cmdline cmdline", binaries::pi_agent().display());
+        let script = script.replace("ATTEMPT", &attempt);
+        let script = format!("mount -t tmpfs none /run && mount -t tmpfs none /etc && {script}");
+        let mut command = self.command(namespace, "unshare");
+        command.args(["--mount", "--propagation", "private", "sh", "-c", &script]).stdin(Stdio::null());
+        command
     }
 
     /// Starts the server; returns when it says that it listens.

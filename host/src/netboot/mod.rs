@@ -32,6 +32,8 @@ pub struct Settings {
     pub folder: PathBuf,
     /// Where TFTP listens.
     pub tftp_port: u16,
+    /// How many files are sent at the same time.
+    pub tftp_transfers: usize,
     /// Off unless it was asked for.
     pub dhcp: Option<dhcp::Settings>,
 }
@@ -41,6 +43,7 @@ pub struct Bound {
     /// Where TFTP listens.
     pub tftp: SocketAddr,
     socket: UdpSocket,
+    limits: tftp::Limits,
     folder: tftp::Folder,
     dhcp: Option<dhcp::Dhcp>,
 }
@@ -60,7 +63,8 @@ impl Bound {
         }
         let socket = bind(ip, settings.tftp_port)?;
         let dhcp = settings.dhcp.clone().map(dhcp::Dhcp::open).transpose()?;
-        Ok(Self { tftp: socket.local_addr()?, socket, folder: tftp::Folder::new(folder), dhcp })
+        let limits = tftp::Limits { transfers: settings.tftp_transfers, ..tftp::Limits::default() };
+        Ok(Self { tftp: socket.local_addr()?, socket, limits, folder: tftp::Folder::new(folder), dhcp })
     }
 
     /// In words, where DHCP is answered, if it is.
@@ -75,8 +79,7 @@ impl Bound {
         let timeline = Arc::new(Timeline::new(recorder, state));
         let sent = Arc::clone(&timeline);
         let tell: tftp::Tell = Arc::new(move |report| sent.tftp(&report));
-        let limits = tftp::Limits::default();
-        let mut tasks = vec![on.spawn(said(tftp::serve(self.socket, self.folder, limits, tell)))];
+        let mut tasks = vec![on.spawn(said(tftp::serve(self.socket, self.folder, self.limits, tell)))];
         if let Some(dhcp) = self.dhcp {
             let tell: dhcp::Tell = Arc::new(move |report| timeline.dhcp(&report));
             tasks.push(on.spawn(said(dhcp.serve(tell))));

@@ -106,18 +106,31 @@ pub fn address(interface: &str) -> anyhow::Result<(Ipv4Addr, Ipv4Addr)> {
     })
 }
 
+fn socket(interface: &str, port: u16, share: bool) -> io::Result<UdpSocket> {
+    let socket = Socket::new(Domain::IPV4, Type::DGRAM, Some(Protocol::UDP))?;
+    socket.set_reuse_address(share)?;
+    socket.set_broadcast(true)?;
+    // Whatever else this machine is connected to never hears an answer from here.
+    socket.bind_device(Some(interface.as_bytes()))?;
+    socket.bind(&SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, port).into())?;
+    socket.set_nonblocking(true)?;
+    Ok(socket.into())
+}
+
+/// What is to be said if another program of this machine listens for DHCP as well. The port is shared
+/// with it, since it may serve other interfaces.
+#[must_use]
+pub fn neighbour(interface: &str) -> Option<String> {
+    let taken = socket(interface, DHCP_PORT, false).is_err_and(|e| e.kind() == ErrorKind::AddrInUse);
+    taken.then(|| {
+        format!(
+            "another program of this machine listens on UDP port {DHCP_PORT}, too: `ss -lunp 'sport = :{DHCP_PORT}'` says which. If it answers on {interface}, stop it: two servers would contradict each other"
+        )
+    })
+}
+
 fn open(interface: &str, port: u16) -> anyhow::Result<UdpSocket> {
-    let socket = || -> io::Result<UdpSocket> {
-        let socket = Socket::new(Domain::IPV4, Type::DGRAM, Some(Protocol::UDP))?;
-        socket.set_reuse_address(true)?;
-        socket.set_broadcast(true)?;
-        // Whatever else this machine is connected to never hears an answer from here.
-        socket.bind_device(Some(interface.as_bytes()))?;
-        socket.bind(&SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, port).into())?;
-        socket.set_nonblocking(true)?;
-        Ok(socket.into())
-    };
-    socket().map_err(|e| {
+    socket(interface, port, true).map_err(|e| {
         let what = format!("cannot answer DHCP on {interface}, port {port}: {e}");
         match e.kind() {
             ErrorKind::AddrInUse => anyhow!(
@@ -154,6 +167,9 @@ impl Dhcp {
                 }
             }
             leases = store::load(&settings.state)?;
+        }
+        if let Some(text) = neighbour(&settings.interface) {
+            log::warn!("dhcp: {text}");
         }
         let dhcp = open(&settings.interface, DHCP_PORT)?;
         let pxe = (settings.mode == Mode::Proxy).then(|| open(&settings.interface, PXE_PORT)).transpose()?;
