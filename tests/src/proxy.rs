@@ -63,7 +63,6 @@ fn forward(mut from: TcpStream, mut to: TcpStream, seed: u64, left: &AtomicI64) 
     }
 }
 
-
 /// A proxy that does something to the bytes from the server, at places counted over all of its
 /// connections.
 #[derive(Debug, Clone)]
@@ -165,6 +164,8 @@ impl Tampering {
         }
         let _ = to.shutdown(Shutdown::Both);
         let _ = from.shutdown(Shutdown::Both);
+    }
+}
 
 /// A way to a server that is closed until it is opened: connections are taken, and what they say is
 /// kept until then.
@@ -199,7 +200,7 @@ impl Gate {
         for (from, to) in [(client, &server), (&server, client)] {
             let (Ok(mut from), Ok(mut to)) = (from.try_clone(), to.try_clone()) else { return };
             thread::spawn(move || {
-                let _ = std::io::copy(&mut from, &mut to);
+                let _ = io::copy(&mut from, &mut to);
                 let _ = to.shutdown(Shutdown::Write);
             });
         }
