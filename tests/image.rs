@@ -20,7 +20,7 @@ use piman::image::{self, Error, Image, Images};
 use piman_core::hash::Hash;
 use piman_core::install::fetch::Kind;
 use piman_core::install::table::{HEADER, Table};
-use piman_core::install::{ImageOffer, Stage};
+use piman_core::install::{ImageOffer, More, Stage};
 use piman_tests::disk::{Mounted, e2fsck, is_root, run};
 use piman_tests::fetch::{Fault, FetchServer};
 use piman_tests::snapshot::{assert_same, snapshot};
@@ -151,7 +151,7 @@ fn direct(path: &Path) -> File {
 }
 
 fn proof(image: &Image) -> Vec<u8> {
-    Proof::now(image.header().archive, Way::Image, None).encode()
+    Proof::now(image.header().archive, Way::Image, More::default()).encode()
 }
 
 /// Installs to the end.

@@ -125,6 +125,7 @@ fn plan(server: Server, disk: PathBuf, choice: Choice) -> Plan {
         trust_unmarked: false,
         reinstall: false,
         identity: Identity { serial: Some("00000000cafe0001".into()), ..Identity::default() },
+        key: None,
         boot_from: None,
         service: None,
     }

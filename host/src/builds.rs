@@ -102,6 +102,11 @@ impl Builds {
         self.images.as_ref()?.by_table(table)
     }
 
+    /// The image with this table, as it is offered, also if another process has made it.
+    pub fn offer_of(&self, table: Hash) -> Option<ImageOffer> {
+        self.images.as_ref()?.find_table(table).map(|image| image.offer())
+    }
+
     /// What there is of this archive for a root filesystem of this size. A missing image is
     /// begun, or put at the end of the line.
     pub fn prepare(&self, archive: &Arc<Archive>, id: Hash, filesystem_bytes: u64) -> Prepared {

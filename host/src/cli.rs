@@ -11,7 +11,9 @@ use piman_core::talks::{FUNCTIONS, Function};
 use crate::config::{Options, Settings, Span, state_folder};
 use crate::demo::DemoArgs;
 use crate::image::cli::ImageArgs;
+use crate::image::register::{self, GroupCommand};
 use crate::serve::Server;
+use crate::sign::{self, KeyCommand};
 use crate::state::Sqlite;
 use crate::stream::cli::{StreamArgs, Unreachable};
 use crate::transfer::TransferError;
@@ -130,8 +132,14 @@ enum Command {
         #[arg(long, value_name = "TIME", default_value = "5s")]
         timeout: Span,
     },
-    /// Make images by hand, list and check them
+    /// Name archives and say who gets which; make, sign, list and check images
     Image(ImageArgs),
+    /// Put Pis into groups, which have an image of their own
+    #[command(subcommand)]
+    Group(GroupCommand),
+    /// Make keys to sign images with
+    #[command(subcommand)]
+    Key(KeyCommand),
     /// See an installation on this machine, without a Pi and without root
     Demo(DemoArgs),
 }
@@ -232,6 +240,8 @@ impl Cli {
                 checkup.verdict()
             }
             Command::Image(args) => image::cli::run(&args),
+            Command::Group(command) => print(&register::group(&command)?),
+            Command::Key(command) => print(&sign::run(&command)?),
             Command::Demo(args) => demo::run(&args),
         }
     }
@@ -284,7 +294,7 @@ fn outcome((text, well): (String, bool)) -> anyhow::Result<()> {
 }
 
 /// Prints; whoever reads may stop reading (`piman devices | head`).
-fn print(text: &str) -> anyhow::Result<()> {
+pub(crate) fn print(text: &str) -> anyhow::Result<()> {
     let mut out = io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         Err(e) if e.kind() == ErrorKind::BrokenPipe => Ok(()),

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use piman_core::hash::Hash;
 use piman_core::install::layout::filesystem_bytes;
+use piman_core::install::manifest::{self, Manifest};
 use piman_core::install::{
     Date, Event, Fleet, Have, Hello, Installation, Milestone, More, Offer, Plan, REVISION, Stage, sums,
 };
@@ -18,6 +19,7 @@ use tokio::time::Instant;
 use crate::archive::{Archive, Servable};
 use crate::builds::Prepared;
 use crate::service::{Advance, BusyWith, Service};
+use crate::sign;
 use crate::state::{Change, Facts, Happening, Identity, now_ms};
 use crate::transport::{Timed, tune};
 
@@ -88,6 +90,7 @@ struct Said {
     pi: Identity,
     root_bytes: u64,
     image: bool,
+    signed: bool,
     have: Option<Have>,
 }
 
@@ -141,6 +144,7 @@ impl<'a> Guest<'a> {
             pi,
             root_bytes: hello.root_bytes,
             image: hello.paths.image,
+            signed: hello.can.signed,
             have: hello.have,
         }));
         let facts = Facts {
@@ -191,6 +195,19 @@ impl<'a> Guest<'a> {
     /// What there is for this Pi beside the archive itself.
     fn prepare(&self, archive: &Arc<Archive>, id: Hash) -> Prepared {
         match &self.said {
+            // It takes what is signed, and no image that is made only now.
+            Some(said) if said.signed => {
+                let size = filesystem_bytes(said.root_bytes);
+                let tables = |signed: Vec<u8>| {
+                    let manifest = manifest::split(&signed).and_then(|(_, text)| Manifest::parse(text))?;
+                    manifest
+                        .tables()
+                        .filter(|(of, _)| *of == size)
+                        .find_map(|(_, t)| self.service.builds.offer_of(t))
+                };
+                let signed = sign::signed(&self.service.settings.state, id).filter(|_| said.image);
+                signed.and_then(tables).map_or(Prepared::Stream, Prepared::Ready)
+            }
             Some(said) if said.image && said.root_bytes > 0 => {
                 self.service.builds.prepare(archive, id, filesystem_bytes(said.root_bytes))
             }
@@ -202,14 +219,17 @@ impl<'a> Guest<'a> {
     fn more(&self, archive: &Archive) -> More {
         let Some(facts) = archive.facts() else { return More::default() };
         let have = self.said.as_ref().and_then(|s| s.have).filter(|h| h.id == facts.id);
+        let signed = sign::signed(&self.service.settings.state, facts.id).unwrap_or_default();
+        let manifest = manifest::split(&signed).and_then(|(_, text)| Manifest::parse(text));
         More {
             revision: REVISION,
+            manifest_bytes: u32::try_from(signed.len()).unwrap_or(0),
+            counter: manifest.map_or(0, |m| m.counter),
             sums_chunk: if sums::table_bytes(archive.bytes()).is_some() { sums::CHUNK } else { 0 },
             unpacked_bytes: facts.unpacked_bytes,
             entries: facts.entries,
             resume_at: have.map_or(0, |h| h.bytes.min(archive.bytes())),
             installation: self.installation,
-            ..More::default()
         }
     }
 

@@ -17,6 +17,7 @@ use crate::archive::{Archive, Content};
 use crate::image::Image;
 use crate::sendfile;
 use crate::service::Service;
+use crate::sign;
 use crate::slots::Slot;
 use crate::state::Identity;
 use crate::transport::{reset_at_close, tune};
@@ -64,6 +65,7 @@ enum Object {
     Table(Arc<Image>),
     Chunks(Arc<Image>),
     Sums(Arc<Content>),
+    Manifest(Hash, Arc<[u8]>),
 }
 
 impl Object {
@@ -72,6 +74,7 @@ impl Object {
             (Self::Archive(own, _), Kind::Archive) => *own == id,
             (Self::Table(image), Kind::Table) | (Self::Chunks(image), Kind::Chunks) => image.hash() == id,
             (Self::Sums(facts), Kind::Sums) => facts.id == id,
+            (Self::Manifest(own, _), Kind::Manifest) => *own == id,
             _ => false,
         }
     }
@@ -83,6 +86,7 @@ impl Object {
             Self::Table(image) => image.table().len() as u64,
             Self::Chunks(image) => image.header().stored_bytes,
             Self::Sums(facts) => facts.sums.len() as u64,
+            Self::Manifest(_, signed) => signed.len() as u64,
         }
     }
 }
@@ -155,6 +159,7 @@ impl Session<'_> {
             }
             Object::Table(image) => self.part(image.table(), offset, length).await?,
             Object::Sums(facts) => self.part(&facts.sums, offset, length).await?,
+            Object::Manifest(_, signed) => self.part(signed, offset, length).await?,
         }
         self.held = Some(object);
         Ok(())
@@ -185,6 +190,9 @@ impl Session<'_> {
             Kind::Table => image().map(Object::Table),
             Kind::Chunks => image().map(Object::Chunks),
             Kind::Archive => archive().map(|archive| Object::Archive(id, archive)),
+            Kind::Manifest => {
+                sign::signed(&self.service.settings.state, id).map(|s| Object::Manifest(id, s.into()))
+            }
             Kind::Sums => archive().and_then(|a| a.facts().map(Arc::clone)).map(Object::Sums),
         }
     }

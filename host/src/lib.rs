@@ -7,7 +7,7 @@
 //! | [`listen`], [`transport`], [`pace`], [`slots`], [`sendfile`] | sockets: limits, time-outs, turns, bytes |
 //! | [`install`], [`control`], [`rootfs`], [`fetch`] | the install service and its three ports |
 //! | [`service`] | what all connections share |
-//! | [`archive`], [`library`], [`image`], [`builds`] | what is installed |
+//! | [`archive`], [`library`], [`image`], [`builds`], [`sign`] | what is installed |
 //! | [`frame`] | messages in both directions: servers and clients for programs |
 //! | [`talks`] | calls in both directions; the Pis that are connected |
 //! | [`demo`] | the main job on any machine |
@@ -44,6 +44,7 @@ pub mod rootfs;
 pub mod sendfile;
 pub mod serve;
 pub mod service;
+pub mod sign;
 pub mod slots;
 pub mod span;
 pub mod state;

@@ -19,6 +19,7 @@ use crate::install::{Choice, Plan};
 use crate::service::Service;
 use crate::service::unit::Enrol;
 use crate::talk::Server;
+use crate::trust::Key;
 
 /// What `--help` prints.
 pub const HELP: &str = "\
@@ -34,6 +35,8 @@ pi-agent: installs this Pi from a piman server
       --path WAY         auto, stream (any server; needs root) or image  [auto]
       --retries N        so often after a lost server or connection      [10]
       --serial S         the identity to report in place of this machine's
+      --public-key KEY   installs only what is signed for this key, a file or
+                         base64, as minisign has it
       --reinstall        installs again what is installed already
       --trust-unmarked   a system without piman's proof counts as installed
       --yes              erases a device that holds anything
@@ -126,10 +129,12 @@ fn install(parser: &mut Parser) -> anyhow::Result<Order> {
         trust_unmarked: false,
         reinstall: false,
         identity: Identity::of_this_machine(),
+        key: None,
         boot_from: None,
         service: None,
     };
     let (mut service_port, mut password_file) = (None, None);
+    let mut public_key = None;
     while let Some(arg) = parser.next()? {
         match arg {
             Arg::Long("server") => host = Some(parser.value()?.string()?),
@@ -146,6 +151,7 @@ fn install(parser: &mut Parser) -> anyhow::Result<Order> {
             }
             Arg::Long("service") => service_port = Some(parser.value()?.parse()?),
             Arg::Long("password-file") => password_file = Some(parser.value()?.into()),
+            Arg::Long("public-key") => public_key = Some(parser.value()?.string()?),
             Arg::Long("reinstall") => plan.reinstall = true,
             Arg::Long("trust-unmarked") => plan.trust_unmarked = true,
             Arg::Long("yes") => plan.yes = true,
@@ -155,6 +161,7 @@ fn install(parser: &mut Parser) -> anyhow::Result<Order> {
     }
     plan.server = Server { host: host.context("--server is missing")?, control_port, rootfs_port };
     plan.disk = disk.context("--disk is missing")?;
+    plan.key = Key::find(public_key.as_deref()).context("--public-key")?;
     ensure!(service_port.is_some() || password_file.is_none(), "--password-file is for --service");
     let host = plan.server.host.clone();
     plan.service = service_port.map(|port| Enrol { host, port, password_file });

@@ -9,6 +9,7 @@
 //! | [`image`] | path B: chunks fetched, checked, written at their place |
 //! | [`archive`], [`decode`] | path A: entries out of a compressed archive |
 //! | [`sums`] | the chunk hashes of an archive |
+//! | [`trust`] | whose images are installed |
 //! | [`mount`] | the root filesystem where it is mounted |
 //! | [`proof`] | the proof of a finished installation, and the check for it |
 //! | [`talk`] | the control connection |
@@ -45,6 +46,7 @@ pub mod service;
 pub mod stream;
 pub mod sums;
 pub mod talk;
+pub mod trust;
 
 /// Sends log lines of level info and worse to standard error.
 pub fn log_to_stderr() {

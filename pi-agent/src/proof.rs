@@ -8,8 +8,8 @@ use std::path::Path;
 
 use mkext4::reader::{Fs, ReadAt};
 use piman_core::hash::Hash;
-use piman_core::install::Installation;
 use piman_core::install::layout::filesystem_bytes;
+use piman_core::install::{Installation, More};
 
 use crate::disk::{RootArea, Window, open_to_read, root_in_table};
 
@@ -43,21 +43,24 @@ pub struct Proof {
     pub time: u64,
     /// How piman calls this installation; a server of old does not.
     pub installation: Option<Installation>,
+    /// The counter of a signed image; 0: it was not checked who made it.
+    pub counter: u64,
 }
 
 impl Proof {
     /// The proof of an installation that ends now, by this agent.
     #[must_use]
-    pub fn now(image: Hash, path: Way, installation: Option<Installation>) -> Self {
+    pub fn now(image: Hash, path: Way, more: More) -> Self {
         let time = std::time::UNIX_EPOCH.elapsed().map_or(0, |t| t.as_secs());
-        Self { image, path, agent: env!("CARGO_PKG_VERSION").into(), time, installation }
+        let More { installation, counter, .. } = more;
+        Self { image, path, agent: env!("CARGO_PKG_VERSION").into(), time, installation, counter }
     }
 
     /// The block.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
         let mut text = String::new();
-        let Self { image, path, agent, time, installation } = self;
+        let Self { image, path, agent, time, installation, counter } = self;
         let path = match path {
             Way::Stream => "stream",
             Way::Image => "image",
@@ -66,6 +69,9 @@ impl Proof {
         let _ = write!(text, "{HEADING}\nimage {image}\npath {path}\nagent {agent}\ntime {time}\n");
         if let Some(installation) = installation {
             let _ = writeln!(text, "installation {installation}");
+        }
+        if *counter > 0 {
+            let _ = writeln!(text, "counter {counter}");
         }
         let mut block = text.into_bytes();
         block.resize(SIZE, b'\n');
@@ -93,6 +99,7 @@ impl Proof {
             agent: field("agent")?.into(),
             time: field("time")?.parse().ok()?,
             installation: field("installation").and_then(Installation::parse),
+            counter: field("counter").and_then(|n| n.parse().ok()).unwrap_or(0),
         })
     }
 }
@@ -130,6 +137,12 @@ impl Card {
     #[must_use]
     pub fn installation(&self) -> Option<Installation> {
         self.proof().and_then(|proof| proof.installation)
+    }
+
+    /// The counter of the signed image that is installed; 0: there is none.
+    #[must_use]
+    pub fn counter(&self) -> u64 {
+        self.proof().map_or(0, |proof| proof.counter)
     }
 
     fn proof(&self) -> Option<&Proof> {
@@ -292,8 +305,9 @@ mod tests {
     #[test]
     fn a_proof_and_back() {
         for path in [Way::Stream, Way::Image] {
-            for installation in [None, Some(Installation(5))] {
-                let proof = Proof::now(Hash([7; 32]), path, installation);
+            for (installation, counter) in [(None, 0), (Some(Installation(5)), 7)] {
+                let more = More { installation, counter, ..More::default() };
+                let proof = Proof::now(Hash([7; 32]), path, more);
                 let block = proof.encode();
                 assert_eq!(block.len(), SIZE);
                 assert_eq!(Proof::parse(&block), Some(proof));
@@ -303,7 +317,7 @@ mod tests {
 
     #[test]
     fn a_torn_or_empty_block_is_no_proof() {
-        let block = Proof::now(Hash([7; 32]), Way::Image, None).encode();
+        let block = Proof::now(Hash([7; 32]), Way::Image, More::default()).encode();
         let end = block.iter().rposition(|b| *b != b'\n').unwrap();
         assert_eq!(Proof::parse(&[b'\n'; SIZE]), None);
         assert_eq!(Proof::parse(&[0; SIZE]), None);

@@ -10,8 +10,8 @@
 //! | `wait PLACE` | all slots are taken, so many Pis are first; another answer follows |
 //! | `no REASON` | there is no such object or range; asking again does not help |
 //!
-//! `KIND` is `archive`, `table` or `chunks`, and since revision 1 of our lines `sums`; a server
-//! that has the newer ones says so in its offer.
+//! `KIND` is `archive`, `table` or `chunks`, and since revision 1 of our lines `sums` and
+//! `manifest`; a server that has the newer ones says so in its offer.
 
 use core::fmt::{self, Display};
 use core::str;
@@ -30,10 +30,12 @@ pub enum Kind {
     Chunks,
     /// The chunk hashes of an archive ([`sums`](super::sums)); their id is the archive's.
     Sums,
+    /// The signed manifest of an image ([`manifest`](super::manifest)); its id is the archive's.
+    Manifest,
 }
 
 impl Kind {
-    const ALL: [Self; 4] = [Self::Archive, Self::Table, Self::Chunks, Self::Sums];
+    const ALL: [Self; 5] = [Self::Archive, Self::Table, Self::Chunks, Self::Sums, Self::Manifest];
 
     const fn word(self) -> &'static str {
         match self {
@@ -41,6 +43,7 @@ impl Kind {
             Self::Table => "table",
             Self::Chunks => "chunks",
             Self::Sums => "sums",
+            Self::Manifest => "manifest",
         }
     }
 }

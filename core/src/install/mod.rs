@@ -9,6 +9,7 @@
 //! | `agent` | the Pi's side, [`Agent`] |
 //! | `fetch` | ranges of archives and images on the fetch connection |
 //! | `table` | the chunk table of an image |
+//! | `manifest` | what is signed of an image |
 //! | `sums` | the chunk hashes of an archive |
 //! | `layout` | where the partitions of a card lie, and how large its file system is |
 //!
@@ -19,6 +20,7 @@ mod agent;
 mod command;
 pub mod fetch;
 pub mod layout;
+pub mod manifest;
 mod ours;
 mod report;
 mod session;

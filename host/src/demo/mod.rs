@@ -80,6 +80,7 @@ pub fn run(args: &DemoArgs) -> anyhow::Result<()> {
             mac: None,
             model: Some("piman demo".into()),
         },
+        key: None,
         boot_from: None,
         service: None,
     };

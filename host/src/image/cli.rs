@@ -10,7 +10,9 @@ use anyhow::{Context, bail};
 use piman_core::hash::Hash;
 use piman_core::install::layout::{Layout, SECTOR, filesystem_bytes};
 
-use super::{Images, Progress};
+use super::{Images, Progress, register};
+use crate::cli::StateFolder;
+use crate::state::{FILE, Sqlite};
 
 /// Images: the archive as it is written to cards.
 #[derive(Debug, clap::Args)]
@@ -23,17 +25,45 @@ pub struct ImageArgs {
 enum Command {
     /// Make the image of an archive for one size of card, or find that it is made already
     Build(BuildArgs),
-    /// List the images in the state folder
+    /// Give an archive a name: reads it once, and keeps what a server has to know
+    Add(register::AddArgs),
+    /// List archives with names, and the images for cards that were made of them
     List {
-        /// The state folder
-        #[arg(long, value_name = "DIR")]
-        state: PathBuf,
+        #[command(flatten)]
+        state: StateFolder,
     },
+    /// Make an archive the one for every Pi that has no other
+    Default {
+        #[command(flatten)]
+        state: StateFolder,
+        /// Which
+        #[arg(value_name = "NAME")]
+        name: String,
+    },
+    /// Say which Pis or groups get an archive
+    Assign {
+        #[command(flatten)]
+        state: StateFolder,
+        /// Which; without it they get what all get
+        #[arg(value_name = "NAME")]
+        name: Option<String>,
+        #[command(flatten)]
+        whom: register::Whom,
+    },
+    /// Forget an archive; its file stays
+    Remove {
+        #[command(flatten)]
+        state: StateFolder,
+        /// Which
+        #[arg(value_name = "NAME")]
+        name: String,
+    },
+    /// Sign an archive and the images that were made of it, for Pis with a public key
+    Sign(register::SignArgs),
     /// Read all images and compare every hash
     Check {
-        /// The state folder
-        #[arg(long, value_name = "DIR")]
-        state: PathBuf,
+        #[command(flatten)]
+        state: StateFolder,
     },
 }
 
@@ -60,13 +90,18 @@ struct BuildArgs {
 pub fn run(args: &ImageArgs) -> anyhow::Result<()> {
     match &args.command {
         Command::Build(args) => build(args),
-        Command::List { state } => list(state),
-        Command::Check { state } => check(state),
+        Command::List { state } => list(&state.path()?),
+        Command::Check { state } => check(&state.path()?),
+        Command::Add(args) => show(&register::add(args)?),
+        Command::Default { state, name } => show(&register::default(state, name)?),
+        Command::Assign { state, name, whom } => show(&register::choose(state, name.as_deref(), whom)?),
+        Command::Remove { state, name } => show(&register::remove(state, name)?),
+        Command::Sign(args) => show(&register::sign(args)?),
     }
 }
 
 /// Bytes: a number, with K, M, G or T for powers of 1024.
-fn size(text: &str) -> Result<u64, String> {
+pub(super) fn size(text: &str) -> Result<u64, String> {
     let unit = |c| "KMGT".find(c).and_then(|i| u32::try_from(i).ok()).map(|i| 1 << (10 * (i + 1)));
     let last = text.chars().last().map(|c| c.to_ascii_uppercase());
     let (number, unit) = match last.and_then(unit) {
@@ -118,7 +153,14 @@ fn build(args: &BuildArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
+fn show(text: &str) -> anyhow::Result<()> {
+    crate::cli::print(text)
+}
+
 fn list(state: &Path) -> anyhow::Result<()> {
+    if state.join(FILE).exists() {
+        show(&register::list(state, &Sqlite::command(state)?)?)?;
+    }
     for image in open(state)?.all() {
         let header = image.header();
         println!(

@@ -10,11 +10,13 @@
 //! | `verify` | a filesystem compared with an archive |
 //! | `acl` | access control lists as ext4 stores them |
 //! | `cli` | `piman image` |
+//! | `register` | archives with names, who gets which, signatures |
 
 mod acl;
 mod build;
 pub mod cli;
 mod pack;
+pub mod register;
 mod scan;
 mod store;
 mod tree;

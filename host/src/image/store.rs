@@ -151,6 +151,17 @@ impl Images {
         self.lock().iter().find(|i| i.hash == hash).cloned()
     }
 
+    /// The image with this table, also if another process has made it meanwhile.
+    #[must_use]
+    pub fn find_table(&self, hash: Hash) -> Option<Arc<Image>> {
+        self.by_table(hash).or_else(|| {
+            if let Err(e) = self.scan() {
+                log::warn!("{}: {e}", self.folder.display());
+            }
+            self.by_table(hash)
+        })
+    }
+
     /// All images.
     #[must_use]
     pub fn all(&self) -> Vec<Arc<Image>> {

@@ -16,10 +16,16 @@ use crate::logbook;
 use crate::progress::Progress;
 use crate::service::unit::{Enrol, PASSWORD};
 use crate::talk::{Machine, Server};
+use crate::trust::Key;
 
 /// Asks piman once, installs if it says so, and mounts the root filesystem.
 #[must_use]
 pub fn attempt(options: &Options, server: &Server) -> Outcome {
+    // A Pi that should have a key and has none that can be read installs nothing.
+    let key = match Key::find(options.key.as_deref()) {
+        Ok(key) => key,
+        Err(e) => return Outcome::Permanent(format!("the public key: {e:#}")),
+    };
     let plan = Plan {
         server: server.clone(),
         disk: options.disk.clone(),
@@ -31,6 +37,7 @@ pub fn attempt(options: &Options, server: &Server) -> Outcome {
         trust_unmarked: options.trust_unmarked,
         reinstall: false,
         identity: Identity::of_this_machine(),
+        key,
         boot_from: Some(NEW_ROOT.into()),
         service: options.service_port.map(|port| Enrol {
             host: server.host.clone(),

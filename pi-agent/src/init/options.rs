@@ -10,6 +10,7 @@
 //! | `piman.service=PORT` | the installed system runs the agent as a service, which dials this port of the server | it does not |
 //! | `piman.disk=DEVICE` | the disk to install on and boot from | `/dev/mmcblk0` |
 //! | `piman.path=auto\|stream\|image` | by which way to install | `auto` |
+//! | `piman.key=KEY` | installs only what is signed for this public key, base64 or a file | the initramfs's `/etc/piman/key.pub`, if there is one |
 //! | `piman.trust-unmarked=1` | a system without piman's proof counts as installed | it is installed anew |
 //! | `piman.init=FILE`, `init=FILE` | the installed system's process 1 | `/sbin/init` and its usual places |
 //! | `piman.log=off\|error\|warn\|info\|debug\|trace` | how much the agent says | `info` |
@@ -53,6 +54,8 @@ pub struct Options {
     pub disk: PathBuf,
     /// By which way to install.
     pub path: Choice,
+    /// The public key of those who sign images, or its file.
+    pub key: Option<String>,
     /// Whether a system without piman's proof, installed in an older way, is booted; it is
     /// installed anew otherwise.
     pub trust_unmarked: bool,
@@ -78,6 +81,7 @@ impl Default for Options {
             service_port: None,
             disk: PathBuf::from("/dev/mmcblk0"),
             path: Choice::Auto,
+            key: None,
             trust_unmarked: false,
             init: None,
             log: LevelFilter::Info,
@@ -178,6 +182,8 @@ impl Options {
             "init" => self.init = Some(absolute(value)?),
             "log" => self.log = value.parse().map_err(|_| "not off, error, warn, info, debug or trace")?,
             "path" => self.path = value.parse().map_err(|_| "not auto, stream or image")?,
+            "key" if value.is_empty() => return Err("no public key"),
+            "key" => self.key = Some(value.to_owned()),
             "trust-unmarked" => self.trust_unmarked = switch(value)?,
             "shell" => self.shell = switch(value)?,
             _ => return Err("unknown option"),

@@ -9,6 +9,7 @@ use super::probe::probe;
 use crate::disk::{Disk, RootArea, root_in_table};
 use crate::failure::{Cause, Failure, OrFail};
 use crate::image::Area;
+use crate::trust;
 
 /// The size of a first block, in bytes.
 const BLOCK: usize = 4096;
@@ -17,6 +18,11 @@ const BLOCK: usize = 4096;
 /// and then partitions it. A disk that has not gets back what was taken from it.
 pub(super) fn erase_proof(disk: &Disk, layout: &Layout) -> Result<RootArea, Failure> {
     let root = RootArea::of(layout, disk.bytes())?;
+    trust::raise(disk.file(), disk.bytes(), layout).or_fail(
+        Stage::Partition,
+        Cause::Disk,
+        format!("keeping on {disk} which image it had"),
+    )?;
     // Where the old table has its root filesystem, which may be another place than ours.
     let old = root_in_table(disk.file(), disk.bytes()).filter(|old| old.offset != root.offset);
     let firsts: Vec<u64> = old.iter().chain([&root]).map(|area| area.offset).collect();

@@ -29,7 +29,7 @@ pub(super) fn install(
     // Nothing is erased before the chunk table is here and right.
     let pending = image::install(connect, &order, &area, || erase_proof(disk, &plan.layout).map(drop))?;
     progress.begin(Stage::Commit, 0);
-    let proof = Proof::now(offer.id, Way::Image, offer.more.installation).encode();
+    let proof = Proof::now(offer.id, Way::Image, offer.more).encode();
     image::commit(&area, &pending, &proof)?;
     let summary = pending.summary;
     log::info!(

@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 use anyhow::anyhow;
 use piman_core::hash::Hash;
 use piman_core::install::layout::Layout;
-use piman_core::install::{Decision, Hello, Notice, Offer, Paths, REVISION, Stage, Start};
+use piman_core::install::{Can, Decision, Hello, More, Notice, Offer, Paths, REVISION, Stage, Start};
 
 pub use retry::run;
 
@@ -34,6 +34,7 @@ use crate::progress::Progress;
 use crate::proof::{self, Card, Way};
 use crate::service::unit::Enrol;
 use crate::talk::{Machine, Server, Talk};
+use crate::trust::{self, Key};
 use place::Place;
 use reporter::Reporter;
 
@@ -93,6 +94,8 @@ pub struct Plan {
     pub reinstall: bool,
     /// Who this Pi is.
     pub identity: Identity,
+    /// Whose images it installs; `None`: whatever the server sends.
+    pub key: Option<Key>,
     /// Where to mount the root filesystem and leave it, on a Pi that boots from it.
     pub boot_from: Option<PathBuf>,
     /// The service that the installed system is to run, if wanted.
@@ -180,7 +183,8 @@ pub fn attempt(plan: &Plan, machine: &mut Machine, progress: &Arc<Progress>) -> 
     let began = Instant::now();
     let reporter = Reporter::new(talk, plan, hello, progress);
     let done = may_erase(plan, &disk)
-        .and_then(|()| format(plan, &disk, offer, as_root, progress))
+        .and_then(|()| trusted(plan, &disk, offer))
+        .and_then(|offer| format(plan, &disk, offer, as_root, progress))
         .and_then(|done| enrol(plan, &disk, &root, done));
     match done {
         Ok(Done { image, way, received, written, root }) => {
@@ -214,6 +218,7 @@ fn replay(disk: &Disk) -> Result<(), Failure> {
 fn who(plan: &Plan) -> Hello<'_> {
     Hello {
         revision: REVISION,
+        can: Can { signed: plan.key.is_some(), ..Can::default() },
         serial: plan.identity.serial.as_deref(),
         mac: plan.identity.mac.as_deref(),
         model: plan.identity.model.as_deref(),
@@ -308,6 +313,23 @@ fn enrol(plan: &Plan, disk: &Disk, area: &RootArea, done: Done) -> Result<Done, 
     Ok(done)
 }
 
+/// The offer, if it may be installed by whoever made it.
+fn trusted(plan: &Plan, disk: &Disk, offer: Option<Offer>) -> Result<Option<Offer>, Failure> {
+    let Some(key) = &plan.key else {
+        log::info!("no public key is given: who made the image is not checked");
+        // What nobody has signed must not count against a later image.
+        return Ok(offer.map(|o| Offer { more: More { counter: 0, ..o.more }, ..o }));
+    };
+    let floor = trust::floor(disk.file(), disk.bytes());
+    let connect = |port| {
+        let stream = plan.server.connect(port)?;
+        stream.set_read_timeout(Some(IDLE_TIMEOUT))?;
+        stream.set_write_timeout(Some(IDLE_TIMEOUT))?;
+        Ok(stream)
+    };
+    key.check(offer, &plan.identity, floor, connect).map(Some)
+}
+
 fn format(
     plan: &Plan,
     disk: &Disk,
@@ -327,7 +349,11 @@ fn format(
         (Choice::Auto | Choice::Image, Some((offer, image))) => {
             image::install(plan, disk, &offer, &image, progress)
         }
-        (Choice::Image, None) => refuse("the server offers no image for this disk (its log says why)"),
+        (Choice::Image, None) => refuse(if plan.key.is_some() {
+            "the server offers no image for this disk that is signed: `piman image sign --card SIZE` makes one"
+        } else {
+            "the server offers no image for this disk (its log says why)"
+        }),
         (Choice::Auto | Choice::Stream, _) if as_root => stream::install(plan, disk, offer, progress),
         (Choice::Auto, None) => {
             refuse("the server offers no image for this disk, and to extract the archive here needs root")

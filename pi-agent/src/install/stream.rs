@@ -58,7 +58,7 @@ pub(super) fn install(
     mounted.sync().or_fail(Stage::Sync, Cause::Disk, format!("bringing everything to {disk}"))?;
     samples::check(mounted.place())?;
     progress.begin(Stage::Commit, 0);
-    let proof = Proof::now(summary.hash, Way::Stream, offer.and_then(|o| o.more.installation));
+    let proof = Proof::now(summary.hash, Way::Stream, offer.map(|o| o.more).unwrap_or_default());
     mounted.write_proof(&proof).or_fail(
         Stage::Commit,
         Cause::Disk,

@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use flate2::{Compression, GzBuilder};
+use pi_agent::trust::{self, Key};
 
 use cpio::{Cpio, Kind};
 use lint::{Finding, Weight};
@@ -73,6 +74,9 @@ pub struct Ingredients {
     /// the initramfs can read it
     #[arg(long, value_name = "FILE")]
     pub talks_password_file: Option<PathBuf>,
+    /// Public key: Pis that boot this install only what is signed by its secret key
+    #[arg(long, value_name = "FILE")]
+    pub public_key: Option<PathBuf>,
     /// Module of the kernel's folder, taken with all that it depends on; repeat
     #[arg(long, value_name = "NAME", requires = "modules")]
     pub module: Vec<String>,
@@ -117,11 +121,19 @@ pub fn build(from: &Ingredients) -> anyhow::Result<Built> {
     let agent = read(&from.agent)?;
     let modules = from.modules.as_deref().map(|folder| modules::collect(folder, &from.module));
     let modules = modules.transpose()?.unwrap_or_default();
-    let password = from.talks_password_file.as_deref().map(read).transpose()?;
+    let mut secrets = Vec::new();
+    if let Some(file) = &from.talks_password_file {
+        secrets.push(("etc/piman/password", 0o600, read(file)?));
+    }
+    if let Some(file) = &from.public_key {
+        let key = read(file)?;
+        let text = String::from_utf8_lossy(&key);
+        Key::parse(&text, "").with_context(|| format!("reading the public key {}", file.display()))?;
+        secrets.push((trust::FILE.trim_start_matches('/'), 0o644, key));
+    }
     let mut findings = lint::agent(&agent);
     let name = from.packing.file();
-    let mut files =
-        vec![(name.to_owned(), pack(&initramfs(&agent, &modules, password.as_deref())?, from.packing)?)];
+    let mut files = vec![(name.to_owned(), pack(&initramfs(&agent, &modules, &secrets)?, from.packing)?)];
     if let Some(folder) = &from.firmware {
         files.extend(firmware(folder, from.kernel.is_some())?);
     }
@@ -215,7 +227,7 @@ fn matching(folder: &Path, wanted: impl Fn(&str) -> bool) -> anyhow::Result<Vec<
 fn initramfs(
     agent: &[u8],
     modules: &[(String, Vec<u8>)],
-    password: Option<&[u8]>,
+    secrets: &[(&str, u32, Vec<u8>)],
 ) -> anyhow::Result<Vec<u8>> {
     let pack = || -> std::io::Result<Vec<u8>> {
         let mut cpio = Cpio::new(Vec::new());
@@ -225,10 +237,12 @@ fn initramfs(
         // The kernel opens it for /init before anything is mounted.
         cpio.add("dev/console", 0o600, Kind::Device(5, 1))?;
         cpio.add("init", 0o755, Kind::File(agent))?;
-        if let Some(password) = password {
+        if !secrets.is_empty() {
             cpio.add("etc", 0o755, Kind::Folder)?;
             cpio.add("etc/piman", 0o755, Kind::Folder)?;
-            cpio.add("etc/piman/password", 0o600, Kind::File(password))?;
+        }
+        for (name, mode, bytes) in secrets {
+            cpio.add(name, *mode, Kind::File(bytes))?;
         }
         if !modules.is_empty() {
             for (at, _) in MODULES.match_indices('/') {
