@@ -323,7 +323,9 @@ fn the_minisign_tool_reads_ours_and_we_read_its() {
         assert!(output.status.success(), "{}", said(&output));
         assert_eq!(lab.installed(&card).counter, 8);
     }
-    // A secret key of the tool signs here, too.
+    // A secret key of ours signs there, and one of the tool here.
+    minisign(&["-S", "-m", &draft, "-s", &lab.path("one"), "-x", &lab.path("x")]);
+    minisign(&["-V", "-m", &draft, "-p", &lab.path("one.pub"), "-x", &lab.path("x")]);
     let sign = ["image", "sign", "--state", &state, &archive, "--key", &secret, "--counter", "9"];
     lab.piman(&sign).ok();
     let output = lab.install(&lab.server(), "last", Some(&public));

@@ -79,7 +79,8 @@ impl Server {
         // What was asked for beyond the install service has a line of its own.
         let more = ["--transfer-dir", "--stream-dir", "--talks-port"];
         let services = command.get_args().filter(|a| more.iter().any(|m| a == m)).count();
-        let install = if command.get_args().any(|a| a == "--rootfs") { 3 } else { 0 };
+        let install =
+            if command.get_args().any(|a| a == "--rootfs" || a == "--control-port") { 3 } else { 0 };
         for line in lines.by_ref().take(install + services) {
             let (name, address) = line.split_once(' ').expect("a name and an address");
             let port = address.rsplit(':').next().and_then(|p| p.parse().ok()).expect("a port");
