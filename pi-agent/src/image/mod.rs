@@ -144,18 +144,6 @@ pub fn commit(medium: &impl Medium, pending: &Pending, proof: &[u8]) -> Result<(
     Ok(())
 }
 
-/// Fetches one small object, whole.
-pub(crate) fn fetch(stream: TcpStream, request: &Request) -> anyhow::Result<Vec<u8>> {
-    let mut bytes = vec![0; usize::try_from(request.length)?];
-    let mut connection = Connection::new(stream);
-    connection.ask(request)?;
-    match connection.receive(&mut bytes) {
-        Ok(()) => Ok(bytes),
-        Err(Trouble::Broken(e)) => Err(e.into()),
-        Err(Trouble::No(reason)) => Err(anyhow!("the server says: no {reason}")),
-    }
-}
-
 /// Writes from an aligned copy.
 fn write(medium: &impl Medium, offset: u64, bytes: &[u8]) -> std::io::Result<()> {
     let mut buffer = Aligned::new(bytes.len());

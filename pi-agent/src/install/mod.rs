@@ -218,7 +218,7 @@ fn replay(disk: &Disk) -> Result<(), Failure> {
 fn who(plan: &Plan) -> Hello<'_> {
     Hello {
         revision: REVISION,
-        can: Can { signed: plan.key.is_some(), ..Can::default() },
+        can: Can { resume: true, signed: plan.key.is_some() },
         serial: plan.identity.serial.as_deref(),
         mac: plan.identity.mac.as_deref(),
         model: plan.identity.model.as_deref(),
@@ -321,13 +321,7 @@ fn trusted(plan: &Plan, disk: &Disk, offer: Option<Offer>) -> Result<Option<Offe
         return Ok(offer.map(|o| Offer { more: More { counter: 0, ..o.more }, ..o }));
     };
     let floor = trust::floor(disk.file(), disk.bytes());
-    let connect = |port| {
-        let stream = plan.server.connect(port)?;
-        stream.set_read_timeout(Some(IDLE_TIMEOUT))?;
-        stream.set_write_timeout(Some(IDLE_TIMEOUT))?;
-        Ok(stream)
-    };
-    key.check(offer, &plan.identity, floor, connect).map(Some)
+    key.check(offer, &plan.identity, floor, |port| dial(plan, port)).map(Some)
 }
 
 fn format(

@@ -8,6 +8,7 @@
 mod floor;
 
 use std::fmt;
+use std::io;
 use std::net::TcpStream;
 use std::path::Path;
 
@@ -20,11 +21,14 @@ use piman_core::install::{Offer, Stage};
 pub use floor::{floor, raise};
 
 use crate::failure::{Cause, Failure};
+use crate::fetch::{Link, Retry, Source};
 use crate::identity::Identity;
-use crate::image::fetch;
 
 /// Where an initramfs has the key.
 pub const FILE: &str = "/etc/piman/key.pub";
+
+/// How often a connection for the signature is made again.
+const TRIES: u32 = 8;
 
 /// The key that this program was built with, if any.
 const BUILT_IN: Option<&str> = option_env!("PIMAN_PUBLIC_KEY");
@@ -89,11 +93,11 @@ impl Key {
         offer: Option<Offer>,
         identity: &Identity,
         floor: u64,
-        connect: impl FnOnce(u16) -> anyhow::Result<TcpStream>,
+        connect: impl Fn(u16) -> io::Result<TcpStream>,
     ) -> Result<Offer, Failure> {
-        let fail = |cause| move |error: anyhow::Error| Failure { stage: Stage::Disk, cause, error };
         let refuse = |e: anyhow::Error| {
-            fail(Cause::Refused)(anyhow!("{e:#} (public key: {}); nothing was changed", self.from))
+            let error = anyhow!("{e:#} (public key: {}); nothing was changed", self.from);
+            Failure { stage: Stage::Disk, cause: Cause::Refused, error }
         };
         let offer =
             offer.ok_or_else(|| refuse(anyhow!("the server does not say what it sends, signed or not")))?;
@@ -106,8 +110,9 @@ impl Key {
             return Err(refuse(anyhow!("the manifest offered is too large: {bytes} bytes")));
         }
         let request = Request { kind: Kind::Manifest, id: offer.id, offset: 0, length: bytes as u64 };
-        let fetched = connect(offer.fetch_port).and_then(|stream| fetch(stream, &request));
-        let signed = fetched.context("fetching the signature").map_err(fail(Cause::Network))?;
+        let (link, retry) = (Link::default(), Retry::default().times(TRIES));
+        let connect = || connect(offer.fetch_port);
+        let signed = Source::new(connect, &link, retry, "the signature").table(&request, |_| true)?;
         self.judge(&signed, offer, identity, floor).map_err(refuse)
     }
 
