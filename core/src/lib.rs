@@ -11,6 +11,7 @@
 //! | [`transfer`] | both sides of the transfer service: files up and down |
 //! | [`stream`] | both sides of the stream service: records of telemetry |
 //! | [`frame`] | messages over a stream, in both directions: the frames service |
+//! | [`serial`] | several byte streams over a line that loses and damages bytes |
 //! | [`hash`] | BLAKE3 hashes as values on the wire |
 //! | [`talks`] | calls and answers in both directions: the talks service |
 //! | [`drive`] | the one async driver for both sides |
@@ -38,6 +39,7 @@ pub mod frame;
 pub mod hash;
 pub mod install;
 pub mod line;
+pub mod serial;
 pub mod stream;
 pub mod talks;
 pub mod transfer;
