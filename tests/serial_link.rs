@@ -171,7 +171,8 @@ impl Line {
     fn dial(&mut self, port: u16, bytes: Vec<u8>) -> usize {
         let [end, other] = &mut self.ends;
         let at = end.link.open(port).expect("a free stream");
-        end.streams[at] = Program { open: true, port: 1, out: bytes.into(), ended: true, ..Program::default() };
+        end.streams[at] =
+            Program { open: true, port: 1, out: bytes.into(), ended: true, ..Program::default() };
         // What its last user got is not what this one gets.
         other.streams[at] = Program::default();
         at

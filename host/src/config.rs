@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use pi_agent::reach::serial::Line;
 use piman_core::install::{CONTROL_PORT, FETCH_PORT, ROOTFS_PORT};
 use piman_core::stream::PORT as STREAM_PORT;
 use piman_core::transfer::PORT as TRANSFER_PORT;
@@ -98,6 +99,13 @@ pub struct Options {
     /// Begin a new file of records when one is this old [default: never]
     #[arg(long, value_name = "TIME")]
     pub stream_rotate_age: Option<Span>,
+    /// Serial line on which a Pi reaches all services, as /dev/ttyUSB0:115200; repeat
+    #[arg(long, value_name = "DEVICE[:BAUD]")]
+    #[serde(default)]
+    pub serial: Vec<String>,
+    /// Bluetooth: stream on this RFCOMM channel, transfer and talks on the next two [without a channel: 1]
+    #[arg(long, value_name = "CHANNEL", num_args = 0..=1, default_missing_value = "1")]
+    pub bluetooth: Option<u8>,
     /// Folder that Pis boot from (`piman netboot build`), sent by TFTP; without it there is no such service
     #[arg(long, value_name = "DIR")]
     pub netboot: Option<PathBuf>,
@@ -175,6 +183,9 @@ pub struct Settings {
     pub stream: Option<StreamSettings>,
     /// Only with a folder.
     pub netboot: Option<netboot::Settings>,
+    pub serial: Vec<Line>,
+    /// The first channel.
+    pub bluetooth: Option<u8>,
     pub shutdown: Duration,
 }
 
@@ -218,6 +229,8 @@ impl Options {
             stream_sync: self.stream_sync.or(file.stream_sync),
             stream_rotate_mib: self.stream_rotate_mib.or(file.stream_rotate_mib),
             stream_rotate_age: self.stream_rotate_age.or(file.stream_rotate_age),
+            serial: if self.serial.is_empty() { file.serial } else { self.serial },
+            bluetooth: self.bluetooth.or(file.bluetooth),
             netboot: self.netboot.or(file.netboot),
             tftp_port: self.tftp_port.or(file.tftp_port),
             tftp_transfers: self.tftp_transfers.or(file.tftp_transfers),
@@ -269,6 +282,9 @@ impl TryFrom<Options> for Settings {
                 age: o.stream_rotate_age.map_or(Duration::ZERO, |s| s.0),
             },
         });
+        let serial =
+            o.serial.iter().map(|line| line.parse().map_err(anyhow::Error::msg)).collect::<Result<_, _>>();
+        let serial = serial.context("--serial")?;
         let settings = Self {
             rootfs: o.rootfs,
             install,
@@ -294,6 +310,8 @@ impl TryFrom<Options> for Settings {
             transfer,
             stream,
             netboot,
+            serial,
+            bluetooth: o.bluetooth,
             shutdown: span(o.shutdown_timeout, 60),
         };
         let mut ports = vec![("talks-port", settings.talks_port.unwrap_or(0))];

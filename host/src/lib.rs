@@ -13,6 +13,7 @@
 //! | [`demo`] | the main job on any machine |
 //! | [`transfer`], [`stream`] | files up and down, records; servers and clients |
 //! | [`files`] | both as parts of a server |
+//! | [`lines`] | serial lines and Bluetooth in front of a server |
 //! | [`netboot`] | from power-on to our agent: DHCP, TFTP, the folder that Pis boot from |
 //! | [`doctor`] | what is wrong before a Pi finds out |
 //! | [`state`] | what is remembered |
@@ -35,6 +36,7 @@ pub mod image;
 pub mod install;
 pub mod lanes;
 pub mod library;
+pub mod lines;
 pub mod listen;
 pub mod netboot;
 pub mod orders;

@@ -7,6 +7,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::Context;
+use pi_agent::reach::serial::Listening;
 use rustix::process::{Resource, getrlimit, setrlimit};
 use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
@@ -18,7 +19,7 @@ use crate::files::{Bound, Who};
 use crate::listen::{Gate, bind};
 use crate::service::Busy;
 use crate::state::{Identity, Recorder, Sqlite, State};
-use crate::{install, netboot, talks};
+use crate::{install, lines, netboot, talks};
 
 /// How often a server that is being stopped looks whether everything has finished.
 const LOOK: Duration = Duration::from_millis(50);
@@ -51,6 +52,7 @@ pub struct Server {
     listeners: Vec<tokio::task::JoinHandle<()>>,
     state_thread: JoinHandle<()>,
     talks: Option<talks::Server>,
+    lines: Vec<Listening>,
 }
 
 impl Server {
@@ -117,6 +119,10 @@ impl Server {
         };
         let who: Who = Arc::new(who);
         listeners.extend([transfer, stream].into_iter().flatten().map(|b| b.start(&busy, &who, &bulk)));
+        let lines = lines::start(&settings.serial, &addresses)?;
+        if let Some(first) = settings.bluetooth {
+            lines::start_bluetooth(first, &addresses)?;
+        }
         let shutdown = settings.shutdown;
         Ok(Self {
             addresses,
@@ -129,6 +135,7 @@ impl Server {
             listeners,
             state_thread,
             talks,
+            lines,
         })
     }
 
@@ -173,6 +180,7 @@ impl Server {
         }
         // Calls are short: whoever waits for one hears at once that the server is gone.
         drop(self.talks);
+        let lines = self.lines;
         self.control.block_on(async {
             let deadline = Instant::now() + at_most;
             let drain = async {
@@ -201,6 +209,7 @@ impl Server {
         for listener in self.install.iter().flat_map(|i| &i.sending) {
             listener.abort();
         }
+        drop(lines);
         self.control.shutdown_timeout(Duration::from_secs(1));
         self.bulk.shutdown_timeout(Duration::from_secs(1));
         let threads = self.install.map_or_else(Vec::new, install::Running::stop);

@@ -69,17 +69,22 @@ fn silent() -> io::Error {
 /// is noticed when nothing is sent (keepalive), and when something is (user time-out).
 pub fn tune(stream: &TcpStream, unanswered: Duration) {
     let socket = SockRef::from(stream);
-    let keepalive = TcpKeepalive::new()
-        .with_time(Duration::from_secs(60))
-        .with_interval(Duration::from_secs(15))
-        .with_retries(4);
     let set = socket
         .set_tcp_nodelay(true)
-        .and_then(|()| socket.set_tcp_keepalive(&keepalive))
+        .and_then(|()| socket.set_tcp_keepalive(&keepalive()))
         .and_then(|()| socket.set_tcp_user_timeout(Some(unanswered)));
     if let Err(e) = set {
         log::debug!("a socket's options cannot be set: {e}");
     }
+}
+
+/// A peer that lost power is noticed after two minutes.
+#[must_use]
+pub fn keepalive() -> TcpKeepalive {
+    TcpKeepalive::new()
+        .with_time(Duration::from_secs(60))
+        .with_interval(Duration::from_secs(15))
+        .with_retries(4)
 }
 
 /// Makes the end of this connection an error for the peer (a reset), since what it got is not whole.

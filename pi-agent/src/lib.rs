@@ -42,6 +42,7 @@ pub mod logbook;
 pub mod mount;
 pub mod progress;
 pub mod proof;
+pub mod reach;
 pub mod service;
 pub mod stream;
 pub mod sums;

@@ -3,7 +3,7 @@
 
 use std::fmt;
 use std::io;
-use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
+use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
@@ -39,23 +39,10 @@ impl Server {
     /// # Errors
     /// If the name is unknown or no address of it answers within 10 s.
     pub fn connect(&self, port: u16) -> anyhow::Result<TcpStream> {
-        let host = self.host.as_str();
-        let addresses: Vec<SocketAddr> =
-            (host, port).to_socket_addrs().with_context(|| format!("looking up {host}"))?.collect();
-        let mut last = anyhow!("{host} has no address");
-        for address in addresses {
-            match TcpStream::connect_timeout(&address, CONNECT_TIMEOUT) {
-                Ok(stream) => {
-                    stream.set_nodelay(true)?;
-                    rustix::net::sockopt::set_socket_keepalive(&stream, true)?;
-                    return Ok(stream);
-                }
-                Err(e) => {
-                    last = anyhow!(e).context(format!("connecting to {address}: is piman running there?"))
-                }
-            }
-        }
-        Err(last)
+        let stream = crate::reach::connect(&self.host, port, CONNECT_TIMEOUT)
+            .with_context(|| format!("connecting to {} port {port}: is piman running there?", self.host))?;
+        rustix::net::sockopt::set_socket_keepalive(&stream, true)?;
+        Ok(stream)
     }
 }
 

@@ -1,12 +1,14 @@
 //! Sends records and waits for each to be written, over as many connections as it takes.
 
 use std::io::{self, Read, Write};
-use std::net::{TcpStream, ToSocketAddrs};
+use std::net::TcpStream;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use piman_core::stream::{self, Acks, Heard};
-use socket2::{SockRef, TcpKeepalive};
+use socket2::SockRef;
+
+use crate::transport::keepalive;
 
 /// How long is waited, and how often tried.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -97,32 +99,19 @@ impl Client {
 }
 
 impl Line {
-    fn open(server: (&str, u16), acks: Acks, waits: Waits) -> io::Result<Self> {
-        let mut last = io::Error::new(io::ErrorKind::NotFound, "the host has no address");
-        for address in server.to_socket_addrs()? {
-            match TcpStream::connect_timeout(&address, waits.connect) {
-                Ok(stream) => {
-                    stream.set_nodelay(true)?;
-                    stream.set_write_timeout(Some(waits.silence))?;
-                    stream.set_read_timeout(Some(waits.silence))?;
-                    let keepalive = TcpKeepalive::new()
-                        .with_time(Duration::from_secs(60))
-                        .with_interval(Duration::from_secs(15))
-                        .with_retries(4);
-                    SockRef::from(&stream).set_tcp_keepalive(&keepalive)?;
-                    let mut line = Self { stream, talk: stream::Client::new(acks) };
-                    let deadline = Instant::now() + waits.silence;
-                    while line.listen()? != Heard::Greeting {
-                        if Instant::now() > deadline {
-                            return Err(io::Error::other("what answers there is no stream service"));
-                        }
-                    }
-                    return Ok(line);
-                }
-                Err(e) => last = e,
+    fn open((host, port): (&str, u16), acks: Acks, waits: Waits) -> io::Result<Self> {
+        let stream = pi_agent::reach::connect(host, port, waits.connect)?;
+        stream.set_write_timeout(Some(waits.silence))?;
+        stream.set_read_timeout(Some(waits.silence))?;
+        SockRef::from(&stream).set_tcp_keepalive(&keepalive())?;
+        let mut line = Self { stream, talk: stream::Client::new(acks) };
+        let deadline = Instant::now() + waits.silence;
+        while line.listen()? != Heard::Greeting {
+            if Instant::now() > deadline {
+                return Err(io::Error::other("what answers there is no stream service"));
             }
         }
-        Err(last)
+        Ok(line)
     }
 
     /// Waits until the record has been written.

@@ -1,7 +1,7 @@
 //! Getting and putting a file over a blocking socket, resumed until it is done.
 
 use std::io::{self, Read as _};
-use std::net::{TcpStream, ToSocketAddrs};
+use std::net::TcpStream;
 use std::path::Path;
 use std::thread;
 use std::time::Duration;
@@ -13,9 +13,10 @@ use piman_core::error::PeerError;
 use piman_core::transfer::{
     Body, Download, End, Input, Machine, Name, Pause, Refusal, Storage, Upload, advance,
 };
-use socket2::{SockRef, TcpKeepalive};
+use socket2::SockRef;
 
 use super::local::{Source, Target};
+use crate::transport::keepalive;
 
 /// What is moved at once.
 const PIECE: usize = 256 * 1024;
@@ -250,23 +251,10 @@ fn closed() -> io::Error {
 
 /// Connects to the first address of the host that answers.
 fn connect((host, port): (&str, u16), deadlines: Deadlines) -> io::Result<TcpStream> {
-    let mut last = io::Error::new(io::ErrorKind::NotFound, "the host has no address");
-    for address in (host, port).to_socket_addrs()? {
-        match TcpStream::connect_timeout(&address, deadlines.connect) {
-            Ok(stream) => {
-                stream.set_nodelay(true)?;
-                stream.set_write_timeout(Some(deadlines.silence))?;
-                let keepalive = TcpKeepalive::new()
-                    .with_time(Duration::from_secs(60))
-                    .with_interval(Duration::from_secs(15))
-                    .with_retries(4);
-                SockRef::from(&stream).set_tcp_keepalive(&keepalive)?;
-                return Ok(stream);
-            }
-            Err(e) => last = e,
-        }
-    }
-    Err(last)
+    let stream = pi_agent::reach::connect(host, port, deadlines.connect)?;
+    stream.set_write_timeout(Some(deadlines.silence))?;
+    SockRef::from(&stream).set_tcp_keepalive(&keepalive())?;
+    Ok(stream)
 }
 
 /// The server may have to hash so many bytes before it answers.

@@ -24,7 +24,10 @@ use rustix::net::sockopt;
 
 use super::functions::{Answer, Call};
 use super::{Service, functions};
+use crate::reach;
 
+/// How long a connection may take to be made.
+const CONNECT: Duration = Duration::from_secs(30);
 /// How long the server may stand still in the midst of a message.
 const STALL: Duration = Duration::from_secs(30);
 /// The longest call, in bytes.
@@ -74,7 +77,7 @@ struct Back {
 /// # Errors
 /// If there is no connection, no login, or the connection fails.
 pub(super) fn serve(service: &Arc<Service>) -> anyhow::Result<()> {
-    let stream = TcpStream::connect((service.host.as_str(), service.port)).context("connecting")?;
+    let stream = reach::connect(&service.host, service.port, CONNECT).context("connecting")?;
     tune(&stream).context("setting the socket's options")?;
     let socket = stream.try_clone().context("sharing the socket")?;
     let mut buf = [0; 4096];
