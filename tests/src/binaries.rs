@@ -35,7 +35,9 @@ pub fn example(name: &str) -> PathBuf {
 /// Cargo builds programs only for tests of their own package: so it is asked to once more,
 /// which takes a moment where they are fresh.
 fn built(package: &str) -> PathBuf {
-    build(&["--package", package]).join(package)
+    // As all features of the agent are where the server is built, too.
+    let features: &[&str] = if package == "pi-agent" { &["--features", "serial"] } else { &[] };
+    build(&[&["--package", package], features].concat()).join(package)
 }
 
 /// Builds, and gives the folder of the profile.

@@ -3,6 +3,7 @@
 pub mod bench;
 pub mod binaries;
 pub mod card;
+pub mod cable;
 pub mod disk;
 pub mod fetch;
 pub mod lab;

@@ -1,0 +1,186 @@
+//! `piman serve --serial` and its clients at the two ends of a bad cable: everything gets through whole, and what
+//! does not get through is an error.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use piman_tests::binaries;
+use piman_tests::cable::{Cable, Faults};
+use piman_tests::server::{Server, wait_until};
+
+/// Killed when dropped.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // It may have ended.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+struct Lab {
+    dir: tempfile::TempDir,
+    cable: Cable,
+}
+
+impl Lab {
+    fn new(faults: Faults) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        for folder in ["files", "records"] {
+            fs::create_dir(dir.path().join(folder)).unwrap();
+        }
+        let make = "mkdir -p r/bin r/etc && head -c 60000 /dev/urandom > r/bin/sh && echo pi > r/etc/hostname && \
+                    tar -C r -czf rootfs.tar.gz .";
+        assert!(Command::new("sh").args(["-c", make]).current_dir(dir.path()).status().unwrap().success());
+        Self { dir, cable: Cable::new(faults) }
+    }
+
+    fn path(&self, name: &str) -> std::path::PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn serve(&self) -> Server {
+        let text = |path: &Path| path.to_str().unwrap().to_owned();
+        let (files, records) = (text(&self.path("files")), text(&self.path("records")));
+        let line = text(&self.cable.ends[0]);
+        let more = ["--transfer-dir", &files, "--transfer-port", "0", "--stream-dir", &records];
+        let more = [&more[..], &["--stream-port", "0", "--talks-port", "0", "--serial", &line]].concat();
+        Server::start(&self.path("rootfs.tar.gz"), &self.path("state"), &more)
+    }
+
+    /// What a client calls the server.
+    fn host(&self) -> String {
+        format!("serial:{}:460800", self.cable.ends[1].display())
+    }
+
+    fn piman(&self, arguments: &[&str]) -> Output {
+        Command::new(binaries::piman()).args(arguments).current_dir(self.dir.path()).output().unwrap()
+    }
+}
+
+fn noise(n: usize) -> Vec<u8> {
+    let mut x = 1 << 40 | 77_u64;
+    let mut next = || {
+        x ^= x << 13;
+        x ^= x >> 7;
+        x ^= x << 17;
+        x as u8
+    };
+    (0..n).map(|_| next()).collect()
+}
+
+const BAD: Faults = Faults { lost: 3000, flipped: 3000 };
+
+#[test]
+fn a_card_is_installed_over_a_bad_line() {
+    let lab = Lab::new(BAD);
+    let server = lab.serve();
+    for (path, needs_root) in [("image", false), ("stream", true)] {
+        if needs_root && !piman_tests::disk::is_root() {
+            continue;
+        }
+        let disk = lab.path(path);
+        let mut agent = Command::new(binaries::pi_agent());
+        agent.args(["install", "--server", &lab.host(), "--serial", "cafe0001", "--size", "128M"]);
+        agent.args(["--path", path, "--disk"]).arg(&disk);
+        let output = piman_tests::disk::run(&mut agent);
+        assert!(String::from_utf8_lossy(&output.stdout).contains("installed image"), "{output:?}");
+        let offset = 98304 * 512;
+        piman_tests::disk::e2fsck(&disk, offset, (128 << 20) - offset);
+        let check = Command::new(binaries::pi_agent()).args(["check", "--disk"]).arg(&disk).status().unwrap();
+        assert!(check.success());
+        // Its log came the same way.
+        let log = fs::read_dir(lab.path("files")).unwrap().flatten().any(|e| {
+            e.file_name().to_str().is_some_and(|n| n.starts_with("cafe0001-") && n.ends_with(".log"))
+        });
+        assert!(log, "no log came up");
+    }
+    assert!(server.piman(&["devices"]).contains("cafe0001"));
+}
+
+#[test]
+fn files_records_and_calls_over_a_bad_line() {
+    let lab = Lab::new(BAD);
+    let server = lab.serve();
+    let bytes = noise(200_000);
+    fs::write(lab.path("up"), &bytes).unwrap();
+    let output = lab.piman(&["put", "up", &format!("[{}]:there", lab.host())]);
+    assert!(output.status.success(), "{output:?}");
+    assert!(fs::read(lab.path("files/there")).unwrap() == bytes);
+    let output = lab.piman(&["get", &format!("[{}]:there", lab.host()), "down"]);
+    assert!(output.status.success(), "{output:?}");
+    assert!(fs::read(lab.path("down")).unwrap() == bytes);
+    let output = lab.piman(&["get", &format!("[{}]:missing", lab.host()), "none"]);
+    assert_eq!(output.status.code(), Some(3), "{output:?}");
+
+    let records: String = (0..200).map(|i| format!("{i},21.5,{}\n", i * i)).collect();
+    fs::write(lab.path("f.csv"), &records).unwrap();
+    let output = lab.piman(&["stream", "f.csv", &lab.host(), "--no-follow"]);
+    assert!(output.status.success(), "{output:?}");
+    let mut agent = Command::new(binaries::pi_agent());
+    agent.args(["figures", "--server", &lab.host(), "--interval", "0.05", "--count", "3"]);
+    assert!(agent.status().unwrap().success());
+    // The first line of its own has the address 127.83.0.1.
+    let kept = fs::read_to_string(lab.path("records/127.83.0.1.csv")).unwrap();
+    assert!(kept.starts_with(&records) && kept.lines().count() == 204, "{kept}");
+
+    let mut pi = Command::new(binaries::pi_agent());
+    pi.args(["run", "--server", &lab.host(), "--serial", "10000000aaaaaaa1"]).stdout(Stdio::null());
+    let _pi = Running(pi.spawn().unwrap());
+    let state = lab.path("state");
+    let piman = |arguments: &[&str]| {
+        let output = Command::new(binaries::piman())
+            .arg(arguments[0])
+            .arg("--state")
+            .arg(&state)
+            .args(&arguments[1..])
+            .output()
+            .unwrap();
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    wait_until("the Pi is connected", || piman(&["status"]).contains("10000000aaaaaaa1"));
+    let text = piman(&["call", "--json", "10000000aaaaaaa1", "identity"]);
+    assert!(text.contains("\"serial\": \"10000000aaaaaaa1\""), "{text}");
+    assert!(lab.cable.carried() > 400_000);
+    drop(server);
+}
+
+#[test]
+fn a_cable_that_is_pulled_is_an_error_and_plugged_in_again_it_goes_on() {
+    let lab = Lab::new(Faults::default());
+    let _server = lab.serve();
+    fs::write(lab.path("files/big"), noise(3_000_000)).unwrap();
+    let mut get = Command::new(binaries::piman());
+    get.args(["get", &format!("[{}]:big", lab.host()), "big", "--timeout", "2s", "--json"]);
+    get.current_dir(lab.dir.path()).stdout(Stdio::piped()).stderr(Stdio::null());
+    let mut running = Running(get.spawn().unwrap());
+    wait_until("it is in the middle", || lab.cable.carried() > 300_000);
+    lab.cable.pull(true);
+    let pulled = Instant::now();
+    while pulled.elapsed() < Duration::from_secs(4) {
+        assert!(running.0.try_wait().unwrap().is_none(), "it goes on trying");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    assert!(!lab.path("big").exists(), "half a file under its name");
+    lab.cable.pull(false);
+    wait_until("it ends", || running.0.try_wait().unwrap().is_some());
+    assert!(running.0.wait().unwrap().success());
+    assert!(fs::read(lab.path("big")).unwrap() == noise(3_000_000));
+    // Nobody at the other end, and no line at all.
+    lab.cable.pull(true);
+    let to = format!("[{}]:big", lab.host());
+    let output = lab.piman(&["get", &to, "none", "--tries", "1", "--timeout", "1s"]);
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.code() == Some(5) && text.contains("nobody answers on the serial line"), "{text}");
+    let output = lab.piman(&["get", "[serial:/dev/no-such-line]:big", "none", "--tries", "1"]);
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.code() == Some(5) && text.contains("/dev/no-such-line"), "{text}");
+    let mut command =
+        Server::command(&lab.path("rootfs.tar.gz"), &lab.path("other"), &["--serial", "/dev/null"]);
+    let output = command.output().unwrap();
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success() && text.contains("--serial"), "{text}");
+}
