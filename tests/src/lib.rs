@@ -2,8 +2,9 @@
 
 pub mod bench;
 pub mod binaries;
-pub mod card;
 pub mod cable;
+pub mod card;
+pub mod dialogue;
 pub mod disk;
 pub mod fetch;
 pub mod lab;
