@@ -199,7 +199,6 @@ fn nc_down(clients: usize, bytes: u64, file: &Path) -> f64 {
     let ports: Vec<u16> = all.iter().map(|(_, port)| *port).collect();
     let rate = clients_do(clients, bytes, move |i| {
         let stream = TcpStream::connect(("127.0.0.1", ports[i])).expect("nc accepts");
-        stream.shutdown(Shutdown::Write).expect("a socket");
         assert_eq!(drain(&stream), bytes);
     });
     all.into_iter().for_each(|(mut child, _)| drop(child.wait()));
