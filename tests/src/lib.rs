@@ -8,6 +8,7 @@ pub mod dialogue;
 pub mod disk;
 pub mod fetch;
 pub mod lab;
+pub mod link;
 pub mod memory;
 pub mod netns;
 pub mod port;

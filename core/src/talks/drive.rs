@@ -61,13 +61,12 @@ struct Last {
 }
 
 impl Inbox for Last {
-    fn piece(&mut self, piece: Piece<'_>) -> impl Future<Output = ()> {
+    async fn piece(&mut self, piece: Piece<'_>) {
         if piece.offset == 0 {
             self.bytes.clear();
             self.too_long = false;
         }
         self.too_long |= self.bytes.extend_from_slice(piece.bytes).is_err();
-        core::future::ready(())
     }
 }
 

@@ -6,6 +6,7 @@
 //! | `scan` | where a message ends in a stream, [`Assembler`] |
 //! | `decode` | a whole message into values, [`decode`] |
 //! | `text` | numbers and strings of the text protocols |
+//! | `float` | numbers in decimal, without the tables of the standard library |
 //! | `encode` | values as protocol 3, [`Pickler`] |
 //!
 //! A pickle is a program. This decoder follows only what builds plain values; a class is a name, an
@@ -13,6 +14,7 @@
 
 mod decode;
 mod encode;
+mod float;
 mod opcode;
 mod scan;
 mod text;

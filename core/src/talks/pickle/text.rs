@@ -35,9 +35,9 @@ pub(super) fn long(bytes: &[u8]) -> Result<Inner, DecodeError> {
     Ok(Inner::Int(value))
 }
 
-/// The argument of FLOAT.
+/// The argument of FLOAT, as Python's `repr` writes it.
 pub(super) fn float(line: &[u8]) -> Result<f64, DecodeError> {
-    str(line)?.trim().parse().map_err(|_| DecodeError::Malformed)
+    super::float::parse(line.trim_ascii()).ok_or(DecodeError::Malformed)
 }
 
 /// The place of a memo in decimal.

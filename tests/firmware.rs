@@ -1,0 +1,233 @@
+//! A Pi without an operating system, in QEMU, against the real server: `tests/firmware` has its
+//! program. Needs `PIMAN_FIRMWARE=1`, qemu-system-arm, and a toolchain for thumbv7m-none-eabi.
+
+use std::fs;
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use piman::frame::{Hooks, Peer, Plan, Server as Frames, Settings};
+use piman_tests::binaries;
+use piman_tests::server::Server;
+
+/// The serial number that the firmware says it has.
+const SERIAL: &str = "10000000000000c3";
+const TARGET: &str = "thumbv7m-none-eabi";
+/// For the firmware, from its reset to its end, on a machine that is busy.
+const DEADLINE: Duration = Duration::from_secs(90);
+
+/// Why it cannot be tried here, if so.
+fn missing() -> Option<&'static str> {
+    let works = |command: &mut Command| command.output().is_ok_and(|o| o.status.success());
+    if std::env::var_os("PIMAN_FIRMWARE").is_none() {
+        return Some("PIMAN_FIRMWARE is not set");
+    }
+    if !works(Command::new("qemu-system-arm").arg("--version")) {
+        return Some("there is no qemu-system-arm");
+    }
+    None
+}
+
+fn cargo() -> Command {
+    let mut cargo = Command::new("cargo");
+    // Those of the cargo that runs this test.
+    for name in ["CARGO", "RUSTUP_TOOLCHAIN", "RUSTFLAGS", "CARGO_TARGET_DIR", "CARGO_ENCODED_RUSTFLAGS"] {
+        cargo.env_remove(name);
+    }
+    cargo
+}
+
+/// Builds the firmware; `None` where no toolchain can.
+fn firmware() -> Option<PathBuf> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("firmware");
+    let cross = cargo().args(["+cross", "--version"]).output().is_ok_and(|o| o.status.success());
+    let mut build = cargo();
+    if cross {
+        build.arg("+cross");
+    }
+    build.args(["build", "--quiet", "--release", "--locked", "--target", TARGET, "--bin", "pi"]);
+    let output = build.current_dir(&folder).output().expect("cargo runs");
+    let text = String::from_utf8_lossy(&output.stderr);
+    if !output.status.success() && text.contains("can't find crate for `core`") {
+        return None;
+    }
+    assert!(output.status.success(), "the firmware does not build:\n{text}");
+    Some(folder.join("target").join(TARGET).join("release/pi"))
+}
+
+/// The emulator; killed when dropped.
+struct Emulator(Child);
+
+impl Drop for Emulator {
+    fn drop(&mut self) {
+        // It may have ended.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+impl Emulator {
+    fn start(firmware: &Path, arguments: &[String]) -> Self {
+        let semihosting = std::iter::once("enable=on,target=native,arg=pi".to_owned())
+            .chain(arguments.iter().map(|a| format!("arg={a}")))
+            .collect::<Vec<_>>()
+            .join(",");
+        let child = Command::new("qemu-system-arm")
+            .args(["-machine", "mps2-an385", "-display", "none", "-monitor", "none", "-serial", "none"])
+            .args(["-nic", "user,model=lan9118", "-semihosting-config", &semihosting, "-kernel"])
+            .arg(firmware)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("qemu-system-arm starts");
+        Self(child)
+    }
+
+    /// Waits for its end; what it said.
+    fn output(mut self, meanwhile: impl Fn()) -> (bool, String) {
+        let mut from = self.0.stderr.take().expect("it is piped");
+        let reader = std::thread::spawn(move || {
+            let mut text = String::new();
+            from.read_to_string(&mut text).map(|_| text)
+        });
+        let deadline = Instant::now() + DEADLINE;
+        let status = loop {
+            if let Some(status) = self.0.try_wait().expect("it is our child") {
+                break Some(status);
+            }
+            if Instant::now() > deadline {
+                break None;
+            }
+            meanwhile();
+            std::thread::sleep(Duration::from_millis(50));
+        };
+        drop(self);
+        let text = reader.join().expect("the reader ends").expect("it is text");
+        for line in text.lines() {
+            println!("firmware: {line}");
+        }
+        (status.is_some_and(|s| s.success()), text)
+    }
+}
+
+struct Echo;
+
+impl Hooks for Echo {
+    fn message(&mut self, peer: &Peer, message: Vec<u8>) {
+        let peer = peer.clone();
+        tokio::spawn(async move { peer.send(message).await });
+    }
+}
+
+fn call(state: &Path, function: &str) -> Output {
+    let mut piman = Command::new(binaries::piman());
+    piman.arg("call").arg("--state").arg(state).args([SERIAL, function]);
+    piman.output().expect("piman runs")
+}
+
+/// The line that begins with this word, word by word.
+fn words<'a>(text: &'a str, first: &str) -> Vec<&'a str> {
+    let line = text.lines().find(|l| l.split(' ').next() == Some(first));
+    line.unwrap_or_else(|| panic!("no line `{first}`")).split(' ').collect()
+}
+
+/// Bytes that no compression makes smaller.
+fn noise(bytes: usize) -> Vec<u8> {
+    let mut out = vec![0; bytes];
+    blake3::Hasher::new().finalize_xof().fill(&mut out);
+    out
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pi_without_an_operating_system_uses_all_services() {
+    if let Some(why) = missing() {
+        println!("skipped: {why}");
+        return;
+    }
+    let Some(firmware) = firmware() else {
+        println!("skipped: there is no toolchain for {TARGET}");
+        return;
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let (folder, state) = (folder.path(), folder.path().join("state"));
+    for name in ["root", "files", "records"] {
+        fs::create_dir(folder.join(name)).unwrap();
+    }
+    fs::write(folder.join("root/noise"), noise(6 << 20)).unwrap();
+    fs::write(folder.join("files/file.bin"), noise(300_001)).unwrap();
+    fs::write(folder.join("password"), "open sesame\n").unwrap();
+    let tar = Command::new("tar").args(["-czf", "rootfs.tgz", "root"]).current_dir(folder).status().unwrap();
+    assert!(tar.success());
+    let path = |name: &str| folder.join(name).to_str().unwrap().to_owned();
+    let (files, records, password) = (path("files"), path("records"), path("password"));
+    let server = Server::start(
+        &folder.join("rootfs.tgz"),
+        &state,
+        &[
+            ["--transfer-dir", &files, "--transfer-port", "0", "--stream-dir", &records],
+            ["--stream-port", "0", "--talks-port", "0", "--talks-password-file", &password],
+        ]
+        .concat(),
+    );
+    let settings = Settings { limit: 1 << 20, ..Settings::default() };
+    let addresses = vec!["127.0.0.1:0".parse().unwrap()];
+    let frames =
+        Frames::start(Plan { addresses, connections: 2, settings, plugins: None, hooks: || Echo }).unwrap();
+
+    // In the emulator's network this machine's loopback is 10.0.2.2.
+    let port = |name: &str| format!("{name}={}", server.port(name));
+    let arguments = [
+        "10.0.2.2".to_owned(),
+        port("control"),
+        port("rootfs"),
+        port("transfer"),
+        format!("frames={}", frames.addresses()[0].port()),
+        port("talks"),
+        port("stream"),
+    ];
+    let emulator = Emulator::start(&firmware, &arguments);
+    let called = std::sync::atomic::AtomicBool::new(false);
+    let (ended_well, text) = tokio::task::block_in_place(|| {
+        emulator.output(|| {
+            // As soon as it can be called it is, once: then it goes on.
+            let called_before = called.load(std::sync::atomic::Ordering::Relaxed);
+            if !called_before && server.log().contains(&format!("is {SERIAL}")) {
+                let answer = call(&state, "status");
+                let text = String::from_utf8_lossy(&answer.stdout);
+                assert!(answer.status.success() && text.contains("uptime_ms"), "{answer:?}");
+                called.store(true, std::sync::atomic::Ordering::Relaxed);
+            }
+        })
+    });
+    assert!(ended_well, "the firmware failed");
+    assert!(called.into_inner(), "it was never called");
+
+    // The root filesystem: what was hashed is what the server has, and what it noted as installed.
+    let archive = fs::read(folder.join("rootfs.tgz")).unwrap();
+    let id = blake3::hash(&archive).to_hex();
+    let rootfs = words(&text, "rootfs");
+    assert_eq!(rootfs[1..3], [id.as_str(), &archive.len().to_string()]);
+    let devices = server.piman(&["devices", "--json"]);
+    assert!(devices.contains(SERIAL) && devices.contains(id.as_str()), "{devices}");
+    let device = server.piman(&["device", SERIAL]);
+    assert!(device.contains("mps2-an385"), "{device}");
+
+    let file = blake3::hash(&fs::read(folder.join("files/file.bin")).unwrap()).to_hex();
+    assert_eq!(words(&text, "file"), ["file", file.as_str(), "300001"]);
+    assert_eq!(words(&text, "frames"), ["frames", "ok"]);
+    assert_eq!(words(&text, "answer"), ["answer", "piman0"]);
+    let mut kept = String::new();
+    for entry in fs::read_dir(&records).unwrap() {
+        kept += &fs::read_to_string(entry.unwrap().path()).unwrap();
+    }
+    let want: String = (0..1000_u32).map(|i| format!("{i},{},{SERIAL}\n", i * i)).collect();
+    assert!(kept == want, "{} bytes of records were kept, and not {}", kept.len(), want.len());
+
+    let ms: u32 = rootfs[4].parse().unwrap();
+    let rate = archive.len() as f64 / 1e3 / f64::from(ms.max(1));
+    println!("figure: firmware download {rate:.2} MB/s, hashed on the way");
+    println!("figure: firmware records {} in {} ms", words(&text, "records")[1], words(&text, "records")[2]);
+    assert_eq!(frames.stop(DEADLINE).await, 0);
+}
