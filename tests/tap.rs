@@ -27,16 +27,17 @@ use smoltcp::wire::{EthernetAddress, IpAddress, IpCidr, IpEndpoint};
 static SAID: Mutex<String> = Mutex::new(String::new());
 
 /// As in the firmware, but kept.
-macro_rules! say {
+macro_rules! keep {
     ($($arg:tt)*) => {{
         let line = format!($($arg)*);
         println!("pi: {line}");
-        *SAID.lock().unwrap() += &(line + "\n");
+        *$crate::SAID.lock().unwrap() += &(line + "\n");
     }};
 }
-pub(crate) use say;
+pub(crate) use keep as say;
 
 #[path = "firmware/src/services.rs"]
+#[expect(unreachable_pub, reason = "it is public in the firmware")]
 mod services;
 
 /// The server's address, on the kernel's side of the device.
@@ -187,7 +188,10 @@ fn alone(test: impl FnOnce() + Send + 'static) {
     static ONE: Mutex<()> = Mutex::new(());
     let _one = ONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let in_name_space = std::thread::spawn(move || {
-        #[expect(unsafe_code, reason = "it is declared so; this thread has nothing that this could take away")]
+        #[expect(
+            unsafe_code,
+            reason = "it is declared so; this thread has nothing that this could take away"
+        )]
         // SAFETY: no file descriptors are shared or closed by this.
         unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNET) }.unwrap();
         test();

@@ -62,7 +62,7 @@ impl<'b> Framer<'b> {
                 continue;
             }
             let line = self.window.take(at + 1);
-            return Ok(Some(without_return(line.strip_suffix(b"\n").unwrap_or(line))));
+            return Ok(Some(without_return(line.split_last().map_or(line, |(_, line)| line))));
         }
     }
 
@@ -75,7 +75,7 @@ impl<'b> Framer<'b> {
 }
 
 fn without_return(line: &[u8]) -> &[u8] {
-    line.strip_suffix(b"\r").unwrap_or(line)
+    if let [line @ .., b'\r'] = line { line } else { line }
 }
 
 #[cfg(test)]

@@ -69,6 +69,15 @@ pub(crate) fn parse(text: &[u8]) -> Option<u64> {
     number
 }
 
+/// What follows `prefix`, if it is there. The standard library's has a panic in it that a linker
+/// cannot tell away.
+pub(crate) fn after<'a>(bytes: &'a [u8], prefix: &[u8]) -> Option<&'a [u8]> {
+    prefix.iter().try_fold(bytes, |rest, want| {
+        let (first, rest) = rest.split_first()?;
+        (first == want).then_some(rest)
+    })
+}
+
 /// Takes a text in parts of `N` bytes.
 pub(crate) struct Piece<const N: usize> {
     /// The bytes of earlier parts.

@@ -85,14 +85,22 @@ def measure(name):
 
 def panics(elf):
     """Functions from which a panic can be reached, except by a poll after the end."""
-    callers, inside = set(), ""
-    for line in output(objdump(), "-d", "-C", elf).splitlines():
-        if head := re.match(r"[0-9a-f]+ <(.*)>:$", line):
-            inside = head[1]
-        elif (call := re.search(r"<(.*?)(\+0x[0-9a-f]+)?>", line)) and PANICS.search(call[1]):
-            if not PANICS.search(inside):
-                callers.add((inside, call[1]))
-    return sorted(f"{a} -> {b}" for a, b in callers if b != RESUMED)
+    functions = sorted((at, at + length, name) for at, length, name in symbols_of(elf))
+    starts = {at: name for at, _, name in functions}
+
+    def inside(at):
+        return next((name for begin, end, name in functions if begin <= at < end), "?")
+
+    calls = set()
+    for line in output(objdump(), "-d", elf).splitlines():
+        if call := re.match(r"\s*([0-9a-f]+):.*\sb(?:l|\w\w|\.w)?\s+(?:0x)?([0-9a-f]+)", line):
+            calls.add((inside(int(call[1], 16)), starts.get(int(call[2], 16), "")))
+    # What the standard library calls on the way to a panic can panic, too.
+    panicking, more = set(), {name for _, _, name in functions if PANICS.search(name)} - {RESUMED}
+    while more - panicking:
+        panicking |= more
+        more = {a for a, b in calls if b in panicking and re.match("<?core::", a) and a != RESUMED}
+    return sorted(f"{a} -> {b}" for a, b in calls if b in panicking and a not in panicking | {RESUMED})
 
 
 def objdump():

@@ -128,8 +128,9 @@ impl<D: Device> Outside<D> {
 
     /// Takes in what the device has.
     fn look_out(&mut self, now: Instant) {
-        while let Some((token, _)) = self.inner.receive(now) {
-            let mut frame = token.consume(<[u8]>::to_vec);
+        loop {
+            let frame = self.inner.receive(now).map(|(token, _)| token.consume(<[u8]>::to_vec));
+            let Some(mut frame) = frame else { break };
             let at = now.total_millis() + i64::from(self.weather.delay_ms);
             let Weather { lost, twice, damaged, late, .. } = self.weather;
             let (lost, twice) = (self.strikes(lost), self.strikes(twice));

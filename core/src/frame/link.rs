@@ -230,7 +230,7 @@ impl Link {
                     if rest > 0 && input.is_empty() {
                         return Step::Read;
                     }
-                    let (bytes, after) = input.split_at(input.len().min(rest as usize));
+                    let (bytes, after) = input.split_at_checked(rest as usize).unwrap_or((*input, &[]));
                     *input = after;
                     // No more than the u32 in `rest`.
                     let done_now = done + bytes.len() as u32;

@@ -113,7 +113,7 @@ impl Date {
     /// is ever given to a shell.
     #[must_use]
     pub fn parse(line: &[u8]) -> Option<Self> {
-        let stamp = line.trim_ascii().strip_prefix(b"busybox date -s ")?;
+        let stamp = words::after(line.trim_ascii(), b"busybox date -s ")?;
         let [digits @ .., b'.', _, _] = stamp else { return None };
         // Two digits, or four: they fit.
         let pair = |at: usize| words::parse(stamp.get(at..at + 2)?).map(|n| n as u8);

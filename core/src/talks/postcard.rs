@@ -5,7 +5,7 @@
 //! turn) and `Error(class, message)`, in this order. It is written and read value by value, since there
 //! is no allocator to build the enum with.
 
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 
 use super::arena::{Arena, DecodeError, Id, Inner, Kind, Memory};
 use super::value::Value;
@@ -143,43 +143,49 @@ impl<'b> Writer<'b> {
         self.out.len()
     }
 
-    fn put(&mut self, value: &(impl Serialize + ?Sized)) -> Result<(), NoRoom> {
-        let n = postcard::to_slice(value, self.out.spare()).map_err(|_| NoRoom)?.len();
-        self.out.filled(n);
-        Ok(())
+    /// A whole number, seven bits a byte, the lowest first.
+    fn number(&mut self, mut value: u64) -> Result<(), NoRoom> {
+        while value > 0x7F {
+            self.out.put(&[value as u8 | 0x80])?;
+            value >>= 7;
+        }
+        self.out.put(&[value as u8])
     }
 
     /// A length, and as many bytes.
     fn counted(&mut self, bytes: &[u8]) -> Result<(), NoRoom> {
-        self.put(&u32::try_from(bytes.len()).map_err(|_| NoRoom)?)?;
+        self.number(u32::try_from(bytes.len()).map_err(|_| NoRoom)?.into())?;
         self.out.put(bytes)
     }
 }
 
 impl Out for Writer<'_> {
     fn none(&mut self) -> Result<(), NoRoom> {
-        self.put(&NONE)
+        self.out.put(&[NONE])
     }
 
     fn bool(&mut self, value: bool) -> Result<(), NoRoom> {
-        self.put(&(BOOL, value))
+        self.out.put(&[BOOL, value.into()])
     }
 
     fn int(&mut self, value: i64) -> Result<(), NoRoom> {
-        self.put(&(INT, value))
+        self.out.put(&[INT])?;
+        // Zigzag: small negative numbers are short, too.
+        self.number(((value << 1) ^ (value >> 63)) as u64)
     }
 
     fn float(&mut self, value: f64) -> Result<(), NoRoom> {
-        self.put(&(FLOAT, value))
+        self.out.put(&[FLOAT])?;
+        self.out.put(&value.to_le_bytes())
     }
 
     fn bytes(&mut self, value: &[u8]) -> Result<(), NoRoom> {
-        self.put(&BYTES)?;
+        self.out.put(&[BYTES])?;
         self.counted(value)
     }
 
     fn str(&mut self, value: &str) -> Result<(), NoRoom> {
-        self.put(&STR)?;
+        self.out.put(&[STR])?;
         self.counted(value.as_bytes())
     }
 
@@ -190,7 +196,8 @@ impl Out for Writer<'_> {
             Kind::Set => SET,
             Kind::Dict => DICT,
         };
-        self.put(&(tag, u32::try_from(count).map_err(|_| NoRoom)?))
+        self.out.put(&[tag])?;
+        self.number(u32::try_from(count).map_err(|_| NoRoom)?.into())
     }
 
     fn end(&mut self, _kind: Kind, _count: usize) -> Result<(), NoRoom> {
@@ -198,7 +205,7 @@ impl Out for Writer<'_> {
     }
 
     fn error(&mut self, class: &str, message: &str) -> Result<(), NoRoom> {
-        self.put(&ERROR)?;
+        self.out.put(&[ERROR])?;
         self.counted(class.as_bytes())?;
         self.counted(message.as_bytes())
     }
@@ -207,6 +214,8 @@ impl Out for Writer<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde::Serialize;
+
     use crate::talks::{DEPTH_MAX, Encode, Slot, Tuple, WEIGHT_MAX};
     use std::string::ToString;
     use std::vec;

@@ -178,21 +178,11 @@ impl<'b> Buffer<'b> {
 
     pub(super) fn put(&mut self, bytes: &[u8]) -> Result<(), NoRoom> {
         let end = self.used.checked_add(bytes.len()).ok_or(NoRoom)?;
-        self.bytes.get_mut(self.used..end).ok_or(NoRoom)?.copy_from_slice(bytes);
+        let place = self.bytes.get_mut(self.used..end).ok_or(NoRoom)?;
+        // `copy_from_slice` has a panic in it that a linker cannot tell away.
+        place.iter_mut().zip(bytes).for_each(|(to, from)| *to = *from);
         self.used = end;
         Ok(())
-    }
-
-    /// What is still free.
-    #[cfg(feature = "postcard")]
-    pub(super) fn spare(&mut self) -> &mut [u8] {
-        self.bytes.get_mut(self.used..).unwrap_or_default()
-    }
-
-    /// Says that so much of it is used now.
-    #[cfg(feature = "postcard")]
-    pub(super) fn filled(&mut self, n: usize) {
-        self.used = (self.used + n).min(self.bytes.len());
     }
 
     pub(super) fn len(&self) -> usize {

@@ -353,7 +353,7 @@ pub async fn talks<D: Device, C: Clock>(
                 };
                 say_message(&mut talk, &mut last, &AnswerOut { retcode, value }).await?;
                 session.answered();
-                called |= opcode == STATUS.into();
+                called |= opcode == i64::from(STATUS);
             }
             Step::Answered { mut values, .. } => {
                 let id = values.next().and_then(|v| v.str()).unwrap_or("?");
@@ -367,6 +367,9 @@ pub async fn talks<D: Device, C: Clock>(
             }
         }
     }
+    // The last answer reaches the server before the end does.
+    talk.stream().finish();
+    while talk.receive(&mut last).await.doing("waiting for the server's end")? {}
     Ok(())
 }
 

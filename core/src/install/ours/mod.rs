@@ -44,7 +44,7 @@ const NAME_MAX: usize = 64;
 
 /// The verb and the fields of a line of ours; `None` if it is not one.
 pub(super) fn split(line: &[u8]) -> Option<(&[u8], &[u8])> {
-    let rest = line.trim_ascii().strip_prefix(MARK.as_bytes())?.strip_prefix(b" ")?;
+    let rest = words::after(words::after(line.trim_ascii(), MARK.as_bytes())?, b" ")?;
     let end = rest.iter().position(|b| *b == b' ').unwrap_or(rest.len());
     rest.split_at_checked(end)
 }
@@ -52,7 +52,7 @@ pub(super) fn split(line: &[u8]) -> Option<(&[u8], &[u8])> {
 fn field<'a>(fields: &'a [u8], key: &str) -> Option<&'a [u8]> {
     fields
         .split(u8::is_ascii_whitespace)
-        .find_map(|f| f.strip_prefix(key.as_bytes())?.strip_prefix(b"="))
+        .find_map(|f| words::after(words::after(f, key.as_bytes())?, b"="))
         .filter(|v| !matches!(*v, b"" | b"-"))
 }
 

@@ -82,15 +82,18 @@ impl Offer {
 
 impl More {
     fn parse(fields: &[u8]) -> Self {
+        let keys = ["rev", "sums", "manifest-bytes", "unpacked", "entries", "counter", "resume"];
+        let [revision, sums, manifest, unpacked_bytes, entries, counter, resume_at] =
+            keys.map(|key| number::<u64>(fields, key).unwrap_or(0));
         Self {
-            revision: number(fields, "rev").unwrap_or(0),
-            sums_chunk: number(fields, "sums").unwrap_or(0),
-            manifest_bytes: number(fields, "manifest-bytes").unwrap_or(0),
-            unpacked_bytes: number(fields, "unpacked").unwrap_or(0),
-            entries: number(fields, "entries").unwrap_or(0),
-            counter: number(fields, "counter").unwrap_or(0),
+            revision: revision.try_into().unwrap_or(0),
+            sums_chunk: sums.try_into().unwrap_or(0),
+            manifest_bytes: manifest.try_into().unwrap_or(0),
+            unpacked_bytes,
+            entries,
+            counter,
             installation: Installation::field(fields),
-            resume_at: number(fields, "resume").unwrap_or(0),
+            resume_at,
         }
     }
 }

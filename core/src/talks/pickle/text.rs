@@ -23,7 +23,7 @@ pub(super) fn integer(line: &[u8], may_be_bool: bool) -> Result<Inner, DecodeErr
 /// Little-endian two's complement of any length, the argument of LONG1 and LONG4.
 pub(super) fn long(bytes: &[u8]) -> Result<Inner, DecodeError> {
     let fill = if bytes.last().is_some_and(|b| b & 0x80 != 0) { 0xFF } else { 0 };
-    let (low, high) = bytes.split_at(bytes.len().min(8));
+    let (low, high) = bytes.split_at_checked(8).unwrap_or((bytes, &[]));
     let mut word = [fill; 8];
     for (to, from) in word.iter_mut().zip(low) {
         *to = *from;
