@@ -8,6 +8,29 @@ use std::time::{Duration, Instant};
 use piman_tests::binaries;
 use piman_tests::netns::{Network, agent, build, ingredients, run};
 
+/// A public key for the Pis is where the agent looks for it.
+#[test]
+fn a_public_key_is_where_the_agent_looks_for_it() {
+    let dir = tempfile::tempdir().unwrap();
+    ingredients(dir.path());
+    let key =
+        "untrusted comment: minisign public key\nRWQf6LRCGA9i53mlYecO4IzT51TGPpvWucNSCh1CBM0QTaLn73Y7GFO3\n";
+    for (name, text) in [("key.pub", key), ("bad.pub", "RWQ")] {
+        fs::write(dir.path().join(name), text).unwrap();
+    }
+    let with = |file| ["--kernel", "kernel", "--firmware", "firmware", "--public-key", file];
+    run(&mut build(dir.path(), "one", &with("key.pub")));
+    let out = dir.path().join("unpacked");
+    fs::create_dir(&out).unwrap();
+    let unpack = "gzip -dc $1 | (busybox cpio -i -d -m || true) 2>/dev/null";
+    let packed = dir.path().join("one/initramfs.cpio.gz");
+    run(Command::new("sh").arg("-c").arg(unpack).arg("-").arg(&packed).current_dir(&out));
+    let inside = out.join(pi_agent::trust::FILE.trim_start_matches('/'));
+    assert_eq!(fs::read_to_string(inside).unwrap(), key);
+    let refused = build(dir.path(), "two", &with("bad.pub")).output().unwrap();
+    assert!(!refused.status.success() && String::from_utf8_lossy(&refused.stderr).contains("bad.pub"));
+}
+
 #[test]
 fn the_same_input_gives_the_same_bytes() {
     let dir = tempfile::tempdir().unwrap();
@@ -52,6 +75,7 @@ fn the_same_input_gives_the_same_bytes() {
     let unpack = "gzip -dc $1 | (busybox cpio -i -d -m || true) 2>/dev/null";
     run(Command::new("sh").arg("-c").arg(unpack).arg("-").arg(&packed).current_dir(&out));
     assert_eq!(fs::read(out.join("init")).unwrap(), agent());
+    assert!(!out.join("etc/piman").exists(), "nobody gave a key");
     assert_eq!(fs::read_to_string(out.join("lib/modules/piman/000-a.ko")).unwrap(), "a.ko");
     assert_eq!(fs::read_to_string(out.join("lib/modules/piman/001-b.ko")).unwrap(), "b.ko");
     assert!(dir.path().join("one/overlays/overlay_map.dtb").exists());
