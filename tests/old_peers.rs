@@ -294,7 +294,7 @@ fn our_agents_order_is_completed_by_the_proof_alone() {
     talk.say("PIMAN/1 progress stage=transfer done=7 total=9\nIS_FORMATTED\n");
     talk.closed();
     wait_until("the order has begun", || lab.orders().contains("begun"));
-    assert!(lab.server.piman(&["devices"]).contains("7 B of 9 B, 77 %"));
+    wait_until("its progress is known", || lab.server.piman(&["devices"]).contains("7 B of 9 B, 77 %"));
     let mut talk = lab.talk(pi);
     talk.say(&format!("{hello}PIMAN/1 failed stage=sync text=the card is\x1b[31m broken\nIS_INSTALLED\n"));
     assert!(talk.block().starts_with("format\n"));

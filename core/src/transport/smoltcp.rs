@@ -283,7 +283,8 @@ impl<'a, D: Device, C: Clock> Connection<'_, 'a, D, C> {
     /// Ends the connection: what was written reaches the peer, what it still says is dropped.
     ///
     /// # Errors
-    /// [`Error::Reset`] or [`Error::TimedOut`] if not everything did.
+    /// [`Error::Reset`] or [`Error::TimedOut`] if not everything did, or if the acknowledgement of the last
+    /// bytes was lost for longer than the peer remembers the connection.
     pub async fn close(mut self) -> Result<(), Error> {
         self.finish();
         let at = self.stack.deadline(self.limits.open_ms);
@@ -335,8 +336,13 @@ impl<'a, D: Device, C: Clock> Connection<'_, 'a, D, C> {
 
 impl<D: Device, C: Clock> Drop for Connection<'_, '_, D, C> {
     fn drop(&mut self) {
-        self.tcp(tcp::Socket::abort);
-        // The reset leaves now; and the socket can be used again.
+        self.tcp(|tcp| {
+            // Both ends are over: it may still have to say so again, until the socket is used again.
+            if tcp.state() != State::TimeWait {
+                tcp.abort();
+            }
+        });
+        // A reset leaves now; and the socket can be used again.
         self.stack.turn();
     }
 }

@@ -4,8 +4,8 @@
 //! | server | how | feature |
 //! |---|---|---|
 //! | `HOST` | TCP | |
-//! | `serial:DEVICE[:BAUD]` | streams over a line, [`serial`]; one program a line | `serial` |
-//! | `XX:XX:XX:XX:XX:XX` | RFCOMM, [`bluetooth`] | `bluetooth` |
+//! | `serial:DEVICE[:BAUD]` | streams over a line, `serial`; one program a line | `serial` |
+//! | `XX:XX:XX:XX:XX:XX` | RFCOMM, `bluetooth` | `bluetooth` |
 
 #[cfg(feature = "bluetooth")]
 pub mod bluetooth;

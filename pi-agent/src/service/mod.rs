@@ -7,7 +7,7 @@
 //! | `functions` | what the Pi can be asked |
 //! | `status` | CPU, memory, disk, processes, temperature, uptime, image |
 //! | `hook` | programs of the hook folder |
-//! | [`unit`] | the service in a system that was just installed |
+//! | [`mod@unit`] | the service in a system that was just installed |
 
 mod functions;
 mod hook;
