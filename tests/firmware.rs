@@ -171,6 +171,7 @@ async fn a_pi_without_an_operating_system_uses_all_services() {
         ]
         .concat(),
     );
+    server.wait_log("is good");
     let settings = Settings { limit: 1 << 20, ..Settings::default() };
     let addresses = vec!["127.0.0.1:0".parse().unwrap()];
     let frames =

@@ -117,6 +117,7 @@ fn in_weather(folder: &Path, weather: Weather, injected: u8) {
     command.args(["--transfer-dir", &path("files"), "--stream-dir", &path("records")]);
     command.args(["--talks-password-file", &path("password")]);
     let server = Server::start_by(&mut command, &state);
+    server.wait_log("is good");
     // Its threads are made here, and so belong to this name space.
     let tokio = tokio::runtime::Runtime::new().unwrap();
     let settings = Settings { limit: 1 << 20, ..Settings::default() };
