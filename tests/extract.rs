@@ -357,6 +357,22 @@ fn a_later_entry_replaces_an_earlier_one() {
 }
 
 #[test]
+fn the_proof_of_an_archived_card_is_left_out() {
+    needs_root!();
+    let mut tar = Tar::new();
+    tar.file(b".piman-proof", b"another's").entry(b"here", b'2', b".").file(b"here/.piman-proof", b"too");
+    tar.file(b"./.piman-proof", b"and so").file(b"etc/.piman-proof", b"not ours").file(b"last", b"file");
+    let dir = TempDir::new().unwrap();
+    // As it is while an installation goes on.
+    fs::write(dir.path().join(".piman-proof"), "").unwrap();
+    extract(&gzip(&tar.end()), dir.path()).unwrap();
+    let read = |name| fs::read_to_string(dir.path().join(name)).unwrap();
+    assert_eq!(read(".piman-proof"), "");
+    assert_eq!(read("etc/.piman-proof"), "not ours");
+    assert_eq!(read("last"), "file");
+}
+
+#[test]
 fn directories_without_entries_of_their_own_are_made() {
     needs_root!();
     let mut tar = Tar::new();

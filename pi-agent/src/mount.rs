@@ -2,14 +2,13 @@
 
 use std::fs::{self, OpenOptions};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use piman_core::install::Stage;
-use rustix::fs::{Timespec, Timestamps};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
@@ -84,30 +83,20 @@ impl Mounted {
         Ok(())
     }
 
-    /// Writes the proof, in such an order that it is there whole or not at all. Everything
-    /// else must be on the medium already.
+    /// Writes the proof into the file that [`Self::begin`] has made. Everything else must be on
+    /// the medium already.
+    ///
+    /// It is one block, and no name changes: the file is empty or whole, whenever this is broken
+    /// off, and the root directory keeps the time that the archive gave it.
     ///
     /// # Errors
     /// If it cannot be written.
     pub fn write_proof(&self, proof: &Proof) -> anyhow::Result<()> {
         use std::io::Write;
-        let root = self.directory()?;
-        let before = rustix::fs::fstat(root)?;
-        let name = self.place.join(proof::NAME);
-        let new = self.place.join(format!("{}-new", proof::NAME));
-        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o444).open(&new)?;
+        let mut file = OpenOptions::new().write(true).open(self.place.join(proof::NAME))?;
+        file.set_permissions(fs::Permissions::from_mode(0o444))?;
         file.write_all(&proof.encode())?;
         file.sync_all()?;
-        fs::rename(&new, &name)?;
-        // The root directory keeps the time that the archive gave it.
-        let time =
-            |seconds: i64, nanos: u64| Timespec { tv_sec: seconds, tv_nsec: nanos.try_into().unwrap_or(0) };
-        let times = Timestamps {
-            last_access: time(before.st_atime, before.st_atime_nsec),
-            last_modification: time(before.st_mtime, before.st_mtime_nsec),
-        };
-        rustix::fs::futimens(root, &times)?;
-        rustix::fs::fsync(root)?;
         self.sync()
     }
 

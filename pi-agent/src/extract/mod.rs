@@ -12,6 +12,9 @@
 //! refused, and symbolic links are followed only as far as they stay below it. An entry
 //! replaces an earlier one of the same name, except that a directory stays what it is, and is
 //! an error where another kind of entry would replace it while it is not empty.
+//!
+//! An archive of an installed card has a proof: that one is left out, so that nothing counts as
+//! installed before all of it is there.
 
 mod error;
 mod metadata;
@@ -32,6 +35,7 @@ use rustix::io::{Errno, pwrite, write};
 use rustix::process::geteuid;
 
 use crate::archive::{Entry, File, Kind, Reader, components};
+use crate::proof;
 pub use error::Error;
 use error::While;
 use metadata::Metadata;
@@ -122,7 +126,13 @@ fn create<R: BufRead>(mut entry: Entry, reader: &mut Reader<R>, way: &mut Way) -
             _ => Err(Error::entry(&path, "the root itself can only be a directory")),
         };
     };
+    if parent.clone().next().unwrap_or(name) == proof::NAME.as_bytes() {
+        return Ok(0);
+    }
     way.go(parent, &path)?;
+    if name == proof::NAME.as_bytes() && way.is_at_root().doing("looking at the directory of", &path)? {
+        return Ok(0);
+    }
     let kind = std::mem::replace(&mut entry.kind, Kind::Directory);
     if let Kind::Hardlink(target) = &kind {
         return link(way, name, target, &path).map(|()| 0);

@@ -78,6 +78,11 @@ impl Way {
         self.below.iter().all(|level| components.next() == Some(&*level.name)) && components.next().is_none()
     }
 
+    /// Whether the way has led to the root, by whatever names.
+    pub(super) fn is_at_root(&self) -> Result<bool, Errno> {
+        Ok(kind_of(self.here().dir, b".")? == kind_of(self.root(), b".")?)
+    }
+
     /// Goes to the directory `components`; what is missing of it is created. `entry` is the
     /// name for errors.
     pub(super) fn go<'a>(

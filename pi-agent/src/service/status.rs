@@ -8,7 +8,7 @@ use std::time::Duration;
 use rustix::fs::statvfs;
 
 use super::functions::Data;
-use crate::proof::Proof;
+use crate::proof::{self, Proof};
 
 /// How long the CPU is watched.
 const WATCH: Duration = Duration::from_millis(200);
@@ -80,7 +80,7 @@ fn first_number(path: &Path) -> Option<f64> {
 }
 
 fn image(root: &Path) -> Option<String> {
-    let block = fs::read(root.join(".piman-proof")).ok()?;
+    let block = fs::read(root.join(proof::NAME)).ok()?;
     Some(Proof::parse(&block)?.image.to_string())
 }
 
