@@ -10,7 +10,7 @@ use piman_core::error::PeerError;
 use piman_core::frame::{
     Body, CONFLICT, FAILED, FULL, Frames, GO, Inbox, Piece, Role, SIZE_MAX, SendError, TOO_LARGE,
 };
-use piman_tests::simulated::{End, World};
+use piman_tests::memory::{End, World};
 
 /// All messages that came, whole.
 #[derive(Default)]

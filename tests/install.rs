@@ -14,7 +14,7 @@ use piman_core::install::{
     More, Notice, Offer, Paths, Plan, Report, Session, Stage, Start, Step,
 };
 use piman_core::line::{Framer, LINE_MAX, TooLong};
-use piman_tests::memory::{Script, both, pipe};
+use piman_tests::memory::{ROOM, Script, World};
 use proptest::prelude::*;
 
 struct Lab {
@@ -239,10 +239,11 @@ fn both_sides_agree_at_every_chop() {
         (false, false, Plan::Wait { seconds: 3, percent: 4 }, Decision::Wait { seconds: 3, percent: 4 }),
     ] {
         for chop in [1, 2, 3, 7, 64, 10_000] {
-            let (mut pi, mut server) = pipe(chop, None);
+            let world = World::new();
+            let (mut pi, mut server) = world.stream(ROOM, chop);
             let mut lab = Lab { ordered, ..Lab::new(plan) };
             let mut card = Card { date: None };
-            let (decision, ended) = both(
+            let (decision, ended) = world.both(
                 async {
                     let start = Start { hello: Some(hello), installed };
                     let decision = attend(&mut pi, &mut [0; LINE_MAX], start, &mut card).await;
@@ -268,9 +269,11 @@ fn a_cut_after_every_byte_is_an_error_of_the_agent_and_none_of_the_server() {
     let start = Start { hello: Some(Hello::default()), installed: false };
     let block = Command::Format(Some(offer())).to_string();
     for cut in 1..block.len() {
-        let (mut pi, mut server) = pipe(5, Some(cut));
+        let world = World::new();
+        let (mut pi, mut server) = world.stream(ROOM, 5);
+        server.cut_after(cut);
         let mut lab = Lab::new(Plan::Format(Some(offer())));
-        let (decision, _) = both(
+        let (decision, _) = world.both(
             async {
                 let decision = attend(&mut pi, &mut [0; LINE_MAX], start, &mut Card { date: None }).await;
                 drop(pi);

@@ -4,7 +4,7 @@ use std::convert::Infallible;
 
 use piman_core::blocking;
 use piman_core::stream::{Acks, Client, GREETING, Journal, PROCESSED, RECEIVED, open, send, serve};
-use piman_tests::memory::{Script, both, pipe};
+use piman_tests::memory::{ROOM, Script, World};
 use proptest::prelude::*;
 
 #[derive(Debug, Default)]
@@ -97,8 +97,9 @@ proptest! {
         let mut acks = Acks::Exact;
         for (i, (chop, cut)) in chops.iter().enumerate() {
             let cut = (i + 1 < chops.len()).then_some(*cut);
-            let (server, client) = pipe(*chop, cut);
-            let (mut a, mut b) = (client, server);
+            let world = World::new();
+            let (mut a, mut b) = world.stream(ROOM, *chop);
+            a.cut_after(cut);
             let (mut talk, mut journal) = (Client::new(acks), &mut file);
             let said = async {
                 let mut sent = 0;
@@ -118,7 +119,7 @@ proptest! {
                 drop(b);
                 end
             };
-            next += both(said, kept).0;
+            next += world.both(said, kept).0;
             acks = talk.acks();
         }
         prop_assert_eq!(next, records.len());

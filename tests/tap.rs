@@ -1,27 +1,21 @@
 //! Linux without the kernel's TCP: all services over smoltcp on a TAP device, in a network name space,
 //! against the real server, in bad weather. Needs root.
 
-use std::cell::RefCell;
 use std::fs;
-use std::os::fd::AsRawFd as _;
+use std::net::Ipv4Addr;
 use std::path::Path;
 use std::process::Command;
-use std::rc::Rc;
 use std::sync::Mutex;
 use std::time::{Duration, Instant as Moment};
 
 use piman::frame::{Hooks, Peer, Plan, Server as Frames, Settings};
-use piman_core::transport::smoltcp::{Clock, Stack};
 use piman_tests::binaries;
-use piman_tests::disk::{is_root, run};
-use piman_tests::link::{Outside, Weather};
+use piman_tests::disk::run;
+use piman_tests::link::Weather;
 use piman_tests::server::Server;
+use piman_tests::stack::{self, KERNEL};
 use services::SERIAL;
-use smoltcp::iface::{Config, Interface, SocketSet};
-use smoltcp::phy::{FaultInjector, Medium, TunTapInterface, wait};
-use smoltcp::socket::tcp;
-use smoltcp::time::{Duration as Span, Instant};
-use smoltcp::wire::{EthernetAddress, IpAddress, IpCidr, IpEndpoint};
+use smoltcp::wire::IpEndpoint;
 
 /// What the services said.
 static SAID: Mutex<String> = Mutex::new(String::new());
@@ -39,26 +33,6 @@ pub(crate) use keep as say;
 #[path = "firmware/src/services.rs"]
 #[expect(unreachable_pub, reason = "it is public in the firmware")]
 mod services;
-
-/// The server's address, on the kernel's side of the device.
-const SERVER: &str = "10.77.0.1";
-const TAP: &str = "piman0";
-
-struct Wall {
-    begin: Moment,
-    fd: i32,
-}
-
-impl Clock for Wall {
-    fn now_ms(&self) -> i64 {
-        self.begin.elapsed().as_millis() as i64
-    }
-
-    fn idle(&self, at_most_ms: u64) {
-        // What the weather delays comes without the device: so never for long.
-        wait(self.fd, Some(Span::from_millis(at_most_ms.min(5)))).unwrap();
-    }
-}
 
 struct Echo;
 
@@ -102,14 +76,11 @@ fn in_weather(folder: &Path, weather: Weather, injected: u8) {
     run(Command::new("tar").args(["-czf", "rootfs.tgz", "root"]).current_dir(folder));
     let path = |name: &str| folder.join(name).to_str().unwrap().to_owned();
 
-    let mut tap = TunTapInterface::new(TAP, Medium::Ethernet).unwrap();
-    let fd = tap.as_raw_fd();
-    run(Command::new("ip").args(["address", "add", "10.77.0.1/24", "dev", TAP]));
-    run(Command::new("ip").args(["link", "set", TAP, "up"]));
-    run(Command::new("ip").args(["link", "set", "lo", "up"]));
+    let (net, sockets, happened) = stack::tap(weather, injected);
+    let server = Ipv4Addr::from(KERNEL).to_string();
 
     let mut command = Command::new(binaries::piman());
-    command.args(["serve", "--listen", SERVER, "--rootfs"]).arg(folder.join("rootfs.tgz"));
+    command.args(["serve", "--listen", &server, "--rootfs"]).arg(folder.join("rootfs.tgz"));
     command.arg("--state").arg(&state);
     for port in ["control", "rootfs", "fetch", "transfer", "stream", "talks"] {
         command.args([&format!("--{port}-port"), "0"]);
@@ -121,26 +92,11 @@ fn in_weather(folder: &Path, weather: Weather, injected: u8) {
     // Its threads are made here, and so belong to this name space.
     let tokio = tokio::runtime::Runtime::new().unwrap();
     let settings = Settings { limit: 1 << 20, ..Settings::default() };
-    let addresses = vec![format!("{SERVER}:0").parse().unwrap()];
+    let addresses = vec![(KERNEL, 0).into()];
     let plan = Plan { addresses, connections: 2, settings, plugins: None, hooks: || Echo };
     let frames = tokio.block_on(async { Frames::start(plan) }).unwrap();
 
-    let clock = Wall { begin: Moment::now(), fd };
-    let mut config = Config::new(EthernetAddress([2, 0, 0, 0, 0, 0xc3]).into());
-    config.random_seed = 7;
-    let mut interface = Interface::new(config, &mut tap, Instant::ZERO);
-    interface.update_ip_addrs(|a| a.push(IpCidr::new(IpAddress::v4(10, 77, 0, 2), 24)).unwrap());
-    let outside = Outside::new(tap, weather, 0x5eed);
-    let happened: Rc<RefCell<_>> = outside.happened();
-    let mut device = FaultInjector::new(outside, 0x5eed);
-    device.set_drop_chance(injected);
-    let mut set = SocketSet::new(Vec::new());
-    let sockets = [0, 1].map(|_| {
-        let buffer = |n| tcp::SocketBuffer::new(vec![0; n]);
-        set.add(tcp::Socket::new(buffer(16 << 10), buffer(4 << 10)))
-    });
-    let net = Stack::new(device, interface, set, clock, 99);
-    let to = |port: u16| IpEndpoint::new(IpAddress::v4(10, 77, 0, 1), port);
+    let to = |port: u16| IpEndpoint::new(Ipv4Addr::from(KERNEL).into(), port);
     let at = |name: &str| to(server.port(name));
     let echo = to(frames.addresses()[0].port());
 
@@ -179,36 +135,20 @@ fn in_weather(folder: &Path, weather: Weather, injected: u8) {
     tokio.block_on(frames.stop(Duration::from_secs(10)));
 }
 
-/// On a thread of its own, whose children are in its name space, too; the name space goes with them.
-fn alone(test: impl FnOnce() + Send + 'static) {
-    if !is_root() {
-        println!("skipped: this needs root");
-        return;
-    }
-    // What is said is kept in one place.
+/// What is said is kept in one place: one test at a time.
+fn one_at_a_time(weather: Weather, injected: u8) {
     static ONE: Mutex<()> = Mutex::new(());
     let _one = ONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-    let in_name_space = std::thread::spawn(move || {
-        #[expect(
-            unsafe_code,
-            reason = "it is declared so; this thread has nothing that this could take away"
-        )]
-        // SAFETY: no file descriptors are shared or closed by this.
-        unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNET) }.unwrap();
-        test();
-    });
-    if let Err(e) = in_name_space.join() {
-        std::panic::resume_unwind(e);
-    }
+    stack::alone(move || in_weather(tempfile::tempdir().unwrap().path(), weather, injected));
 }
 
 #[test]
 fn all_services_in_good_weather() {
-    alone(|| in_weather(tempfile::tempdir().unwrap().path(), Weather::default(), 0));
+    one_at_a_time(Weather::default(), 0);
 }
 
 #[test]
 fn all_services_in_bad_weather() {
     let weather = Weather { lost: 3, twice: 5, damaged: 2, late: 5, delay_ms: 2 };
-    alone(move || in_weather(tempfile::tempdir().unwrap().path(), weather, 3));
+    one_at_a_time(weather, 3);
 }

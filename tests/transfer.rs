@@ -12,7 +12,7 @@ use piman_core::hash::Hash;
 use piman_core::transfer::{
     Download, End, Message, Name, Operation, REQUEST_LEN, Refusal, Server, Status, Storage, Upload, run,
 };
-use piman_tests::memory::{Script, both, pipe};
+use piman_tests::memory::{ROOM, Script, World};
 use proptest::prelude::*;
 
 /// A folder in memory.
@@ -428,8 +428,13 @@ fn attempt(
     cut: Option<usize>,
     whose: bool,
 ) -> Option<End> {
-    let (one, two) = pipe(chop, cut);
-    let (mut a, mut b) = if whose { (two, one) } else { (one, two) };
+    let world = World::new();
+    let (mut a, mut b) = world.stream(ROOM, chop);
+    if whose {
+        a.cut_after(cut)
+    } else {
+        b.cut_after(cut)
+    }
     let (mut ours, mut theirs) = (Shelf::new(client), Shelf::new(server));
     let client = async {
         let end = if up {
@@ -445,7 +450,7 @@ fn attempt(
         drop(b);
         end
     };
-    both(client, server).0.ok()
+    world.both(client, server).0.ok()
 }
 
 proptest! {

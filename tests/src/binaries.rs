@@ -35,9 +35,9 @@ pub fn example(name: &str) -> PathBuf {
 /// Cargo builds programs only for tests of their own package: so it is asked to once more,
 /// which takes a moment where they are fresh.
 fn built(package: &str) -> PathBuf {
-    // As all features of the agent are where the server is built, too.
-    let features: &[&str] = if package == "pi-agent" { &["--features", "serial"] } else { &[] };
-    build(&[&["--package", package], features].concat()).join(package)
+    // As they are where all packages are built at once.
+    let features = if package == "pi-agent" { "serial,bluetooth" } else { "bluetooth" };
+    build(&["--package", package, "--features", features]).join(package)
 }
 
 /// Builds, and gives the folder of the profile.
