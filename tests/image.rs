@@ -382,7 +382,7 @@ fn a_connection_may_break_anywhere() {
     let failure =
         install_on(&server, &made.image, &area(disk.as_file(), disk.as_file(), 64 * MIB)).unwrap_err();
     assert!(failure.cause.is_passing());
-    assert_eq!(server.requests().len(), RETRIES as usize + 1, "{failure}");
+    assert_eq!(server.requests().len(), pi_agent::fetch::UNHEARD_TIMES as usize + 1, "{failure}");
     let server =
         FetchServer::new(Arc::clone(&made.image), |_, n| if n < 4 { Fault::None } else { Fault::No });
     let failure =

@@ -50,6 +50,29 @@ fn prepared(root: &Root, server: &Server, folder: &Path) {
 }
 
 #[test]
+fn a_fetch_port_that_nobody_can_reach_is_told_soon_and_nothing_is_erased() {
+    if !is_root() {
+        return;
+    }
+    let root = Root::new("unheard", 100_000);
+    let server = root.serve(&[]);
+    let folder = lab::memory();
+    prepared(&root, &server, folder.path());
+    let (host, old) = ("127.0.0.13", vec![0x5a; 1 << 20]);
+    // A firewall that lets only the control port through.
+    let at = |host: &str| SocketAddr::new(host.parse().unwrap(), server.port("control"));
+    let _proxy = Tampering::new(at(host), at("127.0.0.1"), Faults::default());
+    for path in ["stream", "image"] {
+        let card = card(folder.path(), "unheard.img");
+        File::options().write(true).open(&card).unwrap().write_all_at(&old, 0).unwrap();
+        let failure = attempt(&plan(&server, host, &card, path)).unwrap_err();
+        assert_eq!(failure.cause, Cause::Network, "{failure}");
+        assert!(failure.to_string().contains("is the server's fetch port open"), "{failure}");
+        assert!(fs::read(&card).unwrap().starts_with(&old), "{path}: something was written");
+    }
+}
+
+#[test]
 fn a_hundred_cuts_in_one_installation() {
     if !is_root() {
         return;

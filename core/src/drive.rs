@@ -27,7 +27,7 @@ pub async fn serve<T: Read + Write>(
 ) -> Result<(), Error<T::Error>> {
     let mut framer = Framer::new(buf);
     let (mut session, first) = Session::open(date);
-    obey(io, first).await?;
+    obey(io, &first).await?;
     loop {
         loop {
             let step = match framer.next_line() {
@@ -38,7 +38,7 @@ pub async fn serve<T: Read + Write>(
                     continue;
                 }
             };
-            if obey(io, step).await? {
+            if obey(io, &step).await? {
                 return Ok(());
             }
         }
@@ -47,7 +47,7 @@ pub async fn serve<T: Read + Write>(
             if let Some(line) = framer.rest() {
                 let step = session.handle(Report::parse(line), fleet);
                 // The Pi may still read although it writes no more.
-                obey(io, step).await?;
+                obey(io, &step).await?;
             }
             return Ok(());
         }
@@ -55,8 +55,9 @@ pub async fn serve<T: Read + Write>(
     }
 }
 
-/// Returns whether the session has ended.
-async fn obey<T: Write>(io: &mut T, step: Step) -> Result<bool, Error<T::Error>> {
+/// Returns whether the session has ended. The step is borrowed: a future holds twice what it is
+/// given.
+async fn obey<T: Write>(io: &mut T, step: &Step) -> Result<bool, Error<T::Error>> {
     match step {
         Step::Read => Ok(false),
         Step::Send(command) => say::<_, COMMAND_PIECE>(io, |to| command.words(to)).await.map(|()| false),

@@ -183,23 +183,27 @@ impl Archive {
     }
 
     /// Reads it to its end, hashes it, and keeps what it found for whoever comes later; a version
-    /// that is known is not read again.
+    /// that is known is not read again. `progress` is told how many bytes were read.
     ///
     /// # Errors
     /// If it cannot be read, is damaged, or changes meanwhile.
-    pub fn facts_of(path: &Path, state: &dyn State) -> anyhow::Result<Arc<Content>> {
+    pub fn facts_of(path: &Path, state: &dyn State, progress: &dyn Fn(u64)) -> anyhow::Result<Arc<Content>> {
         let archive = open(path).map_err(anyhow::Error::msg)?;
         if let Some(facts) = archive.known(state) {
             return Ok(facts);
         }
+        let go_on = |at| {
+            progress(at);
+            true
+        };
         let facts =
-            archive.check(&|| true).map_err(|e| anyhow::anyhow!("{} is not usable: {e}", path.display()))?;
+            archive.check(&go_on).map_err(|e| anyhow::anyhow!("{} is not usable: {e}", path.display()))?;
         archive.keep(state, &facts);
         Ok(Arc::new(facts))
     }
 
     /// Decodes everything, so that every checksum in it is compared, and hashes it.
-    fn check(&self, go_on: &dyn Fn() -> bool) -> Result<Content, String> {
+    fn check(&self, go_on: &dyn Fn(u64) -> bool) -> Result<Content, String> {
         let mut hashing = Hashing { archive: self, at: 0, summing: Summing::new(), go_on };
         let (entries, unpacked_bytes) = decode(&mut hashing).map_err(|e| format!("{e:#}"))?;
         // What is behind the last member belongs to the file's identity too.
@@ -250,12 +254,12 @@ struct Hashing<'a> {
     archive: &'a Archive,
     at: u64,
     summing: Summing,
-    go_on: &'a dyn Fn() -> bool,
+    go_on: &'a dyn Fn(u64) -> bool,
 }
 
 impl Read for Hashing<'_> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        if !(self.go_on)() {
+        if !(self.go_on)(self.at) {
             return Err(io::Error::other("it was changed while it was being checked"));
         }
         let n = self.archive.file.read_at(buf, self.at)?;
@@ -453,7 +457,7 @@ impl Source {
             thread::park_timeout(2 * LOOK);
             drop(self.look());
         }
-        let verdict = archive.check(&|| self.is_now(archive));
+        let verdict = archive.check(&|_| self.is_now(archive));
         drop(self.look());
         if !self.is_now(archive) {
             return; // What was found is about a version that is no more.

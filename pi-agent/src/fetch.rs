@@ -28,6 +28,11 @@ pub struct Retry {
     pub backoff: Backoff,
 }
 
+/// How often a connection is tried again before the first has brought anything: then it is
+/// rather a port that nobody can reach than a server that is being started, and the server is
+/// asked again what to do.
+pub const UNHEARD_TIMES: u32 = 6;
+
 /// Soon at first, since most connections that break can be made again at once; and for about
 /// ten minutes in all, as a server may take to be started again.
 impl Default for Retry {
@@ -119,6 +124,8 @@ pub(crate) struct Source<'l, F> {
     connection: Option<Connection>,
     /// What is fetched, as the end of a sentence.
     what: &'static str,
+    /// Whether any has brought something.
+    heard: bool,
     /// Connections that failed in a row.
     failed: u32,
     /// Connections that failed.
@@ -128,7 +135,7 @@ pub(crate) struct Source<'l, F> {
 impl<'l, F: FnMut() -> io::Result<TcpStream>> Source<'l, F> {
     /// `connect` makes a connection to the fetch port, with the caller's time-outs.
     pub(crate) fn new(connect: F, link: &'l Link, retry: Retry, what: &'static str) -> Self {
-        Self { connect, link, retry, connection: None, what, failed: 0, broken: 0 }
+        Self { connect, link, retry, connection: None, what, heard: false, failed: 0, broken: 0 }
     }
 
     /// The connection, made if there is none.
@@ -159,6 +166,7 @@ impl<'l, F: FnMut() -> io::Result<TcpStream>> Source<'l, F> {
 
     /// Something came: failures are counted anew.
     pub(crate) fn went_well(&mut self) {
+        self.heard = true;
         self.failed = 0;
         self.retry.backoff.reset();
     }
@@ -179,8 +187,10 @@ impl<'l, F: FnMut() -> io::Result<TcpStream>> Source<'l, F> {
         };
         self.failed += 1;
         self.broken += 1;
-        if self.failed > self.retry.times {
-            let context = format!("fetching {what}, {} connections failed in a row", self.failed);
+        let times = if self.heard { self.retry.times } else { self.retry.times.min(UNHEARD_TIMES) };
+        if self.failed > times {
+            let hint = if self.heard { "" } else { "; is the server's fetch port open to this Pi?" };
+            let context = format!("fetching {what}, {} connections failed in a row{hint}", self.failed);
             return Err(network(error.context(context)));
         }
         let pause = self.retry.backoff.wait();

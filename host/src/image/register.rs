@@ -8,6 +8,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use anyhow::{Context, bail, ensure};
+use indicatif::{ProgressBar, ProgressStyle};
 use piman_core::hash::Hash;
 use piman_core::install::layout::{Layout, SECTOR, filesystem_bytes};
 use piman_core::install::manifest::{self, Draft, Manifest};
@@ -99,7 +100,7 @@ pub fn add(args: &AddArgs) -> anyhow::Result<String> {
     let name = args.name.clone().or_else(stem).unwrap_or_default();
     ensure!(manifest::is_name(&name), "`{name}` is no name for an image: say --name NAME");
     let began = Instant::now();
-    let content = Archive::facts_of(&path, &state)?;
+    let content = facts(&path, &state)?;
     let packed = fs::metadata(&path)?.len();
     let first = state.catalogue()?.images.is_empty() && args.whom.is_empty();
     state.edit(&Edit::Add { name: name.clone(), path })?;
@@ -117,6 +118,20 @@ pub fn add(args: &AddArgs) -> anyhow::Result<String> {
     }
     assign(&state, Some(&name), &args.whom, &mut out)?;
     Ok(out)
+}
+
+/// What is known of an archive, or found out, which is shown on a terminal: it is read to its end.
+fn facts(path: &Path, state: &Sqlite) -> anyhow::Result<Arc<Content>> {
+    // Whether it is there is said by who opens it.
+    let size = fs::metadata(path).map_or(0, |m| m.len());
+    let bar = ProgressBar::new(size);
+    if let Ok(style) = ProgressStyle::with_template("reading {wide_bar} {bytes} of {total_bytes}, {eta} left")
+    {
+        bar.set_style(style);
+    }
+    let facts = Archive::facts_of(path, state, &|at| bar.set_position(at));
+    bar.finish_and_clear();
+    facts
 }
 
 impl Whom {
@@ -227,7 +242,7 @@ pub fn sign(args: &SignArgs) -> anyhow::Result<String> {
             (stem.filter(|n| manifest::is_name(n)).unwrap_or("rootfs").to_owned(), path)
         }
     };
-    let content = Archive::facts_of(&path, &state)?;
+    let content = facts(&path, &state)?;
     if let (Some(manifest), Some(signature)) = (&args.manifest, &args.signature) {
         let file = sign::import(&folder, content.id, manifest, signature)?;
         return Ok(format!("{name} is signed: {}\n", file.display()));
