@@ -2,7 +2,7 @@
 //!
 //! Needs root (loop devices, mounts), GNU tar, nc, e2fsprogs; bsdtar if it is there. The
 //! archive is `PIMAN_BENCH_ROOTFS`, or one made of this machine's /usr. `PIMAN_BENCH_ROUNDS`
-//! says how often (3). With `PIMAN_BENCH_SLOW=1` also on a disk limited to 30 MB/s, where
+//! says how often (3), and `TMPDIR` where the disk is kept (`/dev/shm`: a disk in memory). With `PIMAN_BENCH_SLOW=1` also on a disk limited to 30 MB/s, where
 //! the kernel has the blkio controller.
 
 use std::collections::BTreeMap;
@@ -87,6 +87,10 @@ fn table(server: &Server, disk: &LoopDisk, folder: &Path, rounds: usize, title: 
     let warm_up = usize::from(rounds > 1);
     for round in 0..rounds + warm_up {
         for way in &ways {
+            if *way == Way::Image {
+                // Nothing that an earlier round left is to be found on the card again.
+                disk.wipe();
+            }
             let (began, before) = (Instant::now(), disk.written());
             let memory = match way {
                 Way::Old => old(server, disk, folder, "gunzip | tar -x --numeric-owner -p"),
@@ -210,6 +214,11 @@ impl LoopDisk {
 
     fn sysfs(&self) -> PathBuf {
         Path::new("/sys/block").join(self.device.file_name().expect("a device has a name"))
+    }
+
+    /// Makes zeros of where images lie.
+    fn wipe(&self) {
+        shell(&format!("blkdiscard -z -f -l $((2 << 30)) {0}; sync {0}", self.device.display()));
     }
 
     /// Requests and bytes written so far.

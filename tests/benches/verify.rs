@@ -1,5 +1,6 @@
 //! What verification costs at most: the time of hashing every byte that is checked, alone on one
-//! core, beside the time of the whole installation, in one run.
+//! core, beside the time of the whole installation, in one run. And what it takes to find out
+//! what an archive is (`piman image add`), beside `gzip -t`.
 //!
 //! Needs root for path A. The archive is `PIMAN_BENCH_ROOTFS`; without it, one of this machine's
 //! /usr/bin. `PIMAN_BENCH_ROUNDS` says how often (5).
@@ -10,6 +11,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use pi_agent::sums::{Summing, Sums};
+use piman_tests::binaries;
 use piman_tests::server::Server;
 
 fn main() {
@@ -29,6 +31,22 @@ fn main() {
         let (install, hash) = (median(installs), median(hashes));
         println!("| {path} | {install:.3} | {hash:.3} | {:.3} |", install / (install - hash));
     }
+    let adds = (0..=rounds).map(|n| add(&archive, &folder.path().join(n.to_string()))).skip(1).collect();
+    let gzips = (0..rounds).map(|_| timed(Command::new("gzip").arg("-t").arg(&archive))).collect();
+    let (add, gzip, size) = (median(adds), median(gzips), bytes.len() as f64 / 1e9);
+    println!();
+    println!("`piman image add`: {add:.2} s, {:.1} s per GB; {:.2} of `gzip -t`", add / size, add / gzip);
+}
+
+fn timed(command: &mut Command) -> Duration {
+    let began = Instant::now();
+    let status = command.stdout(Stdio::null()).stderr(Stdio::null()).status();
+    assert!(status.is_ok_and(|s| s.success()), "{command:?}");
+    began.elapsed()
+}
+
+fn add(archive: &Path, state: &Path) -> Duration {
+    timed(Command::new(binaries::piman()).args(["image", "add", "--state"]).arg(state).arg(archive))
 }
 
 fn make(folder: &Path) -> PathBuf {
@@ -43,10 +61,8 @@ fn install(server: &Server, folder: &Path, path: &str) -> Duration {
     let card = folder.join("card.img");
     let _ = fs::remove_file(&card);
     let mut agent = server.agent(&card, "bench");
-    agent.args(["--size", "4G", "--path", path]).stdout(Stdio::null()).stderr(Stdio::null());
-    let began = Instant::now();
-    assert!(agent.status().expect("the agent starts").success(), "the agent failed by path {path}");
-    began.elapsed()
+    agent.args(["--size", "4G", "--path", path]);
+    timed(&mut agent)
 }
 
 /// As path A hashes; path B hashes about as many bytes, as they are stored.
