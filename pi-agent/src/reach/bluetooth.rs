@@ -10,9 +10,10 @@ use std::num::NonZeroU32;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use piman_core::{stream, talks, transfer};
+use rustix::io::Errno;
 use rustix::net::addr::{SocketAddrArg, SocketAddrLen, SocketAddrOpaque};
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
@@ -24,6 +25,8 @@ const RFCOMM: u32 = 3;
 pub const CHANNEL_MAX: u8 = 30;
 /// Connections that may wait to be accepted.
 const BACKLOG: i32 = 8;
+/// How often a channel is tried that another program uses.
+const TAKEN: Duration = Duration::from_millis(200);
 
 /// `struct sockaddr_rc`.
 #[repr(C)]
@@ -70,23 +73,35 @@ fn channel(port: u16) -> io::Result<u8> {
     }
 }
 
-/// Connects to a service of the device with this address.
+/// Connects to a service of the device with this address. RFCOMM has one connection for each channel between two
+/// devices: who comes second waits for as long as a connection may take.
 ///
 /// # Errors
-/// If there is no Bluetooth here, or the device does not answer in time.
+/// If there is no Bluetooth here, the device does not answer in time, or another program uses the channel.
 pub fn connect(address: &str, port: u16, within: Duration) -> io::Result<TcpStream> {
     let mut device = [0; 6];
     for (to, text) in device.iter_mut().zip(address.split(':')) {
         *to = u8::from_str_radix(text, 16).map_err(io::Error::other)?;
     }
-    let socket = socket()?;
-    // The kernel waits so long for the connection, too.
-    set_socket_timeout(&socket, Timeout::Send, Some(within))?;
     let channel = channel(port)?;
-    rustix::net::connect(&socket, &Address::new(device, channel)).map_err(|e| {
-        let e = io::Error::from(e);
-        io::Error::new(e.kind(), format!("{address}, channel {channel}: {e}"))
-    })?;
+    let deadline = Instant::now() + within;
+    let socket = loop {
+        // After a failure a socket is of no more use.
+        let socket = socket()?;
+        // The kernel waits so long for the connection, too.
+        set_socket_timeout(&socket, Timeout::Send, Some(within))?;
+        let why = match rustix::net::connect(&socket, &Address::new(device, channel)) {
+            Ok(()) => break socket,
+            Err(Errno::BUSY) if Instant::now() + TAKEN < deadline => {
+                thread::sleep(TAKEN);
+                continue;
+            }
+            Err(e @ Errno::BUSY) => (e, ", another program here is connected to it"),
+            Err(e) => (e, ""),
+        };
+        let e = io::Error::from(why.0);
+        return Err(io::Error::new(e.kind(), format!("{address}, channel {channel}: {e}{}", why.1)));
+    };
     set_socket_timeout(&socket, Timeout::Send, None)?;
     let (ours, theirs) = super::pair()?;
     join(socket, theirs)?;
@@ -99,7 +114,7 @@ pub fn connect(address: &str, port: u16, within: Duration) -> io::Result<TcpStre
 /// If there is no Bluetooth here, or somebody has the channel.
 pub fn listen(channel: u8, service: impl Fn() -> io::Result<TcpStream> + Send + 'static) -> io::Result<()> {
     let socket = socket()?;
-    let here = |e: rustix::io::Errno| {
+    let here = |e: Errno| {
         let e = io::Error::from(e);
         io::Error::new(e.kind(), format!("listening on the Bluetooth channel {channel}: {e}"))
     };
