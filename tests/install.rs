@@ -246,8 +246,8 @@ fn both_sides_agree_at_every_chop() {
             let (decision, ended) = world.both(
                 async {
                     let start = Start { hello: Some(hello), installed };
-                    let decision = attend(&mut pi, &mut [0; LINE_MAX], start, &mut card).await;
-                    drive::report(&mut pi, Report::Formatted).await.unwrap();
+                    let decision = attend(&mut pi, &mut [0; LINE_MAX], &start, &mut card).await;
+                    drive::report(&mut pi, &Report::Formatted).await.unwrap();
                     drop(pi);
                     decision
                 },
@@ -275,7 +275,7 @@ fn a_cut_after_every_byte_is_an_error_of_the_agent_and_none_of_the_server() {
         let mut lab = Lab::new(Plan::Format(Some(offer())));
         let (decision, _) = world.both(
             async {
-                let decision = attend(&mut pi, &mut [0; LINE_MAX], start, &mut Card { date: None }).await;
+                let decision = attend(&mut pi, &mut [0; LINE_MAX], &start, &mut Card { date: None }).await;
                 drop(pi);
                 decision
             },
@@ -423,7 +423,7 @@ proptest! {
         let block = format!("format\n{head}{}\nEOM\n", fields.join(" "));
         let mut script = Script::new(block.as_bytes(), chop);
         let start = Start { hello: None, installed: false };
-        let decision = blocking::run(attend(&mut script, &mut [0; LINE_MAX + 400], start, &mut Card { date: None }));
+        let decision = blocking::run(attend(&mut script, &mut [0; LINE_MAX + 400], &start, &mut Card { date: None }));
         prop_assert_eq!(decision, Ok(Decision::Format(Some(offer))));
         // To a peer that knows nothing of ours each line is one that is no command.
         for line in block.lines().filter(|l| l.starts_with("PIMAN")) {
@@ -437,8 +437,11 @@ proptest! {
         let offer = Offer { id, bytes, rootfs_port: ports.0, fetch_port: ports.1, image, more };
         let block = Command::Format(Some(offer)).to_string();
         let mut agent = Agent::new();
-        let last = block.lines().map(|l| agent.handle(l.as_bytes())).last();
-        let decided = matches!(last, Some(AgentStep::Decided(_, Decision::Format(Some(o)))) if o == offer);
+        let mut decided = false;
+        for line in block.lines() {
+            let step = agent.handle(line.as_bytes());
+            decided = matches!(step, AgentStep::Decided(_, Decision::Format(Some(o))) if *o == offer);
+        }
         prop_assert!(decided);
     }
 

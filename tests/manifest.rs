@@ -25,7 +25,7 @@ fn offer(server: &Server, hello: Hello<'_>) -> Offer {
         for line in BufReader::new(stream).lines() {
             match agent.handle(line.unwrap().as_bytes()) {
                 AgentStep::Decided(_, Decision::Format(offer)) => {
-                    found = offer;
+                    found = *offer;
                     break;
                 }
                 // It is being checked.

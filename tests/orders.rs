@@ -74,7 +74,7 @@ impl Talk {
         let mut agent = Agent::new();
         for line in BufReader::new(self.0.try_clone().unwrap()).lines() {
             if let AgentStep::Decided(_, decision) = agent.handle(line.unwrap().as_bytes()) {
-                return decision;
+                return *decision;
             }
         }
         panic!("no decision");

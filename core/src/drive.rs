@@ -85,7 +85,7 @@ pub trait Pi {
 pub async fn attend<T: Read + Write>(
     io: &mut T,
     buf: &mut [u8],
-    start: Start<'_>,
+    start: &Start<'_>,
     pi: &mut impl Pi,
 ) -> Result<Decision, Error<T::Error>> {
     let mut framer = Framer::new(buf);
@@ -103,7 +103,7 @@ pub async fn attend<T: Read + Write>(
             }
         }
         if let Some(AgentStep::Decided(_, decision)) = step {
-            return Ok(decision);
+            return Ok(*decision);
         }
         step = loop {
             match framer.next_line() {
@@ -165,8 +165,8 @@ impl<'a> Line<'a> {
 ///
 /// # Errors
 /// [`Error::Io`] if the stream fails.
-pub async fn report<T: Write>(io: &mut T, report: Report<'_>) -> Result<(), Error<T::Error>> {
-    say::<_, PIECE>(io, |to| match (report.word(), &report) {
+pub async fn report<T: Write>(io: &mut T, report: &Report<'_>) -> Result<(), Error<T::Error>> {
+    say::<_, PIECE>(io, |to| match (report.word(), report) {
         (Some(word), _) => {
             to.write_str(word)?;
             to.write_char('\n')
@@ -185,7 +185,7 @@ pub async fn report<T: Write>(io: &mut T, report: Report<'_>) -> Result<(), Erro
 /// # Errors
 /// [`Error::Io`] if the stream fails.
 pub async fn notify<T: Write>(io: &mut T, notice: Notice<'_>) -> Result<(), Error<T::Error>> {
-    report(io, Report::Ours(notice)).await
+    report(io, &Report::Ours(notice)).await
 }
 
 /// What the Pi's side holds of a line on its way, in bytes: most lines leave in one write.

@@ -66,7 +66,7 @@ impl Talk {
             .and_then(|mut talk| {
                 let mut buf = [0; LINE_MAX];
                 talk.limit(DECIDE_TIMEOUT);
-                let decision = run(drive::attend(&mut talk.io, &mut buf, start, pi))
+                let decision = run(drive::attend(&mut talk.io, &mut buf, &start, pi))
                     .map_err(|e| anyhow!("{e}"))
                     .context("waiting for a decision")?;
                 Ok((talk, decision))
@@ -96,7 +96,7 @@ impl Talk {
     /// If the connection is gone.
     pub fn report(&mut self, report: Report<'_>) -> anyhow::Result<()> {
         self.limit(REPORT_TIMEOUT);
-        run(drive::report(&mut self.io, report)).map_err(|e| anyhow!("{e}"))
+        run(drive::report(&mut self.io, &report)).map_err(|e| anyhow!("{e}"))
     }
 
     /// Says a line of ours.

@@ -1,6 +1,6 @@
 //! The Pi's side of the control connection, as pure steps.
 
-use super::command::{Command, Date, END};
+use super::command::{Date, END, Word};
 use super::ours::{self, Hello, Offer};
 use super::report::{Milestone, Report};
 
@@ -22,10 +22,11 @@ impl Start<'_> {
 }
 
 /// What piman decided.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub enum Decision {
     /// Boot what is on the card.
+    #[default]
     Boot,
     /// Install; `None` from a server that does not say what.
     Format(Option<Offer>),
@@ -53,67 +54,87 @@ pub enum Step<'a> {
     /// Answer `Sorry don't know how to do ` and this.
     Unknown(&'a [u8]),
     /// Report this milestone, if any; the talk is over until the decision is carried out.
-    Decided(Option<Milestone>, Decision),
+    Decided(Option<Milestone>, &'a Decision),
 }
 
 /// The Pi's end of one control connection.
 #[derive(Debug, Default)]
 pub struct Agent {
     /// What the block that is being read orders when its `EOM` comes.
-    pending: Option<Command>,
+    pending: Pending,
+    /// What it decides, then and afterwards: the one place where an offer is kept.
+    decision: Decision,
+}
+
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+enum Pending {
+    #[default]
+    Nothing,
+    Wipe,
+    Decision,
 }
 
 impl Agent {
     /// An agent that has said its [`Start`] and read nothing yet.
     #[must_use]
     pub const fn new() -> Self {
-        Self { pending: None }
+        Self { pending: Pending::Nothing, decision: Decision::Boot }
     }
 
     /// Takes one line and says what to do. A block is carried out at its `EOM`, except for
     /// what ends nothing (the date, the addresses).
-    pub fn handle<'a>(&mut self, line: &'a [u8]) -> Step<'a> {
+    pub fn handle<'a>(&'a mut self, line: &'a [u8]) -> Step<'a> {
         let line = line.trim_ascii();
         if line == END {
-            return match self.pending.take() {
-                Some(Command::Boot) => Step::Decided(Some(Milestone::ReceivedBoot), Decision::Boot),
-                Some(Command::Format(offer)) => {
-                    Step::Decided(Some(Milestone::ReceivedFormat), Decision::Format(offer))
+            return match core::mem::take(&mut self.pending) {
+                Pending::Nothing => Step::Read,
+                Pending::Wipe => Step::Wipe,
+                Pending::Decision => {
+                    let milestone = match self.decision {
+                        Decision::Boot => Some(Milestone::ReceivedBoot),
+                        Decision::Format(_) => Some(Milestone::ReceivedFormat),
+                        Decision::Wait { .. } => None,
+                    };
+                    Step::Decided(milestone, &self.decision)
                 }
-                Some(Command::Wait { seconds, percent }) => {
-                    Step::Decided(None, Decision::Wait { seconds, percent })
-                }
-                Some(Command::Reinstall) => Step::Wipe,
-                Some(Command::Date(_) | Command::Ip) | None => Step::Read,
             };
         }
-        match Command::parse(line) {
-            Some(Command::Date(date)) => Step::SetDate(date),
-            Some(Command::Ip) => Step::Addresses,
-            Some(order) => {
-                self.pending = Some(order);
-                Step::Read
+        match Word::parse(line) {
+            Some(Word::Boot) => self.decide(Decision::Boot),
+            Some(Word::Format) => self.decide(Decision::Format(None)),
+            Some(Word::Reinstall) => self.pending = Pending::Wipe,
+            Some(Word::Ip) => return Step::Addresses,
+            None => {
+                return match Date::parse(line) {
+                    Some(date) => Step::SetDate(date),
+                    None => self.extra(line),
+                };
             }
-            None => self.extra(line),
         }
+        Step::Read
+    }
+
+    fn decide(&mut self, decision: Decision) {
+        self.decision = decision;
+        self.pending = Pending::Decision;
     }
 
     fn extra<'a>(&mut self, line: &'a [u8]) -> Step<'a> {
-        match (ours::split(line), &mut self.pending) {
-            (Some((b"offer", fields)), Some(Command::Format(offer))) => {
-                *offer = Offer::parse(fields);
+        match (ours::split(line), self.pending, &mut self.decision) {
+            (Some((b"offer", fields)), Pending::Decision, Decision::Format(offer)) => {
+                Offer::read(fields, offer);
                 if offer.is_none() {
                     warning!("the server's offer cannot be read");
                 }
             }
-            (Some((b"wait", fields)), pending) => {
+            (Some((b"wait", fields)), ..) => {
                 let seconds = ours::number(fields, "seconds").unwrap_or(5);
                 let percent = ours::number(fields, "percent").unwrap_or(0);
-                *pending = Some(Command::Wait { seconds, percent });
+                self.decide(Decision::Wait { seconds, percent });
             }
-            (Some(_), _) => {}
-            (None, _) if line.is_empty() || line.starts_with(b"PIMAN/") => {}
-            (None, _) => return Step::Unknown(line),
+            (Some(_), ..) => {}
+            (None, ..) if line.is_empty() || line.starts_with(b"PIMAN/") => {}
+            (None, ..) => return Step::Unknown(line),
         }
         Step::Read
     }
@@ -123,33 +144,44 @@ impl Agent {
 mod tests {
     use super::*;
     use crate::hash::Hash;
+    use crate::install::Command;
     use std::string::ToString;
 
-    /// The first step that is not `Read`.
-    fn talk(agent: &mut Agent, block: &str) -> Option<Step<'static>> {
-        block.to_string().leak().lines().map(|l| agent.handle(l.as_bytes())).find(|s| *s != Step::Read)
+    type Decided = (Option<Milestone>, Decision);
+
+    /// The first decision.
+    fn talk(agent: &mut Agent, block: &str) -> Option<Decided> {
+        for line in block.lines() {
+            match agent.handle(line.as_bytes()) {
+                Step::Decided(milestone, decision) => return Some((milestone, *decision)),
+                step => assert_eq!(step, Step::Read, "{line}"),
+            }
+        }
+        None
     }
 
     #[test]
     fn decisions_come_with_eom() {
         let mut agent = Agent::new();
         assert_eq!(talk(&mut agent, "boot\n"), None);
-        let boot = Step::Decided(Some(Milestone::ReceivedBoot), Decision::Boot);
+        let boot = (Some(Milestone::ReceivedBoot), Decision::Boot);
         assert_eq!(talk(&mut agent, "EOM"), Some(boot));
         assert_eq!(talk(&mut agent, "EOM"), None);
-        let format = Step::Decided(Some(Milestone::ReceivedFormat), Decision::Format(None));
+        let format = (Some(Milestone::ReceivedFormat), Decision::Format(None));
         assert_eq!(talk(&mut agent, "format\r\n EOM \n"), Some(format));
-        assert_eq!(talk(&mut agent, "reinstall\nEOM\n"), Some(Step::Wipe));
+        assert_eq!(agent.handle(b"reinstall"), Step::Read);
+        assert_eq!(agent.handle(b"EOM"), Step::Wipe);
+        assert_eq!(agent.handle(b"EOM"), Step::Read);
     }
 
     #[test]
     fn ours_as_written_by_the_server() {
         let offer = Offer { id: Hash([1; 32]), bytes: 5, rootfs_port: 1, fetch_port: 2, ..Offer::default() };
         let block = Command::Format(Some(offer)).to_string();
-        let want = Step::Decided(Some(Milestone::ReceivedFormat), Decision::Format(Some(offer)));
+        let want = (Some(Milestone::ReceivedFormat), Decision::Format(Some(offer)));
         assert_eq!(talk(&mut Agent::new(), &block), Some(want));
         let block = Command::Wait { seconds: 3, percent: 40 }.to_string();
-        let want = Step::Decided(None, Decision::Wait { seconds: 3, percent: 40 });
+        let want = (None, Decision::Wait { seconds: 3, percent: 40 });
         assert_eq!(talk(&mut Agent::new(), &block), Some(want));
     }
 

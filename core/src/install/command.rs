@@ -36,13 +36,34 @@ impl Command {
     #[must_use]
     pub fn parse(line: &[u8]) -> Option<Self> {
         let line = line.trim_ascii();
-        let words: [&[u8]; 4] = [b"boot", b"format", b"reinstall", b"ip"];
-        match words.iter().position(|word| *word == line) {
-            Some(0) => Some(Self::Boot),
-            Some(1) => Some(Self::Format(None)),
-            Some(2) => Some(Self::Reinstall),
-            Some(_) => Some(Self::Ip),
+        match Word::parse(line) {
+            Some(Word::Boot) => Some(Self::Boot),
+            Some(Word::Format) => Some(Self::Format(None)),
+            Some(Word::Reinstall) => Some(Self::Reinstall),
+            Some(Word::Ip) => Some(Self::Ip),
             None => Date::parse(line).map(Self::Date),
+        }
+    }
+}
+
+/// The orders that are one word.
+#[derive(Clone, Copy)]
+pub(super) enum Word {
+    Boot,
+    Format,
+    Reinstall,
+    Ip,
+}
+
+impl Word {
+    /// `None` for anything else than the bare word.
+    pub(super) fn parse(line: &[u8]) -> Option<Self> {
+        match line {
+            b"boot" => Some(Self::Boot),
+            b"format" => Some(Self::Format),
+            b"reinstall" => Some(Self::Reinstall),
+            b"ip" => Some(Self::Ip),
+            _ => None,
         }
     }
 }

@@ -106,7 +106,7 @@ pub async fn install<D: Device, C: Clock>(
     let mut talk = connect(net, sockets[0], control).await?;
     let mut buf = [0; 1024];
     let start = Start { hello: Some(hello), installed: false };
-    let offer = match attend(&mut talk, &mut buf, start, &mut Chip).await.doing("reporting")? {
+    let offer = match attend(&mut talk, &mut buf, &start, &mut Chip).await.doing("reporting")? {
         Decision::Format(Some(offer)) => offer,
         other => {
             say!("decision {other:?}");
@@ -126,7 +126,7 @@ pub async fn install<D: Device, C: Clock>(
         Report::Milestone(Milestone::FinishedMounting),
         Report::Formatted,
     ] {
-        report(&mut talk, step).await.doing("reporting")?;
+        report(&mut talk, &step).await.doing("reporting")?;
     }
     // The server closes after the last report.
     ensure(talk.read(&mut buf).await.doing("waiting for the server's end")? == 0, "the server says more")?;

@@ -63,7 +63,12 @@ fn name<'a>(fields: &'a [u8], key: &str) -> Option<&'a str> {
 }
 
 pub(super) fn number<T: TryFrom<u64>>(fields: &[u8], key: &str) -> Option<T> {
-    words::parse(field(fields, key)?).and_then(|n| n.try_into().ok())
+    large(fields, key)?.try_into().ok()
+}
+
+/// One for all types of numbers.
+fn large(fields: &[u8], key: &str) -> Option<u64> {
+    words::parse(field(fields, key)?)
 }
 
 fn hash(fields: &[u8], key: &str) -> Option<Hash> {
@@ -386,7 +391,9 @@ mod tests {
             (offer.image, offer.more) = (image, more);
             let line = offer.to_string();
             let (verb, fields) = split(line.as_bytes()).unwrap();
-            assert_eq!((verb, Offer::parse(fields)), (&b"offer"[..], Some(offer)));
+            let mut read = None;
+            Offer::read(fields, &mut read);
+            assert_eq!((verb, read), (&b"offer"[..], Some(offer)));
         }
     }
 }

@@ -61,7 +61,19 @@ pub struct ImageOffer {
 }
 
 impl Offer {
-    pub(in crate::install) fn parse(fields: &[u8]) -> Option<Self> {
+    /// Reads the fields into `place`, where it stays: an offer is large. `None` is there if one is missing.
+    pub(in crate::install) fn read(fields: &[u8], place: &mut Option<Self>) {
+        let offer = place.insert(Self::default());
+        if offer.fill(fields).is_none() {
+            *place = None;
+        }
+    }
+
+    fn fill(&mut self, fields: &[u8]) -> Option<()> {
+        self.id = hash(fields, "id")?;
+        self.bytes = number(fields, "bytes")?;
+        self.rootfs_port = number(fields, "rootfs")?;
+        self.fetch_port = number(fields, "fetch")?;
         let image = || {
             Some(ImageOffer {
                 table: hash(fields, "table")?,
@@ -69,32 +81,21 @@ impl Offer {
                 chunk_bytes: number(fields, "chunk-bytes")?,
             })
         };
-        Some(Self {
-            id: hash(fields, "id")?,
-            bytes: number(fields, "bytes")?,
-            rootfs_port: number(fields, "rootfs")?,
-            fetch_port: number(fields, "fetch")?,
-            image: image(),
-            more: More::parse(fields),
-        })
-    }
-}
-
-impl More {
-    fn parse(fields: &[u8]) -> Self {
-        let keys = ["rev", "sums", "manifest-bytes", "unpacked", "entries", "counter", "resume"];
-        let [revision, sums, manifest, unpacked_bytes, entries, counter, resume_at] =
-            keys.map(|key| number::<u64>(fields, key).unwrap_or(0));
-        Self {
-            revision: revision.try_into().unwrap_or(0),
-            sums_chunk: sums.try_into().unwrap_or(0),
-            manifest_bytes: manifest.try_into().unwrap_or(0),
-            unpacked_bytes,
-            entries,
-            counter,
-            installation: Installation::field(fields),
-            resume_at,
+        self.image = image();
+        let more = &mut self.more;
+        more.revision = number(fields, "rev").unwrap_or(0);
+        more.sums_chunk = number(fields, "sums").unwrap_or(0);
+        more.manifest_bytes = number(fields, "manifest-bytes").unwrap_or(0);
+        for (key, value) in [
+            ("unpacked", &mut more.unpacked_bytes),
+            ("entries", &mut more.entries),
+            ("counter", &mut more.counter),
+            ("resume", &mut more.resume_at),
+        ] {
+            *value = number(fields, key).unwrap_or(0);
         }
+        more.installation = Installation::field(fields);
+        Some(())
     }
 }
 

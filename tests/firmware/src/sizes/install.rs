@@ -44,11 +44,11 @@ impl Service for Install {
     );
 
     async fn run(io: &mut Line, buf: &mut [u8]) -> bool {
-        let Ok(Decision::Format(Some(_))) = attend(io, buf, *black_box(&START), &mut Chip).await else {
+        let Ok(Decision::Format(Some(_))) = attend(io, buf, black_box(&START), &mut Chip).await else {
             return false;
         };
         for line in black_box(&REPORTS) {
-            if report(io, *line).await.is_err() {
+            if report(io, line).await.is_err() {
                 return false;
             }
         }
