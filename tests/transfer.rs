@@ -177,13 +177,14 @@ fn golden_bytes() {
     let mut buf = [0xaa; REQUEST_LEN];
     let mut padded = b"Da.log".to_vec();
     padded.resize(256, 0);
-    assert_eq!(Message::Request(Operation::Download, name("a.log")).encode(&mut buf), padded);
+    assert_eq!(Message::Request(Operation::Download, &name("a.log")).encode(&mut buf), padded);
     padded[0] = b'U';
-    assert_eq!(Message::Request(Operation::Upload, name("a.log")).encode(&mut buf), padded);
+    assert_eq!(Message::Request(Operation::Upload, &name("a.log")).encode(&mut buf), padded);
     padded[0] = b'R';
-    assert_eq!(Message::Request(Operation::Ranges, name("a.log")).encode(&mut buf), padded);
+    assert_eq!(Message::Request(Operation::Ranges, &name("a.log")).encode(&mut buf), padded);
     let full = [b'n'; 255];
-    let sent = Message::Request(Operation::Upload, Name::parse(&full).unwrap());
+    let longest = Name::parse(&full).unwrap();
+    let sent = Message::Request(Operation::Upload, &longest);
     assert_eq!(sent.encode(&mut buf), request(b'U', &full));
     for (status, byte) in [
         (Status::Go, b'T'),

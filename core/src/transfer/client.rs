@@ -51,22 +51,22 @@ impl Download {
 }
 
 impl Machine for Download {
-    fn handle(&mut self, input: Input<'_>) -> Step {
+    fn handle<'m>(&'m mut self, input: Input<'_>) -> Step<'m> {
         use Input::{Answer, Broken, Closed, Moved, Received, Sent, Start};
         let (state, step) = match (self.state, input) {
             (Getting::Creating, Start) => {
-                let ask = Ask::Create { name: self.name.clone(), keep: self.ranges };
+                let ask = Ask::Create { name: &self.name, keep: self.ranges };
                 (Getting::Creating, Step::Ask(ask))
             }
             (Getting::Creating, Answer(Ok(Value::Bytes(have)))) => {
                 if have > 0 && self.ranges {
                     (Getting::Hashing(have), Step::Ask(Ask::Hash(have)))
                 } else {
-                    (Getting::Asked, self.request(Operation::Download))
+                    (Getting::Asked, Step::Send(Message::Request(Operation::Download, &self.name)))
                 }
             }
             (Getting::Hashing(have), Answer(Ok(Value::Hash(hash)))) => {
-                (Getting::Greeted(have, hash), self.request(Operation::Ranges))
+                (Getting::Greeted(have, hash), Step::Send(Message::Request(Operation::Ranges, &self.name)))
             }
             (Getting::Asked, Sent) => (Getting::Asked, Step::Read(9)),
             (Getting::Asked, Received(bytes)) => match (status(bytes), wire::number(bytes, 1)) {
@@ -118,21 +118,15 @@ impl Machine for Download {
     }
 }
 
-impl Download {
-    fn request(&self, operation: Operation) -> Step {
-        Step::Send(Message::Request(operation, self.name.clone()))
-    }
-}
-
-fn reserve(start: u64, size: u64) -> (Getting, Step) {
+fn reserve(start: u64, size: u64) -> (Getting, Step<'static>) {
     (Getting::Reserving { start, size }, Step::Ask(Ask::Reserve { start, size }))
 }
 
-fn no(status: Result<Status, End>) -> (Getting, Step) {
+fn no(status: Result<Status, End>) -> (Getting, Step<'static>) {
     get_end(refused(status))
 }
 
-fn get_end(end: End) -> (Getting, Step) {
+fn get_end(end: End) -> (Getting, Step<'static>) {
     (Getting::Ending(end), Step::End(end))
 }
 
@@ -185,17 +179,17 @@ impl Upload {
 }
 
 impl Machine for Upload {
-    fn handle(&mut self, input: Input<'_>) -> Step {
+    fn handle<'m>(&'m mut self, input: Input<'_>) -> Step<'m> {
         use Input::{Answer, Broken, Closed, Moved, Received, Sent, Start};
         let (state, step) = match (self.state, input) {
-            (Putting::Opening, Start) => (Putting::Opening, Step::Ask(Ask::Open(self.name.clone()))),
+            (Putting::Opening, Start) => (Putting::Opening, Step::Ask(Ask::Open(&self.name))),
             (Putting::Opening, Answer(Ok(Value::Bytes(size)))) => {
                 let (state, operation) = if self.ranges {
                     (Putting::Greeted { size }, Operation::Ranges)
                 } else {
                     (Putting::Asked { size }, Operation::Upload)
                 };
-                (state, Step::Send(Message::Request(operation, self.name.clone())))
+                (state, Step::Send(Message::Request(operation, &self.name)))
             }
             (state @ (Putting::Asked { .. } | Putting::Sized { .. } | Putting::Greeted { .. }), Sent) => {
                 (state, Step::Read(1))
@@ -255,11 +249,11 @@ impl Machine for Upload {
     }
 }
 
-fn begin(start: u64, size: u64) -> (Putting, Step) {
+fn begin(start: u64, size: u64) -> (Putting, Step<'static>) {
     (Putting::Moving { start, size }, Step::Send(Message::Size(start)))
 }
 
-fn put_end(end: End) -> (Putting, Step) {
+fn put_end(end: End) -> (Putting, Step<'static>) {
     (Putting::Ending(end), Step::End(end))
 }
 

@@ -79,7 +79,7 @@ pub enum Pause {
 /// [`Error::Io`] if the stream fails, [`PeerError::Deaf`] if it takes no more bytes.
 pub async fn advance<T: Read + Write>(
     io: &mut T,
-    machine: &mut impl Machine,
+    machine: &mut dyn Machine,
     storage: &mut impl Storage,
     input: Input<'_>,
 ) -> Result<Pause, Error<T::Error>> {
@@ -100,7 +100,10 @@ pub async fn advance<T: Read + Write>(
                 io.flush().await?;
                 machine.handle(Input::Sent)
             }
-            Step::Ask(ask) => machine.handle(Input::Answer(answer(storage, &ask).await)),
+            Step::Ask(ask) => {
+                let answer = answer(storage, &ask).await;
+                machine.handle(Input::Answer(answer))
+            }
             Step::Body(body) => return Ok(Pause::Body(body)),
             Step::End(end) => return Ok(Pause::End(end)),
         };
@@ -115,7 +118,7 @@ pub async fn advance<T: Read + Write>(
 pub async fn run<T: Read + Write>(
     io: &mut T,
     buf: &mut [u8],
-    machine: &mut impl Machine,
+    machine: &mut dyn Machine,
     storage: &mut impl Storage,
 ) -> Result<End, Error<T::Error>> {
     let mut input = Input::Start;
@@ -129,7 +132,7 @@ pub async fn run<T: Read + Write>(
     }
 }
 
-async fn answer(storage: &mut impl Storage, ask: &Ask) -> Result<Value, Refusal> {
+async fn answer(storage: &mut impl Storage, ask: &Ask<'_>) -> Result<Value, Refusal> {
     match ask {
         Ask::Open(name) => storage.open(name).await.map(Value::Bytes),
         Ask::Create { name, keep } => storage.create(name, *keep).await.map(Value::Bytes),

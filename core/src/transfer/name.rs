@@ -38,7 +38,7 @@ impl Name {
     /// [`BadName`] for anything that is not the plain name of a visible file.
     pub fn parse(bytes: &[u8]) -> Result<Self, BadName> {
         let text = str::from_utf8(bytes).map_err(|_| BadName::NotUtf8)?;
-        let text = text.trim_matches(|c: char| c == '\0' || c.is_whitespace());
+        let text = trim(text);
         if text.is_empty() {
             return Err(BadName::Empty);
         }
@@ -59,6 +59,16 @@ impl Name {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+}
+
+/// Without NULs and white space at both ends: what `char::is_whitespace` says, whose table costs a
+/// microcontroller more than this.
+fn trim(text: &str) -> &str {
+    let empty = |c: char| {
+        matches!(c, '\0' | '\t'..='\r' | ' ' | '\u{85}' | '\u{A0}' | '\u{1680}' | '\u{2000}'..='\u{200A}')
+            || matches!(c, '\u{2028}' | '\u{2029}' | '\u{202F}' | '\u{205F}' | '\u{3000}')
+    };
+    text.trim_matches(empty)
 }
 
 impl fmt::Display for Name {
@@ -91,6 +101,15 @@ impl core::error::Error for BadName {}
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn white_space_is_what_the_standard_library_says() {
+        for c in '\0'..=char::MAX {
+            let mut text = [0; 4];
+            let empty = trim(c.encode_utf8(&mut text)).is_empty();
+            assert_eq!(empty, c == '\0' || c.is_whitespace(), "{c:?}");
+        }
+    }
 
     #[test]
     fn padding_and_white_space_go() {

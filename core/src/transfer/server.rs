@@ -8,6 +8,8 @@ use crate::hash::Hash;
 /// One transfer, seen from the server.
 #[derive(Debug)]
 pub struct Server {
+    /// Of which file; `None` until it is known, and if it is not allowed.
+    name: Option<Name>,
     state: State,
 }
 
@@ -18,16 +20,16 @@ struct Have {
     hash: Hash,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 enum State {
     /// Nothing is known yet.
     Request,
     /// `R`: up or down?
-    Direction(Option<Name>),
+    Direction,
     /// `R` down: what does the client have?
-    Have(Option<Name>),
+    Have,
     /// `R` up: how large is it?
-    Want(Option<Name>),
+    Want,
     /// Down: the storage looks for the file.
     Opening(Option<Have>),
     /// `R` down: the storage compares.
@@ -35,7 +37,7 @@ enum State {
     /// Down: the client decides.
     Offered { start: u64, size: u64 },
     /// Up: the storage looks whether it may be. With `R` the size is known by now.
-    Creating(Option<(u64, Name)>),
+    Creating(Option<u64>),
     /// `R` up: there is such a file; is it as large?
     Existing { size: u64 },
     /// `R` up: what is its hash?
@@ -60,38 +62,43 @@ enum State {
 
 impl Default for Server {
     fn default() -> Self {
-        Self { state: State::Request }
+        Self { name: None, state: State::Request }
     }
 }
 
 impl Machine for Server {
-    fn handle(&mut self, input: Input<'_>) -> Step {
-        let state = core::mem::replace(&mut self.state, State::Ending(End::Strange));
-        let (state, step) = turn(state, input);
+    fn handle<'m>(&'m mut self, input: Input<'_>) -> Step<'m> {
+        if let (State::Request, Input::Received(bytes)) = (self.state, input) {
+            let request = Request::parse(bytes);
+            let operation = request.as_ref().map(|r| r.operation);
+            self.name = request.and_then(|r| r.name.ok());
+            let (state, step) = asked(operation, self.name.as_ref());
+            self.state = state;
+            return step;
+        }
+        let (state, step) = turn(self.state, self.name.as_ref(), input);
         self.state = state;
         step
     }
 }
 
-fn turn(state: State, input: Input<'_>) -> (State, Step) {
+fn turn<'m>(state: State, name: Option<&'m Name>, input: Input<'_>) -> (State, Step<'m>) {
     use Input::{Answer, Broken, Closed, Moved, Received, Sent, Start};
     match (state, input) {
         (State::Request, Start) => (State::Request, Step::Read(REQUEST_LEN)),
-        (State::Request, Received(bytes)) => request(bytes),
 
-        (state @ State::Direction(_), Sent) => (state, Step::Read(1)),
-        (State::Direction(name), Received(b"D")) => (State::Have(name), Step::Read(40)),
-        (State::Direction(name), Received(b"U")) => (State::Want(name), Step::Read(8)),
-        (State::Have(name), Received(bytes)) => match (name, wire::number(bytes, 0), wire::hash(bytes, 8)) {
+        (State::Direction, Sent) => (state, Step::Read(1)),
+        (State::Direction, Received(b"D")) => (State::Have, Step::Read(40)),
+        (State::Direction, Received(b"U")) => (State::Want, Step::Read(8)),
+        (State::Have, Received(bytes)) => match (name, wire::number(bytes, 0), wire::hash(bytes, 8)) {
             (Some(name), Some(bytes), Some(hash)) => {
                 (State::Opening(Some(Have { bytes, hash })), Step::Ask(Ask::Open(name)))
             }
             _ => last(Message::From(Status::No, 0, 0), End::Refused(Refusal::Refused)),
         },
-        (State::Want(name), Received(bytes)) => match (name, wire::number(bytes, 0)) {
+        (State::Want, Received(bytes)) => match (name, wire::number(bytes, 0)) {
             (Some(name), Some(size)) => {
-                let ask = Ask::Create { name: name.clone(), keep: true };
-                (State::Creating(Some((size, name))), Step::Ask(ask))
+                (State::Creating(Some(size)), Step::Ask(Ask::Create { name, keep: true }))
             }
             _ => no_partial(Refusal::Refused),
         },
@@ -136,7 +143,7 @@ fn turn(state: State, input: Input<'_>) -> (State, Step) {
             }
             None => end(End::Strange),
         },
-        (State::Creating(Some((size, _))), Answer(Ok(Value::Bytes(have)))) => {
+        (State::Creating(Some(size)), Answer(Ok(Value::Bytes(have)))) => {
             // More than there will be is of another file.
             if have == 0 || have > size {
                 reserve(Have { bytes: 0, hash: Hash::default() }, size)
@@ -144,9 +151,10 @@ fn turn(state: State, input: Input<'_>) -> (State, Step) {
                 (State::Weighing { have, size }, Step::Ask(Ask::Hash(have)))
             }
         }
-        (State::Creating(Some((size, name))), Answer(Err(Refusal::Exists))) => {
-            (State::Existing { size }, Step::Ask(Ask::Open(name)))
-        }
+        (State::Creating(Some(size)), Answer(Err(Refusal::Exists))) => match name {
+            Some(name) => (State::Existing { size }, Step::Ask(Ask::Open(name))),
+            None => end(End::Strange),
+        },
         (State::Existing { size }, Answer(Ok(Value::Bytes(there)))) if there == size => {
             (State::Known { size }, Step::Ask(Ask::Hash(size)))
         }
@@ -209,24 +217,22 @@ fn turn(state: State, input: Input<'_>) -> (State, Step) {
     }
 }
 
-fn request(bytes: &[u8]) -> (State, Step) {
-    let Some(request) = Request::parse(bytes) else {
-        return last(Message::Status(Status::Error), End::Strange);
-    };
-    match (request.operation, request.name) {
-        (Operation::Download, Ok(name)) => (State::Opening(None), Step::Ask(Ask::Open(name))),
-        (Operation::Upload, Ok(name)) => {
+fn asked(operation: Option<Operation>, name: Option<&Name>) -> (State, Step<'_>) {
+    match (operation, name) {
+        (None, _) => last(Message::Status(Status::Error), End::Strange),
+        (Some(Operation::Download), Some(name)) => (State::Opening(None), Step::Ask(Ask::Open(name))),
+        (Some(Operation::Upload), Some(name)) => {
             (State::Creating(None), Step::Ask(Ask::Create { name, keep: false }))
         }
-        (Operation::Ranges, name) => {
-            (State::Direction(name.ok()), Step::Send(Message::Status(Status::Ranges)))
+        (Some(Operation::Ranges), _) => (State::Direction, Step::Send(Message::Status(Status::Ranges))),
+        (Some(Operation::Download), None) => {
+            last(Message::Offer(Status::No, 0), End::Refused(Refusal::Refused))
         }
-        (Operation::Download, Err(_)) => last(Message::Offer(Status::No, 0), End::Refused(Refusal::Refused)),
-        (Operation::Upload, Err(_)) => last(Message::Status(Status::No), End::Refused(Refusal::Refused)),
+        (Some(Operation::Upload), None) => last(Message::Status(Status::No), End::Refused(Refusal::Refused)),
     }
 }
 
-fn offer(ranges: Option<()>, start: u64, size: u64) -> (State, Step) {
+fn offer(ranges: Option<()>, start: u64, size: u64) -> (State, Step<'static>) {
     let message = match ranges {
         Some(()) => Message::From(Status::Go, size, start),
         None => Message::Offer(Status::Go, size),
@@ -234,25 +240,25 @@ fn offer(ranges: Option<()>, start: u64, size: u64) -> (State, Step) {
     (State::Offered { start, size }, Step::Send(message))
 }
 
-fn reserve(have: Have, size: u64) -> (State, Step) {
+fn reserve(have: Have, size: u64) -> (State, Step<'static>) {
     let ask = Ask::Reserve { start: have.bytes, size };
     (State::Reserving { size, ranges: Some(have) }, Step::Ask(ask))
 }
 
-fn receive(start: u64, size: u64) -> (State, Step) {
+fn receive(start: u64, size: u64) -> (State, Step<'static>) {
     let body = Body::In { start, size };
     (State::Moving { body, ranges: true }, Step::Body(body))
 }
 
-fn no_partial(no: Refusal) -> (State, Step) {
+fn no_partial(no: Refusal) -> (State, Step<'static>) {
     last(Message::Partial(Status::refusal(no), 0, Hash::default()), End::Refused(no))
 }
 
-fn last(message: Message, over: End) -> (State, Step) {
+fn last(message: Message<'static>, over: End) -> (State, Step<'static>) {
     (State::Ending(over), Step::Send(message))
 }
 
-fn end(over: End) -> (State, Step) {
+fn end(over: End) -> (State, Step<'static>) {
     (State::Ending(over), Step::End(over))
 }
 

@@ -5,9 +5,10 @@ use super::wire::{Message, Refusal};
 use crate::hash::Hash;
 
 /// A session: something happened, what is next?
-pub trait Machine {
-    /// Takes what the last step brought and says what to do now.
-    fn handle(&mut self, input: Input<'_>) -> Step;
+pub trait Machine: Send {
+    /// Takes what the last step brought and says what to do now. The session keeps the file's name: a step
+    /// borrows it.
+    fn handle<'m>(&'m mut self, input: Input<'_>) -> Step<'m>;
 }
 
 /// What happened.
@@ -41,15 +42,15 @@ pub enum Value {
 }
 
 /// What to do next.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[must_use]
-pub enum Step {
+pub enum Step<'m> {
     /// Read exactly so many bytes, at most [`REQUEST_LEN`](super::REQUEST_LEN).
     Read(usize),
     /// Send this.
-    Send(Message),
+    Send(Message<'m>),
     /// Ask the storage.
-    Ask(Ask),
+    Ask(Ask<'m>),
     /// Move the bytes of the file.
     Body(Body),
     /// It is over; close the connection.
@@ -57,14 +58,14 @@ pub enum Step {
 }
 
 /// A question to the storage; [`Storage`](super::Storage) says what each means.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Ask {
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ask<'m> {
     /// How large is this file?
-    Open(Name),
+    Open(&'m Name),
     /// May this file be made, and how much of it is there?
     Create {
         /// Its name.
-        name: Name,
+        name: &'m Name,
         /// What is there of an earlier attempt stays.
         keep: bool,
     },

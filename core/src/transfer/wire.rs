@@ -118,11 +118,10 @@ impl Status {
 }
 
 /// A message of either side.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[expect(clippy::large_enum_variant, reason = "there is no allocator, and one message at a time")]
-pub enum Message {
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Message<'m> {
     /// The client's first 256 bytes.
-    Request(Operation, Name),
+    Request(Operation, &'m Name),
     /// One byte.
     Status(Status),
     /// The server's 9 bytes before a download: whether, and how large.
@@ -139,7 +138,7 @@ pub enum Message {
     Partial(Status, u64, Hash),
 }
 
-impl Message {
+impl Message<'_> {
     /// Writes the message into `buf` and returns what is to be sent.
     pub fn encode<'b>(&self, buf: &'b mut [u8; REQUEST_LEN]) -> &'b [u8] {
         buf.fill(0);

@@ -266,7 +266,7 @@ fn patience(stream: &TcpStream, deadlines: Deadlines, hashed: u64) -> Result<(),
 /// One connection.
 fn one<'f, S: Storage>(
     stream: &TcpStream,
-    machine: &mut impl Machine,
+    machine: &mut dyn Machine,
     storage: &mut S,
     file: impl Fn(&S) -> Option<&'f std::fs::File>,
     tell: &mut dyn FnMut(Progress<'_>),

@@ -74,14 +74,7 @@ impl Offer {
         self.bytes = number(fields, "bytes")?;
         self.rootfs_port = number(fields, "rootfs")?;
         self.fetch_port = number(fields, "fetch")?;
-        let image = || {
-            Some(ImageOffer {
-                table: hash(fields, "table")?,
-                table_bytes: number(fields, "table-bytes")?,
-                chunk_bytes: number(fields, "chunk-bytes")?,
-            })
-        };
-        self.image = image();
+        self.image = ImageOffer::parse(fields);
         let more = &mut self.more;
         more.revision = number(fields, "rev").unwrap_or(0);
         more.sums_chunk = number(fields, "sums").unwrap_or(0);
@@ -96,6 +89,16 @@ impl Offer {
         }
         more.installation = Installation::field(fields);
         Some(())
+    }
+}
+
+impl ImageOffer {
+    fn parse(fields: &[u8]) -> Option<Self> {
+        Some(Self {
+            table: hash(fields, "table")?,
+            table_bytes: number(fields, "table-bytes")?,
+            chunk_bytes: number(fields, "chunk-bytes")?,
+        })
     }
 }
 

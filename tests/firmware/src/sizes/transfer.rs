@@ -67,6 +67,6 @@ impl Service for Transfer {
     }
 }
 
-async fn done(io: &mut Line, buf: &mut [u8], machine: &mut impl Machine) -> bool {
+async fn done(io: &mut Line, buf: &mut [u8], machine: &mut dyn Machine) -> bool {
     matches!(run(io, buf, machine, &mut Ram([0; 16])).await, Ok(End::Done { start: 8, size: 16 }))
 }
