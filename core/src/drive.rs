@@ -1,7 +1,7 @@
 //! The one driver: sessions over any byte stream that implements
 //! `embedded_io_async`'s traits. Time-outs belong to the stream.
 
-use core::fmt::{self, Write as _};
+use core::fmt;
 
 use embedded_io_async::{Read, Write};
 
@@ -11,7 +11,7 @@ use crate::install::{
     Step, TEXT_MAX,
 };
 use crate::line::{Framer, TooLong};
-use crate::words::{Piece, Words as _};
+use crate::words::{Piece, Sink as _, Words as _};
 
 /// Serves one Pi on the control connection until the session or the stream ends.
 /// `buf` bounds the length of a line ([`LINE_MAX`](crate::line::LINE_MAX) for all that old peers send).
@@ -144,20 +144,20 @@ impl<'a> Line<'a> {
         }))
     }
 
-    fn words(&self, to: &mut Piece<PIECE>, pi: &mut impl Pi) -> fmt::Result {
+    fn words(&self, to: &mut Piece<PIECE>, pi: &mut impl Pi) {
         match self {
             Self::Hello(hello) => {
-                to.write_str(MARK)?;
-                hello.words(to)?;
+                to.text(MARK);
+                hello.words(to);
             }
-            Self::Word(word) => to.write_str(word)?,
+            Self::Word(word) => to.text(word),
             Self::Addresses => pi.addresses(to),
             Self::Sorry(line) => {
-                to.write_str("Sorry don't know how to do ")?;
+                to.text("Sorry don't know how to do ");
                 line.iter().take(TEXT_MAX).for_each(|byte| to.put(*byte));
             }
         }
-        to.write_char('\n')
+        to.byte(b'\n')
     }
 }
 
@@ -168,14 +168,14 @@ impl<'a> Line<'a> {
 pub async fn report<T: Write>(io: &mut T, report: &Report<'_>) -> Result<(), Error<T::Error>> {
     say::<_, PIECE>(io, |to| match (report.word(), report) {
         (Some(word), _) => {
-            to.write_str(word)?;
-            to.write_char('\n')
+            to.text(word);
+            to.byte(b'\n')
         }
         (None, Report::Ours(notice)) => {
-            notice.words(to)?;
-            to.write_char('\n')
+            notice.words(to);
+            to.byte(b'\n')
         }
-        (None, _) => Ok(()),
+        (None, _) => {}
     })
     .await
 }
@@ -199,7 +199,7 @@ const COMMAND_PIECE: usize = 352;
 /// has been taken whole.
 async fn say<T: Write, const N: usize>(
     io: &mut T,
-    mut words: impl FnMut(&mut Piece<N>) -> fmt::Result,
+    mut words: impl FnMut(&mut Piece<N>),
 ) -> Result<(), Error<T::Error>> {
     let mut piece = Piece::new();
     while piece.fill(&mut words) {

@@ -2,7 +2,7 @@
 
 use core::fmt;
 
-use crate::words::{self, Words};
+use crate::words::{self, Sink, Words};
 
 /// A BLAKE3 hash. What it is taken over is said where it is used.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
@@ -28,7 +28,7 @@ impl Hash {
 }
 
 impl Words for Hash {
-    fn words(&self, to: &mut impl fmt::Write) -> fmt::Result {
+    fn words(&self, to: &mut impl Sink) {
         words::hex(to, &self.0)
     }
 }

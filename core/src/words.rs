@@ -1,25 +1,61 @@
 //! Text on its way out without the machinery of `core::fmt`, which costs a microcontroller more
 //! flash than a whole session: numbers, hashes, and a piece of a line for each write.
 
-use core::fmt;
+use core::fmt::{self, Write as _};
 
-/// What writes itself as text by plain calls; `Display` is the same for people.
+/// What takes a text and cannot refuse it: nobody has to look whether it did.
+pub(crate) trait Sink {
+    /// Takes a character of ASCII.
+    fn byte(&mut self, byte: u8);
+
+    /// Takes a text.
+    fn text(&mut self, text: &str);
+}
+
+/// What writes itself as text by plain calls.
 pub(crate) trait Words {
     /// Writes all of it.
-    fn words(&self, to: &mut impl fmt::Write) -> fmt::Result;
+    fn words(&self, to: &mut impl Sink);
+
+    /// The same for people, by `Display`.
+    fn show(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut shown = Shown { f, result: Ok(()) };
+        self.words(&mut shown);
+        shown.result
+    }
+}
+
+/// Keeps the first error.
+struct Shown<'f, 'b> {
+    f: &'f mut fmt::Formatter<'b>,
+    result: fmt::Result,
+}
+
+impl Sink for Shown<'_, '_> {
+    fn byte(&mut self, byte: u8) {
+        if self.result.is_ok() {
+            self.result = self.f.write_char(byte.into());
+        }
+    }
+
+    fn text(&mut self, text: &str) {
+        if self.result.is_ok() {
+            self.result = self.f.write_str(text);
+        }
+    }
 }
 
 /// One digit of any base up to 16.
-pub(crate) fn digit(to: &mut impl fmt::Write, digit: u8) -> fmt::Result {
-    to.write_char(char::from(if digit < 10 { b'0' + digit } else { b'a' - 10 + (digit & 0xF) }))
+pub(crate) fn digit(to: &mut impl Sink, digit: u8) {
+    to.byte(if digit < 10 { b'0' + digit } else { b'a' - 10 + (digit & 0xF) });
 }
 
 /// Bytes, as two digits each.
-pub(crate) fn hex(to: &mut impl fmt::Write, bytes: &[u8]) -> fmt::Result {
-    bytes.iter().try_for_each(|byte| {
-        digit(to, byte >> 4)?;
-        digit(to, byte & 0xF)
-    })
+pub(crate) fn hex(to: &mut impl Sink, bytes: &[u8]) {
+    for byte in bytes {
+        digit(to, byte >> 4);
+        digit(to, byte & 0xF);
+    }
 }
 
 /// The value of a hexadecimal digit of either case.
@@ -33,7 +69,7 @@ pub(crate) fn nibble(digit: u8) -> Option<u8> {
 }
 
 /// A number in decimal, with zeros in front up to `width` digits.
-pub(crate) fn number(to: &mut impl fmt::Write, mut number: u64, width: u8) -> fmt::Result {
+pub(crate) fn number(to: &mut impl Sink, mut number: u64, width: u8) {
     // The last digit first; u64::MAX has 20.
     let mut digits = [0; 20];
     let mut count = 0;
@@ -44,7 +80,9 @@ pub(crate) fn number(to: &mut impl fmt::Write, mut number: u64, width: u8) -> fm
         (number, *place) = by_ten(number);
         count += 1;
     }
-    digits.iter().take(count.into()).rev().try_for_each(|d| digit(to, *d))
+    for value in digits.iter().take(count.into()).rev() {
+        digit(to, *value);
+    }
 }
 
 /// A number by ten, and the rest; without a division of 64 bits, which small processors
@@ -94,14 +132,14 @@ impl<const N: usize> Piece<N> {
 
     /// Takes the next part of what `words` writes; `false` if there is no more. It must be the same
     /// text each time.
-    pub(crate) fn fill(&mut self, words: &mut impl FnMut(&mut Self) -> fmt::Result) -> bool {
+    pub(crate) fn fill(&mut self, words: &mut impl FnMut(&mut Self)) -> bool {
         self.done += self.bytes().len();
         if self.done > 0 && self.done >= self.seen {
             return false;
         }
         self.seen = 0;
-        // A piece takes everything.
-        words(self).is_ok() && self.seen > self.done
+        words(self);
+        self.seen > self.done
     }
 
     /// The part.
@@ -118,29 +156,46 @@ impl<const N: usize> Piece<N> {
     }
 }
 
-impl<const N: usize> fmt::Write for Piece<N> {
-    fn write_str(&mut self, text: &str) -> fmt::Result {
+impl<const N: usize> Sink for Piece<N> {
+    fn byte(&mut self, byte: u8) {
+        self.put(byte);
+    }
+
+    fn text(&mut self, text: &str) {
         for byte in text.as_bytes() {
             self.put(*byte);
         }
-        Ok(())
     }
+}
 
-    fn write_char(&mut self, c: char) -> fmt::Result {
-        if c.is_ascii() {
-            self.put(c as u8);
-            return Ok(());
-        }
-        self.write_str(c.encode_utf8(&mut [0; 4]))
+/// For what others write into it.
+impl<const N: usize> fmt::Write for Piece<N> {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        self.text(text);
+        Ok(())
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use core::fmt::Write as _;
-    use std::string::{String, ToString};
+    use std::string::ToString;
     use std::vec::Vec;
+
+    /// A number and its width.
+    struct Number(u64, u8);
+
+    impl Words for Number {
+        fn words(&self, to: &mut impl Sink) {
+            number(to, self.0, self.1);
+        }
+    }
+
+    impl fmt::Display for Number {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            self.show(f)
+        }
+    }
 
     #[test]
     fn numbers_as_the_standard_library_writes_them() {
@@ -148,15 +203,11 @@ mod tests {
             (0..64).flat_map(|bit| [1 << bit, (1 << bit) - 1, u64::MAX >> bit]).collect();
         samples.extend((0..20).map(|e| 10_u64.pow(e)));
         for n in samples {
-            let mut text = String::new();
-            number(&mut text, n, 0).unwrap();
+            let text = Number(n, 0).to_string();
             assert_eq!(text, n.to_string());
             assert_eq!(parse(text.as_bytes()), Some(n));
         }
-        let mut text = String::new();
-        number(&mut text, 7, 2).unwrap();
-        number(&mut text, 2026, 4).unwrap();
-        assert_eq!(text, "072026");
+        assert_eq!([Number(7, 2), Number(2026, 4)].map(|n| n.to_string()).concat(), "072026");
         for bad in ["", "+1", "-1", " 1", "1 ", "0x1", "18446744073709551616", "99999999999999999999999"] {
             assert_eq!(parse(bad.as_bytes()), None, "{bad}");
         }
@@ -166,7 +217,7 @@ mod tests {
     fn a_text_through_pieces_is_the_text() {
         fn through<const N: usize>(text: &str) -> Vec<u8> {
             let (mut all, mut window) = (Vec::new(), Piece::<N>::new());
-            while window.fill(&mut |to| to.write_str(text)) {
+            while window.fill(&mut |to| to.text(text)) {
                 all.extend_from_slice(window.bytes());
             }
             all

@@ -8,8 +8,9 @@ sections and symbols, and runs each in QEMU (mps2-an386), where it measures its 
 are differences to size-base, which has the same harness and no session. Fails if a figure is more than
 5 % over what sizes.json has, which --record writes anew, and if a session can panic.
 
-flash    text, rodata and data, without the functions of the compiler's runtime that every program has
-         (memcpy, memmove, memset, memcmp)
+text     code, without the functions of the compiler's runtime that every program has (memcpy, memmove, memset,
+         memcmp)
+flash    text, constants and data
 runtime  these
 static   data and bss
 stack    the deepest, with the session's future in it, without the caller's buffer
@@ -75,6 +76,7 @@ def measure(name):
     if run.returncode != 0 or not said:
         sys.exit(f"size-{name} failed in the emulator ({run.returncode}): {run.stdout}")
     return {
+        "text": sections.get(".text", 0) - runtime,
         "flash": sum(sections.get(s, 0) for s in (".text", ".rodata", ".data")) - runtime,
         "runtime": runtime,
         "static": sections.get(".data", 0) + sections.get(".bss", 0),
@@ -112,13 +114,13 @@ def main():
     build(["base", *SESSIONS], "target")
     base = measure("base")
     figures, failed = {}, False
-    print(f"{'session':10} {'flash':>7} {'runtime':>8} {'static':>7} {'stack':>6} {'future':>7}   bytes, {TARGET}")
+    print(f"{'session':10} {'text':>7} {'flash':>7} {'runtime':>8} {'static':>7} {'stack':>6} {'future':>7}   bytes, {TARGET}")
     for name in SESSIONS:
         got = measure(name)
-        for key in ("flash", "static"):
+        for key in ("text", "flash", "static"):
             got[key] -= base[key]
         figures[name] = got
-        print(f"{name:10} {got['flash']:7} {got['runtime']:8} {got['static']:7} {got['stack']:6} {got['future']:7}")
+        print(f"{name:10} {got['text']:7} {got['flash']:7} {got['runtime']:8} {got['static']:7} {got['stack']:6} {got['future']:7}")
     build(["all"], "target/panics", "--features", "tell-panics")
     for call in panics(program("all", "target/panics")):
         print(f"can panic: {call}")

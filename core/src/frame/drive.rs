@@ -111,6 +111,17 @@ enum Stop {
     Rejected(u8),
 }
 
+/// How far a message is that is sent.
+#[derive(Clone, Copy)]
+enum Sending {
+    /// For its turn.
+    Waits,
+    /// Whether the peer takes it.
+    Asks,
+    /// It is sent, or rejected with this code.
+    Over(Option<u8>),
+}
+
 impl<'b, T: Read + Write, C: Timer> Frames<'b, T, C> {
     /// Greets and waits for the peer's greeting. `limit` is the largest message that is taken,
     /// in bytes; parts of up to `buf.len()` bytes (at least 1) reach the inbox. The stream must take
@@ -172,40 +183,50 @@ impl<'b, T: Read + Write, C: Timer> Frames<'b, T, C> {
         body: &mut impl Body,
         inbox: &mut impl Inbox,
     ) -> Result<(), SendError<T::Error>> {
-        // What is here already goes first, and so does a message that is half here.
-        let start = loop {
-            while !matches!(self.advance(inbox).await?, Stop::Read) {}
-            if self.link.must_keep_quiet() {
-                self.keep_quiet().await?;
-                continue;
-            }
-            match self.link.start(size) {
-                Ok(start) => break start,
-                Err(NotNow::TooLarge) => return Err(SendError::TooLarge),
-                Err(NotNow::Busy) => self.fill().await?,
-            }
-        };
-        put(&mut self.io, &start).await?;
-        self.io.flush().await.map_err(Error::Io)?;
+        let mut sending = Sending::Waits;
         loop {
-            match self.advance(inbox).await? {
-                Stop::Granted => break,
-                Stop::Rejected(code) => {
-                    // The peer may have been kept waiting for our answer.
-                    while !matches!(self.advance(inbox).await?, Stop::Read) {}
-                    return Err(SendError::Rejected(code));
+            // What is here already goes first, and so does a message that is half here.
+            let stop = self.advance(inbox).await?;
+            match (sending, stop) {
+                (Sending::Waits, Stop::Read) => {
+                    if self.link.must_keep_quiet() {
+                        self.keep_quiet().await?;
+                        continue;
+                    }
+                    match self.link.start(size) {
+                        Ok(start) => {
+                            put(&mut self.io, &start).await?;
+                            self.io.flush().await.map_err(Error::Io)?;
+                            sending = Sending::Asks;
+                        }
+                        Err(NotNow::TooLarge) => return Err(SendError::TooLarge),
+                        Err(NotNow::Busy) => self.fill().await?,
+                    }
                 }
-                Stop::Message => {}
-                Stop::Read if self.link.is_in_doubt() => {
-                    if self.fill_or_quiet(1).await?
+                (Sending::Asks, Stop::Read) => {
+                    if !self.link.is_in_doubt() {
+                        self.fill().await?;
+                    } else if self.fill_or_quiet(1).await?
                         && let Step::Rejected(code) = self.link.quiet()
                     {
                         return Err(SendError::Rejected(code));
                     }
                 }
-                Stop::Read => self.fill().await?,
+                (Sending::Asks, Stop::Granted) => {
+                    self.send_body(size, body).await?;
+                    sending = Sending::Over(None);
+                }
+                // The peer may have been kept waiting for our answer.
+                (Sending::Asks, Stop::Rejected(code)) => sending = Sending::Over(Some(code)),
+                (Sending::Over(code), Stop::Read) => {
+                    return code.map_or(Ok(()), |code| Err(SendError::Rejected(code)));
+                }
+                (_, Stop::Message | Stop::Granted | Stop::Rejected(_)) => {}
             }
         }
+    }
+
+    async fn send_body(&mut self, size: u64, body: &mut impl Body) -> Result<(), SendError<T::Error>> {
         let mut left = u32::try_from(size).unwrap_or(u32::MAX);
         while left > 0 {
             let piece = body.piece().await;
@@ -216,9 +237,7 @@ impl<'b, T: Read + Write, C: Timer> Frames<'b, T, C> {
             put(&mut self.io, piece).await?;
             left = self.link.sent(u32::try_from(piece.len()).unwrap_or(u32::MAX));
         }
-        self.io.flush().await.map_err(Error::Io)?;
-        while !matches!(self.advance(inbox).await?, Stop::Read) {}
-        Ok(())
+        Ok(self.io.flush().await.map_err(Error::Io)?)
     }
 
     /// Whether bytes of the peer were read that no call has used yet: then

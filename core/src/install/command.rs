@@ -3,7 +3,7 @@
 use core::fmt;
 
 use super::ours::Offer;
-use crate::words::{self, Words};
+use crate::words::{self, Sink, Words};
 
 /// The line that ends a block of commands.
 pub(super) const END: &[u8] = b"EOM";
@@ -58,44 +58,45 @@ pub(super) enum Word {
 impl Word {
     /// `None` for anything else than the bare word.
     pub(super) fn parse(line: &[u8]) -> Option<Self> {
-        match line {
-            b"boot" => Some(Self::Boot),
-            b"format" => Some(Self::Format),
-            b"reinstall" => Some(Self::Reinstall),
-            b"ip" => Some(Self::Ip),
-            _ => None,
-        }
+        // One comparison in a loop, not one for each.
+        let words: [(&[u8], Self); 4] = [
+            (b"boot", Self::Boot),
+            (b"format", Self::Format),
+            (b"reinstall", Self::Reinstall),
+            (b"ip", Self::Ip),
+        ];
+        words.into_iter().find(|(word, _)| *word == line).map(|(_, order)| order)
     }
 }
 
 impl Words for Command {
-    fn words(&self, to: &mut impl fmt::Write) -> fmt::Result {
+    fn words(&self, to: &mut impl Sink) {
         match self {
-            Self::Boot => to.write_str("boot")?,
-            Self::Format(None) => to.write_str("format")?,
+            Self::Boot => to.text("boot"),
+            Self::Format(None) => to.text("format"),
             Self::Format(Some(offer)) => {
-                to.write_str("format\n")?;
-                offer.words(to)?;
+                to.text("format\n");
+                offer.words(to);
             }
-            Self::Reinstall => to.write_str("reinstall")?,
-            Self::Date(date) => date.words(to)?,
-            Self::Ip => to.write_str("ip")?,
+            Self::Reinstall => to.text("reinstall"),
+            Self::Date(date) => date.words(to),
+            Self::Ip => to.text("ip"),
             Self::Wait { seconds, percent } => {
-                to.write_str(super::ours::MARK)?;
-                to.write_str(" wait seconds=")?;
-                words::number(to, (*seconds).into(), 0)?;
-                to.write_str(" percent=")?;
-                words::number(to, (*percent).into(), 0)?;
+                to.text(super::ours::MARK);
+                to.text(" wait seconds=");
+                words::number(to, (*seconds).into(), 0);
+                to.text(" percent=");
+                words::number(to, (*percent).into(), 0);
             }
         }
-        to.write_str("\nEOM\n")
+        to.text("\nEOM\n")
     }
 }
 
 /// The whole block, `EOM` included.
 impl fmt::Display for Command {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.words(f)
+        self.show(f)
     }
 }
 
@@ -160,14 +161,14 @@ impl Date {
 }
 
 impl Words for Date {
-    fn words(&self, to: &mut impl fmt::Write) -> fmt::Result {
+    fn words(&self, to: &mut impl Sink) {
         let Self { year, month, day, hour, minute, second } = *self;
-        to.write_str("busybox date -s ")?;
-        words::number(to, year.into(), 4)?;
+        to.text("busybox date -s ");
+        words::number(to, year.into(), 4);
         for pair in [month, day, hour, minute] {
-            words::number(to, pair.into(), 2)?;
+            words::number(to, pair.into(), 2);
         }
-        to.write_char('.')?;
+        to.byte(b'.');
         words::number(to, second.into(), 2)
     }
 }
@@ -175,7 +176,7 @@ impl Words for Date {
 /// The one form on the wire.
 impl fmt::Display for Date {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.words(f)
+        self.show(f)
     }
 }
 

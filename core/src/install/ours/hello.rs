@@ -4,7 +4,7 @@ use core::fmt;
 
 use super::{Installation, MARK, field, hash, name, number, put, put_installation, put_name};
 use crate::hash::Hash;
-use crate::words::Words;
+use crate::words::{Sink, Words};
 
 /// By which ways an agent can install.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -125,36 +125,36 @@ impl<'a> Hello<'a> {
 /// What follows the mark. What revision 0 knows comes first and always; what is newer follows if there
 /// is any.
 impl Words for Hello<'_> {
-    fn words(&self, to: &mut impl fmt::Write) -> fmt::Result {
-        to.write_str(" hello")?;
-        put_name(to, " serial=", self.serial, 40)?;
-        put_name(to, " mac=", self.mac, 20)?;
-        put_name(to, " model=", self.model, 64)?;
-        put_name(to, " agent=", self.agent, 24)?;
-        put(to, " disk=", self.disk_bytes)?;
-        put(to, " root=", self.root_bytes)?;
-        to.write_str(" card=")?;
+    fn words(&self, to: &mut impl Sink) {
+        to.text(" hello");
+        put_name(to, " serial=", self.serial, 40);
+        put_name(to, " mac=", self.mac, 20);
+        put_name(to, " model=", self.model, 64);
+        put_name(to, " agent=", self.agent, 24);
+        put(to, " disk=", self.disk_bytes);
+        put(to, " root=", self.root_bytes);
+        to.text(" card=");
         match &self.card {
-            Some(id) => id.words(to)?,
-            None => to.write_char('-')?,
+            Some(id) => id.words(to),
+            None => to.byte(b'-'),
         }
-        to.write_str(" paths=")?;
-        to.write_str(self.paths.word())?;
+        to.text(" paths=");
+        to.text(self.paths.word());
         if self.revision > 0 {
-            put(to, " rev=", self.revision.into())?;
+            put(to, " rev=", self.revision.into());
         }
         if self.card_id.is_some() {
-            put_name(to, " cid=", self.card_id, 40)?;
+            put_name(to, " cid=", self.card_id, 40);
         }
-        put_installation(to, self.installation)?;
+        put_installation(to, self.installation);
         if let Some(Have { id, bytes }) = &self.have {
-            to.write_str(" have=")?;
-            id.words(to)?;
-            put(to, " have-bytes=", *bytes)?;
+            to.text(" have=");
+            id.words(to);
+            put(to, " have-bytes=", *bytes);
         }
-        let Some(word) = self.can.word() else { return Ok(()) };
-        to.write_str(" can=")?;
-        to.write_str(word)
+        let Some(word) = self.can.word() else { return };
+        to.text(" can=");
+        to.text(word)
     }
 }
 
@@ -162,6 +162,6 @@ impl Words for Hello<'_> {
 impl fmt::Display for Hello<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(MARK)?;
-        self.words(f)
+        self.show(f)
     }
 }

@@ -25,7 +25,7 @@ use core::fmt;
 use core::str;
 
 use crate::hash::Hash;
-use crate::words::{self, Words};
+use crate::words::{self, Sink, Words};
 
 pub use hello::{Can, Have, Hello, Paths};
 pub use offer::{ImageOffer, More, Offer};
@@ -76,8 +76,8 @@ fn hash(fields: &[u8], key: &str) -> Option<Hash> {
 }
 
 /// Writes the key, as ` key=`, and a number.
-fn put(to: &mut impl fmt::Write, key: &str, number: u64) -> fmt::Result {
-    to.write_str(key)?;
+fn put(to: &mut impl Sink, key: &str, number: u64) {
+    to.text(key);
     words::number(to, number, 0)
 }
 
@@ -105,7 +105,7 @@ impl Installation {
 }
 
 impl Words for Installation {
-    fn words(&self, to: &mut impl fmt::Write) -> fmt::Result {
+    fn words(&self, to: &mut impl Sink) {
         words::hex(to, &self.0.to_be_bytes())
     }
 }
@@ -113,45 +113,46 @@ impl Words for Installation {
 /// The 16 digits.
 impl fmt::Display for Installation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.words(f)
+        self.show(f)
     }
 }
 
 /// Writes ` installation=` and its digits, if there is one.
-fn put_installation(to: &mut impl fmt::Write, installation: Option<Installation>) -> fmt::Result {
-    let Some(installation) = installation else { return Ok(()) };
-    to.write_str(" installation=")?;
+fn put_installation(to: &mut impl Sink, installation: Option<Installation>) {
+    let Some(installation) = installation else { return };
+    to.text(" installation=");
     installation.words(to)
 }
 
 /// Writes the key, as ` key=`, and a text as its value: `-` for nothing, `_` for white space, at most
 /// so many characters.
-fn put_name(to: &mut impl fmt::Write, key: &str, text: Option<&str>, length: usize) -> fmt::Result {
-    to.write_str(key)?;
+fn put_name(to: &mut impl Sink, key: &str, text: Option<&str>, length: usize) {
+    to.text(key);
     let text = text.map_or("", str::trim_ascii);
     if text.is_empty() {
-        return to.write_char('-');
+        return to.byte(b'-');
     }
     // Each character by its first byte.
-    text.bytes().filter(|b| b & 0xC0 != 0x80).take(length).try_for_each(|b| {
-        to.write_char(match b {
-            b if b.is_ascii_whitespace() => '_',
-            b if b.is_ascii_graphic() => b.into(),
-            _ => '?',
-        })
-    })
+    for byte in text.bytes().filter(|b| b & 0xC0 != 0x80).take(length) {
+        to.byte(match byte {
+            b if b.is_ascii_whitespace() => b'_',
+            b if b.is_ascii_graphic() => b,
+            _ => b'?',
+        });
+    }
 }
 
 /// Writes `text` on one line, at most [`TEXT_MAX`] bytes of it.
-fn put_text(to: &mut impl fmt::Write, text: &str) -> fmt::Result {
+fn put_text(to: &mut impl Sink, text: &str) {
     let mut room = TEXT_MAX;
-    for c in text.trim_ascii().chars() {
-        let c = if c.is_control() { ' ' } else { c };
-        let Some(left) = room.checked_sub(c.len_utf8()) else { break };
+    let text = text.trim_ascii();
+    for (at, c) in text.char_indices() {
+        let piece = if c.is_control() { Some(" ") } else { text.get(at..at + c.len_utf8()) };
+        let piece = piece.unwrap_or_default();
+        let Some(left) = room.checked_sub(piece.len()) else { break };
         room = left;
-        to.write_char(c)?;
+        to.text(piece);
     }
-    Ok(())
 }
 
 /// The parts of an installation, as events and progress name them.
@@ -271,25 +272,25 @@ impl<'a> Notice<'a> {
 }
 
 impl Words for Notice<'_> {
-    fn words(&self, to: &mut impl fmt::Write) -> fmt::Result {
-        to.write_str(MARK)?;
+    fn words(&self, to: &mut impl Sink) {
+        to.text(MARK);
         match self {
             Self::Hello(hello) => hello.words(to),
             Self::Progress { stage, done, total } => {
-                to.write_str(" progress stage=")?;
-                to.write_str(stage.word())?;
-                put(to, " done=", *done)?;
+                to.text(" progress stage=");
+                to.text(stage.word());
+                put(to, " done=", *done);
                 put(to, " total=", *total)
             }
             Self::Committed { id, installation } => {
-                to.write_str(" committed id=")?;
-                id.words(to)?;
+                to.text(" committed id=");
+                id.words(to);
                 put_installation(to, *installation)
             }
             Self::Failed { stage, text } => {
-                to.write_str(" failed stage=")?;
-                to.write_str(stage.word())?;
-                to.write_str(" text=")?;
+                to.text(" failed stage=");
+                to.text(stage.word());
+                to.text(" text=");
                 put_text(to, text)
             }
         }
@@ -299,7 +300,7 @@ impl Words for Notice<'_> {
 /// The line, without its end.
 impl fmt::Display for Notice<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.words(f)
+        self.show(f)
     }
 }
 

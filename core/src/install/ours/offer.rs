@@ -4,7 +4,7 @@ use core::fmt;
 
 use super::{Installation, MARK, hash, number, put, put_installation};
 use crate::hash::Hash;
-use crate::words::Words;
+use crate::words::{Sink, Words};
 
 /// What to install.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -103,18 +103,18 @@ impl ImageOffer {
 }
 
 impl Words for Offer {
-    fn words(&self, to: &mut impl fmt::Write) -> fmt::Result {
-        to.write_str(MARK)?;
-        to.write_str(" offer id=")?;
-        self.id.words(to)?;
-        put(to, " bytes=", self.bytes)?;
-        put(to, " rootfs=", self.rootfs_port.into())?;
-        put(to, " fetch=", self.fetch_port.into())?;
+    fn words(&self, to: &mut impl Sink) {
+        to.text(MARK);
+        to.text(" offer id=");
+        self.id.words(to);
+        put(to, " bytes=", self.bytes);
+        put(to, " rootfs=", self.rootfs_port.into());
+        put(to, " fetch=", self.fetch_port.into());
         if let Some(ImageOffer { table, table_bytes, chunk_bytes }) = &self.image {
-            to.write_str(" table=")?;
-            table.words(to)?;
-            put(to, " table-bytes=", (*table_bytes).into())?;
-            put(to, " chunk-bytes=", *chunk_bytes)?;
+            to.text(" table=");
+            table.words(to);
+            put(to, " table-bytes=", (*table_bytes).into());
+            put(to, " chunk-bytes=", *chunk_bytes);
         }
         let More { revision, sums_chunk, manifest_bytes, unpacked_bytes, entries, counter, .. } = self.more;
         for (key, value) in [
@@ -127,7 +127,7 @@ impl Words for Offer {
             (" resume=", self.more.resume_at),
         ] {
             if value > 0 {
-                put(to, key, value)?;
+                put(to, key, value);
             }
         }
         put_installation(to, self.more.installation)
@@ -137,6 +137,6 @@ impl Words for Offer {
 /// The line, without its end.
 impl fmt::Display for Offer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.words(f)
+        self.show(f)
     }
 }
