@@ -2,7 +2,7 @@
 //!
 //! | option | meaning | without it |
 //! |---|---|---|
-//! | `piman.server=HOST[:PORT]` | the server and, if given, its control port | the server that DHCP named |
+//! | `piman.server=HOST[:PORT]` | the server and, if given, its control port; or `serial:DEVICE[:BAUD]` | the server that DHCP named |
 //! | `master=HOST[:PORT]` | the same, as the old script had it | |
 //! | `piman.control-port=PORT` | the control port | the server's, else 3333 |
 //! | `piman.rootfs-port=PORT` | where the archive comes from | what the server offers, else 4444 |
@@ -92,7 +92,8 @@ impl Default for Options {
     }
 }
 
-/// A host by name or address, and perhaps a port: `pi.lan`, `10.0.0.1:3333`, `[fe80::1]:3333`.
+/// A host by name or address, and perhaps a port: `pi.lan`, `10.0.0.1:3333`, `[fe80::1]:3333`; or the other end
+/// of a serial line, `serial:DEVICE[:BAUD]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Host {
     /// A name or an address, without brackets.
@@ -101,19 +102,22 @@ pub struct Host {
     pub port: Option<u16>,
 }
 
+impl Host {
+    /// The device, if it is a serial line.
+    #[must_use]
+    pub fn line(&self) -> Option<&str> {
+        self.name.strip_prefix("serial:")?.split(':').next()
+    }
+}
+
 impl FromStr for Host {
     type Err = &'static str;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let (host, port) = match text.strip_prefix('[').and_then(|t| t.split_once(']')) {
-            Some((host, "")) => (host, None),
-            Some((host, rest)) => (host, Some(rest.strip_prefix(':').ok_or("text after the bracket")?)),
-            None => match text.split_once(':') {
-                // More than one colon: an IPv6 address without brackets, and so without a port.
-                Some((_, rest)) if rest.contains(':') => (text, None),
-                Some((host, port)) => (host, Some(port)),
-                None => (text, None),
-            },
+        let (host, port) = match text.strip_prefix("serial:") {
+            Some("") => return Err("no device"),
+            Some(_) => (text, None),
+            None => split(text)?,
         };
         if host.is_empty() || host.chars().any(|c| c.is_whitespace() || c.is_control()) {
             return Err("no host");
@@ -121,6 +125,19 @@ impl FromStr for Host {
         let port = port.map(parse_port).transpose()?;
         Ok(Self { name: host.to_owned(), port })
     }
+}
+
+fn split(text: &str) -> Result<(&str, Option<&str>), &'static str> {
+    Ok(match text.strip_prefix('[').and_then(|t| t.split_once(']')) {
+        Some((host, "")) => (host, None),
+        Some((host, rest)) => (host, Some(rest.strip_prefix(':').ok_or("text after the bracket")?)),
+        None => match text.split_once(':') {
+            // More than one colon: an IPv6 address without brackets, and so without a port.
+            Some((_, rest)) if rest.contains(':') => (text, None),
+            Some((host, port)) => (host, Some(port)),
+            None => (text, None),
+        },
+    })
 }
 
 /// `host:port` as it is written on the command line, `host` alone without a port.
@@ -300,12 +317,14 @@ mod tests {
             ("fe80::1", server("fe80::1", None)),
             ("[fe80::1]", server("fe80::1", None)),
             ("[fe80::1]:80", server("fe80::1", Some(80))),
+            ("serial:/dev/ttyAMA0", server("serial:/dev/ttyAMA0", None)),
+            ("serial:/dev/ttyAMA0:115200", server("serial:/dev/ttyAMA0:115200", None)),
         ] {
             let parsed: Host = text.parse().unwrap();
             assert_eq!(parsed, want, "{text}");
             assert_eq!(parsed.to_string().parse(), Ok(want), "{text}");
         }
-        for bad in ["", ":1", "a:", "a:0", "a:65536", "a:b", "[a]b", "[]:1", "a b:1"] {
+        for bad in ["", "serial:", ":1", "a:", "a:0", "a:65536", "a:b", "[a]b", "[]:1", "a b:1"] {
             assert!(bad.parse::<Host>().is_err(), "{bad}");
         }
     }

@@ -70,8 +70,10 @@ fn outcome(options: &Options, attempt: Attempt) -> Outcome {
         // The attempt finds the same, and tells piman.
         log::error!("{lacking}");
     }
-    // A network that leads to piman needs nothing; an address of an earlier attempt is confirmed.
-    if wait::network(options).is_err() || Path::new(net::KNOWN).exists() {
+    // A network that leads to piman needs nothing; an address of an earlier attempt is confirmed. A serial line
+    // needs no network at all.
+    let is_line = options.server.as_ref().is_some_and(|server| server.line().is_some());
+    if !is_line && (wait::network(options).is_err() || Path::new(net::KNOWN).exists()) {
         let seeks_piman = options.server.is_none();
         if let Err(lacking) = net::set_up(&options.addressing, seeks_piman, NETWORK_DEADLINE) {
             return Outcome::Passing(lacking);
@@ -139,6 +141,20 @@ mod tests {
             Outcome::Permanent(format!("{} {} {}", server.host, server.control_port, server.rootfs_port))
         });
         assert_eq!(outcome, Outcome::Permanent("127.0.0.1 5 6".into()));
+    }
+
+    #[test]
+    fn over_a_serial_line_no_network_is_waited_for() {
+        let disk = std::env::current_exe().unwrap();
+        let options =
+            Options { server: Some("serial:/dev/null:115200".parse().unwrap()), disk, ..Options::default() };
+        let outcome = outcome(&options, |_, server| {
+            Outcome::Permanent(format!("{} {}", server.host, server.control_port))
+        });
+        assert_eq!(outcome, Outcome::Permanent("serial:/dev/null:115200 3333".into()));
+        let server = Some("serial:/dev/no-such-line".parse().unwrap());
+        let lacking = wait::network(&Options { server, ..options }).unwrap_err();
+        assert!(lacking.contains("/dev/no-such-line"), "{lacking}");
     }
 
     #[test]

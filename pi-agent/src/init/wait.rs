@@ -76,11 +76,17 @@ pub fn disk(path: &Path) -> Result<u64, String> {
     }
 }
 
-/// Where piman is, once an interface is up that leads there.
+/// Where piman is, once an interface is up that leads there, or the serial line is there.
 ///
 /// # Errors
 /// What is missing, in words.
 pub fn network(options: &Options) -> Result<Server, String> {
+    if let Some(server) = &options.server
+        && let Some(device) = server.line()
+    {
+        let there = fs::metadata(device).map(|_| options.at(server.clone()));
+        return there.map_err(|e| format!("the serial line {device}: {e}"));
+    }
     let links = Links::read(Path::new(link::FOLDER));
     let (file, known) = net::known();
     let Some(server) = options.server.clone().or_else(|| boot_server(&known)) else {
