@@ -155,15 +155,14 @@ impl Sqlite {
 
     /// Goes on with a new database: the old one is gone, or damaged and moved aside.
     fn reopen(&self) -> Result<(), StateError> {
-        let mut writer = lock(&self.writer);
+        // Whoever asks meanwhile waits: without tables it would be told of no orders.
+        let (mut writer, mut reader) = (lock(&self.writer), lock(&self.reader));
         // What the old connections know of the file would disturb the new ones. Should there
         // be no new ones, these have no tables, and the next call ends here again.
         let nothing = || Connection::open_in_memory().map_err(|e| self.error(e));
         writer.connection = nothing()?;
-        *lock(&self.reader) = nothing()?;
-        let (new_reader, new_writer) = open_or_replace(&self.file)?;
-        writer.connection = new_writer;
-        *lock(&self.reader) = new_reader;
+        *reader = nothing()?;
+        (*reader, writer.connection) = open_or_replace(&self.file)?;
         writer.inode = inode(&self.file);
         Ok(())
     }
