@@ -100,9 +100,9 @@ fn a_pi_comes_back_to_a_server_that_was_away() {
         Command::new("tar").args(["-czf"]).arg(&archive).args(["-C", "/etc", "hostname"]).status().unwrap();
     assert!(tar.success());
     let more = |port: &str| ["--talks-port".to_owned(), port.to_owned()];
-    let first = more("0");
+    let port = piman_tests::port::steady();
+    let first = more(&port.to_string());
     let server = Server::start(&archive, &state, &[&first[0], &first[1]]);
-    let port = server.port("talks");
     let mut command = Command::new(binaries::pi_agent());
     command.args([
         "run",

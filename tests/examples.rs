@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use piman_tests::binaries::example;
 
-const DEADLINE: Duration = Duration::from_secs(30);
+const DEADLINE: Duration = Duration::from_secs(120);
 
 /// A program in a terminal; killed when dropped.
 struct Terminal {

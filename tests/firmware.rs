@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use piman::frame::{Hooks, Peer, Plan, Server as Frames, Settings};
 use piman_tests::binaries;
 use piman_tests::server::Server;
+use piman_tests::wait::until;
 
 /// The serial number that the firmware says it has.
 const SERIAL: &str = "10000000000000c3";
@@ -210,8 +211,8 @@ async fn a_pi_without_an_operating_system_uses_all_services() {
     let id = blake3::hash(&archive).to_hex();
     let rootfs = words(&text, "rootfs");
     assert_eq!(rootfs[1..3], [id.as_str(), &archive.len().to_string()]);
-    let devices = server.piman(&["devices", "--json"]);
-    assert!(devices.contains(SERIAL) && devices.contains(id.as_str()), "{devices}");
+    let devices = || server.piman(&["devices", "--json"]);
+    until("it is listed", || devices().contains(SERIAL) && devices().contains(id.as_str()));
     let device = server.piman(&["device", SERIAL]);
     assert!(device.contains("mps2-an385"), "{device}");
 

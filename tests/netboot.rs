@@ -3,10 +3,10 @@
 
 use std::fs;
 use std::process::Command;
-use std::time::{Duration, Instant};
 
 use piman_tests::binaries;
 use piman_tests::netns::{Network, agent, build, ingredients, run};
+use piman_tests::wait::until;
 
 /// A public key for the Pis is where the agent looks for it.
 #[test]
@@ -145,18 +145,10 @@ fn a_client_gets_an_address_files_and_a_timeline() {
     assert_eq!(fs::metadata(network.dir.path().join("fetched")).unwrap().len(), length);
     network.wait("log", "tftp: initramfs.cpio.gz");
 
-    let deadline = Instant::now() + Duration::from_secs(20);
     // What happened is saved from time to time.
-    while !network.piman(&["devices"]).contains("b8:27:eb:00:00:01") {
-        assert!(Instant::now() < deadline, "the device is not known");
-    }
-    loop {
-        let timeline = network.piman(&["device", "b8:27:eb:00:00:01"]);
-        let all = ["is offered 192.168.77.10", "has 192.168.77.10", "initramfs.cpio.gz: "];
-        if all.iter().all(|words| timeline.contains(words)) {
-            break;
-        }
-        assert!(Instant::now() < deadline, "{timeline}");
+    until("the device is known", || network.piman(&["devices"]).contains("b8:27:eb:00:00:01"));
+    for words in ["is offered 192.168.77.10", "has 192.168.77.10", "initramfs.cpio.gz: "] {
+        until(words, || network.piman(&["device", "b8:27:eb:00:00:01"]).contains(words));
     }
 
     // The lease is there after a restart, and the address the same.

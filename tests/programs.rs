@@ -118,8 +118,8 @@ fn a_real_debian_by_both_paths_onto_a_block_device() {
         assert_same(&snapshot(mounted.path(), &[]), &want);
         drop(mounted);
         e2fsck(&disk.device, offset, length);
-        let devices = server.piman(&["devices"]);
-        assert!(devices.contains(SERIAL) && devices.contains("installed"), "{devices}");
+        let devices = || server.piman(&["devices"]);
+        wait_until("it is listed", || devices().contains(SERIAL) && devices().contains("installed"));
     }
 }
 
@@ -217,5 +217,5 @@ fn the_server_is_told_to_stop_during_eight_installations_and_lets_them_finish() 
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         assert!(matches!(proof::check(&card).unwrap(), Card::Installed(_)));
     }
-    assert!(server.ended(Duration::from_secs(60)).success());
+    assert!(server.ended(Duration::from_secs(120)).success());
 }

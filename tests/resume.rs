@@ -16,7 +16,7 @@ use pi_agent::install::{Outcome, Plan};
 use pi_agent::proof;
 use piman_tests::card::Random;
 use piman_tests::disk::is_root;
-use piman_tests::lab::{self, CARD, Root, attempt};
+use piman_tests::lab::{self, CARD, Root, attempt, behind_a_proxy};
 use piman_tests::port;
 use piman_tests::proxy::{Faults, Tampering};
 use piman_tests::server::{Server, wait_until};
@@ -26,13 +26,6 @@ fn card(folder: &Path, name: &str) -> PathBuf {
     let path = folder.join(name);
     File::create(&path).unwrap().set_len(CARD).unwrap();
     path
-}
-
-/// The server's ports by another address, behind a proxy: the one for what is fetched has faults.
-fn behind_a_proxy(server: &Server, host: &str, faults: Faults) -> Tampering {
-    let at = |host: &str, name: &str| SocketAddr::new(host.parse().unwrap(), server.port(name));
-    let _ = Tampering::new(at(host, "control"), at("127.0.0.1", "control"), Faults::default());
-    Tampering::new(at(host, "fetch"), at("127.0.0.1", "fetch"), faults)
 }
 
 fn plan(server: &Server, host: &str, card: &Path, path: &str) -> Plan {
@@ -264,8 +257,7 @@ fn a_server_that_is_killed_five_times_installs_eight_pis() {
     const PIS: u64 = 8;
     let root = Root::new("killed", 1_200_000);
     let folder = lab::memory();
-    let base = port::steady();
-    let ports: Vec<String> = (0..3).map(|n| (base + n).to_string()).collect();
+    let ports = port::several::<3>().map(|port| port.to_string());
     let fixed = ["--control-port", &ports[0], "--rootfs-port", &ports[1], "--fetch-port", &ports[2]];
     let mut server = root.serve(&fixed);
     prepared(&root, &server, folder.path());
@@ -305,6 +297,6 @@ fn a_server_that_is_killed_five_times_installs_eight_pis() {
         let installed = history.lines().filter(|l| l.contains("installed image")).count();
         assert!(installed <= 1, "installed {installed} times: {history}");
     }
-    let listed = server.piman(&["devices"]);
-    assert_eq!(listed.matches("cafe10").count() as u64, PIS, "{listed}");
+    let listed = || server.piman(&["devices"]).matches("cafe10").count() as u64;
+    wait_until("all of them are listed", || listed() == PIS);
 }

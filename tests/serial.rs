@@ -98,7 +98,7 @@ fn a_card_is_installed_over_a_bad_line() {
         });
         assert!(log, "no log came up");
     }
-    assert!(server.piman(&["devices"]).contains("cafe0001"));
+    wait_until("it is listed", || server.piman(&["devices"]).contains("cafe0001"));
 }
 
 #[test]

@@ -16,7 +16,7 @@ use piman_core::talks::{Encode, auth::LoginOut};
 use tokio::time::timeout;
 
 /// No test waits longer for anything.
-const DEADLINE: Duration = Duration::from_secs(30);
+const DEADLINE: Duration = Duration::from_secs(120);
 const CODECS: [Codec; 2] = [Codec::Pickle, Codec::Postcard];
 
 /// What the tests call.
@@ -275,7 +275,7 @@ class Peer:
         ret = random.getrandbits(32)
         event = threading.Event(); self.waiting[ret] = [event, None]
         self.put((b"R", opcode, ret, args, kwargs))
-        assert event.wait(30), "no answer"
+        assert event.wait(120), "no answer"
         value = self.waiting.pop(ret)[1]
         if len(value) == 1 and isinstance(value[0], tuple) and len(value[0]) == 3 and isinstance(value[0][1], BaseException):
             raise value[0][1]

@@ -14,6 +14,7 @@ use piman_tests::disk::run;
 use piman_tests::link::Weather;
 use piman_tests::server::Server;
 use piman_tests::stack::{self, KERNEL};
+use piman_tests::wait::until;
 use services::SERIAL;
 use smoltcp::wire::IpEndpoint;
 
@@ -122,8 +123,8 @@ fn in_weather(folder: &Path, weather: Weather, injected: u8) {
     let archive = fs::read(folder.join("rootfs.tgz")).unwrap();
     let id = blake3::hash(&archive).to_hex();
     assert!(said.contains(&format!("rootfs {id} {} bytes", archive.len())), "{said}");
-    let devices = server.piman(&["devices", "--json"]);
-    assert!(devices.contains(SERIAL) && devices.contains(id.as_str()), "{devices}");
+    let devices = || server.piman(&["devices", "--json"]);
+    until("it is listed", || devices().contains(SERIAL) && devices().contains(id.as_str()));
     let file = blake3::hash(&fs::read(folder.join("files/file.bin")).unwrap()).to_hex();
     assert!(said.contains(&format!("file {file} 100001\n")), "{said}");
     let kept = fs::read_to_string(folder.join(format!("records/{SERIAL}.csv"))).or_else(|_| {

@@ -3,6 +3,7 @@
 
 use std::ffi::OsString;
 use std::fs;
+use std::net::SocketAddr;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -17,6 +18,7 @@ use piman_core::hash::Hash;
 use piman_core::install::layout::{Layout, SECTOR};
 
 use crate::disk::{Mounted, run};
+use crate::proxy::{Faults, Tampering};
 use crate::server::Server;
 use crate::snapshot::{Snapshot, assert_same, snapshot};
 
@@ -124,6 +126,17 @@ pub fn plan(server: &Server, card: &Path, path: &str) -> Plan {
     let order = cli::parse(line.iter().chain(&ports).map(OsString::from));
     let Ok(Order::Install(plan, ..)) = order else { panic!("{order:?}") };
     Plan { layout: LAYOUT, ..*plan }
+}
+
+/// The server's ports by another address of loopback, behind a proxy: the one for what is fetched has faults.
+///
+/// # Panics
+/// If that address is taken.
+#[must_use]
+pub fn behind_a_proxy(server: &Server, host: &str, faults: Faults) -> Tampering {
+    let at = |host: &str, name: &str| SocketAddr::new(host.parse().expect("an address"), server.port(name));
+    let _ = Tampering::new(at(host, "control"), at("127.0.0.1", "control"), Faults::default());
+    Tampering::new(at(host, "fetch"), at("127.0.0.1", "fetch"), faults)
 }
 
 /// A folder for cards, in memory where there is one: what is tried many times need not wait

@@ -245,10 +245,10 @@ impl Network {
     /// Waits until a file has these words.
     ///
     /// # Panics
-    /// If it has not within half a minute.
+    /// If it has not within two minutes.
     #[track_caller]
     pub fn wait(&self, file: &str, words: &str) {
-        let deadline = Instant::now() + Duration::from_secs(30);
+        let deadline = Instant::now() + Duration::from_secs(120);
         loop {
             let text = self.text(file);
             if text.contains(words) {

@@ -2,9 +2,11 @@
 
 use std::net::TcpListener;
 use std::process;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 /// A port that is free, and that the system gives to no client as its own meanwhile: a client
 /// that dials a server which is away could otherwise get the server's port, and meet itself.
+/// No other call in this process gets it.
 ///
 /// # Panics
 /// If there is none.
@@ -20,12 +22,10 @@ pub fn steady() -> u16 {
 /// If there are not so many.
 #[must_use]
 pub fn several<const N: usize>() -> [u16; N] {
-    let first = u16::try_from(process::id() % 10_000).expect("it is below 10,000");
-    let free = |n: u16| TcpListener::bind(("127.0.0.1", 20_000 + (first + n * 7) % 12_000)).ok();
-    // All are held until there are enough.
-    let listeners: Vec<TcpListener> = (0..1000).filter_map(free).take(N).collect();
-    std::array::from_fn(|n| {
-        let listener = listeners.get(n).expect("one of a thousand ports is free");
-        listener.local_addr().expect("it is bound").port()
-    })
+    static TRIED: AtomicU32 = AtomicU32::new(0);
+    // Below what the system gives to clients; programs that run at once begin at different places.
+    let candidate = || (process::id() + TRIED.fetch_add(1, Ordering::Relaxed) * 7) % 12_000 + 20_000;
+    let candidates = (0..1000).filter_map(|_| u16::try_from(candidate()).ok());
+    let mut free = candidates.filter(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok());
+    std::array::from_fn(|_| free.next().expect("one of a thousand ports is free"))
 }

@@ -2,10 +2,12 @@
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread;
 use std::time::Duration;
+
+use rustix::net::sockopt::{set_socket_recv_buffer_size, set_socket_send_buffer_size};
 
 /// Forwards to `server` from a port of its own, which is returned. With `cut`, each connection
 /// breaks after about so many bytes in both directions together.
@@ -14,17 +16,34 @@ use std::time::Duration;
 /// If no port can be bound.
 #[must_use]
 pub fn stammer(server: SocketAddr, seed: u64, cut: Option<i64>) -> SocketAddr {
+    stammer_with(server, seed, cut, 4)
+}
+
+/// The same, some four megabytes a second: there is time to be in the middle of something.
+///
+/// # Panics
+/// If no port can be bound.
+#[must_use]
+pub fn stammer_slowly(server: SocketAddr, seed: u64) -> SocketAddr {
+    stammer_with(server, seed, None, 1)
+}
+
+/// After one piece in `pauses` there is a pause.
+fn stammer_with(server: SocketAddr, seed: u64, cut: Option<i64>, pauses: u64) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    // What is in buffers when something is killed is little.
+    set_socket_recv_buffer_size(&listener, 64 << 10).expect("a buffer");
     let address = listener.local_addr().expect("its address");
     thread::spawn(move || {
         for (n, client) in listener.incoming().flatten().enumerate() {
             let Ok(server) = TcpStream::connect(server) else { continue };
+            set_socket_send_buffer_size(&server, 64 << 10).expect("a buffer");
             let left = Arc::new(AtomicI64::new(cut.unwrap_or(i64::MAX)));
             let seed = seed.wrapping_add(n as u64 * 2);
             for (from, to, seed) in [(&client, &server, seed), (&server, &client, seed + 1)] {
                 if let (Ok(from), Ok(to)) = (from.try_clone(), to.try_clone()) {
                     let left = left.clone();
-                    thread::spawn(move || forward(from, to, seed, &left));
+                    thread::spawn(move || forward(from, to, seed, pauses, &left));
                 }
             }
         }
@@ -32,7 +51,7 @@ pub fn stammer(server: SocketAddr, seed: u64, cut: Option<i64>) -> SocketAddr {
     address
 }
 
-fn forward(mut from: TcpStream, mut to: TcpStream, seed: u64, left: &AtomicI64) {
+fn forward(mut from: TcpStream, mut to: TcpStream, seed: u64, pauses: u64, left: &AtomicI64) {
     let mut random = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut next = move |below: u64| {
         random ^= random << 13;
@@ -51,7 +70,7 @@ fn forward(mut from: TcpStream, mut to: TcpStream, seed: u64, left: &AtomicI64) 
             }
             Ok(n) => n,
         };
-        if next(4) == 0 {
+        if next(pauses) == 0 {
             thread::sleep(Duration::from_micros(next(3000)));
         }
         let cut = left.fetch_sub(n as i64, Ordering::Relaxed) < n as i64;
@@ -68,10 +87,20 @@ fn forward(mut from: TcpStream, mut to: TcpStream, seed: u64, left: &AtomicI64) 
 #[derive(Debug, Clone)]
 pub struct Tampering {
     address: SocketAddr,
-    sent: Arc<AtomicU64>,
-    connections: Arc<AtomicU64>,
+    counts: Arc<Mutex<Counts>>,
+}
+
+#[derive(Debug, Default)]
+struct Counts {
+    /// Bytes from the server.
+    sent: u64,
+    connections: u64,
     /// Cuts that were made.
-    cuts: Arc<AtomicU64>,
+    cuts: usize,
+    /// Holds that are over.
+    holds: usize,
+    /// Connections that are held.
+    held: usize,
 }
 
 /// What a proxy does to the stream.
@@ -79,10 +108,21 @@ pub struct Tampering {
 pub struct Faults {
     /// Breaks the connection before the byte with this number, in ascending order.
     pub cuts: Vec<u64>,
+    /// Keeps the byte with this number and all behind it back until the client has gone, in
+    /// ascending order.
+    pub holds: Vec<u64>,
     /// Flips a bit of the byte with this number.
     pub flips: Vec<u64>,
     /// Bytes per second at most; 0: as fast as it goes.
     pub bytes_per_second: u64,
+}
+
+/// What becomes of a connection behind a piece.
+#[derive(PartialEq)]
+enum Then {
+    GoOn,
+    Cut,
+    Hold(usize),
 }
 
 impl Tampering {
@@ -93,25 +133,22 @@ impl Tampering {
     #[must_use]
     pub fn new(listen: SocketAddr, server: SocketAddr, faults: Faults) -> Self {
         let listener = TcpListener::bind(listen).expect("the address is free");
-        let proxy = Self {
-            address: listener.local_addr().expect("its address"),
-            sent: Arc::default(),
-            connections: Arc::default(),
-            cuts: Arc::default(),
-        };
+        let proxy = Self { address: listener.local_addr().expect("its address"), counts: Arc::default() };
         let (own, faults) = (proxy.clone(), Arc::new(faults));
         thread::spawn(move || {
             for client in listener.incoming().flatten() {
-                own.connections.fetch_add(1, Ordering::Relaxed);
+                own.counts().connections += 1;
                 // A server that is away refuses: so does the proxy, as far as it can.
                 let Ok(server) = TcpStream::connect(server) else { continue };
                 let (Ok(from), Ok(to)) = (client.try_clone(), server.try_clone()) else { continue };
+                let (here, gone) = mpsc::channel();
                 thread::spawn(move || {
                     let _ = io::copy(&mut &from, &mut &to);
                     let _ = to.shutdown(Shutdown::Write);
+                    drop::<mpsc::Sender<()>>(here);
                 });
                 let (own, faults) = (own.clone(), Arc::clone(&faults));
-                thread::spawn(move || own.forward(&server, &client, &faults));
+                thread::spawn(move || own.forward(&server, &client, &faults, &gone));
             }
         });
         proxy
@@ -126,36 +163,67 @@ impl Tampering {
     /// Bytes forwarded from the server so far.
     #[must_use]
     pub fn sent(&self) -> u64 {
-        self.sent.load(Ordering::SeqCst)
+        self.counts().sent
     }
 
     /// Connections so far.
     #[must_use]
     pub fn connections(&self) -> u64 {
-        self.connections.load(Ordering::SeqCst)
+        self.counts().connections
     }
 
     /// Cuts that were made so far.
     #[must_use]
-    pub fn cuts(&self) -> u64 {
-        self.cuts.load(Ordering::SeqCst)
+    pub fn cuts(&self) -> usize {
+        self.counts().cuts
     }
 
-    fn forward(&self, mut from: &TcpStream, mut to: &TcpStream, faults: &Faults) {
+    /// Connections that are held now.
+    #[must_use]
+    pub fn held(&self) -> usize {
+        self.counts().held
+    }
+
+    fn counts(&self) -> MutexGuard<'_, Counts> {
+        self.counts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Does to a piece what is to be done; returns how much of it is sent, and what then.
+    fn tamper(&self, piece: &mut [u8], faults: &Faults) -> (usize, Then) {
+        let mut counts = self.counts();
+        let before = |place: Option<&u64>| {
+            let ahead = usize::try_from(place?.checked_sub(counts.sent)?).ok()?;
+            (ahead < piece.len()).then_some(ahead)
+        };
+        let cut = before(faults.cuts.get(counts.cuts)).map(|end| (end, Then::Cut));
+        let hold = before(faults.holds.get(counts.holds)).map(|end| (end, Then::Hold(counts.holds)));
+        let first = cut.into_iter().chain(hold).min_by_key(|(end, _)| *end);
+        let (end, then) = first.unwrap_or((piece.len(), Then::GoOn));
+        for flip in &faults.flips {
+            let ahead = flip.checked_sub(counts.sent).and_then(|i| usize::try_from(i).ok());
+            if let Some(byte) = ahead.and_then(|i| piece[..end].get_mut(i)) {
+                *byte ^= 0x10;
+            }
+        }
+        counts.sent += end as u64;
+        counts.cuts += usize::from(then == Then::Cut);
+        (end, then)
+    }
+
+    fn forward(&self, mut from: &TcpStream, mut to: &TcpStream, faults: &Faults, gone: &mpsc::Receiver<()>) {
         let mut buf = vec![0; 64 << 10];
         while let Ok(n @ 1..) = from.read(&mut buf) {
-            let at = self.sent.load(Ordering::SeqCst);
-            let next = faults.cuts.get(self.cuts.load(Ordering::SeqCst) as usize);
-            let cut = next.and_then(|cut| usize::try_from(cut.checked_sub(at)?).ok()).filter(|cut| *cut < n);
-            let end = cut.unwrap_or(n);
-            for flip in &faults.flips {
-                if let Some(byte) = flip.checked_sub(at).and_then(|i| buf[..end].get_mut(i as usize)) {
-                    *byte ^= 0x10;
-                }
+            let (end, then) = self.tamper(&mut buf[..n], faults);
+            if to.write_all(&buf[..end]).is_err() || then == Then::Cut {
+                break;
             }
-            self.sent.fetch_add(end as u64, Ordering::SeqCst);
-            self.cuts.fetch_add(u64::from(cut.is_some()), Ordering::SeqCst);
-            if to.write_all(&buf[..end]).is_err() || cut.is_some() {
+            if let Then::Hold(number) = then {
+                self.counts().held += 1;
+                // It says nothing, it only goes.
+                let _ = gone.recv();
+                let mut counts = self.counts();
+                counts.held -= 1;
+                counts.holds = counts.holds.max(number + 1);
                 break;
             }
             if let Some(nanos) = (n as u64 * 1_000_000_000).checked_div(faults.bytes_per_second) {

@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::binaries;
+pub use crate::wait::until as wait_until;
 
 /// A running server; killed when dropped.
 #[derive(Debug)]
@@ -110,7 +111,8 @@ impl Server {
     /// Waits until its log says this.
     ///
     /// # Panics
-    /// If it does not within a minute.
+    /// If it does not within two minutes.
+    #[track_caller]
     pub fn wait_log(&self, what: &str) {
         wait_until(&format!("the log says `{what}`"), || self.log().contains(what));
     }
@@ -199,17 +201,5 @@ impl Drop for Server {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
-    }
-}
-
-/// Waits until `is` holds.
-///
-/// # Panics
-/// If it does not within a minute.
-pub fn wait_until(what: &str, mut is: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(60);
-    while !is() {
-        assert!(Instant::now() < deadline, "not within a minute: {what}");
-        std::thread::sleep(Duration::from_millis(20));
     }
 }
