@@ -134,7 +134,7 @@ fn global_headers_hold_until_they_are_changed() {
     tar.pax(b'x', &[("uid", b"6")]).file(b"b", b"").file(b"c", b"");
     tar.pax(b'g', &[("uid", b"")]).file(b"d", b"");
     let uids: Vec<u32> = read(&tar.end(), 512).unwrap().iter().map(|(e, _)| e.uid).collect();
-    assert_eq!(uids, [5, 6, 5, 0]);
+    assert_eq!(uids, [5, 6, 5, 1000]);
 }
 
 #[test]

@@ -11,7 +11,7 @@ use piman_tests::binaries::{pi_agent, piman};
 use piman_tests::port::steady;
 use piman_tests::proxy::{Faults, Tampering, stammer_slowly};
 use piman_tests::server::Server;
-use piman_tests::tarball::Tarball;
+use piman_tests::tar::Tar;
 use piman_tests::wait::until;
 
 /// A folder for everything, and servers in it.
@@ -26,7 +26,7 @@ impl Lab {
         for folder in ["files", "records", "here"] {
             fs::create_dir(dir.path().join(folder)).unwrap();
         }
-        let archive = Tarball::new().push(b"hello", b'0', b"", b"x").packed();
+        let archive = Tar::new().push(b"hello", b'0', b"", b"x").packed();
         Self { dir, archive }
     }
 

@@ -24,7 +24,7 @@ use piman_core::install::{ImageOffer, More, Stage};
 use piman_tests::disk::{Mounted, e2fsck, is_root, run};
 use piman_tests::fetch::{Fault, FetchServer};
 use piman_tests::snapshot::{assert_same, snapshot};
-use piman_tests::tarball::Tarball;
+use piman_tests::tar::Tar;
 use rustix::fs::XattrFlags;
 
 /// Where the filesystem begins on the disks of these tests.
@@ -248,7 +248,7 @@ fn entries_that_replace_others_end_as_with_gnu_tar() {
     if !is_root() {
         return;
     }
-    let mut tar = Tarball::new();
+    let mut tar = Tar::new();
     let (file, hard, link, dir) = (b'0', b'1', b'2', b'5');
     tar.push(b"./", dir, b"", b"")
         .push(b"a", file, b"", b"first")
@@ -300,7 +300,7 @@ fn proof_text(mounted: &Mounted) -> Vec<u8> {
 
 /// An archive of files of noise and of text, so that chunks are stored in both ways.
 fn noisy(megabytes: usize) -> tempfile::NamedTempFile {
-    let mut tar = Tarball::new();
+    let mut tar = Tar::new();
     let mut noise = blake3::Hasher::new().update(b"noisy").finalize_xof();
     for i in 0..megabytes {
         let mut content = vec![b'a' + (i % 26) as u8; 1 << 20];
@@ -512,14 +512,14 @@ fn too_small_says_how_much_is_needed_and_that_is_enough() {
 }
 
 /// A tree by chance: directories in directories, files of all sizes, holes, links.
-fn by_chance(seed: u64) -> Tarball {
+fn by_chance(seed: u64) -> Tar {
     let mut random = blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof();
     let mut next = |below: usize| {
         let mut bytes = [0; 4];
         random.fill(&mut bytes);
         u32::from_le_bytes(bytes) as usize % below
     };
-    let mut tar = Tarball::new();
+    let mut tar = Tar::new();
     let mut directories = vec![String::new()];
     let mut files: Vec<String> = Vec::new();
     let (count, largest) = ([30, 300, 3000][next(3)], [10, 5000, 200_000][next(3)]);
@@ -569,7 +569,7 @@ fn any_tree_fits_the_size_that_is_said_to_be_needed() {
 
 #[test]
 fn two_hundred_thousand_tiny_files() {
-    let mut tar = Tarball::new();
+    let mut tar = Tar::new();
     for i in 0..200_000 {
         let content = if i % 3 == 0 { &b""[..] } else { b"tiny" };
         tar.push(format!("d{}/file-{i}", i % 7).as_bytes(), b'0', b"", content);
@@ -611,14 +611,14 @@ fn a_sparse_file_of_nine_gigabytes() {
 
 #[test]
 fn archives_that_no_image_can_be_made_of() {
-    let error = |tar: &Tarball| made(tar.packed().path(), 64 * MIB).map(drop).unwrap_err();
-    let named = error(Tarball::new().push(b"ok", b'0', b"", b"").push(b"dir/caf\xe9", b'0', b"", b"x"));
+    let error = |tar: &Tar| made(tar.packed().path(), 64 * MIB).map(drop).unwrap_err();
+    let named = error(Tar::new().push(b"ok", b'0', b"", b"").push(b"dir/caf\xe9", b'0', b"", b"x"));
     assert!(named.leaves_stream() && named.to_string().contains(r"dir/caf\xe9"), "{named}");
-    let target = error(Tarball::new().push(b"link", b'2', b"caf\xe9", b""));
+    let target = error(Tar::new().push(b"link", b'2', b"caf\xe9", b""));
     assert!(target.leaves_stream() && target.to_string().contains(r"caf\xe9"), "{target}");
-    let out = error(Tarball::new().push(b"../../etc/passwd", b'0', b"", b"x"));
+    let out = error(Tar::new().push(b"../../etc/passwd", b'0', b"", b"x"));
     assert!(!out.leaves_stream() && out.to_string().contains(".."), "{out}");
-    let missing = error(Tarball::new().push(b"name", b'1', b"other", b""));
+    let missing = error(Tar::new().push(b"name", b'1', b"other", b""));
     assert!(
         !missing.leaves_stream() && missing.to_string().contains("`other`, which is missing"),
         "{missing}"
@@ -688,7 +688,7 @@ fn differences_are_found_and_named() {
     disk.as_file().write_all_at(b"!", at as u64 + 77).unwrap();
     let found = compared(disk.path(), &made.archive);
     assert_eq!((found.differences, found.told), (1, vec!["file-1: other content".to_owned()]));
-    let mut other = Tarball::new();
+    let mut other = Tar::new();
     other.push(b"file-0", b'2', b"somewhere", b"").push(b"file-99", b'0', b"", b"");
     let found = compared(disk.path(), &File::open(other.packed().path()).unwrap());
     assert_eq!(found.differences, 7, "{:?}", found.told);

@@ -13,7 +13,7 @@ use piman_core::hash::Hash;
 use piman_core::install::fetch::{Answer, Kind, Request};
 use piman_core::install::{Agent, AgentStep, Can, Decision, Have, Hello, Notice, Offer, Paths, sums};
 use piman_tests::server::{Server, wait_until};
-use piman_tests::{binaries, tarball};
+use piman_tests::{binaries, tar};
 
 /// What a Pi is told to install that says this of itself and has no system.
 fn offer(server: &Server, hello: Hello<'_>) -> Offer {
@@ -69,7 +69,7 @@ fn fetch(stream: &mut TcpStream, kind: Kind, id: Hash, offset: u64, length: u64)
 
 #[test]
 fn the_chunk_hashes_of_an_archive_prove_themselves_and_every_chunk() {
-    let archive = tarball::of_bytes(3_500_000);
+    let archive = tar::of_bytes(3_500_000);
     let bytes = fs::read(archive.path()).unwrap();
     let state = tempfile::tempdir().unwrap();
     let server = Server::start(archive.path(), state.path(), &["--no-images"]);
@@ -117,7 +117,7 @@ fn image(state: &Path, arguments: &[&str]) -> String {
 fn each_pi_gets_the_image_that_is_meant_for_it() {
     let folder = tempfile::tempdir().unwrap();
     let state = folder.path().join("state");
-    let archives: Vec<_> = (1..=4).map(|n| tarball::of_bytes(n * 100_000)).collect();
+    let archives: Vec<_> = (1..=4).map(|n| tar::of_bytes(n * 100_000)).collect();
     let [one, two, three, four] = [0, 1, 2, 3].map(|n: usize| archives[n].path());
     let text = |path: &Path| path.display().to_string();
     let told = image(&state, &["add", &text(one), "--name", "one"]);
@@ -178,8 +178,8 @@ fn each_pi_gets_the_image_that_is_meant_for_it() {
 fn what_is_known_is_not_read_again_and_a_change_is_seen() {
     let folder = tempfile::tempdir().unwrap();
     let (file, other) = (folder.path().join("rootfs.tgz"), folder.path().join("other"));
-    fs::copy(tarball::of_bytes(400_000).path(), &file).unwrap();
-    fs::copy(tarball::of_bytes(900_000).path(), &other).unwrap();
+    fs::copy(tar::of_bytes(400_000).path(), &file).unwrap();
+    fs::copy(tar::of_bytes(900_000).path(), &other).unwrap();
     let state = folder.path().join("state");
     // A file that was written only now is not relied upon.
     std::thread::sleep(std::time::Duration::from_millis(150));

@@ -8,7 +8,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use piman_tests::server::{Server, wait_until};
-use piman_tests::tarball::{self, Tarball};
+use piman_tests::tar::{self, Tar};
 
 const BOOT: &str = "boot\nEOM\n";
 const FORMAT: &str = "format\nEOM\n";
@@ -22,7 +22,7 @@ struct Lab {
 
 impl Lab {
     fn new(more: &[&str]) -> Self {
-        Self::with(tarball::of_bytes(300_000), more)
+        Self::with(tar::of_bytes(300_000), more)
     }
 
     fn with(archive: tempfile::NamedTempFile, more: &[&str]) -> Self {
@@ -235,7 +235,7 @@ fn an_order_lives_until_the_installation_has_succeeded() {
 
 #[test]
 fn half_a_download_completes_no_order() {
-    let lab = Lab::with(tarball::of_bytes(40 << 20), &["--no-date"]);
+    let lab = Lab::with(tar::of_bytes(40 << 20), &["--no-date"]);
     lab.server.piman(&["reinstall", "127.0.0.1"]);
     let mut talk = lab.talk(PI);
     talk.say("IS_INSTALLED\n");
@@ -354,7 +354,7 @@ fn reinstall_txt_is_taken_in_when_it_is_complete() {
 
 #[test]
 fn whoever_sends_something_on_4444_gets_everything_nevertheless() {
-    let lab = Lab::with(tarball::of_bytes(20 << 20), &["--no-date"]);
+    let lab = Lab::with(tar::of_bytes(20 << 20), &["--no-date"]);
     let bytes = lab.bytes();
     for part in [&b"GET / HTTP/1.0\r\n\r\n"[..], &[0; 100_000]] {
         let mut stream = lab.connect("rootfs", PI);
@@ -377,7 +377,7 @@ fn several_members_and_any_path_of_the_talk() {
     // An archive of two gzip members, without any order of the two connections.
     let folder = tempfile::tempdir().unwrap();
     let tar = folder.path().join("rootfs.tar");
-    fs::write(&tar, Tarball::new().push(b"etc/hostname", b'0', b"", b"pi\n").bytes()).unwrap();
+    fs::write(&tar, Tar::new().push(b"etc/hostname", b'0', b"", b"pi\n").end()).unwrap();
     let archive = tempfile::NamedTempFile::new().unwrap();
     let script = format!(
         "(head -c 700 {0} | gzip; tail -c +701 {0} | gzip) > {1}",

@@ -13,7 +13,7 @@ use piman::state::{Sqlite, State as _};
 use piman_core::hash::Hash;
 use piman_core::install::{Agent, AgentStep, Decision, Hello, Installation, Notice, Paths};
 use piman_tests::server::{Server, wait_until};
-use piman_tests::{binaries, tarball};
+use piman_tests::{binaries, tar};
 
 struct Lab {
     server: Server,
@@ -25,7 +25,7 @@ const OPTIONS: [&str; 2] = ["--no-images", "--no-date"];
 
 impl Lab {
     fn new() -> Self {
-        let archive = tarball::of_bytes(300_000);
+        let archive = tar::of_bytes(300_000);
         let state = tempfile::tempdir().unwrap();
         let server = Server::start(archive.path(), state.path(), &OPTIONS);
         server.wait_log("is good");
@@ -226,7 +226,7 @@ fn install(server: &Server, card: &Path, serial: &str) -> Child {
 
 #[test]
 fn orders_of_pis_whose_server_is_killed_again_and_again() {
-    let archive = tarball::of_bytes(4 << 20);
+    let archive = tar::of_bytes(4 << 20);
     let folder = tempfile::tempdir().unwrap();
     let state = folder.path().join("state");
     let ports = piman_tests::port::several::<3>().map(|port| port.to_string());

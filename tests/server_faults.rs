@@ -14,7 +14,7 @@ use piman_core::hash::Hash;
 use piman_core::install::fetch::{Kind, Request};
 use piman_tests::disk::is_root;
 use piman_tests::server::{Server, wait_until};
-use piman_tests::tarball;
+use piman_tests::tar;
 
 const BOOT: &str = "boot\nEOM\n";
 const FORMAT: &str = "format\nEOM\n";
@@ -30,7 +30,7 @@ impl Lab {
     fn new(bytes: usize, more: &[&str]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let archive = folder.path().join("rootfs.tar.zst");
-        fs::copy(tarball::of_bytes(bytes).path(), &archive).unwrap();
+        fs::copy(tar::of_bytes(bytes).path(), &archive).unwrap();
         let more = [&["--no-date"], more].concat();
         let server = Server::start(&archive, &folder.path().join("state"), &more);
         server.wait_log("is good");
@@ -204,7 +204,7 @@ fn an_archive_that_is_replaced_or_deleted_is_sent_to_its_end() {
     let mut running = lab.server.connect("rootfs");
     let mut begin = vec![0; 1 << 20];
     running.read_exact(&mut begin).unwrap();
-    let new = tarball::of_bytes(2 << 20);
+    let new = tar::of_bytes(2 << 20);
     let beside = lab.archive.with_extension("new");
     fs::copy(new.path(), &beside).unwrap();
     fs::rename(&beside, &lab.archive).unwrap();
@@ -255,7 +255,7 @@ fn archives_that_cannot_be_installed_are_refused_at_once() {
     let folder = tempfile::tempdir().unwrap();
     let (state, path) = (folder.path().join("state"), folder.path().join("rootfs.tgz"));
     let plain = folder.path().join("plain.tar");
-    fs::write(&plain, tarball::Tarball::new().push(b"a", b'0', b"", b"b").bytes()).unwrap();
+    fs::write(&plain, tar::Tar::new().push(b"a", b'0', b"", b"b").end()).unwrap();
     let empty = folder.path().join("empty.tgz");
     fs::write(&empty, "").unwrap();
     for (archive, says) in [
@@ -277,9 +277,9 @@ fn archives_that_cannot_be_installed_are_refused_at_once() {
 #[test]
 fn a_damaged_archive_is_found_in_the_background() {
     let folder = tempfile::tempdir().unwrap();
-    let good = fs::read(tarball::of_bytes(3 << 20).path()).unwrap();
+    let good = fs::read(tar::of_bytes(3 << 20).path()).unwrap();
     let tar = folder.path().join("a.tar");
-    fs::write(&tar, tarball::Tarball::new().push(b"a", b'0', b"", &good).bytes()).unwrap();
+    fs::write(&tar, tar::Tar::new().push(b"a", b'0', b"", &good).end()).unwrap();
     assert!(Command::new("gzip").arg(&tar).status().unwrap().success());
     let gzip = fs::read(tar.with_extension("tar.gz")).unwrap();
     let mut crc = gzip.clone();
@@ -323,7 +323,7 @@ fn a_damaged_archive_is_found_in_the_background() {
 
 #[test]
 fn a_state_folder_that_cannot_be_used() {
-    let archive = tarball::of_bytes(1000);
+    let archive = tar::of_bytes(1000);
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("file");
     fs::write(&file, "").unwrap();
@@ -357,7 +357,7 @@ fn a_state_folder_that_cannot_be_used() {
 
 #[test]
 fn a_damaged_state_is_moved_aside() {
-    let archive = tarball::of_bytes(1000);
+    let archive = tar::of_bytes(1000);
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("piman.db");
     for damage in [&b"this is no database at all, and was never one"[..], &[0xff; 50_000]] {
@@ -405,7 +405,7 @@ fn a_damaged_state_is_moved_aside() {
 
 #[test]
 fn ports_that_are_taken_or_not_permitted() {
-    let archive = tarball::of_bytes(1000);
+    let archive = tar::of_bytes(1000);
     let folder = tempfile::tempdir().unwrap();
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = taken.local_addr().unwrap().port().to_string();

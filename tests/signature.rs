@@ -12,7 +12,7 @@ use pi_agent::proof::{self, Card};
 use piman_core::hash::Hash;
 use piman_core::install::manifest;
 use piman_tests::server::{Server, wait_until};
-use piman_tests::{binaries, tarball};
+use piman_tests::{binaries, tar};
 
 const SERIAL: &str = "10000000cafe0020";
 const CARD: &str = "160M";
@@ -25,7 +25,7 @@ struct Lab {
 
 impl Lab {
     fn new() -> Self {
-        let lab = Self { folder: tempfile::tempdir().unwrap(), archive: tarball::of_bytes(300_000) };
+        let lab = Self { folder: tempfile::tempdir().unwrap(), archive: tar::of_bytes(300_000) };
         for name in ["one", "two"] {
             lab.piman(&["key", "generate", "--no-password", "--secret", &lab.path(name)])
                 .args(&["--public", &lab.path(&format!("{name}.pub"))])

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use piman_tests::netns::Network;
 use piman_tests::server::{Server, wait_until};
-use piman_tests::tarball;
+use piman_tests::tar;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 /// So many Pis.
@@ -83,7 +83,7 @@ fn of_boot_files() {
 fn of_installations() {
     let folder = tempfile::tempdir().unwrap();
     let archive = folder.path().join("rootfs.tar.zst");
-    fs::copy(tarball::of_bytes(24 << 20).path(), &archive).unwrap();
+    fs::copy(tar::of_bytes(24 << 20).path(), &archive).unwrap();
     let server = Server::start(&archive, &folder.path().join("state"), &["--no-date", "--slots", "2"]);
     server.wait_log("is good");
     let length = fs::metadata(&archive).unwrap().len();

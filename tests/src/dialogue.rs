@@ -18,7 +18,7 @@ use piman_core::talks::{
 use piman_core::transfer::{self, Name, Refusal, Storage};
 use piman_core::{stream, talks};
 
-use crate::tarball::Tarball;
+use crate::tar::Tar;
 
 /// The services, as the table of the README has them.
 pub const SERVICES: [&str; 5] = ["install", "transfer", "stream", "talks", "frames"];
@@ -29,9 +29,9 @@ pub const SERVICES: [&str; 5] = ["install", "transfer", "stream", "talks", "fram
 /// Never.
 #[must_use]
 pub fn archive() -> Vec<u8> {
-    let mut tar = Tarball::new();
+    let mut tar = Tar::new();
     tar.push(b"./", b'5', b"", b"").push(b"bin/sh", b'0', b"", &bytes(30_000, 3));
-    zstd::encode_all(&tar.bytes()[..], 1).expect("packing")
+    zstd::encode_all(&tar.end()[..], 1).expect("packing")
 }
 
 fn bytes(n: usize, seed: u8) -> Vec<u8> {

@@ -18,6 +18,5 @@ pub mod small;
 pub mod snapshot;
 pub mod stack;
 pub mod tar;
-pub mod tarball;
 pub mod tree;
 pub mod wait;

@@ -1,5 +1,7 @@
 //! Writing tar archives by hand, also such as no archiver would write.
 
+use std::io::Write;
+
 /// A tar archive in the making.
 #[derive(Debug, Clone, Default)]
 pub struct Tar(pub Vec<u8>);
@@ -15,6 +17,8 @@ pub struct Header<'a> {
     pub link: &'a [u8],
     /// Permissions.
     pub mode: u32,
+    /// User and group.
+    pub owner: (u32, u32),
     /// The size, which need not be that of the content.
     pub size: u64,
     /// Seconds.
@@ -32,6 +36,7 @@ impl Default for Header<'_> {
             kind: b'0',
             link: b"",
             mode: 0o644,
+            owner: (1000, 1001),
             size: 0,
             mtime: 1_700_000_000,
             device: (0, 0),
@@ -60,15 +65,22 @@ impl Tar {
         self
     }
 
+    /// Adds an entry: `kind` is its type (`b'0'` a file, `b'5'` a directory, `b'1'` and `b'2'` links to
+    /// `link`).
+    pub fn push(&mut self, name: &[u8], kind: u8, link: &[u8], content: &[u8]) -> &mut Self {
+        let mode = if kind == b'5' { 0o755 } else { 0o644 };
+        let size = content.len() as u64;
+        self.header(&Header { name, kind, link, mode, size, ..Header::default() }).content(content)
+    }
+
     /// Adds a file.
     pub fn file(&mut self, name: &[u8], content: &[u8]) -> &mut Self {
-        self.header(&Header { name, size: content.len() as u64, ..Header::default() }).content(content)
+        self.push(name, b'0', b"", content)
     }
 
     /// Adds an entry without content.
     pub fn entry(&mut self, name: &[u8], kind: u8, link: &[u8]) -> &mut Self {
-        let mode = if kind == b'5' { 0o755 } else { 0o644 };
-        self.header(&Header { name, kind, link, mode, ..Header::default() })
+        self.push(name, kind, link, b"")
     }
 
     /// Adds a pax header of `kind` (`x` or `g`).
@@ -85,6 +97,30 @@ impl Tar {
         out.resize(out.len() + 1024, 0);
         out
     }
+
+    /// All of it with the end marker, packed with zstd, in a file.
+    ///
+    /// # Panics
+    /// If the file cannot be written.
+    #[must_use]
+    pub fn packed(&self) -> tempfile::NamedTempFile {
+        let mut file = tempfile::NamedTempFile::new().expect("a temporary file");
+        let end = [0; 1024];
+        let packed = zstd::encode_all(std::io::Read::chain(&self.0[..], &end[..]), 1).expect("packing");
+        file.write_all(&packed).expect("writing");
+        file
+    }
+}
+
+/// A packed archive of one file of so many bytes that no packer makes smaller.
+///
+/// # Panics
+/// If it cannot be written.
+#[must_use]
+pub fn of_bytes(bytes: usize) -> tempfile::NamedTempFile {
+    let mut content = vec![0; bytes];
+    blake3::Hasher::new().finalize_xof().fill(&mut content);
+    Tar::new().file(b"content", &content).packed()
 }
 
 impl Header<'_> {
@@ -95,8 +131,8 @@ impl Header<'_> {
         let mut put = |at: usize, bytes: &[u8]| block[at..at + bytes.len()].copy_from_slice(bytes);
         put(0, self.name);
         put(100, format!("{:07o}\0", self.mode).as_bytes());
-        put(108, b"0000000\0");
-        put(116, b"0000000\0");
+        put(108, format!("{:07o}\0", self.owner.0).as_bytes());
+        put(116, format!("{:07o}\0", self.owner.1).as_bytes());
         put(124, &size(self.size));
         put(136, format!("{:011o}\0", self.mtime).as_bytes());
         put(156, &[self.kind]);
