@@ -23,8 +23,8 @@ use piman_core::install::table::{HEADER, Table};
 use piman_core::install::{ImageOffer, More, Stage};
 use piman_tests::disk::{Mounted, e2fsck, is_root, run};
 use piman_tests::fetch::{Fault, FetchServer};
-use piman_tests::snapshot::{assert_same, snapshot};
 use piman_tests::tar::Tar;
+use piman_tests::tree::{assert_same, installed, without_times};
 use rustix::fs::XattrFlags;
 
 /// Where the filesystem begins on the disks of these tests.
@@ -216,10 +216,10 @@ fn what_is_installed_is_what_gnu_tar_extracts() {
         tar.args(["-xpf"]).arg(&archive).arg("-C").arg(extracted.path());
         run(tar.args(["--numeric-owner", "--xattrs", "--xattrs-include=*"]));
         // The archive does not describe `usr`.
-        let want = snapshot(extracted.path(), &["usr", "usr/share"]);
+        let want = without_times(installed(extracted.path()), &["usr", "usr/share"]);
         assert!(want.len() > 3500);
         let mounted = Mounted::new(disk.path(), OFFSET, header.filesystem_bytes, "init_itable=0");
-        assert_same(&snapshot(mounted.path(), &["usr", "usr/share"]), &want);
+        assert_same(&without_times(installed(mounted.path()), &["usr", "usr/share"]), &want);
         assert_eq!(fs::read(mounted.path().join(".piman-proof")).unwrap(), proof_text(&mounted));
 
         // Filled to the last byte, and all of what was there is still there.
@@ -237,7 +237,7 @@ fn what_is_installed_is_what_gnu_tar_extracts() {
             .arg("-c")
             .arg("rm -r filler crowd/new*; touch -d '2020-01-01 00:00:00' . crowd")
             .current_dir(mounted.path()));
-        assert_same(&snapshot(mounted.path(), &["usr", "usr/share"]), &want);
+        assert_same(&without_times(installed(mounted.path()), &["usr", "usr/share"]), &want);
         drop(mounted);
         e2fsck(disk.path(), OFFSET, header.filesystem_bytes);
     }
@@ -287,7 +287,9 @@ fn entries_that_replace_others_end_as_with_gnu_tar() {
     let mounted = Mounted::new(disk.path(), OFFSET, 64 * MIB, "ro");
     // Not described, or given its time by tar before the archive came back to it.
     let without_time = ["absolute", "usr", "deep", "deep/er", "usr/lib"];
-    assert_same(&snapshot(mounted.path(), &without_time), &snapshot(extracted.path(), &without_time));
+    let [ours, theirs] =
+        [mounted.path(), extracted.path()].map(|root| without_times(installed(root), &without_time));
+    assert_same(&ours, &theirs);
 }
 
 /// The proof as it was mounted must be one.
@@ -605,7 +607,7 @@ fn a_sparse_file_of_nine_gigabytes() {
     e2fsck(disk.path(), OFFSET, 16 * 1024 * MIB);
     assert_equal(disk.path(), &made);
     let mounted = Mounted::new(disk.path(), OFFSET, 16 * 1024 * MIB, "ro");
-    assert_same(&snapshot(mounted.path(), &[]), &snapshot(folder.path(), &[]));
+    assert_same(&installed(mounted.path()), &installed(folder.path()));
     fs::remove_file(archive).unwrap();
 }
 

@@ -12,7 +12,7 @@ use pi_agent::disk::{RootArea, root_in_table};
 use pi_agent::proof::{self, Card, Way};
 use piman_tests::disk::{Mounted, e2fsck, is_root, run};
 use piman_tests::server::{Server, wait_until};
-use piman_tests::snapshot::{assert_same, snapshot};
+use piman_tests::tree::{assert_same, installed};
 
 const SERIAL: &str = "00000000cafe0002";
 
@@ -90,7 +90,7 @@ fn a_real_debian_by_both_paths_onto_a_block_device() {
     let mut tar = Command::new("tar");
     tar.args(["-xpf"]).arg(archive).arg("-C").arg(&extracted);
     run(tar.args(["--numeric-owner", "--xattrs", "--xattrs-include=*"]));
-    let want = snapshot(&extracted, &[]);
+    let want = installed(&extracted);
     assert!(want.len() > 3000, "{} entries", want.len());
 
     let server = Server::start(archive, &folder.path().join("state"), &[]);
@@ -104,7 +104,7 @@ fn a_real_debian_by_both_paths_onto_a_block_device() {
         drop(file);
         e2fsck(&disk.device, offset, length);
         let mounted = Mounted::new(&disk.device, offset, length, "init_itable=0");
-        assert_same(&snapshot(mounted.path(), &[]), &want);
+        assert_same(&installed(mounted.path()), &want);
 
         // It is a filesystem to live with: filled to the end, emptied, checked again.
         let mut filler = File::create(mounted.path().join("filler")).unwrap();
@@ -115,7 +115,7 @@ fn a_real_debian_by_both_paths_onto_a_block_device() {
         run(Command::new("sync").arg("-f").arg(mounted.path()));
         fs::remove_file(mounted.path().join("filler")).unwrap();
         run(Command::new("touch").arg("-r").arg(&extracted).arg(mounted.path()));
-        assert_same(&snapshot(mounted.path(), &[]), &want);
+        assert_same(&installed(mounted.path()), &want);
         drop(mounted);
         e2fsck(&disk.device, offset, length);
         let devices = || server.piman(&["devices"]);

@@ -20,7 +20,7 @@ use piman_core::install::layout::{Layout, SECTOR};
 use crate::disk::{Mounted, run};
 use crate::proxy::{Faults, Tampering};
 use crate::server::Server;
-use crate::snapshot::{Snapshot, assert_same, snapshot};
+use crate::tree::{Tree, assert_same, installed};
 
 /// The smallest card on which an installation is possible with [`layout`], in bytes.
 pub const CARD: u64 = LAYOUT.root_start * SECTOR + ROOT;
@@ -50,7 +50,7 @@ pub struct Root {
     /// Its identity.
     pub id: Hash,
     /// What is in it, as GNU tar extracts it.
-    pub want: Snapshot,
+    pub want: Tree,
     folder: tempfile::TempDir,
 }
 
@@ -82,7 +82,7 @@ impl Root {
             tar --numeric-owner --format=pax -C root -cf - . | gzip -1 >root.tgz
             mkdir want && tar -C want --numeric-owner -xpf root.tgz";
         run(Command::new("bash").args(["-eo", "pipefail", "-c", script]).current_dir(folder.path()));
-        let want = snapshot(&folder.path().join("want"), &[]);
+        let want = installed(&folder.path().join("want"));
         assert!(want.len() > 60);
         let id = Hash(*blake3::hash(&fs::read(&archive).expect("it was made")).as_bytes());
         Self { archive, id, want, folder }
@@ -108,7 +108,7 @@ impl Root {
     /// If it is not exactly what the archive holds.
     pub fn assert_on(&self, card: &Path) {
         let mounted = Mounted::new(card, LAYOUT.root_start * SECTOR, ROOT, "noatime");
-        assert_same(&snapshot(mounted.path(), &[]), &self.want);
+        assert_same(&installed(mounted.path()), &self.want);
     }
 }
 

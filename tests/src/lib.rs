@@ -15,7 +15,6 @@ pub mod port;
 pub mod proxy;
 pub mod server;
 pub mod small;
-pub mod snapshot;
 pub mod stack;
 pub mod tar;
 pub mod tree;

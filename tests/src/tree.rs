@@ -130,6 +130,37 @@ pub fn differences(ours: &Tree, theirs: &Tree) -> String {
     out
 }
 
+/// What an installation has put below a mount point: without what the filesystem and the agent have
+/// there of their own.
+///
+/// # Panics
+/// If it cannot be read.
+#[must_use]
+pub fn installed(root: &Path) -> Tree {
+    let mut tree = tree(root, false).expect("a tree of files");
+    tree.retain(|name, _| !name.starts_with(b"lost+found") && name != b".piman-proof");
+    tree
+}
+
+/// Forgets the times of these entries.
+#[must_use]
+pub fn without_times(mut tree: Tree, names: &[&str]) -> Tree {
+    for name in names {
+        tree.entry(name.as_bytes().to_vec()).and_modify(|facts| facts.mtime = (0, 0));
+    }
+    tree
+}
+
+/// Compares two trees.
+///
+/// # Panics
+/// If they differ; says where.
+#[track_caller]
+pub fn assert_same(ours: &Tree, theirs: &Tree) {
+    let difference = differences(ours, theirs);
+    assert!(difference.is_empty(), "{difference}");
+}
+
 fn xattrs(path: &Path) -> io::Result<BTreeMap<Vec<u8>, Vec<u8>>> {
     let mut names = vec![0_u8; 64 << 10];
     let length = llistxattr(path, &mut names[..])?;
@@ -162,20 +193,17 @@ fn hash(path: &Path) -> io::Result<blake3::Hash> {
     let mut buf = vec![0; 1 << 20];
     for (start, end) in data(path, size)? {
         seek(&file, SeekFrom::Start(start))?;
-        let mut left = end - start;
         let mut at = start;
-        while left > 0 {
-            let want = usize::try_from(left.min(4096)).unwrap_or(4096);
-            let n = file.read(&mut buf[..want])?;
-            if n == 0 {
-                break;
+        while at < end {
+            let room = usize::try_from(end - at).unwrap_or(usize::MAX).min(buf.len());
+            file.read_exact(&mut buf[..room])?;
+            // Zeros that one filesystem stores may be a hole in another.
+            for (i, block) in (0..).zip(buf[..room].chunks(4096)) {
+                if block.iter().any(|b| *b != 0) {
+                    hasher.update(&(at + i * 4096).to_le_bytes()).update(block);
+                }
             }
-            // Zeros count as holes, so that the same content has the same hash.
-            if buf[..n].iter().any(|b| *b != 0) {
-                hasher.update(&at.to_le_bytes()).update(&buf[..n]);
-            }
-            left -= n as u64;
-            at += n as u64;
+            at += room as u64;
         }
     }
     Ok(hasher.finalize())
