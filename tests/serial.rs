@@ -32,7 +32,8 @@ impl Lab {
         for folder in ["files", "records"] {
             fs::create_dir(dir.path().join(folder)).unwrap();
         }
-        let make = "mkdir -p r/bin r/etc && head -c 60000 /dev/urandom > r/bin/sh && echo pi > r/etc/hostname && \
+        let make = "mkdir -p r/bin r/etc && (head -c 4096 /proc/self/exe; head -c 60000 /dev/urandom) > r/bin/sh && echo pi > r/etc/hostname && \
+                    mkdir r/sbin && printf '#!/bin/sh\n' > r/sbin/init && chmod 755 r/sbin/init r/bin/sh && \
                     tar -C r -czf rootfs.tar.gz .";
         assert!(Command::new("sh").args(["-c", make]).current_dir(dir.path()).status().unwrap().success());
         Self { dir, cable: Cable::new(faults) }
@@ -47,7 +48,8 @@ impl Lab {
         let (files, records) = (text(&self.path("files")), text(&self.path("records")));
         let line = text(&self.cable.ends[0]);
         let more = ["--transfer-dir", &files, "--transfer-port", "0", "--stream-dir", &records];
-        let more = [&more[..], &["--stream-port", "0", "--talks-port", "0", "--serial", &line]].concat();
+        let more = [&more[..], &["--stream-port", "0", "--talks-port", "0", "--no-date", "--serial", &line]]
+            .concat();
         Server::start(&self.path("rootfs.tar.gz"), &self.path("state"), &more)
     }
 
@@ -99,6 +101,41 @@ fn a_card_is_installed_over_a_bad_line() {
         assert!(log, "no log came up");
     }
     wait_until("it is listed", || server.piman(&["devices"]).contains("cafe0001"));
+}
+
+/// The attempt of process 1, in a name space without any network but loopback: until the installed system is
+/// mounted and can be booted.
+#[test]
+fn a_pi_that_boots_installs_over_a_line() {
+    if !piman_tests::disk::is_root() {
+        println!("skipped: this needs root");
+        return;
+    }
+    let lab = Lab::new(BAD);
+    let server = lab.serve();
+    let disk = lab.path("card");
+    fs::File::create(&disk).unwrap().set_len(128 << 20).unwrap();
+    let cmdline = format!("quiet piman.server={} piman.disk={} piman.path=image", lab.host(), disk.display());
+    fs::write(lab.path("cmdline"), cmdline).unwrap();
+    let step = format!(
+        "mount -t tmpfs none /run && mount -t tmpfs none /etc && ip link set lo up && exec {} init-step --cmdline {}",
+        binaries::pi_agent().display(),
+        lab.path("cmdline").display()
+    );
+    let mut alone = Command::new("unshare");
+    alone.args(["--mount", "--propagation", "private", "--net", "sh", "-c", &step]).stdin(Stdio::null());
+    let place = Path::new(pi_agent::init::NEW_ROOT);
+    let was_there = place.exists();
+    let output = alone.output().unwrap();
+    if !was_there {
+        let _ = fs::remove_dir(place);
+    }
+    // Its exit code is that of a system that is ready.
+    assert!(output.status.success(), "{output:?}");
+    assert!(String::from_utf8_lossy(&output.stdout).contains("installed image"), "{output:?}");
+    let check = Command::new(binaries::pi_agent()).args(["check", "--disk"]).arg(&disk).status().unwrap();
+    assert!(check.success());
+    server.wait_log("is on its card");
 }
 
 #[test]
