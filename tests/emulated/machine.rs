@@ -293,30 +293,47 @@ pub(crate) struct Server {
     child: Child,
     /// Where its control connection listens.
     pub(crate) control_port: u16,
+    /// Where files are taken, if it takes any.
+    pub(crate) transfer_port: Option<u16>,
 }
 
 impl Server {
     /// Starts `piman serve` with an archive, on free ports of loopback, with a state of its own.
     pub(crate) fn start(tools: &Tools, archive: &Path, state: &Path) -> Self {
+        Self::start_by(&mut Self::command(tools, archive, state))
+    }
+
+    /// The same, with a folder for what Pis send.
+    pub(crate) fn start_with_files(tools: &Tools, archive: &Path, state: &Path, files: &Path) -> Self {
+        let mut command = Self::command(tools, archive, state);
+        Self::start_by(command.args(["--transfer-port", "0", "--transfer-dir"]).arg(files))
+    }
+
+    fn command(tools: &Tools, archive: &Path, state: &Path) -> Command {
         let mut command = Command::new(&tools.piman);
         command.args(["serve", "--listen", "127.0.0.1", "--control-port", "0", "--rootfs-port", "0"]);
         command.args(["--fetch-port", "0", "--rootfs"]).arg(archive).arg("--state").arg(state);
-        Self::start_by(&mut command)
+        command
     }
 
     /// Starts it by this command; returns when it listens.
     pub(crate) fn start_by(command: &mut Command) -> Self {
         let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        let control_port = lines
-            .by_ref()
-            .map_while(Result::ok)
-            .inspect(|line| println!("server: {line}"))
-            .find_map(|line| line.strip_prefix("control ")?.rsplit_once(':')?.1.parse().ok())
-            .expect("the server says where it listens");
+        let mut port = |name: &str| {
+            lines
+                .by_ref()
+                .map_while(Result::ok)
+                .inspect(|line| println!("server: {line}"))
+                .find_map(|line| line.strip_prefix(name)?.rsplit_once(':')?.1.parse().ok())
+                .unwrap_or_else(|| panic!("the server does not say where it listens: {name}"))
+        };
+        let control_port = port("control ");
+        let takes_files = command.get_args().any(|a| a == "--transfer-dir");
+        let transfer_port = takes_files.then(|| port("transfer "));
         // So that it is never held up by a full pipe.
         std::thread::spawn(move || lines.map_while(Result::ok).for_each(|line| println!("server: {line}")));
-        Self { child, control_port }
+        Self { child, control_port, transfer_port }
     }
 }
 

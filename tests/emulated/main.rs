@@ -143,23 +143,45 @@ fn raspi3b(tools: &Tools) -> Verdict {
 fn stream(tools: &Tools) -> Verdict {
     let archive = tools.archive(Root::Tiny)?;
     let card = new_file(tools, "stream.img");
-    let server = Server::start(tools, &archive, &new_file(tools, "stream-state"));
+    let files = new_file(tools, "stream-files");
+    fs::create_dir(&files).unwrap();
+    let server = Server::start_with_files(tools, &archive, &new_file(tools, "stream-state"), &files);
+    let append = format!("piman.path=stream piman.transfer-port={}", server.transfer_port.unwrap());
     let boot = Boot {
         machine: "virt",
         card: &card,
         card_size: "512M",
         control_port: server.control_port,
-        append: "piman.path=stream",
+        append: &append,
         root: Root::Tiny,
         deadline: Duration::from_secs(900),
     };
     assert_installs(&tools.boot(&boot));
     let first = installed(&card);
     assert_eq!(first.path, Way::Stream);
+    // Its log was there before it left the initramfs.
+    let log = the_log(&files);
+    assert_said(&log, &["not installed", "installed image"]);
     assert_only_boots(&tools.boot(&boot));
     assert_eq!(installed(&card), first);
+    assert_eq!(the_log(&files), log, "a boot has nothing to tell");
     fs::remove_file(&card).unwrap();
     Ok(())
+}
+
+/// The only log that came. The machine has no serial number, so its name is that of its network interface.
+#[track_caller]
+fn the_log(files: &Path) -> String {
+    let logs: Vec<_> = fs::read_dir(files)
+        .unwrap()
+        .map(|e| e.unwrap().path())
+        .filter(|p| p.extension().is_some_and(|e| e == "log"))
+        .collect();
+    let [log] = &logs[..] else { panic!("there is not one log but {logs:?}") };
+    let name = log.file_stem().unwrap().to_str().unwrap();
+    let (who, time) = name.rsplit_once('-').unwrap();
+    assert!(who == "b8-27-eb-00-00-01" && time.parse::<u64>().is_ok(), "{name}");
+    fs::read_to_string(log).unwrap()
 }
 
 fn old_server(tools: &Tools) -> Verdict {
