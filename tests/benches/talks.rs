@@ -2,7 +2,7 @@
 //! run: calls in a second, one at a time and 64 under way, and messages in a second of three sizes; then the
 //! server's memory with 10,000 idle connections.
 //!
-//! `cargo bench --bench talks`; figures are ratios, ours to theirs.
+//! `cargo bench --bench talks`; figures are ratios, ours to theirs. `-- --idle` measures memory alone.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -167,9 +167,9 @@ fn log_in(port: u16, i: usize) -> TcpStream {
     stream
 }
 
-fn idle(what: &str, pid: u32, connect: impl Fn(usize) -> TcpStream) {
+fn idle<T>(what: &str, pid: u32, connect: impl Fn(usize) -> T) {
     let before = memory(pid).unwrap();
-    let open: Vec<TcpStream> = (0..IDLE).map(connect).collect();
+    let open: Vec<T> = (0..IDLE).map(connect).collect();
     let after = memory(pid).unwrap();
     println!(
         "{what}, {IDLE} idle connections: {:.1} MB, {:.2} KB each",
@@ -192,12 +192,25 @@ fn idle_connections() {
     let limits = ["--talks-port", "0", "--connections", "30000", "--connections-per-address", "30000"];
     let server = piman_tests::server::Server::start_services(state.path(), &limits);
     idle("talks, pickle", server.id(), |i| log_in(server.port("talks"), i));
+    drop(server);
+    // As `pi-agent run` talks: the client is ours, and answers what it is asked.
+    let server = piman_tests::server::Server::start_services(state.path(), &limits);
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let address = SocketAddr::from(([127, 0, 0, 1], server.port("talks")));
+    idle("talks, postcard", server.id(), |_| {
+        let secret = Secret::new(None);
+        let peer = connect(address, Codec::Postcard, secret, Arc::new(Nothing), DEADLINE);
+        runtime.block_on(peer).unwrap()
+    });
 }
 
 fn main() {
     if std::env::args().any(|a| a == FRAMES) {
         raise_file_limit();
         return serve_frames();
+    }
+    if std::env::args().any(|a| a == "--idle") {
+        return idle_connections();
     }
     let old = Command::new("python3").args(["-c", OLD]).stderr(Stdio::inherit()).output();
     let Ok(old) = old else { return println!("skipped: needs python3 to compare with") };
