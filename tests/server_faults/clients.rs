@@ -1,5 +1,7 @@
 //! Clients that are noisy, silent, deaf, many, or gone.
 
+use piman_tests::bench::raise_file_limit;
+
 use super::*;
 
 #[test]
@@ -71,6 +73,7 @@ fn a_pi_that_takes_nothing_is_given_up() {
 
 #[test]
 fn two_thousand_at_once() {
+    raise_file_limit();
     let lab = Lab::new(1 << 20, &["--connections-per-address", "3000"]);
     let mut crowd = Vec::new();
     for n in 0..2000 {

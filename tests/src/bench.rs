@@ -15,7 +15,7 @@ use crate::disk::run;
 /// Many connections are many open files.
 pub fn raise_file_limit() {
     let limit = getrlimit(Resource::Nofile);
-    // Where it cannot be raised the benchmark says so when it runs out of them.
+    // Where it cannot be raised, that is said when there are no more.
     let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
 }
 
