@@ -26,33 +26,30 @@ pub async fn serve<T: Read + Write>(
     fleet: &mut impl Fleet,
 ) -> Result<(), Error<T::Error>> {
     let mut framer = Framer::new(buf);
-    let (mut session, first) = Session::open(date);
-    obey(io, &first).await?;
-    loop {
-        loop {
-            let step = match framer.next_line() {
-                Ok(Some(line)) => session.handle(Report::parse(line), fleet),
-                Ok(None) => break,
+    let (mut session, mut step) = Session::open(date);
+    let mut last = false;
+    // One step and one place that waits for it: each would be kept apart in the future.
+    while !(obey(io, &step).await? || last) {
+        step = loop {
+            match framer.next_line() {
+                Ok(Some(line)) => break session.handle(Report::parse(line), fleet),
+                Ok(None) => {}
                 Err(TooLong) => {
                     fleet.note(Event::TooLong);
                     continue;
                 }
-            };
-            if obey(io, &step).await? {
-                return Ok(());
             }
-        }
-        let n = io.read(framer.spare()).await?;
-        if n == 0 {
-            if let Some(line) = framer.rest() {
-                let step = session.handle(Report::parse(line), fleet);
+            let n = io.read(framer.spare()).await?;
+            if n == 0 {
+                let Some(line) = framer.rest() else { return Ok(()) };
                 // The Pi may still read although it writes no more.
-                obey(io, &step).await?;
+                last = true;
+                break session.handle(Report::parse(line), fleet);
             }
-            return Ok(());
-        }
-        framer.filled(n);
+            framer.filled(n);
+        };
     }
+    Ok(())
 }
 
 /// Returns whether the session has ended. The step is borrowed: a future holds twice what it is

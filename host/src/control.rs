@@ -40,7 +40,7 @@ pub async fn attend(stream: TcpStream, address: IpAddr, service: Arc<Service>) {
     tune(&stream, service.settings.patience.write.saturating_mul(2));
     let date = if service.settings.date { local_time() } else { None };
     let reported = AtomicBool::new(false);
-    let mut io = Timed::new(stream, service.settings.patience, &reported);
+    let mut io = Timed::new(stream, &service.settings.patience, &reported);
     let mut guest = Guest::new(&service, address, &reported);
     let mut buf = [0; LINE];
     match drive::serve(&mut io, &mut buf, date, &mut guest).await {
@@ -465,6 +465,6 @@ mod tests {
     #[test]
     fn ten_thousand_idle_connections_need_little_memory() {
         let bytes = size(attend);
-        assert!(bytes <= 2200, "{bytes} bytes");
+        assert!(bytes <= 2000, "{bytes} bytes");
     }
 }

@@ -24,7 +24,7 @@ pub struct Patience {
 /// A stream that fails with `TimedOut` when its peer is too slow.
 pub struct Timed<'a> {
     stream: FromTokio<TcpStream>,
-    patience: Patience,
+    patience: &'a Patience,
     deadline: Instant,
     reported: &'a AtomicBool,
 }
@@ -32,7 +32,7 @@ pub struct Timed<'a> {
 impl<'a> Timed<'a> {
     /// Whoever hears the reports sets `reported` at the first that counts.
     #[must_use]
-    pub fn new(stream: TcpStream, patience: Patience, reported: &'a AtomicBool) -> Self {
+    pub fn new(stream: TcpStream, patience: &'a Patience, reported: &'a AtomicBool) -> Self {
         let deadline = Instant::now() + patience.first_report;
         Self { stream: FromTokio::new(stream), patience, deadline, reported }
     }

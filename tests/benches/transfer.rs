@@ -234,6 +234,8 @@ fn nc_up(clients: usize, bytes: u64, files: &Path, piece: &Arc<[u8]>) -> f64 {
 /// Half of them get a file, half put one, and all stand in the middle of it.
 fn memory_of_clients(server: &Server, files: &Path) {
     const SIZE: u64 = 64 << 20;
+    // Room for 500 of these is kept free.
+    const UPLOAD: u64 = 8 << 20;
     fs::write(files.join("down"), vec![0; SIZE as usize]).expect("room in memory");
     let how = How::Piman(server.port("transfer"));
     println!("\n| clients in the middle of a file | memory of the server, MB |\n|---|---|");
@@ -250,7 +252,7 @@ fn memory_of_clients(server: &Server, files: &Path) {
             } else {
                 ask(&mut stream, b'U', &format!("half-{i}"));
                 go(&mut stream);
-                stream.write_all(&SIZE.to_be_bytes()).expect("it reads");
+                stream.write_all(&UPLOAD.to_be_bytes()).expect("it reads");
                 go(&mut stream);
                 stream.write_all(&[1; 100_000]).expect("it reads");
             }
