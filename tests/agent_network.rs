@@ -45,7 +45,7 @@ fn a_server_of_others_gives_the_address_and_our_proxy_says_where_piman_is() {
     let dir = network.dir.path().display().to_string();
     let dnsmasq = format!(
         "dnsmasq -k -p 0 -C /dev/null -u root --log-dhcp --log-facility=- --dhcp-range=192.168.77.100,192.168.77.110,1h \
-         --dhcp-leasefile={dir}/dnsmasq-leases --interface=eth0 --bind-interfaces --dhcp-boot=other.bin,other,192.168.77.2"
+         --dhcp-leasefile={dir}/dnsmasq-leases --pid-file={dir}/dnsmasq-pid --interface=eth0 --bind-interfaces --dhcp-boot=other.bin,other,192.168.77.2"
     );
     let udhcpd = format!("busybox udhcpd -f {dir}/udhcpd.conf");
     let conf = format!(

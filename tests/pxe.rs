@@ -19,11 +19,16 @@ fn is_installed(program: &str) -> bool {
 fn dnsmasq(network: &mut Network, namespace: &str, more: &str) {
     let dir = network.dir.path().display().to_string();
     let line = format!(
-        "-k -p 0 -C /dev/null -u root --log-dhcp --log-facility=- --no-ping --dhcp-leasefile={dir}/leases-{namespace} {more}"
+        "-k -p 0 -C /dev/null -u root --log-dhcp --log-facility=- --no-ping --dhcp-leasefile={dir}/leases-{namespace} \
+         --pid-file={dir}/pid-{namespace} {more}"
     );
     let mut command = network.command(namespace, "dnsmasq");
     command.args(line.split_whitespace());
-    network.start(command, &format!("dnsmasq-{namespace}"));
+    let log = format!("dnsmasq-{namespace}");
+    // What an earlier one said must not be taken for this one's.
+    let _ = fs::remove_file(network.dir.path().join(&log));
+    network.start(command, &log);
+    network.wait(&log, "started, version");
 }
 
 const RANGE: &str = "--dhcp-range=192.168.77.100,192.168.77.110,1h --interface=eth0 --bind-interfaces";

@@ -1,23 +1,22 @@
 //! The command line.
 
-use std::io::{self, ErrorKind, Write};
 use std::path::PathBuf;
 
-use anyhow::Context;
-use clap::{Args, Parser, Subcommand};
+use clap::{Parser, Subcommand};
 
 use piman_core::talks::{FUNCTIONS, Function};
 
-use crate::config::{Options, Settings, Span, state_folder};
+use crate::config::{Options, Settings, Span};
 use crate::demo::DemoArgs;
 use crate::image::cli::ImageArgs;
 use crate::image::register::{self, GroupCommand};
 use crate::serve::Server;
 use crate::sign::{self, KeyCommand};
-use crate::state::Sqlite;
+use crate::state_folder::StateFolder;
 use crate::stream::cli::{StreamArgs, Unreachable};
 use crate::transfer::TransferError;
 use crate::transfer::cli::{GetArgs, PutArgs};
+use crate::words::print;
 use crate::{demo, devices, doctor, image, netboot, orders, stream, talks, transfer};
 
 /// Installs Raspberry Pis over the network.
@@ -155,32 +154,6 @@ enum Netboot {
     Build(netboot::build::Ingredients),
 }
 
-/// Where the state is.
-#[derive(Debug, Args)]
-pub struct StateFolder {
-    /// The server's state folder [default: /var/lib/piman for root, else ~/.local/state/piman]
-    #[arg(long = "state", value_name = "DIR")]
-    folder: Option<PathBuf>,
-    /// The server's configuration file, which names it
-    #[arg(long, value_name = "FILE")]
-    config: Option<PathBuf>,
-}
-
-impl StateFolder {
-    /// Where it is.
-    ///
-    /// # Errors
-    /// If the configuration cannot be read.
-    pub fn path(&self) -> anyhow::Result<PathBuf> {
-        let configured = self.config.as_deref().map(Options::read).transpose()?.and_then(|file| file.state);
-        Ok(self.folder.clone().or(configured).unwrap_or_else(state_folder))
-    }
-
-    fn open(&self) -> anyhow::Result<Sqlite> {
-        Ok(Sqlite::command(&self.path()?)?)
-    }
-}
-
 impl Cli {
     /// Sends the log to standard error.
     pub fn start_log(&self) {
@@ -291,15 +264,6 @@ fn call_help() -> String {
 fn outcome((text, well): (String, bool)) -> anyhow::Result<()> {
     print(&text)?;
     if well { Ok(()) } else { Err(anyhow::anyhow!("not every Pi did it")) }
-}
-
-/// Prints; whoever reads may stop reading (`piman devices | head`).
-pub(crate) fn print(text: &str) -> anyhow::Result<()> {
-    let mut out = io::stdout().lock();
-    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(e) if e.kind() == ErrorKind::BrokenPipe => Ok(()),
-        done => done.context("writing to standard output"),
-    }
 }
 
 #[cfg(test)]

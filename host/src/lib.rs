@@ -16,7 +16,7 @@
 //! | [`lines`] | serial lines and Bluetooth in front of a server |
 //! | [`netboot`] | from power-on to our agent: DHCP, TFTP, the folder that Pis boot from |
 //! | [`doctor`] | what is wrong before a Pi finds out |
-//! | [`state`] | what is remembered |
+//! | [`state`], [`state_folder`] | what is remembered, and where |
 //! | [`words`] | numbers, moments and tables for people |
 //! | [`orders`], [`reinstall_file`], [`devices`] | the commands beside a server |
 #![forbid(unsafe_code)]
@@ -50,6 +50,7 @@ pub mod sign;
 pub mod slots;
 pub mod span;
 pub mod state;
+pub mod state_folder;
 pub mod stream;
 pub mod talks;
 pub mod transfer;

@@ -1,8 +1,34 @@
 //! Numbers, moments and tables for people.
 
 use std::fmt::Write as _;
+use std::io::{self, ErrorKind, Write as _};
+
+use anyhow::Context;
 
 use crate::state::now_ms;
+
+/// Reads a number of bytes: `32G`, `512M`, `64K` (powers of 1024), or bytes.
+///
+/// # Errors
+/// Anything else, and 0.
+pub fn size(text: &str) -> Result<u64, String> {
+    match pi_agent::cli::parse_size(text) {
+        Ok(0) => Err("there is nothing of size 0".into()),
+        read => read.map_err(|e| format!("{e:#}")),
+    }
+}
+
+/// Prints; whoever reads may stop reading (`piman devices | head`).
+///
+/// # Errors
+/// If standard output takes no more for another reason.
+pub fn print(text: &str) -> anyhow::Result<()> {
+    let mut out = io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(e) if e.kind() == ErrorKind::BrokenPipe => Ok(()),
+        done => done.context("writing to standard output"),
+    }
+}
 
 /// A number of bytes for people.
 pub fn bytes(n: u64) -> String {

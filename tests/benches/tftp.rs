@@ -46,7 +46,7 @@ fn main() {
             "dnsmasq",
             69,
             format!(
-                "dnsmasq -k -p 0 -C /dev/null -u root --enable-tftp --tftp-max=100 --tftp-root={root} --listen-address=127.0.0.1 --bind-interfaces"
+                "dnsmasq -k -p 0 -C /dev/null -u root --enable-tftp --tftp-max=100 --tftp-root={root} --pid-file={root}/dnsmasq.pid --listen-address=127.0.0.1 --bind-interfaces"
             ),
         ),
         ("tftp-hpa", 6969, format!("in.tftpd -L -4 -a 127.0.0.1:6969 -u root -s {root}")),

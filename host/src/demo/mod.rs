@@ -32,12 +32,8 @@ pub struct DemoArgs {
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
     /// The size of the virtual card, as 8G or 512M
-    #[arg(long, value_name = "SIZE", default_value = "8G", value_parser = size)]
+    #[arg(long, value_name = "SIZE", default_value = "8G", value_parser = crate::words::size)]
     size: u64,
-}
-
-fn size(text: &str) -> Result<u64, String> {
-    pi_agent::cli::parse_size(text).map_err(|e| format!("{e:#}"))
 }
 
 /// How long the server may take to end when all is done.

@@ -11,8 +11,9 @@ use piman_core::hash::Hash;
 use piman_core::install::layout::{Layout, SECTOR, filesystem_bytes};
 
 use super::{Images, Progress, register};
-use crate::cli::StateFolder;
 use crate::state::{FILE, Sqlite};
+use crate::state_folder::StateFolder;
+use crate::words;
 
 /// Images: the archive as it is written to cards.
 #[derive(Debug, clap::Args)]
@@ -76,10 +77,10 @@ struct BuildArgs {
     #[arg(long, value_name = "DIR")]
     state: PathBuf,
     /// The size of the card, as 32G or 31914983424, with the usual layout on it
-    #[arg(long, value_name = "SIZE", value_parser = size, conflicts_with = "partition")]
+    #[arg(long, value_name = "SIZE", value_parser = words::size, conflicts_with = "partition")]
     card: Option<u64>,
     /// The size of the root partition, if the layout is another one
-    #[arg(long, value_name = "SIZE", value_parser = size, required_unless_present = "card")]
+    #[arg(long, value_name = "SIZE", value_parser = words::size, required_unless_present = "card")]
     partition: Option<u64>,
 }
 
@@ -92,24 +93,14 @@ pub fn run(args: &ImageArgs) -> anyhow::Result<()> {
         Command::Build(args) => build(args),
         Command::List { state } => list(&state.path()?),
         Command::Check { state } => check(&state.path()?),
-        Command::Add(args) => show(&register::add(args)?),
-        Command::Default { state, name } => show(&register::default(state, name)?),
-        Command::Assign { state, name, whom } => show(&register::choose(state, name.as_deref(), whom)?),
-        Command::Remove { state, name } => show(&register::remove(state, name)?),
-        Command::Sign(args) => show(&register::sign(args)?),
+        Command::Add(args) => words::print(&register::add(args)?),
+        Command::Default { state, name } => words::print(&register::default(state, name)?),
+        Command::Assign { state, name, whom } => {
+            words::print(&register::choose(state, name.as_deref(), whom)?)
+        }
+        Command::Remove { state, name } => words::print(&register::remove(state, name)?),
+        Command::Sign(args) => words::print(&register::sign(args)?),
     }
-}
-
-/// Bytes: a number, with K, M, G or T for powers of 1024.
-pub(super) fn size(text: &str) -> Result<u64, String> {
-    let unit = |c| "KMGT".find(c).and_then(|i| u32::try_from(i).ok()).map(|i| 1 << (10 * (i + 1)));
-    let last = text.chars().last().map(|c| c.to_ascii_uppercase());
-    let (number, unit) = match last.and_then(unit) {
-        Some(unit) => (text.get(..text.len() - 1).unwrap_or_default(), unit),
-        None => (text, 1_u64),
-    };
-    let bytes = number.parse().ok().and_then(|n: u64| n.checked_mul(unit));
-    bytes.filter(|b| *b > 0).ok_or_else(|| "a size is a number, with K, M, G or T behind it".into())
 }
 
 fn build(args: &BuildArgs) -> anyhow::Result<()> {
@@ -153,13 +144,9 @@ fn build(args: &BuildArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn show(text: &str) -> anyhow::Result<()> {
-    crate::cli::print(text)
-}
-
 fn list(state: &Path) -> anyhow::Result<()> {
     if state.join(FILE).exists() {
-        show(&register::list(state, &Sqlite::command(state)?)?)?;
+        words::print(&register::list(state, &Sqlite::command(state)?)?)?;
     }
     for image in open(state)?.all() {
         let header = image.header();
@@ -205,16 +192,6 @@ mod tests {
     struct Cli {
         #[command(flatten)]
         image: ImageArgs,
-    }
-
-    #[test]
-    fn sizes() {
-        for (text, bytes) in [("5", 5), ("32G", 32 << 30), ("1k", 1024), ("2t", 2 << 40)] {
-            assert_eq!(size(text), Ok(bytes));
-        }
-        for bad in ["", "G", "0", "-1", "1.5G", "1GG", "99999999999999999999", "99999999T", "1\u{e9}"] {
-            assert!(size(bad).is_err(), "{bad}");
-        }
     }
 
     #[test]

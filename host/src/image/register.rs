@@ -15,11 +15,11 @@ use piman_core::install::manifest::{self, Draft, Manifest};
 
 use super::{Images, Progress};
 use crate::archive::{Archive, Content};
-use crate::cli::StateFolder;
 use crate::orders::resolve;
 use crate::sign::{self, Password};
 use crate::state::{Catalogue, Edit, FILE, Sqlite, State as _, now_ms};
-use crate::words::{bytes, columns};
+use crate::state_folder::StateFolder;
+use crate::words::{self, bytes, columns};
 
 /// Gives an archive a name.
 #[derive(Debug, clap::Args)]
@@ -70,7 +70,7 @@ pub struct SignArgs {
     #[arg(long = "for", value_name = "DEVICE")]
     devices: Vec<String>,
     /// Make the image for cards of this size, too, so that it is signed; repeat
-    #[arg(long = "card", value_name = "SIZE", value_parser = super::cli::size)]
+    #[arg(long = "card", value_name = "SIZE", value_parser = words::size)]
     cards: Vec<u64>,
     /// Only write the manifest into this file, to be signed elsewhere: minisign -S -m FILE
     #[arg(long, value_name = "FILE", conflicts_with_all = ["key", "signature"])]

@@ -1,0 +1,38 @@
+//! The option by which commands find the state of a server.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use crate::config::{Options, state_folder};
+use crate::state::Sqlite;
+
+/// Where the state is.
+#[derive(Debug, Args)]
+pub struct StateFolder {
+    /// The server's state folder [default: /var/lib/piman for root, else ~/.local/state/piman]
+    #[arg(long = "state", value_name = "DIR")]
+    folder: Option<PathBuf>,
+    /// The server's configuration file, which names it
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+impl StateFolder {
+    /// Where it is.
+    ///
+    /// # Errors
+    /// If the configuration cannot be read.
+    pub fn path(&self) -> anyhow::Result<PathBuf> {
+        let configured = self.config.as_deref().map(Options::read).transpose()?.and_then(|file| file.state);
+        Ok(self.folder.clone().or(configured).unwrap_or_else(state_folder))
+    }
+
+    /// Opens the state in it, for a command beside a server.
+    ///
+    /// # Errors
+    /// If there is none, or it cannot be read.
+    pub fn open(&self) -> anyhow::Result<Sqlite> {
+        Ok(Sqlite::command(&self.path()?)?)
+    }
+}
