@@ -11,6 +11,29 @@ pub struct Download {
     name: Name,
     ranges: bool,
     state: Getting,
+    known: Known,
+}
+
+/// What a session has learnt so far; beside its state and not in it, which costs a microcontroller
+/// a third of the code.
+#[derive(Debug)]
+struct Known {
+    /// From which byte the file is sent.
+    start: u64,
+    /// The size of the file.
+    size: u64,
+    /// Of the first `start` bytes, on the side that receives.
+    hash: Hash,
+    /// How it ended.
+    end: End,
+}
+
+impl Known {
+    const NOTHING: Self = Self { start: 0, size: 0, hash: Hash([0; 32]), end: End::Strange };
+
+    fn done(&self) -> End {
+        End::Done { start: self.start, size: self.size }
+    }
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -18,116 +41,109 @@ enum Getting {
     /// Our storage says what is there.
     Creating,
     /// Our storage hashes what is there.
-    Hashing(u64),
+    Hashing,
     /// `D`: the server says how large it is.
     Asked,
     /// `R`: does the server know ranges?
-    Greeted(u64, Hash),
+    Greeted,
     /// `R`: the server says from where.
-    Told(u64),
+    Told,
     /// Our storage makes room.
-    Reserving { start: u64, size: u64 },
+    Reserving,
     /// The bytes are on their way.
-    Moving { start: u64, size: u64 },
+    Moving,
     /// Our storage commits.
-    Committing { start: u64, size: u64 },
+    Committing,
     /// A last message is on its way, or nothing is.
-    Ending(End),
+    Ending,
 }
 
 impl Download {
     /// Gets `name`. With `ranges`, what the storage kept of an earlier attempt is not fetched again.
     #[must_use]
     pub fn new(name: Name, ranges: bool) -> Self {
-        Self { name, ranges, state: Getting::Creating }
+        Self { name, ranges, state: Getting::Creating, known: Known::NOTHING }
     }
 
     /// Whether an old server may just have been asked something that it does not know:
     /// if the connection fails now, it may work without ranges.
     #[must_use]
     pub fn doubtful(&self) -> bool {
-        matches!(self.state, Getting::Greeted(..))
+        matches!(self.state, Getting::Greeted)
+    }
+
+    fn reserve(&mut self, start: u64, size: u64) -> (Getting, Step<'static>) {
+        (self.known.start, self.known.size) = (start, size);
+        (Getting::Reserving, Step::Ask(Ask::Reserve { start, size }))
+    }
+
+    fn over(&mut self, end: End) -> (Getting, Step<'static>) {
+        self.known.end = end;
+        (Getting::Ending, Step::End(end))
     }
 }
 
 impl Machine for Download {
     fn handle<'m>(&'m mut self, input: Input<'_>) -> Step<'m> {
-        use Input::{Answer, Broken, Closed, Moved, Received, Sent, Start};
+        use Input::{Answer, Closed, Moved, Received, Sent, Start};
         let (state, step) = match (self.state, input) {
-            (Getting::Creating, Start) => {
-                let ask = Ask::Create { name: &self.name, keep: self.ranges };
-                (Getting::Creating, Step::Ask(ask))
+            (state @ Getting::Creating, Start) => {
+                (state, Step::Ask(Ask::Create { name: &self.name, keep: self.ranges }))
             }
             (Getting::Creating, Answer(Ok(Value::Bytes(have)))) => {
                 if have > 0 && self.ranges {
-                    (Getting::Hashing(have), Step::Ask(Ask::Hash(have)))
+                    self.known.start = have;
+                    (Getting::Hashing, Step::Ask(Ask::Hash(have)))
                 } else {
                     (Getting::Asked, Step::Send(Message::Request(Operation::Download, &self.name)))
                 }
             }
-            (Getting::Hashing(have), Answer(Ok(Value::Hash(hash)))) => {
-                (Getting::Greeted(have, hash), Step::Send(Message::Request(Operation::Ranges, &self.name)))
+            (Getting::Hashing, Answer(Ok(Value::Hash(hash)))) => {
+                self.known.hash = hash;
+                (Getting::Greeted, Step::Send(Message::Request(Operation::Ranges, &self.name)))
             }
-            (Getting::Asked, Sent) => (Getting::Asked, Step::Read(9)),
+            (state @ Getting::Asked, Sent) => (state, Step::Read(9)),
             (Getting::Asked, Received(bytes)) => match (status(bytes), wire::number(bytes, 1)) {
-                (Ok(Status::Go), Some(size)) => reserve(0, size),
-                (other, _) => no(other),
+                (Ok(Status::Go), Some(size)) => self.reserve(0, size),
+                (other, _) => self.over(refused(other)),
             },
-            (state @ Getting::Greeted(..), Sent) => (state, Step::Read(1)),
-            (Getting::Greeted(have, hash), Received(b"R")) => {
-                (Getting::Told(have), Step::Send(Message::Have(have, hash)))
+            (state @ Getting::Greeted, Sent) => (state, Step::Read(1)),
+            (Getting::Greeted, Received(b"R")) => {
+                (Getting::Told, Step::Send(Message::Have(self.known.start, self.known.hash)))
             }
-            (Getting::Greeted(..), Received(_) | Closed) => get_end(End::NoRanges),
-            (state @ Getting::Told(_), Sent) => (state, Step::Read(17)),
-            (Getting::Told(have), Received(bytes)) => {
+            (Getting::Greeted, Received(_) | Closed) => self.over(End::NoRanges),
+            (state @ Getting::Told, Sent) => (state, Step::Read(17)),
+            (Getting::Told, Received(bytes)) => {
                 match (status(bytes), wire::number(bytes, 1), wire::number(bytes, 9)) {
                     (Ok(Status::Go), Some(size), Some(start))
-                        if start == 0 || (start == have && start <= size) =>
+                        if start == 0 || (start == self.known.start && start <= size) =>
                     {
-                        reserve(start, size)
+                        self.reserve(start, size)
                     }
-                    (Ok(Status::Go), ..) => get_end(End::Strange),
-                    (other, ..) => no(other),
+                    (other, ..) => self.over(refused(other)),
                 }
             }
-            (Getting::Reserving { start, size }, Answer(Ok(Value::Done))) => {
-                (Getting::Moving { start, size }, Step::Send(Message::Status(Status::Go)))
+            (Getting::Reserving, Answer(Ok(Value::Done))) => {
+                (Getting::Moving, Step::Send(Message::Status(Status::Go)))
             }
-            (Getting::Reserving { .. }, Answer(answer)) => {
-                let end = match refusal(answer) {
+            (Getting::Reserving, Answer(answer)) => {
+                self.known.end = match refusal(answer) {
                     Refusal::NoSpace => End::Stopped,
                     other => End::Broken(other),
                 };
-                (Getting::Ending(end), Step::Send(Message::Status(Status::No)))
+                (Getting::Ending, Step::Send(Message::Status(Status::No)))
             }
-            (Getting::Moving { start, size }, Sent) => (self.state, Step::Body(Body::In { start, size })),
-            (Getting::Moving { start, size }, Moved) => {
-                (Getting::Committing { start, size }, Step::Ask(Ask::Commit))
+            (state @ Getting::Moving, Sent) => {
+                (state, Step::Body(Body::In { start: self.known.start, size: self.known.size }))
             }
-            (Getting::Committing { start, size }, Answer(Ok(Value::Done))) => {
-                get_end(End::Done { start, size })
-            }
-            (Getting::Ending(end), Sent) => get_end(end),
-            (_, Answer(answer)) => get_end(End::Broken(refusal(answer))),
-            (_, Broken(no)) => get_end(End::Broken(no)),
-            (_, Closed) => get_end(End::Closed),
-            (_, Start | Sent | Received(_) | Moved) => get_end(End::Strange),
+            (Getting::Moving, Moved) => (Getting::Committing, Step::Ask(Ask::Commit)),
+            (Getting::Committing, Answer(Ok(Value::Done))) => self.over(self.known.done()),
+            (Getting::Ending, _) => self.over(self.known.end),
+            (_, other) => self.over(unexpected(other)),
         };
         self.state = state;
         step
     }
-}
-
-fn reserve(start: u64, size: u64) -> (Getting, Step<'static>) {
-    (Getting::Reserving { start, size }, Step::Ask(Ask::Reserve { start, size }))
-}
-
-fn no(status: Result<Status, End>) -> (Getting, Step<'static>) {
-    get_end(refused(status))
-}
-
-fn get_end(end: End) -> (Getting, Step<'static>) {
-    (Getting::Ending(end), Step::End(end))
 }
 
 /// Putting a file.
@@ -136,6 +152,7 @@ pub struct Upload {
     name: Name,
     ranges: bool,
     state: Putting,
+    known: Known,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -143,23 +160,23 @@ enum Putting {
     /// Our storage says how large it is.
     Opening,
     /// `U`: may it be?
-    Asked { size: u64 },
+    Asked,
     /// `U`: is there room?
-    Sized { size: u64 },
+    Sized,
     /// `R`: does the server know ranges?
-    Greeted { size: u64 },
+    Greeted,
     /// `R`: the server says what it has.
-    Told { size: u64 },
+    Told,
     /// `R`: our storage compares.
-    Comparing { have: u64, size: u64, hash: Hash },
+    Comparing,
     /// `R`: our storage compares with a complete file there.
-    Same { size: u64, hash: Hash },
+    Same,
     /// The bytes are on their way.
-    Moving { start: u64, size: u64 },
+    Moving,
     /// The server commits, and says so (`R`) or closes (`U`).
-    Waiting { start: u64, size: u64 },
+    Waiting,
     /// Nothing follows.
-    Ending(End),
+    Ending,
 }
 
 impl Upload {
@@ -167,94 +184,103 @@ impl Upload {
     /// is not sent again.
     #[must_use]
     pub fn new(name: Name, ranges: bool) -> Self {
-        Self { name, ranges, state: Putting::Opening }
+        Self { name, ranges, state: Putting::Opening, known: Known::NOTHING }
     }
 
     /// Whether an old server may just have been asked something that it does not know:
     /// if the connection fails now, it may work without ranges.
     #[must_use]
     pub fn doubtful(&self) -> bool {
-        matches!(self.state, Putting::Greeted { .. })
+        matches!(self.state, Putting::Greeted)
+    }
+
+    /// Our file's hash of as many bytes is wanted.
+    fn compare(&mut self, state: Putting, bytes: u64, hash: Hash) -> (Putting, Step<'static>) {
+        self.known.hash = hash;
+        (state, Step::Ask(Ask::Hash(bytes)))
+    }
+
+    fn begin(&mut self, start: u64) -> (Putting, Step<'static>) {
+        self.known.start = start;
+        (Putting::Moving, Step::Send(Message::Size(start)))
+    }
+
+    fn body(&self) -> (Putting, Step<'static>) {
+        (Putting::Moving, Step::Body(Body::Out { start: self.known.start, size: self.known.size }))
+    }
+
+    fn over(&mut self, end: End) -> (Putting, Step<'static>) {
+        self.known.end = end;
+        (Putting::Ending, Step::End(end))
     }
 }
 
 impl Machine for Upload {
     fn handle<'m>(&'m mut self, input: Input<'_>) -> Step<'m> {
-        use Input::{Answer, Broken, Closed, Moved, Received, Sent, Start};
+        use Input::{Answer, Closed, Moved, Received, Sent, Start};
+        let size = self.known.size;
         let (state, step) = match (self.state, input) {
-            (Putting::Opening, Start) => (Putting::Opening, Step::Ask(Ask::Open(&self.name))),
+            (state @ Putting::Opening, Start) => (state, Step::Ask(Ask::Open(&self.name))),
             (Putting::Opening, Answer(Ok(Value::Bytes(size)))) => {
+                self.known.size = size;
                 let (state, operation) = if self.ranges {
-                    (Putting::Greeted { size }, Operation::Ranges)
+                    (Putting::Greeted, Operation::Ranges)
                 } else {
-                    (Putting::Asked { size }, Operation::Upload)
+                    (Putting::Asked, Operation::Upload)
                 };
                 (state, Step::Send(Message::Request(operation, &self.name)))
             }
-            (state @ (Putting::Asked { .. } | Putting::Sized { .. } | Putting::Greeted { .. }), Sent) => {
-                (state, Step::Read(1))
-            }
-            (Putting::Asked { size }, Received(b"T")) => {
-                (Putting::Sized { size }, Step::Send(Message::Size(size)))
-            }
-            (Putting::Sized { size }, Received(b"T")) => {
-                (Putting::Moving { start: 0, size }, Step::Body(Body::Out { start: 0, size }))
-            }
-            (Putting::Sized { .. }, Received(b"F")) => put_end(End::Refused(Refusal::NoSpace)),
-            (Putting::Asked { .. } | Putting::Sized { .. }, Received(bytes)) => {
-                put_end(refused(status(bytes)))
-            }
-
-            (Putting::Greeted { size }, Received(b"R")) => {
-                (Putting::Told { size }, Step::Send(Message::Want(size)))
-            }
-            (Putting::Greeted { .. }, Received(_) | Closed) => put_end(End::NoRanges),
-            (state @ Putting::Told { .. }, Sent) => (state, Step::Read(41)),
-            (Putting::Told { size }, Received(bytes)) => {
+            (state @ (Putting::Asked | Putting::Sized | Putting::Greeted), Sent) => (state, Step::Read(1)),
+            (Putting::Asked, Received(b"T")) => (Putting::Sized, Step::Send(Message::Size(size))),
+            (Putting::Sized, Received(b"T")) => self.body(),
+            (Putting::Sized, Received(b"F")) => self.over(End::Refused(Refusal::NoSpace)),
+            (Putting::Greeted, Received(b"R")) => (Putting::Told, Step::Send(Message::Want(size))),
+            (Putting::Greeted, Received(_) | Closed) => self.over(End::NoRanges),
+            (state @ Putting::Told, Sent) => (state, Step::Read(41)),
+            (Putting::Told, Received(bytes)) => {
                 match (status(bytes), wire::number(bytes, 1), wire::hash(bytes, 9)) {
-                    (Ok(Status::Go), Some(have), Some(_)) if have == 0 || have > size => begin(0, size),
+                    (Ok(Status::Go), Some(have), Some(_)) if have == 0 || have > size => self.begin(0),
                     (Ok(Status::Go), Some(have), Some(hash)) => {
-                        (Putting::Comparing { have, size, hash }, Step::Ask(Ask::Hash(have)))
+                        self.known.start = have;
+                        self.compare(Putting::Comparing, have, hash)
                     }
                     // All zeros: the server has nothing to compare with.
                     (Ok(Status::No), Some(there), Some(hash)) if there == size && hash != Hash::default() => {
-                        (Putting::Same { size, hash }, Step::Ask(Ask::Hash(size)))
+                        self.compare(Putting::Same, size, hash)
                     }
-                    (other, ..) => put_end(refused(other)),
+                    (other, ..) => self.over(refused(other)),
                 }
             }
-            (Putting::Comparing { have, size, hash }, Answer(Ok(Value::Hash(ours)))) => {
-                begin(if ours == hash { have } else { 0 }, size)
+            (Putting::Comparing, Answer(Ok(Value::Hash(ours)))) => {
+                self.begin(if ours == self.known.hash { self.known.start } else { 0 })
             }
-            (Putting::Same { size, hash }, Answer(Ok(Value::Hash(ours)))) => {
-                put_end(if ours == hash { End::Already { size } } else { End::Refused(Refusal::Exists) })
-            }
-
-            (Putting::Moving { start, size }, Sent) => (self.state, Step::Body(Body::Out { start, size })),
-            (Putting::Moving { start, size }, Moved) => (Putting::Waiting { start, size }, Step::Read(1)),
-            (Putting::Waiting { start, size }, Received(b"T")) if self.ranges => {
-                put_end(End::Done { start, size })
-            }
-            (Putting::Waiting { start, size }, Closed) if !self.ranges => put_end(End::Done { start, size }),
-            (Putting::Waiting { .. }, Received(bytes)) if self.ranges => put_end(refused(status(bytes))),
-
-            (Putting::Ending(end), _) => put_end(end),
-            (_, Answer(answer)) => put_end(End::Broken(refusal(answer))),
-            (_, Broken(no)) => put_end(End::Broken(no)),
-            (_, Closed) => put_end(End::Closed),
-            (_, Start | Sent | Received(_) | Moved) => put_end(End::Strange),
+            (Putting::Same, Answer(Ok(Value::Hash(ours)))) => self.over(if ours == self.known.hash {
+                End::Already { size }
+            } else {
+                End::Refused(Refusal::Exists)
+            }),
+            (Putting::Moving, Sent) => self.body(),
+            (Putting::Moving, Moved) => (Putting::Waiting, Step::Read(1)),
+            (Putting::Waiting, Received(b"T")) if self.ranges => self.over(self.known.done()),
+            (Putting::Waiting, Closed) if !self.ranges => self.over(self.known.done()),
+            (Putting::Asked | Putting::Sized, Received(bytes)) => self.over(refused(status(bytes))),
+            (Putting::Waiting, Received(bytes)) if self.ranges => self.over(refused(status(bytes))),
+            (Putting::Ending, _) => self.over(self.known.end),
+            (_, other) => self.over(unexpected(other)),
         };
         self.state = state;
         step
     }
 }
 
-fn begin(start: u64, size: u64) -> (Putting, Step<'static>) {
-    (Putting::Moving { start, size }, Step::Send(Message::Size(start)))
-}
-
-fn put_end(end: End) -> (Putting, Step<'static>) {
-    (Putting::Ending(end), Step::End(end))
+/// What it means that something came for which there is no step.
+fn unexpected(input: Input<'_>) -> End {
+    match input {
+        Input::Answer(answer) => End::Broken(refusal(answer)),
+        Input::Broken(no) => End::Broken(no),
+        Input::Closed => End::Closed,
+        Input::Start | Input::Sent | Input::Received(_) | Input::Moved => End::Strange,
+    }
 }
 
 /// The status at the head of a message; an unknown byte is how it ends.

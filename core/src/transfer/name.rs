@@ -45,10 +45,10 @@ impl Name {
         if text.starts_with('.') {
             return Err(BadName::Dot);
         }
-        if text.contains(['/', '\\']) {
+        if text.bytes().any(|b| matches!(b, b'/' | b'\\')) {
             return Err(BadName::Separator);
         }
-        if text.contains(char::is_control) {
+        if text.chars().any(char::is_control) {
             return Err(BadName::Control);
         }
         String::try_from(text).map(Self).map_err(|_| BadName::TooLong)
@@ -61,14 +61,27 @@ impl Name {
     }
 }
 
-/// Without NULs and white space at both ends: what `char::is_whitespace` says, whose table costs a
-/// microcontroller more than this.
+/// Without NULs and white space at both ends. By hand, since the library's searchers and tables cost a
+/// microcontroller more than all of this.
 fn trim(text: &str) -> &str {
-    let empty = |c: char| {
-        matches!(c, '\0' | '\t'..='\r' | ' ' | '\u{85}' | '\u{A0}' | '\u{1680}' | '\u{2000}'..='\u{200A}')
-            || matches!(c, '\u{2028}' | '\u{2029}' | '\u{202F}' | '\u{205F}' | '\u{3000}')
-    };
-    text.trim_matches(empty)
+    let mut inside = text.chars();
+    while let Some(c) = inside.clone().next()
+        && is_empty(c)
+    {
+        inside.next();
+    }
+    while let Some(c) = inside.clone().next_back()
+        && is_empty(c)
+    {
+        inside.next_back();
+    }
+    inside.as_str()
+}
+
+/// NUL, and what `char::is_whitespace` says.
+fn is_empty(c: char) -> bool {
+    matches!(c, '\0' | '\t'..='\r' | ' ' | '\u{85}' | '\u{A0}' | '\u{1680}' | '\u{2000}'..='\u{200A}')
+        || matches!(c, '\u{2028}' | '\u{2029}' | '\u{202F}' | '\u{205F}' | '\u{3000}')
 }
 
 impl fmt::Display for Name {

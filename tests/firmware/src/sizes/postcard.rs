@@ -1,10 +1,11 @@
 //! One side of the talks service with a peer of ours, in postcard over frames: a call, an answer.
 
-use piman_core::frame::{Frames, Inbox, Piece, Role, Timeless};
+use piman_core::frame::{Frames, Role, Timeless};
 use piman_core::talks::auth::Keyed;
 use piman_core::talks::{AnswerOut, CallOut, Codec, Encode, Place, Session, Step, Tuple, prove};
 
 use super::Service;
+use super::frames::Last;
 use super::pickle::Room;
 use crate::probe::Line;
 use crate::script;
@@ -18,24 +19,6 @@ struct Key;
 impl Keyed for Key {
     fn tag(&self, _parts: &[&[u8]]) -> [u8; 32] {
         [7; 32]
-    }
-}
-
-/// The message that came last.
-struct Last {
-    bytes: [u8; 64],
-    used: usize,
-}
-
-impl Inbox for Last {
-    async fn piece(&mut self, piece: Piece<'_>) {
-        if piece.offset == 0 {
-            self.used = 0;
-        }
-        for (to, from) in self.bytes.iter_mut().skip(self.used).zip(piece.bytes) {
-            *to = *from;
-            self.used += 1;
-        }
     }
 }
 
@@ -66,14 +49,14 @@ async fn talk(io: &mut Line, buf: &mut [u8]) -> Option<bool> {
     let mut frames = Frames::open(io, Timeless, Role::Client, 64, buf).await.ok()?;
     prove(&mut frames, &Key, [9; 32]).await.ok()?;
     let mut session = Session::new([Place::default(); 2], 2);
-    let mut last = Last { bytes: [0; 64], used: 0 };
+    let mut last = Last::new();
     let (retcode, _) = session.calls.begin(1 << 16, 1000).ok()?;
     say(&mut frames, &mut last, &CallOut { opcode: 1, retcode, args: &Tuple(&[&2_i64, &"two"]) }).await?;
     let mut room = Room::new();
     let mut answered = false;
     while frames.receive(&mut last).await.ok()? {
         let answer = {
-            let value = room.decode(Codec::Postcard, last.bytes.get(..last.used)?)?;
+            let value = room.decode(Codec::Postcard, last.message()?)?;
             match session.handle(value) {
                 Step::Run(call) => Some((call.retcode, { call.args }.next()?.int()?)),
                 Step::Answered { mut values, .. } => {

@@ -1,10 +1,10 @@
-//! What the sessions of all services cost together: see `piman_firmware::sizes`.
+//! What the sessions of all services cost together, with peers of ours: see `piman_firmware::sizes`.
 #![no_std]
 #![no_main]
 
 use piman_firmware::probe::measure;
 use piman_firmware::sizes::{
-    BUFFER, frames::Messages, install::Install, pickle::Pickle, postcard::Postcard, session, stream::Stream,
+    BUFFER, frames::Messages, install::Install, postcard::Postcard, session, stream::Stream,
     transfer::Transfer,
 };
 
@@ -16,7 +16,6 @@ fn main() -> ! {
             && session::<Transfer>(io, &mut buf)
             && session::<Stream>(io, &mut buf)
             && session::<Messages>(io, &mut buf)
-            && session::<Pickle>(io, &mut buf)
             && session::<Postcard>(io, &mut buf)
     })
 }
