@@ -3,28 +3,19 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Command, Output, Stdio};
 
 use piman_tests::binaries;
+use piman_tests::running::Running;
 use piman_tests::server::{Server, wait_until};
 
-/// A Pi's service; killed when dropped.
-struct Pi(Child);
-
-impl Drop for Pi {
-    fn drop(&mut self) {
-        // It may have ended.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-fn pi(serial: &str, port: u16, folder: &Path, password: &Path) -> Pi {
+/// A Pi's service.
+fn pi(serial: &str, port: u16, folder: &Path, password: &Path) -> Running {
     let mut command = Command::new(binaries::pi_agent());
     command.args(["run", "--server", "127.0.0.1", "--port", &port.to_string(), "--serial", serial]);
     command.arg("--password-file").arg(password).arg("--hooks").arg(folder.join("hooks"));
     command.arg("--reboot").arg(folder.join("reboot")).stdout(Stdio::null());
-    Pi(command.spawn().unwrap())
+    Running(command.spawn().unwrap())
 }
 
 fn program(path: &Path, text: &str) {
@@ -113,7 +104,7 @@ fn a_pi_comes_back_to_a_server_that_was_away() {
         "--serial",
         "10000000aaaaaaa1",
     ]);
-    let _pi = Pi(command.spawn().unwrap());
+    let _pi = Running(command.spawn().unwrap());
     let connected = || piman(&state, &["status"]).1.contains("10000000aaaaaaa1");
     wait_until("it is connected", connected);
     drop(server);
@@ -166,7 +157,8 @@ fn an_installed_system_runs_the_service() {
         });
         let program = words.next().unwrap();
         let mut service = Command::new(program);
-        let _pi = Pi(service.args(words).args(["--serial", serial]).stdout(Stdio::null()).spawn().unwrap());
+        let _pi =
+            Running(service.args(words).args(["--serial", serial]).stdout(Stdio::null()).spawn().unwrap());
         wait_until("the installed service is connected", || piman(&state, &["status"]).1.contains(serial));
     }
     // It is installed all the same, and a system that cannot run it is an error that says so.

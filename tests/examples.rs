@@ -1,28 +1,21 @@
 //! The programs of `host/examples`, as a newcomer starts them: terminals are pipes here.
 
 use std::io::{BufRead, BufReader, Write};
-use std::process::{Child, ChildStdin, Command, Stdio};
+use std::process::{ChildStdin, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use piman_tests::binaries::example;
+use piman_tests::running::Running;
 
 const DEADLINE: Duration = Duration::from_secs(120);
 
-/// A program in a terminal; killed when dropped.
+/// A program in a terminal.
 struct Terminal {
-    child: Child,
+    child: Running,
     input: Option<ChildStdin>,
     lines: Receiver<String>,
-}
-
-impl Drop for Terminal {
-    fn drop(&mut self) {
-        // It may have ended.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
 }
 
 impl Terminal {
@@ -33,7 +26,7 @@ impl Terminal {
         let (to, lines) = channel();
         let out = BufReader::new(child.stdout.take().unwrap());
         thread::spawn(move || out.lines().map_while(Result::ok).try_for_each(|line| to.send(line)));
-        Self { input: child.stdin.take(), child, lines }
+        Self { input: child.stdin.take(), child: Running(child), lines }
     }
 
     fn line(&self) -> String {

@@ -4,12 +4,14 @@
 use std::fs::{self, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
 use piman_tests::binaries::{pi_agent, piman};
+use piman_tests::chance::noise;
 use piman_tests::port::steady;
 use piman_tests::proxy::{Faults, Tampering, stammer_slowly};
+use piman_tests::running::Running;
 use piman_tests::server::Server;
 use piman_tests::tar::Tar;
 use piman_tests::wait::until;
@@ -52,21 +54,6 @@ impl Lab {
     fn run(&self, arguments: &[&str]) -> (i32, String, String) {
         let Output { status, stdout, stderr } = self.piman(arguments).output().unwrap();
         (status.code().unwrap(), String::from_utf8(stdout).unwrap(), String::from_utf8(stderr).unwrap())
-    }
-}
-
-fn noise(len: usize, seed: u64) -> Vec<u8> {
-    let mut out = vec![0; len];
-    blake3::Hasher::new().update(&seed.to_be_bytes()).finalize_xof().fill(&mut out);
-    out
-}
-
-struct Running(Child);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
     }
 }
 

@@ -4,11 +4,13 @@
 use std::fs;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use piman::frame::{Hooks, Peer, Plan, Server as Frames, Settings};
 use piman_tests::binaries;
+use piman_tests::chance::noise;
+use piman_tests::running::Running;
 use piman_tests::server::Server;
 use piman_tests::wait::until;
 
@@ -57,16 +59,7 @@ fn firmware() -> Option<PathBuf> {
     Some(folder.join("target").join(TARGET).join("release/pi"))
 }
 
-/// The emulator; killed when dropped.
-struct Emulator(Child);
-
-impl Drop for Emulator {
-    fn drop(&mut self) {
-        // It may have ended.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
+struct Emulator(Running);
 
 impl Emulator {
     fn start(firmware: &Path, arguments: &[String]) -> Self {
@@ -83,7 +76,7 @@ impl Emulator {
             .stderr(Stdio::piped())
             .spawn()
             .expect("qemu-system-arm starts");
-        Self(child)
+        Self(Running(child))
     }
 
     /// Waits for its end; what it said.
@@ -134,13 +127,6 @@ fn words<'a>(text: &'a str, first: &str) -> Vec<&'a str> {
     line.unwrap_or_else(|| panic!("no line `{first}`")).split(' ').collect()
 }
 
-/// Bytes that no compression makes smaller.
-fn noise(bytes: usize) -> Vec<u8> {
-    let mut out = vec![0; bytes];
-    blake3::Hasher::new().finalize_xof().fill(&mut out);
-    out
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_pi_without_an_operating_system_uses_all_services() {
     if let Some(why) = missing() {
@@ -156,8 +142,8 @@ async fn a_pi_without_an_operating_system_uses_all_services() {
     for name in ["root", "files", "records"] {
         fs::create_dir(folder.join(name)).unwrap();
     }
-    fs::write(folder.join("root/noise"), noise(6 << 20)).unwrap();
-    fs::write(folder.join("files/file.bin"), noise(300_001)).unwrap();
+    fs::write(folder.join("root/noise"), noise(6 << 20, 1)).unwrap();
+    fs::write(folder.join("files/file.bin"), noise(300_001, 2)).unwrap();
     fs::write(folder.join("password"), "open sesame\n").unwrap();
     let tar = Command::new("tar").args(["-czf", "rootfs.tgz", "root"]).current_dir(folder).status().unwrap();
     assert!(tar.success());

@@ -12,6 +12,8 @@ use std::time::{Duration, Instant};
 
 use pi_agent::init::{self, NEW_ROOT, Options, Outcome};
 use pi_agent::talk::Server;
+use piman_tests::disk::{LoopDevice, run};
+use piman_tests::netns::assert_says;
 use rustix::fs::{FileType, Mode};
 use rustix::mount::{MountFlags, UnmountFlags};
 
@@ -116,7 +118,7 @@ fn become_process_1(root: &Path) -> ! {
 /// A folder with mounts in it, and loop devices, all of which go with it.
 struct Scene {
     folder: tempfile::TempDir,
-    loops: Vec<PathBuf>,
+    loops: Vec<LoopDevice>,
 }
 
 impl Scene {
@@ -133,11 +135,10 @@ impl Scene {
         let image = self.path(name);
         File::create(&image).unwrap().set_len(64 << 20).unwrap();
         run(Command::new("mkfs.ext4").args(["-q", "-F", "-d"]).arg(content).arg(&image));
-        let output = Command::new("losetup").args(["-f", "--show"]).arg(&image).output().unwrap();
-        assert!(output.status.success(), "losetup: {output:?}");
-        let device = PathBuf::from(String::from_utf8(output.stdout).unwrap().trim());
-        self.loops.push(device.clone());
-        device
+        let device = LoopDevice::of(&image);
+        let path = device.path().to_owned();
+        self.loops.push(device);
+        path
     }
 
     /// Puts into `root` what an initramfs has: this program as /init, what it needs to run,
@@ -185,19 +186,11 @@ impl Scene {
 
 impl Drop for Scene {
     fn drop(&mut self) {
-        for device in &self.loops {
-            let _ = Command::new("losetup").arg("-d").arg(device).status();
-        }
         let _ = Command::new("sh")
             .args(["-c", r#"grep -F "$0" /proc/mounts | cut -d' ' -f2 | sort -r | xargs -r -n1 umount -l"#])
             .arg(self.folder.path())
             .status();
     }
-}
-
-fn run(command: &mut Command) {
-    let status = command.status().unwrap_or_else(|e| panic!("{command:?}: {e}"));
-    assert!(status.success(), "{command:?}: {status}");
 }
 
 fn mount(kind: &str, what: &Path, at: &Path) {
@@ -278,16 +271,6 @@ fn names(folder: &Path) -> Vec<String> {
     names
 }
 
-#[track_caller]
-fn assert_said(console: &str, lines: &[&str]) {
-    let mut rest = console;
-    for line in lines {
-        let at = rest.find(line);
-        assert!(at.is_some(), "not said (in this order): {line}\n{console}");
-        rest = &rest[at.unwrap()..];
-    }
-}
-
 fn an_initramfs_is_left_and_deleted() {
     let mut scene = Scene::new();
     let content = scene.path("content");
@@ -300,7 +283,7 @@ fn an_initramfs_is_left_and_deleted() {
     mount("tmpfs", Path::new("none"), &root);
     let console = scene.fill(&root, "np!r", &[("system", &system), ("empty", &empty)]);
     let text = boot(&root, console);
-    assert_said(
+    assert_says(
         &text,
         &[
             "is process 1",
@@ -341,7 +324,7 @@ fn a_disk_is_left_and_not_deleted() {
     let console = scene.fill(&root, "kr", &[("system", &system)]);
     let before = names(&root);
     let text = boot(&root, console);
-    assert_said(
+    assert_says(
         &text,
         &[
             "attempt 0",

@@ -5,7 +5,8 @@ use std::fs;
 use std::process::Command;
 
 use piman_tests::binaries;
-use piman_tests::netns::{Network, agent, build, ingredients, run};
+use piman_tests::disk::run;
+use piman_tests::netns::{Network, agent, build, ingredients, printed};
 use piman_tests::wait::until;
 
 /// A public key for the Pis is where the agent looks for it.
@@ -36,7 +37,7 @@ fn the_same_input_gives_the_same_bytes() {
     let dir = tempfile::tempdir().unwrap();
     ingredients(dir.path());
     let more = ["--firmware", "firmware", "--kernel", "kernel", "--modules", "modules"];
-    let said = run(&mut build(dir.path(), "one", &more));
+    let said = printed(&mut build(dir.path(), "one", &more));
     run(&mut build(dir.path(), "two", &more));
     let mut names: Vec<String> = fs::read_dir(dir.path().join("one"))
         .unwrap()

@@ -2,12 +2,12 @@
 
 use std::fs;
 use std::io::{ErrorKind, Read, Write};
-use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpStream};
+use std::net::{Shutdown, TcpStream};
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use piman_tests::server::{Server, wait_until};
+use piman_tests::server::{Server, connect_from, wait_until};
 use piman_tests::tar::{self, Tar};
 
 const BOOT: &str = "boot\nEOM\n";
@@ -45,11 +45,7 @@ impl Lab {
 
     /// A connection from this address of loopback.
     fn connect(&self, name: &str, from: [u8; 4]) -> TcpStream {
-        let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
-        socket.bind(&SocketAddr::from((from, 0)).into()).unwrap();
-        let to = SocketAddr::from((Ipv4Addr::LOCALHOST, self.server.port(name)));
-        socket.connect(&to.into()).unwrap();
-        let stream = TcpStream::from(socket);
+        let stream = connect_from(from, self.server.port(name));
         stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
         stream
     }

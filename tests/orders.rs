@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::net::TcpStream;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -12,7 +12,7 @@ use pi_agent::proof::{self, Card};
 use piman::state::{Sqlite, State as _};
 use piman_core::hash::Hash;
 use piman_core::install::{Agent, AgentStep, Decision, Hello, Installation, Notice, Paths};
-use piman_tests::server::{Server, wait_until};
+use piman_tests::server::{Server, connect_from, wait_until};
 use piman_tests::{binaries, tar};
 
 struct Lab {
@@ -48,11 +48,7 @@ impl Lab {
     }
 
     fn pi(&self, hello: Hello<'_>, from: [u8; 4]) -> Talk {
-        let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
-        socket.bind(&SocketAddr::from((from, 0)).into()).unwrap();
-        let to = SocketAddr::from((Ipv4Addr::LOCALHOST, self.server.port("control")));
-        socket.connect(&to.into()).unwrap();
-        let stream = TcpStream::from(socket);
+        let stream = connect_from(from, self.server.port("control"));
         stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
         let mut talk = Talk(stream);
         talk.notify(Notice::Hello(hello));

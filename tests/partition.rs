@@ -2,37 +2,13 @@
 //! still open, and a disk in use cannot be opened.
 
 use std::fs::{self, File};
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::Path;
 
 use pi_agent::disk::{Disk, RootArea};
 use pi_agent::ext4;
 use pi_agent::mount::Mounted;
 use piman_core::install::layout::Layout;
-
-/// A loop device on a sparse file; both go with it.
-struct Loop {
-    device: PathBuf,
-    _file: tempfile::NamedTempFile,
-}
-
-impl Loop {
-    fn new(bytes: u64) -> Self {
-        let file = tempfile::NamedTempFile::new().unwrap();
-        file.as_file().set_len(bytes).unwrap();
-        let output = Command::new("losetup").args(["-f", "--show"]).arg(file.path()).output().unwrap();
-        assert!(output.status.success(), "losetup: {output:?}");
-        let device = PathBuf::from(String::from_utf8(output.stdout).unwrap().trim());
-        Self { device, _file: file }
-    }
-}
-
-impl Drop for Loop {
-    fn drop(&mut self) {
-        let _ = Command::new("partx").arg("-d").arg(&self.device).output();
-        let _ = Command::new("losetup").arg("-d").arg(&self.device).status();
-    }
-}
+use piman_tests::disk::{LoopDevice, is_root};
 
 fn layout() -> Layout {
     Layout { boot_start: 2048, boot_sectors: 8192, root_start: 16384, ..Layout::default() }
@@ -51,20 +27,19 @@ fn fill(disk: &Disk, place: &Path, text: &str) -> (RootArea, Mounted) {
 
 #[test]
 fn a_partition_is_mounted_while_its_disk_is_open() {
-    if !rustix::process::geteuid().is_root() {
-        println!("skipped: needs root");
+    if !is_root() {
         return;
     }
-    let device = Loop::new(256 << 20);
+    let device = LoopDevice::new(256 << 20);
     let place = tempfile::tempdir().unwrap();
-    let disk = Disk::open(&device.device).unwrap();
+    let disk = Disk::open(device.path()).unwrap();
     let (_, mounted) = fill(&disk, place.path(), "first");
-    let error = Disk::open(&device.device).unwrap_err().to_string();
+    let error = Disk::open(device.path()).unwrap_err().to_string();
     assert!(error.contains("is mounted at"), "{error}");
     drop((mounted, disk));
 
     // Again, over what is there: the kernel must not show the old filesystem.
-    let disk = Disk::open(&device.device).unwrap();
+    let disk = Disk::open(device.path()).unwrap();
     let (root, mounted) = fill(&disk, place.path(), "second");
     assert_eq!(fs::read_to_string(place.path().join("file")).unwrap(), "second");
     drop(mounted);
@@ -75,15 +50,14 @@ fn a_partition_is_mounted_while_its_disk_is_open() {
 
 #[test]
 fn two_programs_do_not_share_a_disk() {
-    if !rustix::process::geteuid().is_root() {
-        println!("skipped: needs root");
+    if !is_root() {
         return;
     }
-    let device = Loop::new(256 << 20);
-    let disk = Disk::open(&device.device).unwrap();
-    Disk::open(&device.device).unwrap_err();
+    let device = LoopDevice::new(256 << 20);
+    let disk = Disk::open(device.path()).unwrap();
+    Disk::open(device.path()).unwrap_err();
     drop(disk);
-    let held = File::open(&device.device).unwrap();
-    Disk::open(&device.device).unwrap();
+    let held = File::open(device.path()).unwrap();
+    Disk::open(device.path()).unwrap();
     drop(held);
 }

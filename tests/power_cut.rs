@@ -11,7 +11,8 @@ use std::path::Path;
 
 use pi_agent::install::{Outcome, Plan};
 use pi_agent::proof::Card as Found;
-use piman_tests::card::{Card, Cut, Event, Lie, Medium, Random};
+use piman_tests::card::{Card, Cut, Event, Lie, Medium};
+use piman_tests::chance::Random;
 use piman_tests::disk::is_root;
 use piman_tests::lab::{self, CARD, Root};
 

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use pi_agent::disk::{RootArea, root_in_table};
 use pi_agent::proof::{self, Card, Way};
+use piman_tests::disk::LoopDevice;
 use piman_tests::disk::{Mounted, e2fsck, is_root, run};
 use piman_tests::server::{Server, wait_until};
 use piman_tests::tree::{assert_same, installed};
@@ -46,30 +47,6 @@ fn debian() -> Option<&'static Path> {
     DEBIAN.get_or_init(make).as_deref()
 }
 
-/// A block device that is a file; detached when dropped.
-struct LoopDevice {
-    device: PathBuf,
-    _file: tempfile::NamedTempFile,
-}
-
-impl LoopDevice {
-    fn new(bytes: u64) -> Self {
-        let file = tempfile::NamedTempFile::new().unwrap();
-        file.as_file().set_len(bytes).unwrap();
-        let output = run(Command::new("losetup").args(["-f", "--show"]).arg(file.path()));
-        let device = String::from_utf8(output.stdout).unwrap().trim().into();
-        Self { device, _file: file }
-    }
-}
-
-impl Drop for LoopDevice {
-    fn drop(&mut self) {
-        // Partitions that the kernel was told of go first.
-        let _ = Command::new("partx").arg("-d").arg(&self.device).stderr(Stdio::null()).status();
-        run(Command::new("losetup").arg("-d").arg(&self.device));
-    }
-}
-
 /// A small archive and the server that has it.
 fn small(folder: &Path) -> Server {
     let script = "mkdir -p r/bin r/etc && head -c 3000000 /dev/urandom > r/bin/data && echo x > r/etc/hostname \
@@ -96,14 +73,14 @@ fn a_real_debian_by_both_paths_onto_a_block_device() {
     let server = Server::start(archive, &folder.path().join("state"), &[]);
     for (path, way) in [("image", Way::Image), ("stream", Way::Stream)] {
         let disk = LoopDevice::new(4 << 30);
-        run(server.agent(&disk.device, SERIAL).args(["--path", path, "--reinstall"]));
-        let Card::Installed(found) = proof::check(&disk.device).unwrap() else { panic!("{path}: no proof") };
+        run(server.agent(disk.path(), SERIAL).args(["--path", path, "--reinstall"]));
+        let Card::Installed(found) = proof::check(disk.path()).unwrap() else { panic!("{path}: no proof") };
         assert_eq!(found.path, way);
-        let file = File::open(&disk.device).unwrap();
+        let file = File::open(disk.path()).unwrap();
         let RootArea { offset, length } = root_in_table(&file, 4 << 30).unwrap();
         drop(file);
-        e2fsck(&disk.device, offset, length);
-        let mounted = Mounted::new(&disk.device, offset, length, "init_itable=0");
+        e2fsck(disk.path(), offset, length);
+        let mounted = Mounted::new(disk.path(), offset, length, "init_itable=0");
         assert_same(&installed(mounted.path()), &want);
 
         // It is a filesystem to live with: filled to the end, emptied, checked again.
@@ -117,7 +94,7 @@ fn a_real_debian_by_both_paths_onto_a_block_device() {
         run(Command::new("touch").arg("-r").arg(&extracted).arg(mounted.path()));
         assert_same(&installed(mounted.path()), &want);
         drop(mounted);
-        e2fsck(&disk.device, offset, length);
+        e2fsck(disk.path(), offset, length);
         let devices = || server.piman(&["devices"]);
         wait_until("it is listed", || devices().contains(SERIAL) && devices().contains("installed"));
     }
@@ -132,35 +109,34 @@ fn a_disk_in_use_is_refused_and_one_that_holds_something_needs_a_yes() {
     let server = small(folder.path());
     let disk = LoopDevice::new(512 << 20);
     let refused = |more: &[&str]| {
-        let output = server.agent(&disk.device, SERIAL).args(more).output().unwrap();
+        let output = server.agent(disk.path(), SERIAL).args(more).output().unwrap();
         assert_eq!(output.status.code(), Some(1), "{output:?}");
         String::from_utf8(output.stderr).unwrap()
     };
-    run(Command::new("mkfs.ext4").args(["-q"]).arg(&disk.device));
-    let before = blake3::hash(&fs::read(&disk.device).unwrap());
+    run(Command::new("mkfs.ext4").args(["-q"]).arg(disk.path()));
+    let before = blake3::hash(&fs::read(disk.path()).unwrap());
     let said = refused(&[]);
     assert!(said.contains("say --yes to erase it; nothing was changed"), "{said}");
-    assert_eq!(blake3::hash(&fs::read(&disk.device).unwrap()), before);
+    assert_eq!(blake3::hash(&fs::read(disk.path()).unwrap()), before);
 
     let place = folder.path().join("mnt");
     fs::create_dir(&place).unwrap();
-    run(Command::new("mount").arg(&disk.device).arg(&place));
+    run(Command::new("mount").arg(disk.path()).arg(&place));
     let said = refused(&["--yes"]);
     assert!(said.contains("is mounted at") && said.contains("nothing was changed"), "{said}");
     run(Command::new("umount").arg(&place));
 
     let backing = folder.path().join("card.img");
     File::create(&backing).unwrap().set_len(512 << 20).unwrap();
-    let output = run(Command::new("losetup").args(["-f", "--show"]).arg(&backing));
-    let device = String::from_utf8(output.stdout).unwrap();
+    let device = LoopDevice::of(&backing);
     let output = server.agent(&backing, SERIAL).output().unwrap();
-    run(Command::new("losetup").args(["-d", device.trim()]));
+    drop(device);
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(!output.status.success() && said.contains("is made of it"), "{said}");
 
-    run(server.agent(&disk.device, SERIAL).arg("--yes"));
+    run(server.agent(disk.path(), SERIAL).arg("--yes"));
     let check =
-        Command::new(piman_tests::binaries::pi_agent()).args(["check", "--disk"]).arg(&disk.device).output();
+        Command::new(piman_tests::binaries::pi_agent()).args(["check", "--disk"]).arg(disk.path()).output();
     assert_eq!(check.unwrap().status.code(), Some(0));
 }
 

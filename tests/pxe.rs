@@ -6,7 +6,8 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use piman_tests::binaries;
-use piman_tests::netns::{Network, assert_says, run, said};
+use piman_tests::disk::run;
+use piman_tests::netns::{Network, assert_says, said};
 
 /// What a PC's network card boots by.
 const ROM: &str = "/usr/lib/ipxe/qemu/pxe-e1000.rom";

@@ -6,7 +6,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Stdio};
+use std::process::Stdio;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -14,11 +14,12 @@ use std::time::{Duration, Instant};
 use pi_agent::failure::Cause;
 use pi_agent::install::{Outcome, Plan};
 use pi_agent::proof;
-use piman_tests::card::Random;
+use piman_tests::chance::Random;
 use piman_tests::disk::is_root;
 use piman_tests::lab::{self, CARD, Root, attempt, behind_a_proxy};
 use piman_tests::port;
 use piman_tests::proxy::{Faults, Tampering};
+use piman_tests::running::Running;
 use piman_tests::server::{Server, wait_until};
 
 /// An empty card in memory.
@@ -237,18 +238,6 @@ fn an_old_server_that_breaks_off_is_asked_again_and_nothing_is_written_twice() {
     other.assert_on(&card_path);
 }
 
-/// Agents, ended with the test.
-struct Agents(Vec<(PathBuf, Child)>);
-
-impl Drop for Agents {
-    fn drop(&mut self) {
-        for (_, agent) in &mut self.0 {
-            let _ = agent.kill();
-            let _ = agent.wait();
-        }
-    }
-}
-
 #[test]
 fn a_server_that_is_killed_five_times_installs_eight_pis() {
     if !is_root() {
@@ -266,7 +255,7 @@ fn a_server_that_is_killed_five_times_installs_eight_pis() {
     let proxy = behind_a_proxy(&server, "127.0.0.99", faults);
     let layout = folder.path().join("layout");
     fs::write(&layout, "label-id: 0x12345678\n1 : start=2048, size=4096\n2 : start=8192\n").unwrap();
-    let mut agents = Agents(Vec::new());
+    let mut agents = Vec::new();
     for n in 0..PIS {
         let card = card(folder.path(), &format!("pi{n}.img"));
         let mut agent = server.agent(&card, &format!("00000000cafe10{n:02}"));
@@ -274,7 +263,7 @@ fn a_server_that_is_killed_five_times_installs_eight_pis() {
             .args(["--server", "127.0.0.99", "--transfer-port", "0", "--retries", "50", "--layout"])
             .arg(&layout);
         agent.args(["--path", if n % 2 == 0 { "stream" } else { "image" }]);
-        agents.0.push((card, agent.stdout(Stdio::null()).stderr(Stdio::inherit()).spawn().unwrap()));
+        agents.push((card, Running(agent.stdout(Stdio::null()).stderr(Stdio::inherit()).spawn().unwrap())));
     }
     let total = fs::metadata(&root.archive).unwrap().len() * PIS;
     let began = Instant::now();
@@ -284,7 +273,7 @@ fn a_server_that_is_killed_five_times_installs_eight_pis() {
         drop(server);
         server = Server::start(&root.archive, &root.state(), &fixed);
     }
-    for (card, agent) in &mut agents.0 {
+    for (card, agent) in &mut agents {
         wait_until("an agent ends", || agent.try_wait().unwrap().is_some());
         assert!(agent.wait().unwrap().success(), "{}", card.display());
         root.assert_on(card);

@@ -3,23 +3,14 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use piman_tests::binaries;
 use piman_tests::cable::{Cable, Faults};
+use piman_tests::chance::noise;
+use piman_tests::running::Running;
 use piman_tests::server::{Server, wait_until};
-
-/// Killed when dropped.
-struct Running(Child);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        // It may have ended.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
 
 struct Lab {
     dir: tempfile::TempDir,
@@ -61,17 +52,6 @@ impl Lab {
     fn piman(&self, arguments: &[&str]) -> Output {
         Command::new(binaries::piman()).args(arguments).current_dir(self.dir.path()).output().unwrap()
     }
-}
-
-fn noise(n: usize) -> Vec<u8> {
-    let mut x = 1 << 40 | 77_u64;
-    let mut next = || {
-        x ^= x << 13;
-        x ^= x >> 7;
-        x ^= x << 17;
-        x as u8
-    };
-    (0..n).map(|_| next()).collect()
 }
 
 const BAD: Faults = Faults { lost: 3000, flipped: 3000 };
@@ -142,7 +122,7 @@ fn a_pi_that_boots_installs_over_a_line() {
 fn files_records_and_calls_over_a_bad_line() {
     let lab = Lab::new(BAD);
     let server = lab.serve();
-    let bytes = noise(200_000);
+    let bytes = noise(200_000, 1);
     fs::write(lab.path("up"), &bytes).unwrap();
     let output = lab.piman(&["put", "up", &format!("[{}]:there", lab.host())]);
     assert!(output.status.success(), "{output:?}");
@@ -189,7 +169,7 @@ fn files_records_and_calls_over_a_bad_line() {
 fn a_cable_that_is_pulled_is_an_error_and_plugged_in_again_it_goes_on() {
     let lab = Lab::new(Faults::default());
     let _server = lab.serve();
-    fs::write(lab.path("files/big"), noise(3_000_000)).unwrap();
+    fs::write(lab.path("files/big"), noise(3_000_000, 2)).unwrap();
     let mut get = Command::new(binaries::piman());
     get.args(["get", &format!("[{}]:big", lab.host()), "big", "--timeout", "2s", "--json"]);
     get.current_dir(lab.dir.path()).stdout(Stdio::piped()).stderr(Stdio::null());
@@ -205,7 +185,7 @@ fn a_cable_that_is_pulled_is_an_error_and_plugged_in_again_it_goes_on() {
     lab.cable.pull(false);
     wait_until("it ends", || running.0.try_wait().unwrap().is_some());
     assert!(running.0.wait().unwrap().success());
-    assert!(fs::read(lab.path("big")).unwrap() == noise(3_000_000));
+    assert!(fs::read(lab.path("big")).unwrap() == noise(3_000_000, 2));
     // Nobody at the other end, and no line at all.
     lab.cable.pull(true);
     let to = format!("[{}]:big", lab.host());

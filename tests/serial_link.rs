@@ -4,18 +4,7 @@
 use std::collections::VecDeque;
 
 use piman_core::serial::{Event, Link, Role, STREAMS};
-
-/// Chance, the same each time.
-struct Chance(u64);
-
-impl Chance {
-    fn below(&mut self, n: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 % n
-    }
-}
+use piman_tests::chance::{Random, noise};
 
 /// How bad a line is: one in so many bytes, each; 0: never.
 #[derive(Clone, Copy)]
@@ -113,7 +102,7 @@ impl End {
 
 struct Line {
     ends: [End; 2],
-    chance: Chance,
+    random: Random,
     faults: Faults,
     now_us: u64,
     bytes: u64,
@@ -122,7 +111,7 @@ struct Line {
 impl Line {
     fn new(seed: u64, faults: Faults) -> Self {
         let ends = [End::new(Role::Dialler, seed as u16), End::new(Role::Listener, 0)];
-        Self { ends, chance: Chance(seed | 1 << 40), faults, now_us: 0, bytes: 0 }
+        Self { ends, random: Random::new(seed), faults, now_us: 0, bytes: 0 }
     }
 
     /// 115,200 baud: 87 microseconds a byte.
@@ -149,20 +138,19 @@ impl Line {
     }
 
     fn put(&mut self, to: usize, wire: &[u8]) {
-        let one_in = |chance: &mut Chance, n: u64| n > 0 && chance.below(n) == 0;
         for byte in wire {
             let mut byte = *byte;
             let end = &mut self.ends[to];
             end.busy_us = end.busy_us.max(self.now_us) + 87;
-            if one_in(&mut self.chance, self.faults.lost) {
+            if self.random.one_in(self.faults.lost) {
                 continue;
             }
-            if one_in(&mut self.chance, self.faults.flipped) {
-                byte ^= 1 << self.chance.below(8);
+            if self.random.one_in(self.faults.flipped) {
+                byte ^= 1 << self.random.below(8);
             }
             end.line.push_back((end.busy_us, byte));
-            if one_in(&mut self.chance, self.faults.invented) {
-                end.line.push_back((end.busy_us, self.chance.below(256) as u8));
+            if self.random.one_in(self.faults.invented) {
+                end.line.push_back((end.busy_us, self.random.below(256) as u8));
             }
         }
     }
@@ -177,11 +165,6 @@ impl Line {
         other.streams[at] = Program::default();
         at
     }
-}
-
-fn noise(n: usize, seed: u64) -> Vec<u8> {
-    let mut chance = Chance(seed | 1 << 50);
-    (0..n).map(|_| chance.below(256) as u8).collect()
 }
 
 #[test]

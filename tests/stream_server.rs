@@ -13,9 +13,9 @@ use std::time::Duration;
 use piman::listen::Gate;
 use piman::stream::{Client, Rotation, Shelf, Streams, Waits, run};
 use piman_tests::proxy::stammer;
+use piman_tests::server::connect_from;
 use piman_tests::small::Small;
 use piman_tests::wait::until;
-use socket2::{Domain, Socket, Type};
 
 const NEVER: Rotation = Rotation { bytes: 0, age: Duration::ZERO };
 
@@ -28,7 +28,7 @@ struct Server {
 /// Serves on `port`, 0 for any.
 fn serve(folder: &Path, rotation: Rotation, sync: bool, port: u16) -> Server {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
     socket.set_reuse_address(true).unwrap();
     socket.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, port)).into()).unwrap();
     socket.listen(4096).unwrap();
@@ -212,10 +212,7 @@ fn hundreds_of_clients_each_with_a_file() {
     thread::scope(|scope| {
         for n in 0..200u8 {
             scope.spawn(move || {
-                let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
-                socket.bind(&SocketAddr::from(([127, 0, 7, n + 1], 0)).into()).unwrap();
-                socket.connect(&address.into()).unwrap();
-                let mut stream = TcpStream::from(socket);
+                let mut stream = connect_from([127, 0, 7, n + 1], address.port());
                 says(&mut stream, "Connection established");
                 for i in 0..100 {
                     stream.write_all(format!("{n},{i},{}\n", "x".repeat(80)).as_bytes()).unwrap();

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant as Moment};
 
 use piman::frame::{Hooks, Peer, Plan, Server as Frames, Settings};
 use piman_tests::binaries;
+use piman_tests::chance::noise;
 use piman_tests::disk::run;
 use piman_tests::link::Weather;
 use piman_tests::server::Server;
@@ -44,13 +45,6 @@ impl Hooks for Echo {
     }
 }
 
-/// Bytes that no compression makes smaller.
-fn noise(bytes: usize) -> Vec<u8> {
-    let mut out = vec![0; bytes];
-    blake3::Hasher::new().finalize_xof().fill(&mut out);
-    out
-}
-
 /// Calls `status` of the Pi as soon as it is connected.
 fn caller(state: &Path) {
     let deadline = Moment::now() + Duration::from_secs(60);
@@ -71,8 +65,8 @@ fn in_weather(folder: &Path, weather: Weather, injected: u8) {
     for name in ["root", "files", "records"] {
         fs::create_dir_all(folder.join(name)).unwrap();
     }
-    fs::write(folder.join("root/noise"), noise(400_000)).unwrap();
-    fs::write(folder.join("files/file.bin"), noise(100_001)).unwrap();
+    fs::write(folder.join("root/noise"), noise(400_000, 1)).unwrap();
+    fs::write(folder.join("files/file.bin"), noise(100_001, 2)).unwrap();
     fs::write(folder.join("password"), "open sesame\n").unwrap();
     run(Command::new("tar").args(["-czf", "rootfs.tgz", "root"]).current_dir(folder));
     let path = |name: &str| folder.join(name).to_str().unwrap().to_owned();

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use piman::netboot::tftp::{Folder, Limits, Report, What, serve};
+use piman_tests::disk::run;
 use piman_tests::wait::until;
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
@@ -133,12 +134,6 @@ fn foreign(program: &str, test: &[&str]) -> Option<Command> {
     Some(Command::new(program))
 }
 
-#[track_caller]
-fn run(mut command: Command) {
-    let output = command.output().unwrap();
-    assert!(output.status.success(), "{command:?}: {output:?}");
-}
-
 /// Sizes around the ends of blocks, and more than 65535 blocks of 512 bytes.
 const SIZES: [usize; 6] = [0, 1, 511, 512, 1468 * 3, 34 << 20];
 
@@ -148,7 +143,7 @@ fn gets(server: &Server, client: &str, get: impl Fn(&str, &Path) -> Command) {
         let name = format!("file-{size}");
         let bytes = server.file(&name, size);
         let to = server.out(&format!("{client}-{size}"));
-        run(get(&name, &to));
+        run(&mut get(&name, &to));
         assert!(fs::read(&to).unwrap_or_default() == bytes, "{client}: {size} bytes");
         let sent =
             server.report(|r| r.asked.trim_start_matches('/') == name && matches!(r.what, What::Sent { .. }));
@@ -187,11 +182,9 @@ fn tftp_hpa() {
     // As text, which is what it does unless told otherwise.
     fs::write(server.dir.path().join("boot/text"), "one\ntwo\r\n").unwrap();
     let to = server.out("text");
-    run({
-        let mut tftp = Command::new("tftp");
-        tftp.args(["-m", "ascii", "127.0.0.1", &server.at.port().to_string(), "-c", "get", "text"]).arg(&to);
-        tftp
-    });
+    let mut tftp = Command::new("tftp");
+    tftp.args(["-m", "ascii", "127.0.0.1", &server.at.port().to_string(), "-c", "get", "text"]);
+    run(tftp.arg(&to));
     assert_eq!(fs::read_to_string(to).unwrap(), "one\ntwo\r\n");
 }
 

@@ -11,14 +11,16 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use piman_tests::bench::median;
+use piman_tests::disk::{LoopDevice, is_root};
+use piman_tests::running::memory_kb;
 use piman_tests::server::Server;
 
 const DISK: u64 = 8 << 30;
 const SLOW_BYTES_PER_SECOND: u64 = 30 << 20;
 
 fn main() {
-    if !rustix::process::geteuid().is_root() {
-        println!("skipped: needs root for loop devices and mounts");
+    if !is_root() {
         return;
     }
     let rounds: usize = setting("PIMAN_BENCH_ROUNDS").and_then(|s| s.parse().ok()).unwrap_or(3);
@@ -72,8 +74,8 @@ impl Way {
 #[derive(Default, Clone)]
 struct Figures {
     seconds: Vec<f64>,
-    written: Vec<u64>,
-    requests: Vec<u64>,
+    written: Vec<f64>,
+    requests: Vec<f64>,
     memory_kb: u64,
 }
 
@@ -107,39 +109,33 @@ fn table(server: &Server, disk: &LoopDisk, folder: &Path, rounds: usize, title: 
             }
             let f = figures.entry(*way).or_default();
             f.seconds.push(seconds);
-            f.requests.push(after.0 - before.0);
-            f.written.push(after.1 - before.1);
+            f.requests.push((after.0 - before.0) as f64);
+            f.written.push((after.1 - before.1) as f64);
             f.memory_kb = f.memory_kb.max(memory);
         }
     }
     println!("\n{title}: medians\n");
     println!("| way | s | ratio | MB written | requests | KB per request | agent's memory, MB |");
     println!("|---|---|---|---|---|---|---|");
-    let base = median(&figures[&Way::Old].seconds);
-    for (way, f) in &figures {
-        let (s, written, requests) = (median(&f.seconds), median(&f.written), median(&f.requests));
+    let base = median(figures[&Way::Old].seconds.clone());
+    for (way, f) in figures {
+        let (s, written, requests) = (median(f.seconds), median(f.written), median(f.requests));
         println!(
-            "| {} | {s:.2} | {:.3} | {} | {requests} | {} | {} |",
+            "| {} | {s:.2} | {:.3} | {:.0} | {requests} | {:.0} | {} |",
             way.name(),
             s / base,
-            written / 1_000_000,
-            written.checked_div(requests * 1024).unwrap_or(0),
+            written / 1e6,
+            written / requests / 1024.0,
             if f.memory_kb == 0 { "–".into() } else { (f.memory_kb / 1000).to_string() }
         );
     }
-}
-
-fn median<T: Copy + PartialOrd>(values: &[T]) -> T {
-    let mut sorted = values.to_vec();
-    sorted.sort_by(|a, b| a.partial_cmp(b).expect("no figure is NaN"));
-    sorted[sorted.len() / 2]
 }
 
 /// The old script's way, on a filesystem over the whole disk.
 fn old(server: &Server, disk: &LoopDisk, folder: &Path, extract: &str) -> u64 {
     let place = folder.join("mnt");
     fs::create_dir_all(&place).expect("a folder to mount at");
-    let (device, place) = (disk.device.display(), place.display());
+    let (device, place) = (disk.0.path().display(), place.display());
     shell(&format!(
         "set -e; mkfs.ext4 -q -F -E nodiscard {device}; mount {device} {place}; \
          trap 'umount {place}' EXIT; cd {place}; nc -d 127.0.0.1 {} | {extract}; cd /; sync -f {place}; ",
@@ -151,7 +147,7 @@ fn old(server: &Server, disk: &LoopDisk, folder: &Path, extract: &str) -> u64 {
 /// Returns the agent's peak memory, in KB.
 fn agent(server: &Server, disk: &LoopDisk, path: &str) -> u64 {
     let mut agent = server
-        .agent(&disk.device, "bench")
+        .agent(disk.0.path(), "bench")
         .args(["--reinstall", "--yes", "--path", path])
         .stdout(Stdio::null())
         .stderr(Stdio::null())
@@ -159,7 +155,7 @@ fn agent(server: &Server, disk: &LoopDisk, path: &str) -> u64 {
         .expect("the agent starts");
     let mut memory = 0;
     loop {
-        memory = peak(agent.id()).unwrap_or(memory);
+        memory = memory_kb(agent.id(), "VmHWM").unwrap_or(memory);
         match agent.try_wait().expect("the agent is our child") {
             Some(status) => {
                 assert!(status.success(), "the agent failed by path {path}");
@@ -168,12 +164,6 @@ fn agent(server: &Server, disk: &LoopDisk, path: &str) -> u64 {
             None => std::thread::sleep(Duration::from_millis(5)),
         }
     }
-}
-
-fn peak(pid: u32) -> Option<u64> {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let line = status.lines().find(|l| l.starts_with("VmHWM"))?;
-    line.split_whitespace().nth(1)?.parse().ok()
 }
 
 fn shell(script: &str) {
@@ -198,9 +188,7 @@ fn unpacked(archive: &Path) -> u64 {
 }
 
 /// A loop device of a file whose blocks are all there.
-struct LoopDisk {
-    device: PathBuf,
-}
+struct LoopDisk(LoopDevice);
 
 impl LoopDisk {
     fn new(folder: &Path) -> Self {
@@ -208,19 +196,16 @@ impl LoopDisk {
         let file = File::create(&path).expect("a file for the disk");
         rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, DISK)
             .expect("room for the disk");
-        let out = Command::new("losetup").args(["-f", "--show"]).arg(&path).output();
-        let device = String::from_utf8_lossy(&out.expect("losetup is there").stdout).trim().to_owned();
-        assert!(!device.is_empty(), "no loop device");
-        Self { device: device.into() }
+        Self(LoopDevice::of(&path))
     }
 
     fn sysfs(&self) -> PathBuf {
-        Path::new("/sys/block").join(self.device.file_name().expect("a device has a name"))
+        Path::new("/sys/block").join(self.0.path().file_name().expect("a device has a name"))
     }
 
     /// Makes zeros of where images lie.
     fn wipe(&self) {
-        let to = self.device.display();
+        let to = self.0.path().display();
         shell(&format!("dd if=/dev/zero of={to} bs=1M count=1024 conv=fsync status=none"));
     }
 
@@ -243,6 +228,5 @@ impl Drop for LoopDisk {
     fn drop(&mut self) {
         // A limit would stay for the next device of this number, also after a panic.
         let _ = self.limit(0);
-        let _ = Command::new("losetup").arg("-d").arg(&self.device).status();
     }
 }

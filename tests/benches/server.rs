@@ -17,7 +17,7 @@ use piman_core::{blocking, drive};
 use piman_tests::bench::{Nginx, cpu, drain, median, memory, raise_file_limit};
 use piman_tests::disk::run;
 use piman_tests::memory::Script;
-use piman_tests::server::Server;
+use piman_tests::server::{Server, connect_from};
 
 const ARCHIVE: u64 = 500 << 20;
 const IDLE: usize = 10_000;
@@ -114,17 +114,9 @@ fn fetch(port: u16, path: Option<&str>) -> u64 {
 
 fn idle(server: &Server) {
     let before = memory(server.id()).unwrap_or_default();
-    let connect = |i: usize| {
-        // So many connections to one port need more than one address.
-        let from = std::net::SocketAddr::from(([127, 0, 1, 1 + (i / 20_000) as u8], 0));
-        let socket =
-            socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).expect("a socket");
-        socket.bind(&from.into()).expect("an address of loopback");
-        let to = std::net::SocketAddr::from(([127, 0, 0, 1], server.port("control")));
-        socket.connect(&to.into()).expect("the server accepts");
-        TcpStream::from(socket)
-    };
-    let idle: Vec<TcpStream> = (0..IDLE).map(connect).collect();
+    // So many connections to one port need more than one address.
+    let from = |i: usize| [127, 0, 1, 1 + (i / 20_000) as u8];
+    let idle: Vec<TcpStream> = (0..IDLE).map(|i| connect_from(from(i), server.port("control"))).collect();
     // When the last one is answered, all are there.
     let mut last = idle.last().expect("there are connections");
     last.write_all(b"IS_INSTALLED\n").expect("it takes a report");

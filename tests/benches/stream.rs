@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use piman_core::stream::{Client, Heard};
 use piman_tests::bench::{memory, raise_file_limit};
 use piman_tests::binaries;
-use piman_tests::server::Server;
+use piman_tests::server::{Server, connect_from};
 
 /// How long each figure is measured.
 const SPAN: Duration = Duration::from_secs(5);
@@ -46,11 +46,7 @@ fn main() {
 /// Sends records for a while; how many were acknowledged.
 fn send(port: u16, client: usize) -> u64 {
     // Each is a Pi with an address of its own, and so with a file of its own.
-    let from = std::net::SocketAddr::from(([127, 0, 0, 1 + client as u8], 0));
-    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).expect("a socket");
-    socket.bind(&from.into()).expect("an address of loopback");
-    socket.connect(&std::net::SocketAddr::from(([127, 0, 0, 1], port)).into()).expect("the server accepts");
-    let mut stream = TcpStream::from(socket);
+    let mut stream = connect_from([127, 0, 0, 1 + client as u8], port);
     stream.set_nodelay(true).expect("an option");
     let mut talk = Client::default();
     wait_for(&mut stream, &mut talk, Heard::Greeting);

@@ -14,6 +14,7 @@ use piman::frame;
 use piman::talks::{Answer, Data, Fleet, Functions, Nothing, Peer, Plan, Request, Secret, Server, connect};
 use piman_core::talks::Codec;
 use piman_tests::bench::{memory, raise_file_limit};
+use piman_tests::server::connect_from;
 use tokio::sync::mpsc;
 
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -144,11 +145,7 @@ fn serve_frames() {
 
 /// Connects and greets as a client of ours does; what follows is silence.
 fn greet(port: u16, i: usize) -> TcpStream {
-    let from = SocketAddr::from(([127, 0, 2, 1 + (i / 5000) as u8], 0));
-    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
-    socket.bind(&from.into()).unwrap();
-    socket.connect(&SocketAddr::from(([127, 0, 0, 1], port)).into()).unwrap();
-    let mut stream = TcpStream::from(socket);
+    let mut stream = connect_from([127, 0, 2, 1 + (i / 5000) as u8], port);
     stream.write_all(&[0xFF]).unwrap();
     stream.read_exact(&mut [0]).unwrap();
     stream
@@ -156,11 +153,7 @@ fn greet(port: u16, i: usize) -> TcpStream {
 
 /// The old client's login, pickled, and the server's verdict.
 fn log_in(port: u16, i: usize) -> TcpStream {
-    let from = SocketAddr::from(([127, 0, 3, 1 + (i / 5000) as u8], 0));
-    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
-    socket.bind(&from.into()).unwrap();
-    socket.connect(&SocketAddr::from(([127, 0, 0, 1], port)).into()).unwrap();
-    let mut stream = TcpStream::from(socket);
+    let mut stream = connect_from([127, 0, 3, 1 + (i / 5000) as u8], port);
     stream.write_all(b"\x80\x03C\x01AK\xAAN\x85\x87.").unwrap();
     let mut verdict = [0; 64];
     assert!(stream.read(&mut verdict).unwrap() > 0);

@@ -3,10 +3,11 @@
 //! `cargo bench -p piman-tests --bench tftp`; needs root (port 69 of loopback), and says which of the
 //! others is not installed. A server that does not know windows answers block by block, as with a Pi.
 
+use piman_tests::running::Running;
 use std::fs;
 use std::io::ErrorKind;
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -14,16 +15,6 @@ use piman::netboot::tftp::{Folder, Limits, serve};
 
 const BYTES: usize = 32 << 20;
 const ROUNDS: usize = 3;
-
-/// A server that ends with this value.
-struct Other(Child);
-
-impl Drop for Other {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
 
 fn main() {
     if !std::env::args().any(|a| a == "--bench") {
@@ -54,7 +45,7 @@ fn main() {
         let mut words = line.split_whitespace();
         let mut command = Command::new(words.next().unwrap());
         match command.args(words).stdout(Stdio::null()).stderr(Stdio::null()).spawn() {
-            Ok(child) => servers.push((name, SocketAddr::from(([127, 0, 0, 1], port)), Some(Other(child)))),
+            Ok(child) => servers.push((name, SocketAddr::from(([127, 0, 0, 1], port)), Some(Running(child)))),
             Err(e) => println!("skipped: {name}: {e}"),
         }
     }

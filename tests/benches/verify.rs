@@ -8,9 +8,10 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use pi_agent::sums::{Summing, Sums};
+use piman_tests::bench::median;
 use piman_tests::binaries;
 use piman_tests::server::Server;
 
@@ -38,14 +39,14 @@ fn main() {
     println!("`piman image add`: {add:.2} s, {:.1} s per GB; {:.2} of `gzip -t`", add / size, add / gzip);
 }
 
-fn timed(command: &mut Command) -> Duration {
+fn timed(command: &mut Command) -> f64 {
     let began = Instant::now();
     let status = command.stdout(Stdio::null()).stderr(Stdio::null()).status();
     assert!(status.is_ok_and(|s| s.success()), "{command:?}");
-    began.elapsed()
+    began.elapsed().as_secs_f64()
 }
 
-fn add(archive: &Path, state: &Path) -> Duration {
+fn add(archive: &Path, state: &Path) -> f64 {
     timed(Command::new(binaries::piman()).args(["image", "add", "--state"]).arg(state).arg(archive))
 }
 
@@ -57,7 +58,7 @@ fn make(folder: &Path) -> PathBuf {
     archive
 }
 
-fn install(server: &Server, folder: &Path, path: &str) -> Duration {
+fn install(server: &Server, folder: &Path, path: &str) -> f64 {
     let card = folder.join("card.img");
     let _ = fs::remove_file(&card);
     let mut agent = server.agent(&card, "bench");
@@ -66,17 +67,12 @@ fn install(server: &Server, folder: &Path, path: &str) -> Duration {
 }
 
 /// As path A hashes; path B hashes about as many bytes, as they are stored.
-fn hash(archive: &[u8]) -> Duration {
+fn hash(archive: &[u8]) -> f64 {
     let mut summing = Summing::new();
     summing.update(archive);
     let (id, table) = summing.finish();
     let sums = Sums::parse(id, archive.len() as u64, &table).expect("they are its own");
     let began = Instant::now();
     assert!((0..).zip(archive.chunks(1 << 20)).all(|(i, chunk)| sums.is(i, chunk)));
-    began.elapsed()
-}
-
-fn median(mut times: Vec<Duration>) -> f64 {
-    times.sort_unstable();
-    times[times.len() / 2].as_secs_f64()
+    began.elapsed().as_secs_f64()
 }

@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 
 use machine::{Boot, Root, Server, Tools};
 use pi_agent::proof::{self, Card, Proof, Way};
+use piman_tests::netns::assert_says;
 
 /// What one test came to: nothing, or why it was skipped.
 type Verdict = Result<(), String>;
@@ -94,24 +95,14 @@ fn installed(card: &Path) -> Proof {
     }
 }
 
-/// What the agent and the kernel under it did, in this order.
-#[track_caller]
-fn assert_said(console: &str, lines: &[&str]) {
-    let mut rest = console;
-    for line in lines {
-        let Some(at) = rest.find(line) else { panic!("the console does not say (in this order): {line}") };
-        rest = rest.get(at + line.len()..).unwrap_or_default();
-    }
-}
-
 #[track_caller]
 fn assert_installs(console: &str) {
-    assert_said(console, &["is process 1", "not installed", "installed image", "switching root"]);
+    assert_says(console, &["is process 1", "not installed", "installed image", "switching root"]);
 }
 
 #[track_caller]
 fn assert_only_boots(console: &str) {
-    assert_said(console, &["is process 1", "installed: image", "the server says boot", "switching root"]);
+    assert_says(console, &["is process 1", "installed: image", "the server says boot", "switching root"]);
     assert!(!console.contains("installed image"), "it was installed again");
     for line in console.lines().filter(|l| l.starts_with("piman:")) {
         let word = line.split_whitespace().nth(2).unwrap_or_default();
@@ -161,7 +152,7 @@ fn stream(tools: &Tools) -> Verdict {
     assert_eq!(first.path, Way::Stream);
     // Its log was there before it left the initramfs.
     let log = the_log(&files);
-    assert_said(&log, &["not installed", "installed image"]);
+    assert_says(&log, &["not installed", "installed image"]);
     assert_only_boots(&tools.boot(&boot));
     assert_eq!(installed(&card), first);
     assert_eq!(the_log(&files), log, "a boot has nothing to tell");
@@ -206,7 +197,7 @@ fn old_server(tools: &Tools) -> Verdict {
     assert_only_boots(&tools.boot(&boot));
     assert_eq!(installed(&card), first);
     let said = said.lock().unwrap().join("\n");
-    assert_said(
+    assert_says(
         &said,
         &["RECEIVED_DATE", "SET_DATE", "RECEIVED_FORMAT", "IS_FORMATTED", "IS_INSTALLED", "RECEIVED_BOOT"],
     );

@@ -10,12 +10,13 @@ use std::time::Duration;
 
 use pi_agent::proof::Way;
 use piman_core::install::layout::{Layout, SECTOR};
+use piman_tests::netns::assert_says;
 use piman_tests::proxy::Gate;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use super::card::{BLOCK, changed_blocks, copy, settle};
 use super::machine::{Machine, Root, Server, Tools};
-use super::{Verdict, assert_installs, assert_only_boots, assert_said, installed, new_file};
+use super::{Verdict, assert_installs, assert_only_boots, installed, new_file};
 
 /// The hardware address of the emulated machine.
 const MAC: &str = "b8:27:eb:00:00:01";
@@ -154,7 +155,7 @@ fn from_power_on(tools: &Tools, root: Root, card_size: &str, deadline: Duration)
 
     let console = scene.boot(3333);
     assert_installs(&console);
-    assert_said(&console, &["eth0 has 192.168.77.10/24 from 192.168.77.1", "boot server 192.168.77.1"]);
+    assert_says(&console, &["eth0 has 192.168.77.10/24 from 192.168.77.1", "boot server 192.168.77.1"]);
     print_times("installation", &console);
     let first = installed(&scene.card);
     assert_eq!(first.path, Way::Image);
@@ -163,7 +164,7 @@ fn from_power_on(tools: &Tools, root: Root, card_size: &str, deadline: Duration)
     let timeline = scene.piman(&["device", MAC]);
     let all =
         ["is offered 192.168.77.10", "kernel8.img: ", "initramfs.cpio.zst: ", "piman has 192.168.77.10"];
-    assert_said(&timeline, &all);
+    assert_says(&timeline, &all);
     println!("{timeline}");
 
     boots_and_nothing_else(&scene);
@@ -172,7 +173,7 @@ fn from_power_on(tools: &Tools, root: Root, card_size: &str, deadline: Duration)
     scene.piman(&["reinstall", MAC]);
     // The gate of the second boot is still there, and open.
     let console = scene.boot(BEHIND);
-    assert_said(&console, &["installed: image", "installed image", "switching root"]);
+    assert_says(&console, &["installed: image", "installed image", "switching root"]);
     print_times("installation again", &console);
     assert!(installed(&scene.card).time > first.time);
     let orders = scene.piman(&["reinstall", "--list"]);

@@ -17,6 +17,7 @@ use pi_agent::failure::{Cause, Failure};
 use pi_agent::progress::Progress;
 use pi_agent::stream::{Expected, Summary, install, install_from};
 use piman_core::hash::Hash;
+use piman_tests::disk::run;
 use piman_tests::tar::{Header, Tar};
 use piman_tests::tree::{Tree, differences, tree};
 use rustix::fs::{AtFlags, CWD, FileType, Mode, XattrFlags, lsetxattr, makedev, mknodat};
@@ -27,8 +28,7 @@ use crate::nasty::{mode, nasty, xattr};
 /// Says so and returns, where the test cannot be made.
 macro_rules! needs_root {
     () => {
-        if !rustix::process::geteuid().is_root() {
-            eprintln!("skipped: needs root");
+        if !piman_tests::disk::is_root() {
             return;
         }
     };
@@ -69,11 +69,6 @@ fn refused(tar: &[u8]) -> (TempDir, String) {
     let failure = result.unwrap_err();
     assert_eq!(failure.cause, Cause::Image, "{failure}");
     (dir, failure.to_string())
-}
-
-fn run(command: &mut Command) {
-    let output = command.output().unwrap();
-    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
 /// What GNU tar makes of the same archive.

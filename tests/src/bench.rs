@@ -11,6 +11,7 @@ use rustix::net::RecvFlags;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::disk::run;
+use crate::running::memory_kb;
 
 /// Many connections are many open files.
 pub fn raise_file_limit() {
@@ -35,8 +36,7 @@ pub fn cpu(pids: &[u32]) -> f64 {
 /// Resident memory, in KB.
 #[must_use]
 pub fn memory(pid: u32) -> Option<f64> {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    status.lines().find(|l| l.starts_with("VmRSS"))?.split_whitespace().nth(1)?.parse().ok()
+    memory_kb(pid, "VmRSS").map(|kb| kb as f64)
 }
 
 /// The middle one.

@@ -12,6 +12,8 @@ use std::time::Duration;
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{OptionalActions, tcgetattr, tcsetattr};
 
+use crate::chance::Random;
+
 /// How bad a cable is: one in so many bytes; 0: never.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Faults {
@@ -92,13 +94,7 @@ fn carry(
     carried: &AtomicU64,
     stop: &AtomicBool,
 ) {
-    let mut chance = seed | 1 << 40;
-    let mut one_in = move |n: u64| {
-        chance ^= chance << 13;
-        chance ^= chance >> 7;
-        chance ^= chance << 17;
-        n > 0 && chance.is_multiple_of(n)
-    };
+    let mut random = Random::new(seed);
     let mut buf = [0; 256];
     while !stop.load(Ordering::Relaxed) {
         let n = match from.read(&mut buf) {
@@ -112,8 +108,8 @@ fn carry(
         }
         let mut out = Vec::with_capacity(n);
         for (i, byte) in buf[..n].iter().enumerate() {
-            if !one_in(faults.lost) {
-                out.push(if one_in(faults.flipped) { byte ^ 1 << (i % 8) } else { *byte });
+            if !random.one_in(faults.lost) {
+                out.push(if random.one_in(faults.flipped) { byte ^ 1 << (i % 8) } else { *byte });
             }
         }
         // A line of about 10 Mbit/s: fast for a test, and never in one piece.

@@ -14,6 +14,8 @@ use std::thread::{self, JoinHandle};
 
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
+use crate::chance::Random;
+
 /// The largest write that the kernel sends, in bytes.
 const WRITE_MAX: u32 = 1 << 20;
 const BLOCK: usize = 4096;
@@ -224,26 +226,6 @@ impl Overlay<'_> {
         if let Event::Write(at, bytes) = event {
             self.file.write_all_at(bytes, *at).expect("writing");
         }
-    }
-}
-
-/// Numbers that are the same each time.
-#[derive(Debug, Clone)]
-pub struct Random(u64);
-
-impl Random {
-    /// From a seed.
-    #[must_use]
-    pub fn new(seed: u64) -> Self {
-        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
-    }
-
-    /// A number from 0 to below `below`, which is not 0.
-    pub fn below(&mut self, below: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0 >> 11) % below
     }
 }
 

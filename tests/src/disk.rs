@@ -43,6 +43,47 @@ pub fn e2fsck(disk: &Path, offset: u64, bytes: u64) {
     assert!(!text.contains("IGNORED") && !text.contains("no\n"), "{bytes} bytes: {text}");
 }
 
+/// A block device that is a file; detached when dropped.
+#[derive(Debug)]
+pub struct LoopDevice(PathBuf);
+
+impl LoopDevice {
+    /// Of this file.
+    ///
+    /// # Panics
+    /// If it cannot be made, which needs root.
+    #[must_use]
+    pub fn of(file: &Path) -> Self {
+        let output = run(Command::new("losetup").args(["-f", "--show"]).arg(file));
+        Self(String::from_utf8_lossy(&output.stdout).trim().into())
+    }
+
+    /// Of a new sparse file of `bytes` bytes, which goes with it.
+    ///
+    /// # Panics
+    /// If it cannot be made, which needs root.
+    #[must_use]
+    pub fn new(bytes: u64) -> Self {
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        file.as_file().set_len(bytes).expect("a size");
+        Self::of(file.path())
+    }
+
+    /// Its node in `/dev`.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for LoopDevice {
+    fn drop(&mut self) {
+        // Partitions that the kernel was told of go first.
+        let _ = Command::new("partx").arg("-d").arg(&self.0).output();
+        let _ = Command::new("losetup").arg("-d").arg(&self.0).status();
+    }
+}
+
 /// A filesystem mounted by the kernel; unmounted when dropped.
 #[derive(Debug)]
 pub struct Mounted {

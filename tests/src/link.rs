@@ -8,6 +8,8 @@ use std::rc::Rc;
 use smoltcp::phy::{Device, DeviceCapabilities, Medium, RxToken, TxToken};
 use smoltcp::time::Instant;
 
+use crate::chance::Random;
+
 type Lane = Rc<RefCell<VecDeque<Vec<u8>>>>;
 
 /// One end of a cable in memory.
@@ -94,7 +96,7 @@ pub struct Happened {
 pub struct Outside<D> {
     inner: D,
     weather: Weather,
-    seed: u64,
+    random: Random,
     /// Frames on their way in, with when they arrive.
     coming: VecDeque<(i64, Vec<u8>)>,
     happened: Rc<RefCell<Happened>>,
@@ -105,7 +107,7 @@ impl<D: Device> Outside<D> {
     #[must_use]
     pub fn new(inner: D, weather: Weather, seed: u64) -> Self {
         let happened = Rc::default();
-        Self { inner, weather, seed: seed | 1, coming: VecDeque::new(), happened }
+        Self { inner, weather, random: Random::new(seed), coming: VecDeque::new(), happened }
     }
 
     /// What happened, also later.
@@ -114,16 +116,8 @@ impl<D: Device> Outside<D> {
         Rc::clone(&self.happened)
     }
 
-    fn random(&mut self) -> u64 {
-        // xorshift64
-        self.seed ^= self.seed << 13;
-        self.seed ^= self.seed >> 7;
-        self.seed ^= self.seed << 17;
-        self.seed >> 16
-    }
-
     fn strikes(&mut self, percent: u32) -> bool {
-        self.random() % 100 < percent.into()
+        self.random.below(100) < percent.into()
     }
 
     /// Takes in what the device has.
@@ -144,8 +138,8 @@ impl<D: Device> Outside<D> {
             self.happened.borrow_mut().passed += 1;
             // Whoever damages ARP, which has no check sum, attacks: that is not weather.
             if damaged && frame.get(12..14) == Some(&[8, 0]) {
-                let at = self.random() as usize % frame.len();
-                frame[at] ^= 1 << (self.random() % 8);
+                let at = self.random.below(frame.len() as u64) as usize;
+                frame[at] ^= 1 << self.random.below(8);
             }
             if twice {
                 self.coming.push_back((at, frame.clone()));

@@ -9,16 +9,14 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 use crate::binaries;
+use crate::disk::{is_root, run};
 
-/// Runs a command to its end; returns what it printed.
+/// Runs a command to its end; what it printed.
 ///
 /// # Panics
 /// If it fails.
-pub fn run(command: &mut Command) -> String {
-    let output = command.output().unwrap_or_else(|e| panic!("{command:?}: {e}"));
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert!(output.status.success(), "{command:?}: {text}{}", String::from_utf8_lossy(&output.stderr));
-    text
+pub fn printed(command: &mut Command) -> String {
+    String::from_utf8_lossy(&run(command).stdout).into_owned()
 }
 
 /// A program for 64-bit ARM that is nothing but its headers.
@@ -110,8 +108,7 @@ impl Network {
     /// If something fails that should not.
     #[must_use]
     pub fn make() -> Option<Self> {
-        if !rustix::process::geteuid().is_root() {
-            println!("skipped: needs root");
+        if !is_root() {
             return None;
         }
         if Command::new("ip").arg("-V").stdout(Stdio::null()).status().is_err() {
@@ -168,7 +165,7 @@ impl Network {
 
     /// `ip` in a namespace.
     pub fn ip(&self, namespace: &str, line: &str) -> String {
-        run(Command::new("ip").args(["-n", namespace]).args(line.split_whitespace()))
+        printed(Command::new("ip").args(["-n", namespace]).args(line.split_whitespace()))
     }
 
     /// A command in a namespace, in the folder.
@@ -182,7 +179,7 @@ impl Network {
     /// Runs a command in the Pi's namespace.
     pub fn in_pi(&self, line: &str) -> String {
         let mut words = line.split_whitespace();
-        run(self.command(&self.pi, words.next().unwrap_or_default()).args(words))
+        printed(self.command(&self.pi, words.next().unwrap_or_default()).args(words))
     }
 
     /// Starts a program that ends with this value; what it says goes into a file.
@@ -270,10 +267,12 @@ impl Network {
     /// A command of piman on the server's state.
     #[must_use]
     pub fn piman(&self, arguments: &[&str]) -> String {
-        run(Command::new(binaries::piman())
-            .args(arguments)
-            .args(["--state", "state"])
-            .current_dir(self.dir.path()))
+        printed(
+            Command::new(binaries::piman())
+                .args(arguments)
+                .args(["--state", "state"])
+                .current_dir(self.dir.path()),
+        )
     }
 
     /// busybox' DHCP client in the Pi's namespace, which prints what it was told.

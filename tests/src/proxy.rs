@@ -9,6 +9,8 @@ use std::time::Duration;
 
 use rustix::net::sockopt::{set_socket_recv_buffer_size, set_socket_send_buffer_size};
 
+use crate::chance::Random;
+
 /// Forwards to `server` from a port of its own, which is returned. With `cut`, each connection
 /// breaks after about so many bytes in both directions together.
 ///
@@ -52,13 +54,8 @@ fn stammer_with(server: SocketAddr, seed: u64, cut: Option<i64>, pauses: u64) ->
 }
 
 fn forward(mut from: TcpStream, mut to: TcpStream, seed: u64, pauses: u64, left: &AtomicI64) {
-    let mut random = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let mut next = move |below: u64| {
-        random ^= random << 13;
-        random ^= random >> 7;
-        random ^= random << 17;
-        random % below
-    };
+    let mut random = Random::new(seed);
+    let mut next = move |below: u64| random.below(below);
     let _ = to.set_nodelay(true);
     let mut buf = [0; 20_000];
     loop {

@@ -3,14 +3,28 @@
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::io::{BufRead, BufReader};
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::binaries;
+use crate::running::memory_kb;
 pub use crate::wait::until as wait_until;
+
+/// A connection to a port of loopback from this address of it: as many Pis as there are addresses, and
+/// as many connections.
+///
+/// # Panics
+/// If nobody accepts.
+#[must_use]
+pub fn connect_from(from: [u8; 4], port: u16) -> TcpStream {
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).expect("a socket");
+    socket.bind(&SocketAddr::from((from, 0)).into()).expect("an address of loopback");
+    socket.connect(&SocketAddr::from(([127, 0, 0, 1], port)).into()).expect("it accepts");
+    TcpStream::from(socket)
+}
 
 /// A running server; killed when dropped.
 #[derive(Debug)]
@@ -135,9 +149,7 @@ impl Server {
     /// If there is no such line.
     #[must_use]
     pub fn memory_kb(&self, name: &str) -> u64 {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.id())).expect("it runs");
-        let line = status.lines().find_map(|l| l.strip_prefix(name)?.strip_prefix(':')).expect(name);
-        line.trim().trim_end_matches(" kB").parse().expect("a number")
+        memory_kb(self.id(), name).expect(name)
     }
 
     /// Its process.

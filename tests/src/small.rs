@@ -4,6 +4,8 @@ use std::fs::{self, File};
 use std::path::PathBuf;
 use std::process::Command;
 
+use crate::disk::is_root;
+
 /// A small filesystem of its own, if this user may mount one.
 #[derive(Debug)]
 pub struct Small(tempfile::TempDir);
@@ -16,7 +18,6 @@ impl Small {
     #[must_use]
     pub fn new(kib: u32) -> Option<Self> {
         if !is_root() {
-            eprintln!("skipped: needs root");
             return None;
         }
         let dir = tempfile::tempdir().expect("a small filesystem");
@@ -46,11 +47,4 @@ impl Drop for Small {
     fn drop(&mut self) {
         let _ = Command::new("umount").arg("-l").arg(self.path()).status();
     }
-}
-
-fn is_root() -> bool {
-    fs::read_to_string("/proc/self/status")
-        .expect("a small filesystem")
-        .lines()
-        .any(|l| l.starts_with("Uid:\t0\t0"))
 }

@@ -15,6 +15,7 @@ use piman::transfer::{
     Deadlines, Folder, Outcome, Patience, Progress, Target, TransferError, Transfers, get, put, run,
 };
 use piman_core::transfer::Name;
+use piman_tests::chance::noise;
 use piman_tests::proxy::stammer;
 use piman_tests::small::Small;
 use piman_tests::wait::until;
@@ -105,12 +106,6 @@ impl Server {
         let parts = self.transfers.folder().path().join(".piman-uploads");
         fs::read_dir(parts).unwrap().map(|e| e.unwrap().path()).collect()
     }
-}
-
-fn noise(len: usize, seed: u64) -> Vec<u8> {
-    let mut out = vec![0; len];
-    blake3::Hasher::new().update(&seed.to_be_bytes()).finalize_xof().fill(&mut out);
-    out
 }
 
 fn name(text: &str) -> Name {
