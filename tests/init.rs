@@ -130,10 +130,10 @@ impl Scene {
         self.folder.path().join(name)
     }
 
-    /// An ext4 filesystem with what is in `content`, on a loop device.
+    /// An ext4 filesystem with what is in `content`, on a loop device, and room for this program.
     fn filesystem(&mut self, name: &str, content: &Path) -> PathBuf {
         let image = self.path(name);
-        File::create(&image).unwrap().set_len(64 << 20).unwrap();
+        File::create(&image).unwrap().set_len(512 << 20).unwrap();
         run(Command::new("mkfs.ext4").args(["-q", "-F", "-d"]).arg(content).arg(&image));
         let device = LoopDevice::of(&image);
         let path = device.path().to_owned();
