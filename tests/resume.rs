@@ -45,12 +45,7 @@ fn prepared(root: &Root, server: &Server, folder: &Path) {
 
 #[test]
 fn a_fetch_port_that_nobody_can_reach_is_told_soon_and_nothing_is_erased() {
-    if !is_root() {
-        return;
-    }
-    let root = Root::new("unheard", 100_000);
-    let server = root.serve(&[]);
-    let folder = lab::memory();
+    let Some((root, server, folder)) = lab::with_server("unheard", 100_000) else { return };
     prepared(&root, &server, folder.path());
     let (host, old) = ("127.0.0.13", vec![0x5a; 1 << 20]);
     // A firewall that lets only the control port through.
@@ -68,12 +63,7 @@ fn a_fetch_port_that_nobody_can_reach_is_told_soon_and_nothing_is_erased() {
 
 #[test]
 fn a_hundred_cuts_in_one_installation() {
-    if !is_root() {
-        return;
-    }
-    let root = Root::new("cut", 3_000_000);
-    let server = root.serve(&[]);
-    let folder = lab::memory();
+    let Some((root, server, folder)) = lab::with_server("cut", 3_000_000) else { return };
     prepared(&root, &server, folder.path());
     let mut random = Random::new(100);
     for (path, host) in [("stream", "127.0.0.11"), ("image", "127.0.0.12")] {
@@ -95,12 +85,7 @@ fn a_hundred_cuts_in_one_installation() {
 
 #[test]
 fn a_bit_that_flips_anywhere_is_repaired() {
-    if !is_root() {
-        return;
-    }
-    let root = Root::new("flip", 2_500_000);
-    let server = root.serve(&[]);
-    let folder = lab::memory();
+    let Some((root, server, folder)) = lab::with_server("flip", 2_500_000) else { return };
     prepared(&root, &server, folder.path());
     let total = fs::metadata(&root.archive).unwrap().len();
     let mut random = Random::new(5);
@@ -127,12 +112,7 @@ fn a_bit_that_flips_anywhere_is_repaired() {
 
 #[test]
 fn a_bit_that_flips_on_the_server_is_named_and_never_installed() {
-    if !is_root() {
-        return;
-    }
-    let root = Root::new("rot", 2_500_000);
-    let server = root.serve(&[]);
-    let folder = lab::memory();
+    let Some((root, server, folder)) = lab::with_server("rot", 2_500_000) else { return };
     let file = File::options().read(true).write(true).open(&root.archive).unwrap();
     let modified = file.metadata().unwrap().modified().unwrap();
     let mut random = Random::new(9);

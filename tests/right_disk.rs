@@ -116,12 +116,7 @@ fn change_superblock(card: &Path, change: impl FnOnce(&mut [u8])) {
 
 #[test]
 fn a_broken_filesystem_does_not_count_as_installed() {
-    if !is_root() {
-        return;
-    }
-    let root = Root::new("broken", 300_000);
-    let server = root.serve(&[]);
-    let folder = lab::memory();
+    let Some((root, server, folder)) = lab::with_server("broken", 300_000) else { return };
     let card = folder.path().join("card.img");
     let file = File::options().read(true).write(true).create(true).truncate(true).open(&card).unwrap();
     file.set_len(CARD).unwrap();
@@ -196,12 +191,7 @@ fn journal_of(card: &Path) -> u64 {
 
 #[test]
 fn an_agent_that_is_killed_at_any_moment_leaves_nothing_that_counts_as_installed() {
-    if !is_root() {
-        return;
-    }
-    let root = Root::new("killed", 1_000_000);
-    let server = root.serve(&[]);
-    let folder = lab::memory();
+    let Some((root, server, folder)) = lab::with_server("killed", 1_000_000) else { return };
     let layout = folder.path().join("layout");
     fs::write(&layout, "label-id: 0x12345678\n1 : start=2048, size=4096\n2 : start=8192\n").unwrap();
     let (mut random, mut host) = (Random::new(8), 40);

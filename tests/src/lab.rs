@@ -17,7 +17,7 @@ use pi_agent::talk::Machine;
 use piman_core::hash::Hash;
 use piman_core::install::layout::{Layout, SECTOR};
 
-use crate::disk::{Mounted, run};
+use crate::disk::{Mounted, is_root, run};
 use crate::proxy::{Faults, Tampering};
 use crate::server::Server;
 use crate::tree::{Tree, assert_same, installed};
@@ -110,6 +110,17 @@ impl Root {
         let mounted = Mounted::new(card, LAYOUT.root_start * SECTOR, ROOT, "noatime");
         assert_same(&installed(mounted.path()), &self.want);
     }
+}
+
+/// A root filesystem, a server that has it, and a folder for cards; `None`, and said, if this user cannot mount.
+#[must_use]
+pub fn with_server(name: &str, noise: usize) -> Option<(Root, Server, tempfile::TempDir)> {
+    if !is_root() {
+        return None;
+    }
+    let root = Root::new(name, noise);
+    let server = root.serve(&[]);
+    Some((root, server, memory()))
 }
 
 /// The plan to install a card from this server, by `stream` or `image`.
