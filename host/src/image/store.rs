@@ -230,7 +230,8 @@ impl Images {
         before - images.len()
     }
 
-    /// Takes in the images that are new in the folder, removes those that are damaged.
+    /// Takes in the images that are new in the folder, removes those that are damaged. One that
+    /// only cannot be read now stays: a signed one would not be made again.
     fn scan(&self) -> io::Result<()> {
         for (hash, _) in files(&self.folder)?.into_iter().filter(|(_, kind)| kind == TABLE) {
             let mut images = self.lock();
@@ -239,10 +240,11 @@ impl Images {
             }
             match Image::open(&self.folder, hash) {
                 Ok(image) => images.push(Arc::new(image)),
-                Err(e) => {
+                Err(e) if is_damage(&e) => {
                     log::warn!("image {hash:.16} is removed: {e}");
                     remove(&self.folder, hash);
                 }
+                Err(e) => log::warn!("image {hash:.16} cannot be read now: {e}"),
             }
         }
         Ok(())
@@ -252,6 +254,13 @@ impl Images {
     fn lock(&self) -> MutexGuard<'_, Vec<Arc<Image>>> {
         self.images.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Whether an image that cannot be opened will never be whole again; open files, memory, rights and
+/// disks may come back.
+fn is_damage(e: &io::Error) -> bool {
+    use io::ErrorKind::{InvalidData, NotFound, UnexpectedEof};
+    matches!(e.kind(), InvalidData | UnexpectedEof | NotFound)
 }
 
 /// The files in the folder that are called after an image.
@@ -388,6 +397,14 @@ mod tests {
         assert_eq!(fs::read_dir(&folder).unwrap().count(), 3);
         images.keep(working).unwrap();
         assert!(images.find(Hash([9; 32]), 1 << 30).is_some());
+        // What cannot be opened at the moment is no damage, and is found when it can be again.
+        let (chunks, away) = (path(&folder, hashes[2], CHUNKS), folder.join("away"));
+        fs::rename(&chunks, &away).unwrap();
+        std::os::unix::fs::symlink(&chunks, &chunks).unwrap();
+        let unread = Images::open(state.path()).unwrap();
+        assert!(unread.by_table(hashes[2]).is_none());
+        fs::rename(&away, &chunks).unwrap();
+        assert!(unread.find_table(hashes[2]).is_some());
         // A chunk that rots on the disk is found when it is looked for.
         File::options()
             .write(true)
