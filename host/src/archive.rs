@@ -1,10 +1,9 @@
 //! The archive of the root filesystem: open once per version, checked in the background,
 //! and watched for being replaced, rewritten or deleted.
 
-use std::fmt;
-use std::fs::{self, File, Metadata};
+use std::fs::{self, File};
 use std::io::{self, BufReader, ErrorKind, Read};
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -17,70 +16,13 @@ use pi_agent::sums::Summing;
 use piman_core::hash::Hash;
 use tokio::sync::watch;
 
+use crate::content::{Content, Stamp};
 use crate::state::{State, now_ms};
 
 /// How often the file is looked at when nobody asks for it.
 const LOOK: Duration = Duration::from_millis(500);
 /// How old the last change must be before what was found is worth keeping, in milliseconds.
 const SETTLED_MS: u64 = 100;
-
-/// What tells one version of a file from another.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Stamp {
-    device: u64,
-    inode: u64,
-    bytes: u64,
-    modified: (i64, i64),
-    /// Changes with every write, also if somebody sets the time of the last one back; and with
-    /// the name, so it says nothing of a file that is open.
-    changed: (i64, i64),
-}
-
-impl Stamp {
-    fn of(m: &Metadata) -> Self {
-        Self {
-            device: m.dev(),
-            inode: m.ino(),
-            bytes: m.size(),
-            modified: (m.mtime(), m.mtime_nsec()),
-            changed: (m.ctime(), m.ctime_nsec()),
-        }
-    }
-
-    /// Whether it is the same file with the same content, whatever its name is now.
-    fn is_content_of(&self, other: &Self) -> bool {
-        Self { changed: other.changed, ..*self } == *other
-    }
-
-    /// When it was changed, in milliseconds since 1970.
-    fn changed_ms(&self) -> u64 {
-        let (seconds, nanoseconds) = self.changed;
-        let part = u64::try_from(nanoseconds).unwrap_or(0) / 1_000_000;
-        u64::try_from(seconds).unwrap_or(0).saturating_mul(1000).saturating_add(part)
-    }
-
-    /// Reads what its `Display` writes.
-    #[must_use]
-    pub fn parse(text: &str) -> Option<Self> {
-        let mut words = text.split(' ');
-        let mut next = || words.next();
-        let stamp = Self {
-            device: next()?.parse().ok()?,
-            inode: next()?.parse().ok()?,
-            bytes: next()?.parse().ok()?,
-            modified: (next()?.parse().ok()?, next()?.parse().ok()?),
-            changed: (next()?.parse().ok()?, next()?.parse().ok()?),
-        };
-        words.next().is_none().then_some(stamp)
-    }
-}
-
-impl fmt::Display for Stamp {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { device, inode, bytes, modified, changed } = self;
-        write!(f, "{device} {inode} {bytes} {} {} {} {}", modified.0, modified.1, changed.0, changed.1)
-    }
-}
 
 /// One version of the archive. The file stays open, so whoever holds this can finish with
 /// it after it was replaced.
@@ -91,19 +33,6 @@ pub struct Archive {
     stamp: Stamp,
     checked_bytes: AtomicU64,
     verdict: OnceLock<Result<Arc<Content>, String>>,
-}
-
-/// What is known of an archive that was read to its end.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Content {
-    /// BLAKE3 of the whole file: the image's identity.
-    pub id: Hash,
-    /// The hashes of its chunks, as the fetch port sends them.
-    pub sums: Vec<u8>,
-    /// The size of what is packed in it, in bytes.
-    pub unpacked_bytes: u64,
-    /// How many entries it has.
-    pub entries: u64,
 }
 
 impl Archive {
@@ -140,12 +69,6 @@ impl Archive {
     #[must_use]
     pub fn bytes(&self) -> u64 {
         self.stamp.bytes
-    }
-
-    /// BLAKE3 of the whole file, once it has been checked and is good.
-    #[must_use]
-    pub fn id(&self) -> Option<Hash> {
-        self.facts().map(|facts| facts.id)
     }
 
     /// What is known of it, once it has been checked and is good.
@@ -380,15 +303,21 @@ impl Source {
     }
 
     fn look(&self) -> MutexGuard<'_, Now> {
-        let found = fs::metadata(&self.path).map(|m| Stamp::of(&m));
+        // Locked first: of two who look around a replacement the later one has the newer file.
         let mut now = self.lock();
-        match (&found, &now.archive) {
-            (Ok(found), Ok(known)) if found.is_content_of(&known.stamp) => return now,
-            (Err(_), Err(_)) => return now,
-            _ => {}
+        let found = fs::metadata(&self.path).map(|m| Stamp::of(&m));
+        if let (Ok(found), Ok(known)) = (&found, &now.archive)
+            && found.is_content_of(&known.stamp)
+        {
+            return now;
         }
-        now.archive = open(&self.path).map(Arc::new);
-        self.news.send_modify(|n| *n += 1);
+        let new = open(&self.path).map(Arc::new);
+        // Whoever waits for news looks again: that it is as bad as before is none.
+        let is_news = new.as_ref().err() != now.archive.as_ref().err();
+        if new.is_ok() || is_news {
+            now.archive = new;
+            self.news.send_modify(|n| *n += 1);
+        }
         now
     }
 
@@ -406,7 +335,7 @@ impl Source {
         let source = Arc::clone(self);
         thread::Builder::new().name("archive".into()).spawn(move || {
             let mut first = true;
-            let mut told_gone = false;
+            let mut told = None;
             loop {
                 let (now, closed) = {
                     let now = source.look();
@@ -417,13 +346,13 @@ impl Source {
                 }
                 match now {
                     Ok(archive) if archive.verdict.get().is_none() => {
-                        told_gone = false;
+                        told = None;
                         source.check(&archive, first, &*state, &tell);
                         first = false;
                     }
-                    Err(reason) if !told_gone => {
-                        told_gone = true;
+                    Err(reason) if told.as_ref() != Some(&reason) => {
                         tell(Err(&reason));
+                        told = Some(reason);
                     }
                     _ => thread::park_timeout(LOOK),
                 }
@@ -481,5 +410,41 @@ impl Source {
     /// Ends the thread.
     pub fn close(&self) {
         self.lock().closed = true;
+    }
+
+    /// Whether it was closed: then nobody looks at it any more.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.lock().closed
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_cannot_be_opened_is_news_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("rootfs.tgz");
+        fs::create_dir(&path).unwrap();
+        let source = Source::at(&path);
+        let count = || *source.news.borrow();
+        let look = || match source.servable() {
+            Servable::Bad(reason) => reason,
+            other => panic!("{other:?}"),
+        };
+        // Whoever waits for a good one and looks at each news would never sleep.
+        assert!(look().contains("it is no file"));
+        assert!(look().contains("it is no file"));
+        assert_eq!(count(), 0);
+        fs::remove_dir(&path).unwrap();
+        assert!(look().contains("is gone"), "it is bad in another way now");
+        assert!(look().contains("is gone"));
+        assert_eq!(count(), 1);
+        fs::write(&path, "something").unwrap();
+        assert!(matches!(source.servable(), Servable::Checking(_)));
+        assert!(matches!(source.servable(), Servable::Checking(_)));
+        assert_eq!(count(), 2);
     }
 }

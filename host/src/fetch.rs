@@ -13,7 +13,8 @@ use tokio::io::{AsyncReadExt, Interest};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::archive::{Archive, Content};
+use crate::archive::Archive;
+use crate::content::Content;
 use crate::image::Image;
 use crate::sendfile;
 use crate::service::Service;

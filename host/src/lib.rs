@@ -4,10 +4,10 @@
 //! |---|---|
 //! | [`serve`] | a server from start to end |
 //! | [`config`], [`span`], [`cli`] | what it is told |
-//! | [`listen`], [`transport`], [`pace`], [`slots`], [`sendfile`] | sockets: limits, time-outs, turns, bytes |
+//! | [`listen`], [`transport`], [`pace`], [`slots`], [`lanes`], [`sendfile`] | sockets: limits, time-outs, turns, threads, bytes |
 //! | [`install`], [`control`], [`rootfs`], [`fetch`] | the install service and its three ports |
 //! | [`service`] | what all connections share |
-//! | [`archive`], [`library`], [`image`], [`builds`], [`sign`] | what is installed |
+//! | [`archive`], [`content`], [`library`], [`image`], [`builds`], [`sign`] | what is installed |
 //! | [`frame`] | messages in both directions: servers and clients for programs |
 //! | [`talks`] | calls in both directions; the Pis that are connected |
 //! | [`demo`] | the main job on any machine |
@@ -25,6 +25,7 @@ pub mod archive;
 pub mod builds;
 pub mod cli;
 pub mod config;
+pub mod content;
 pub mod control;
 pub mod demo;
 pub mod devices;

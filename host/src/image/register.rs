@@ -14,7 +14,8 @@ use piman_core::install::layout::{Layout, SECTOR, filesystem_bytes};
 use piman_core::install::manifest::{self, Draft, Manifest};
 
 use super::{Images, Progress};
-use crate::archive::{Archive, Content};
+use crate::archive::Archive;
+use crate::content::Content;
 use crate::orders::resolve;
 use crate::sign::{self, Password};
 use crate::state::{Catalogue, Edit, FILE, Sqlite, State as _, now_ms};

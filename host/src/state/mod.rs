@@ -14,7 +14,7 @@ use piman_core::hash::Hash;
 use piman_core::install::Installation;
 use serde::Serialize;
 
-use crate::archive::{Content, Stamp};
+use crate::content::{Content, Stamp};
 
 pub use recorder::Recorder;
 pub use sqlite::{FILE, Sqlite};

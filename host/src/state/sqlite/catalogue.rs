@@ -8,7 +8,7 @@ use piman_core::hash::Hash;
 use rusqlite::{Connection, OptionalExtension, Row, TransactionBehavior, params};
 
 use super::{signed, unsigned};
-use crate::archive::{Content, Stamp};
+use crate::content::{Content, Stamp};
 use crate::state::{Catalogue, Choice, Edit, Identity, Registered, now_ms};
 
 fn path(row: &Row<'_>, at: usize) -> rusqlite::Result<PathBuf> {

@@ -23,7 +23,7 @@ use rusqlite::{Connection, ErrorCode, OpenFlags, Row};
 use super::{
     Batch, Catalogue, Device, Edit, Happening, Identity, OpenOrder, Order, Ordered, State, StateError, now_ms,
 };
-use crate::archive::{Content, Stamp};
+use crate::content::{Content, Stamp};
 use save::save;
 
 /// The name of the database in the state folder.
