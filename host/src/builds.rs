@@ -132,7 +132,8 @@ impl Builds {
         }
         let made = images.all().iter().filter(|i| i.header().archive == id).count();
         let mut work = self.lock();
-        if made + work.waiting.len() >= IMAGES_MAX {
+        let waiting = work.waiting.iter().filter(|w| w.id == id).count();
+        if made + waiting >= IMAGES_MAX {
             log::warn!(
                 "no image for {filesystem_bytes} bytes: there are {IMAGES_MAX} of this archive already"
             );
@@ -157,6 +158,10 @@ impl Builds {
             work.failed.retain(|(of, _), _| all.contains(of));
             drop(work);
             images.sweep(all);
+            // It is no concern of this server any more.
+            if !all.contains(&id) {
+                return;
+            }
         }
         for size in sizes {
             if let Prepared::Making(_) = self.prepare(archive, id, *size) {

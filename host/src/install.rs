@@ -9,16 +9,15 @@ use std::sync::{Arc, OnceLock, Weak};
 use std::thread::JoinHandle;
 
 use anyhow::Context;
-use piman_core::hash::Hash;
 use piman_core::install::layout::filesystem_bytes;
 use tokio::runtime::Runtime;
 use tokio::task::JoinHandle as Task;
 
-use crate::archive::{Archive, Source};
+use crate::archive::Source;
 use crate::builds::Builds;
 use crate::config::Settings;
 use crate::lanes::Lanes;
-use crate::library::Library;
+use crate::library::{Library, News};
 use crate::listen::{Gate, accept, bind};
 use crate::service::{Busy, Installs, Recent, Service};
 use crate::slots::Slots;
@@ -120,13 +119,19 @@ impl Bound {
         let library = Library::open(
             state,
             archive,
-            Arc::new(move |path: &Path, found: Result<(&Arc<Archive>, Hash), &str>| {
-                if let Ok((archive, id)) = &found {
-                    let library = tell_shelf.get().and_then(Weak::upgrade);
-                    let all = library.and_then(|l| l.all());
+            Arc::new(move |path: &Path, news: News<'_>| {
+                let library = tell_shelf.get().and_then(Weak::upgrade);
+                if let News::Good(archive, id) = &news {
+                    let all = library.as_ref().and_then(|l| l.all());
                     tell_builds.renew(archive, *id, all.as_deref(), &sizes(&*tell_state));
                 }
-                tell(&for_tell, path, found);
+                tell(&for_tell, path, &news);
+                // Perhaps it was taken off the list of images before it was deleted.
+                if let (News::Bad(_), Some(library)) = (&news, library)
+                    && let Err(e) = library.follow()
+                {
+                    log::warn!("images cannot be read: {e}");
+                }
             }),
         );
         let library = library.context("starting a thread")?;
@@ -213,17 +218,19 @@ fn sizes(state: &dyn State) -> Vec<u64> {
 }
 
 /// Tells the log and the state what became of a version of the archive.
-fn tell(recorder: &Recorder, path: &Path, found: Result<(&Arc<Archive>, Hash), &str>) {
-    match found {
-        Ok((archive, id)) => {
+fn tell(recorder: &Recorder, path: &Path, news: &News<'_>) {
+    let trouble = match news {
+        News::Good(archive, id) => {
             log::info!("{} is good: {} bytes, image {id:.16}", archive.path().display(), archive.bytes());
-            recorder.trouble(&format!("archive {}", path.display()), None);
+            None
         }
-        Err(reason) => {
+        News::Bad(reason) => {
             log::error!("{reason}");
-            recorder.trouble(&format!("archive {}", path.display()), Some(reason.to_owned()));
+            Some((*reason).to_owned())
         }
-    }
+        News::Dropped => None,
+    };
+    recorder.trouble(&format!("archive {}", path.display()), trouble);
 }
 
 async fn ended(accepting: impl Future<Output = anyhow::Result<()>>) {
