@@ -20,6 +20,7 @@ use piman_core::install::layout::Layout;
 
 use crate::config::{Options, Settings};
 use crate::serve::Server;
+use crate::words::print;
 
 /// What a demonstration is told.
 #[derive(Debug, Args)]
@@ -55,8 +56,14 @@ pub fn run(args: &DemoArgs) -> anyhow::Result<()> {
     };
     let server = start(&archive, &dir.join("state"))?;
     let at = server.addresses().install.context("the server does not install")?;
-    println!("server      control {}, rootfs {}, fetch {}", at.control, at.rootfs, at.fetch);
-    println!("card        {} ({} bytes, sparse)", card.display(), args.size);
+    print(&format!(
+        "server      control {}, rootfs {}, fetch {}\ncard        {} ({} bytes, sparse)\n",
+        at.control,
+        at.rootfs,
+        at.fetch,
+        card.display(),
+        args.size
+    ))?;
 
     let plan = Plan {
         server: talk::Server {
@@ -91,16 +98,15 @@ pub fn run(args: &DemoArgs) -> anyhow::Result<()> {
     let Outcome::Installed { image, received, written, took: writing, .. } = outcome else {
         bail!("the server said boot to an empty card: this is a defect of piman");
     };
-    println!(
-        "installed   image {image:.16} in {:.1} s, {:.1} s of it on the card: {} received, {} written",
+    print(&format!(
+        "installed   image {image:.16} in {:.1} s, {:.1} s of it on the card: {} received, {} written\n",
         took.as_secs_f64(),
         writing.as_secs_f64(),
         show::size(received),
         show::size(written)
-    );
+    ))?;
     prove::all(&card, &archive, image)?;
-    next_steps(&card, &dir);
-    Ok(())
+    next_steps(&card, &dir)
 }
 
 /// A folder of this user's own: in a folder that all share, another one's would be in the way.
@@ -122,12 +128,12 @@ fn make_rootfs(dir: &Path) -> anyhow::Result<PathBuf> {
     let path = dir.join("rootfs.tgz");
     let began = Instant::now();
     rootfs::make(&path)?;
-    println!(
-        "archive     {} ({}), made in {:.1} s; --rootfs FILE takes your own",
+    print(&format!(
+        "archive     {} ({}), made in {:.1} s; --rootfs FILE takes your own\n",
         path.display(),
         show::size(fs::metadata(&path)?.len()),
         began.elapsed().as_secs_f64()
-    );
+    ))?;
     Ok(path)
 }
 
@@ -144,14 +150,15 @@ fn start(archive: &Path, state: &Path) -> anyhow::Result<Server> {
     Server::start(settings).context("starting the server")
 }
 
-fn next_steps(card: &Path, dir: &Path) {
+fn next_steps(card: &Path, dir: &Path) -> anyhow::Result<()> {
     let (card, dir) = (card.display(), dir.display());
-    println!(
+    print(&format!(
         "
 What next:
   look into it     sudo mount -o loop,offset=50331648 {card} /mnt
   serve your own   piman serve --rootfs rootfs.tgz
   a real card      sudo pi-agent install --server HOST --disk /dev/sdX
-  tidy up          rm -r {dir}"
-    );
+  tidy up          rm -r {dir}
+"
+    ))
 }

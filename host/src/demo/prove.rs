@@ -12,6 +12,7 @@ use piman_core::hash::Hash;
 use piman_core::install::layout::Layout;
 
 use crate::image::{Progress, compare};
+use crate::words;
 
 /// Proves everything about `card`, a line for each proof.
 ///
@@ -25,18 +26,18 @@ pub(super) fn all(card: &Path, archive: &Path, image: Hash) -> anyhow::Result<()
     if root != RootArea::of(&Layout::default(), bytes)? {
         bail!("the root partition is not where it should be");
     }
-    good("partitions", &format!("root from {} to the end of the card", root.offset));
+    good("partitions", &format!("root from {} to the end of the card", root.offset))?;
 
     match proof::check(card)? {
         Card::Installed(p) if p.image == image => {
-            good("proof", &format!("image {image:.16} by agent {}", p.agent))
+            good("proof", &format!("image {image:.16} by agent {}", p.agent))?
         }
         other => bail!("the card does not count as installed: {other}"),
     }
 
     match e2fsck(card, &root) {
-        Ok(Some(summary)) => good("e2fsck -fn", &summary),
-        Ok(None) => println!("  - e2fsck -fn    not installed here, left out"),
+        Ok(Some(summary)) => good("e2fsck -fn", &summary)?,
+        Ok(None) => words::print("  - e2fsck -fn    not installed here, left out\n")?,
         Err(e) => return Err(e),
     }
 
@@ -54,12 +55,11 @@ pub(super) fn all(card: &Path, archive: &Path, image: Hash) -> anyhow::Result<()
             "{} names, {} files, {} bytes: all as in the archive",
             found.names, found.files, found.bytes
         ),
-    );
-    Ok(())
+    )
 }
 
-fn good(what: &str, detail: &str) {
-    println!("  ✓ {what:<13} {detail}");
+fn good(what: &str, detail: &str) -> anyhow::Result<()> {
+    words::print(&format!("  ✓ {what:<13} {detail}\n"))
 }
 
 /// What e2fsck sums up; `None` where there is none.

@@ -100,6 +100,7 @@ impl View {
             line.push_str(&format!(", {}, {}/s", size(last.done), size(rate as u64)));
         }
         self.bar.disable_steady_tick();
-        self.bar.suspend(|| println!("{line}"));
+        // The installation goes on if nobody reads any more.
+        let _ = self.bar.suspend(|| crate::words::print(&(line + "\n")));
     }
 }

@@ -73,9 +73,8 @@ struct BuildArgs {
     /// The archive: gzip or zstd of tar
     #[arg(long, value_name = "FILE")]
     rootfs: PathBuf,
-    /// The state folder
-    #[arg(long, value_name = "DIR")]
-    state: PathBuf,
+    #[command(flatten)]
+    state: StateFolder,
     /// The size of the card, as 32G or 31914983424, with the usual layout on it
     #[arg(long, value_name = "SIZE", value_parser = words::size, conflicts_with = "partition")]
     card: Option<u64>,
@@ -114,7 +113,7 @@ fn build(args: &BuildArgs) -> anyhow::Result<()> {
     let mut hasher = blake3::Hasher::new();
     hasher.update_reader(&archive).with_context(|| format!("reading {name}"))?;
     let id = Hash(*hasher.finalize().as_bytes());
-    let images = open(&args.state)?;
+    let images = open(&args.state.path()?)?;
     let (progress, stop) = (Progress::new(), AtomicBool::new(false));
     let bytes = filesystem_bytes(partition);
     let image = std::thread::scope(|scope| {
@@ -132,16 +131,16 @@ fn build(args: &BuildArgs) -> anyhow::Result<()> {
     });
     let image = image.with_context(|| format!("making an image of {name}"))?;
     let header = image.header();
-    println!("image {} of archive {:.16}", image.hash(), header.archive);
-    println!(
-        "{} entries, {} of {} MiB used, {} chunks of {} MiB to be sent",
+    words::print(&format!(
+        "image {} of archive {:.16}\n{} entries, {} of {} MiB used, {} chunks of {} MiB to be sent\n",
+        image.hash(),
+        header.archive,
         header.entries,
         header.used_bytes >> 20,
         header.filesystem_bytes >> 20,
         header.chunks,
         header.stored_bytes >> 20
-    );
-    Ok(())
+    ))
 }
 
 fn list(state: &Path) -> anyhow::Result<()> {
@@ -150,13 +149,13 @@ fn list(state: &Path) -> anyhow::Result<()> {
     }
     for image in open(state)?.all() {
         let header = image.header();
-        println!(
-            "{:.16}  archive {:.16}  {:6} MiB filesystem  {:6} MiB stored",
+        words::print(&format!(
+            "{:.16}  archive {:.16}  {:6} MiB filesystem  {:6} MiB stored\n",
             image.hash(),
             header.archive,
             header.filesystem_bytes >> 20,
             header.stored_bytes >> 20
-        );
+        ))?;
     }
     Ok(())
 }
@@ -166,10 +165,14 @@ fn check(state: &Path) -> anyhow::Result<()> {
     for image in open(state)?.all() {
         let damaged = image.damaged().context("reading the chunks")?;
         match damaged.first() {
-            None => println!("{:.16}  good", image.hash()),
+            None => words::print(&format!("{:.16}  good\n", image.hash()))?,
             Some(first) => {
                 bad += 1;
-                println!("{:.16}  {} chunks damaged, the first is {first}", image.hash(), damaged.len());
+                let count = damaged.len();
+                words::print(&format!(
+                    "{:.16}  {count} chunks damaged, the first is {first}\n",
+                    image.hash()
+                ))?;
             }
         }
     }

@@ -1,7 +1,7 @@
 //! `piman stream`.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, Write};
+use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::thread;
@@ -41,7 +41,7 @@ pub struct StreamArgs {
     tries: u32,
     /// How long the server may take to write a record
     #[arg(long, value_name = "TIME", default_value = "60s")]
-    timeout: crate::config::Span,
+    timeout: crate::span::Span,
 }
 
 /// The connection could not be had or kept.
@@ -89,8 +89,8 @@ pub fn run_stream(args: &StreamArgs) -> anyhow::Result<()> {
             place.write(follow.mark())?;
         }
     }
-    // Whoever reads it may have stopped reading.
-    let _ = writeln!(io::stdout(), "{records} records");
+    // That it cannot be said is no failure: they were sent.
+    let _ = crate::words::print(&format!("{records} records\n"));
     Ok(())
 }
 

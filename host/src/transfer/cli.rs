@@ -1,6 +1,6 @@
 //! `piman get` and `piman put`.
 
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, IsTerminal};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -62,7 +62,7 @@ struct Common {
     tries: u32,
     /// How long the other side may be silent
     #[arg(long, value_name = "TIME", default_value = "60s")]
-    timeout: crate::config::Span,
+    timeout: crate::span::Span,
     /// Print what was done as one line of JSON
     #[arg(long)]
     json: bool,
@@ -150,7 +150,7 @@ fn report(
     };
     if !line.is_empty() {
         // Whoever reads it may have stopped reading: the file is there all the same.
-        let _ = writeln!(io::stdout(), "{line}");
+        let _ = crate::words::print(&(line + "\n"));
     }
     done.map(drop).context(what)
 }
