@@ -6,12 +6,13 @@ use clap::{Parser, Subcommand};
 
 use piman_core::talks::{FUNCTIONS, Function};
 
-use crate::config::{Options, Settings, Span};
+use crate::config::{Options, Settings};
 use crate::demo::DemoArgs;
 use crate::image::cli::ImageArgs;
 use crate::image::register::{self, GroupCommand};
 use crate::serve::Server;
 use crate::sign::{self, KeyCommand};
+use crate::span::Span;
 use crate::state_folder::StateFolder;
 use crate::stream::cli::{StreamArgs, Unreachable};
 use crate::transfer::TransferError;

@@ -1,5 +1,7 @@
 //! What `piman serve` is told: by flags, by a TOML file with the same names, by defaults.
 
+mod check;
+
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
@@ -15,8 +17,7 @@ use serde::Deserialize;
 use crate::files::{StreamSettings, TransferSettings};
 use crate::netboot::dhcp::{Fixed, Mode, Range};
 use crate::netboot::{self, dhcp};
-pub use crate::span::Span;
-use crate::state::{Sqlite, State as _};
+use crate::span::Span;
 use crate::stream::Rotation;
 use crate::transport::Patience;
 
@@ -155,8 +156,8 @@ pub struct Options {
 pub struct Settings {
     /// For all Pis that get no other image.
     pub rootfs: Option<PathBuf>,
-    /// Whether there is an install service.
-    pub install: bool,
+    /// An option that was given and that nothing but the install service heeds.
+    pub install_only: Option<&'static str>,
     pub listen: IpAddr,
     pub control_port: u16,
     pub rootfs_port: u16,
@@ -252,22 +253,11 @@ impl TryFrom<Options> for Settings {
     type Error = anyhow::Error;
 
     fn try_from(mut o: Options) -> anyhow::Result<Self> {
+        check::without_effect(&o)?;
+        let install_only = check::install_only(&o);
         let netboot = netboot(&mut o)?;
-        let install = o.rootfs.is_some() || has_images(o.state.as_deref());
-        if !install {
-            without_rootfs(&o, netboot.is_some())?;
-        }
         let span = |given: Option<Span>, seconds| given.map_or(Duration::from_secs(seconds), |s| s.0);
         let stall = span(o.stall_timeout, 300);
-        for (set, flag, folder, missing) in [
-            (o.transfer_port.is_some(), "transfer-port", "transfer-dir", o.transfer_dir.is_none()),
-            (o.transfer_keep.is_some(), "transfer-keep", "transfer-dir", o.transfer_dir.is_none()),
-            (o.stream_port.is_some(), "stream-port", "stream-dir", o.stream_dir.is_none()),
-        ] {
-            if set && missing {
-                bail!("--{flag} has no effect without --{folder} DIR, the folder of the service");
-            }
-        }
         let transfer = o.transfer_dir.map(|folder| TransferSettings {
             port: o.transfer_port.unwrap_or(TRANSFER_PORT),
             folder,
@@ -287,7 +277,7 @@ impl TryFrom<Options> for Settings {
         let serial = serial.context("--serial")?;
         let settings = Self {
             rootfs: o.rootfs,
-            install,
+            install_only,
             listen: o.listen.unwrap_or(Ipv4Addr::UNSPECIFIED.into()),
             control_port: o.control_port.unwrap_or(CONTROL_PORT),
             rootfs_port: o.rootfs_port.unwrap_or(ROOTFS_PORT),
@@ -314,21 +304,6 @@ impl TryFrom<Options> for Settings {
             bluetooth: o.bluetooth,
             shutdown: span(o.shutdown_timeout, 60),
         };
-        let mut ports = vec![("talks-port", settings.talks_port.unwrap_or(0))];
-        if settings.install {
-            ports.extend([
-                ("control-port", settings.control_port),
-                ("rootfs-port", settings.rootfs_port),
-                ("fetch-port", settings.fetch_port),
-            ]);
-        }
-        ports.extend(settings.transfer.iter().map(|t| ("transfer-port", t.port)));
-        ports.extend(settings.stream.iter().map(|s| ("stream-port", s.port)));
-        for (i, (one, port)) in ports.iter().enumerate() {
-            if let Some((other, _)) = ports.iter().skip(i + 1).find(|(_, p)| p == port && *port != 0) {
-                bail!("--{one} and --{other} are both {port}: each needs a port of its own");
-            }
-        }
         if settings.connections == 0 || settings.connections_per_address == 0 {
             bail!("--connections and --connections-per-address must be 1 at least, or nobody can connect");
         }
@@ -336,59 +311,9 @@ impl TryFrom<Options> for Settings {
     }
 }
 
-/// Whether the state folder has images of `piman image add`.
-fn has_images(state: Option<&Path>) -> bool {
-    let folder = state.map_or_else(state_folder, Path::to_owned);
-    let catalogue = Sqlite::command(&folder).and_then(|state| state.catalogue());
-    catalogue.is_ok_and(|catalogue| !catalogue.images.is_empty())
-}
-
-/// A server that installs nothing needs something else to do, and no options of the install service.
-fn without_rootfs(o: &Options, netboot: bool) -> anyhow::Result<()> {
-    let given = [
-        (o.control_port.is_some(), "control-port"),
-        (o.rootfs_port.is_some(), "rootfs-port"),
-        (o.fetch_port.is_some(), "fetch-port"),
-        (o.reinstall_file.is_some(), "reinstall-file"),
-        (o.slots.is_some(), "slots"),
-    ];
-    if let Some((_, flag)) = given.iter().find(|(given, _)| *given) {
-        bail!(
-            "--{flag} has no effect without --rootfs FILE, the archive that is installed, or `piman image add`"
-        );
-    }
-    if !netboot && o.transfer_dir.is_none() && o.stream_dir.is_none() && o.talks_port.is_none() {
-        bail!(
-            "nothing to serve: name the archive of a root filesystem (.tar.gz or .tar.zst) with --rootfs FILE, \
-             or another service: --transfer-dir DIR, --stream-dir DIR, --talks-port PORT, --netboot DIR"
-        );
-    }
-    Ok(())
-}
-
 /// What the services for booting are told, if there are any.
 fn netboot(o: &mut Options) -> anyhow::Result<Option<netboot::Settings>> {
-    let given = [
-        (o.dhcp_interface.is_some(), "interface"),
-        (o.dhcp_range.is_some(), "range"),
-        (!o.dhcp_lease.is_empty(), "lease"),
-        (o.dhcp_router.is_some(), "router"),
-        (!o.dhcp_dns.is_empty(), "dns"),
-        (o.dhcp_lease_time.is_some(), "lease-time"),
-        (o.dhcp_file.is_some(), "file"),
-        (o.dhcp_everybody.is_some(), "everybody"),
-    ];
-    if let (None, Some((_, flag))) = (o.dhcp, given.iter().find(|(given, _)| *given)) {
-        bail!("--dhcp-{flag} has no effect without --dhcp proxy or --dhcp server");
-    }
-    let Some(folder) = o.netboot.take() else {
-        if o.dhcp.is_some() || o.tftp_port.is_some() {
-            bail!(
-                "--dhcp and --tftp-port have no effect without --netboot DIR, the folder that Pis boot from"
-            );
-        }
-        return Ok(None);
-    };
+    let Some(folder) = o.netboot.take() else { return Ok(None) };
     let dhcp = match (o.dhcp, o.dhcp_interface.take()) {
         (None, _) => None,
         (Some(_), None) => bail!(
@@ -486,9 +411,15 @@ mod tests {
     #[test]
     fn impossible_settings() {
         let rootfs = || Some("/a".into());
-        assert!(Settings::try_from(Options::default()).is_err());
-        let same = Options { rootfs: rootfs(), control_port: Some(4444), ..Options::default() };
-        assert!(Settings::try_from(same).unwrap_err().to_string().contains("rootfs-port"));
+        let check = |options, install| Settings::try_from(options).and_then(|s| s.check(install));
+        assert!(check(Options::default(), false).is_err());
+        assert!(check(Options::default(), true).is_ok(), "with images of the catalogue");
+        let same = |port| Options { talks_port: Some(1), control_port: Some(port), ..Options::default() };
+        assert!(check(same(4444), true).unwrap_err().to_string().contains("rootfs-port"));
+        assert!(check(same(4444), false).unwrap_err().to_string().contains("--rootfs FILE"));
+        let nothing = Options { talks_port: Some(3333), ..Options::default() };
+        assert!(check(nothing.clone(), false).is_ok(), "nobody else wants the port then");
+        assert!(check(nothing, true).is_err());
         let none = Options { rootfs: rootfs(), connections: Some(0), ..Options::default() };
         assert!(Settings::try_from(none).is_err());
         let any = Some(0);
@@ -499,6 +430,22 @@ mod tests {
             fetch_port: any,
             ..Options::default()
         };
-        assert!(Settings::try_from(free).is_ok());
+        assert!(check(free, true).is_ok());
+    }
+
+    #[test]
+    fn what_would_have_no_effect() {
+        for (text, needs) in [
+            ("talks-password-file = '/p'", "--talks-port"),
+            ("stream-sync = true", "--stream-dir"),
+            ("stream-rotate-mib = 1", "--stream-dir"),
+            ("stream-rotate-age = '1h'", "--stream-dir"),
+            ("transfer-keep = '1h'", "--transfer-dir"),
+            ("tftp-transfers = 9", "--netboot"),
+            ("dhcp-router = '10.0.0.1'", "--dhcp"),
+        ] {
+            let error = parse(text).and_then(Settings::try_from).unwrap_err().to_string();
+            assert!(error.contains("no effect") && error.contains(needs), "{text}: {error}");
+        }
     }
 }

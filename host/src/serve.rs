@@ -18,7 +18,7 @@ use crate::config::Settings;
 use crate::files::{Bound, Who};
 use crate::listen::{Gate, bind};
 use crate::service::Busy;
-use crate::state::{Identity, Recorder, Sqlite, State};
+use crate::state::{self, Identity, Recorder, Sqlite, State};
 use crate::{install, lines, netboot, talks};
 
 /// How often a server that is being stopped looks whether everything has finished.
@@ -62,10 +62,18 @@ impl Server {
     /// If the archive, the state folder or a port cannot be used; the message says what to do.
     pub fn start(settings: Settings) -> anyhow::Result<Self> {
         raise_file_limit();
+        let named = settings.rootfs.is_some();
+        if named || !settings.state.join(state::FILE).exists() {
+            // Before a state is begun for a server that cannot be.
+            settings.check(named)?;
+        }
         let source = settings.rootfs.as_deref().map(Source::open).transpose()?;
         let state: Arc<dyn State> = Arc::new(Sqlite::serve(&settings.state)?);
+        let has_images = !state.catalogue().context("which images are installed")?.images.is_empty();
+        let installs = source.is_some() || has_images;
+        settings.check(installs)?;
         let ip = settings.listen;
-        let install = settings.install.then(|| install::Bound::open(&settings, source)).transpose()?;
+        let install = installs.then(|| install::Bound::open(&settings, source)).transpose()?;
         let gate = |name| Gate::new(name, settings.connections, settings.connections_per_address);
         let transfer =
             settings.transfer.as_ref().map(|s| Bound::transfer(s, ip, settings.stall, gate("transfer")));
@@ -233,11 +241,7 @@ fn secret(settings: &Settings) -> anyhow::Result<talks::Secret> {
         }
         return Ok(talks::Secret::new(None));
     };
-    let name = file.display();
-    let text = std::fs::read_to_string(file).with_context(|| format!("reading the password in {name}"))?;
-    let password = text.lines().next().unwrap_or("").trim();
-    anyhow::ensure!(!password.is_empty(), "the password in {name} is empty: write it into the first line");
-    Ok(talks::Secret::new(Some(password.to_owned())))
+    talks::Secret::read(file)
 }
 
 fn runtime(name: &str, threads: usize) -> anyhow::Result<Runtime> {

@@ -1,0 +1,103 @@
+//! Options that contradict each other, or do nothing without others.
+
+use anyhow::bail;
+
+use super::{Options, Settings};
+
+/// What is told to a service that there is none of would be passed over in silence.
+///
+/// # Errors
+/// Names the first such option, and what it needs.
+pub(super) fn without_effect(o: &Options) -> anyhow::Result<()> {
+    let dhcp = "--dhcp proxy or --dhcp server";
+    let netboot = "--netboot DIR, the folder that Pis boot from";
+    let talks = "--talks-port PORT, where Pis connect";
+    let transfer = "--transfer-dir DIR, the folder of the service";
+    let stream = "--stream-dir DIR, the folder of the service";
+    let [no_dhcp, no_netboot] = [o.dhcp.is_none(), o.netboot.is_none()];
+    let [no_transfer, no_stream] = [o.transfer_dir.is_none(), o.stream_dir.is_none()];
+    let given = [
+        (no_dhcp && o.dhcp_interface.is_some(), "dhcp-interface", dhcp),
+        (no_dhcp && o.dhcp_range.is_some(), "dhcp-range", dhcp),
+        (no_dhcp && !o.dhcp_lease.is_empty(), "dhcp-lease", dhcp),
+        (no_dhcp && o.dhcp_router.is_some(), "dhcp-router", dhcp),
+        (no_dhcp && !o.dhcp_dns.is_empty(), "dhcp-dns", dhcp),
+        (no_dhcp && o.dhcp_lease_time.is_some(), "dhcp-lease-time", dhcp),
+        (no_dhcp && o.dhcp_file.is_some(), "dhcp-file", dhcp),
+        (no_dhcp && o.dhcp_everybody.is_some(), "dhcp-everybody", dhcp),
+        (no_netboot && o.dhcp.is_some(), "dhcp", netboot),
+        (no_netboot && o.tftp_port.is_some(), "tftp-port", netboot),
+        (no_netboot && o.tftp_transfers.is_some(), "tftp-transfers", netboot),
+        (o.talks_port.is_none() && o.talks_password_file.is_some(), "talks-password-file", talks),
+        (no_transfer && o.transfer_port.is_some(), "transfer-port", transfer),
+        (no_transfer && o.transfer_keep.is_some(), "transfer-keep", transfer),
+        (no_stream && o.stream_port.is_some(), "stream-port", stream),
+        (no_stream && o.stream_sync.is_some(), "stream-sync", stream),
+        (no_stream && o.stream_rotate_mib.is_some(), "stream-rotate-mib", stream),
+        (no_stream && o.stream_rotate_age.is_some(), "stream-rotate-age", stream),
+    ];
+    match given.iter().find(|(given, ..)| *given) {
+        Some((_, flag, needs)) => bail!("--{flag} has no effect without {needs}"),
+        None => Ok(()),
+    }
+}
+
+/// The first option that nothing but the install service heeds.
+pub(super) fn install_only(o: &Options) -> Option<&'static str> {
+    let given = [
+        (o.control_port.is_some(), "control-port"),
+        (o.rootfs_port.is_some(), "rootfs-port"),
+        (o.fetch_port.is_some(), "fetch-port"),
+        (o.reinstall_file.is_some(), "reinstall-file"),
+        (o.slots.is_some(), "slots"),
+    ];
+    given.into_iter().find_map(|(given, flag)| given.then_some(flag))
+}
+
+impl Settings {
+    /// Whether a server can be as it is told, with something to `install` or without.
+    ///
+    /// # Errors
+    /// If it has nothing to do, an option has no effect, or two services want one port.
+    pub fn check(&self, install: bool) -> anyhow::Result<()> {
+        if !install {
+            self.without_install()?;
+        }
+        let mut ports = vec![("talks-port", self.talks_port.unwrap_or(0))];
+        if install {
+            ports.extend([
+                ("control-port", self.control_port),
+                ("rootfs-port", self.rootfs_port),
+                ("fetch-port", self.fetch_port),
+            ]);
+        }
+        ports.extend(self.transfer.iter().map(|t| ("transfer-port", t.port)));
+        ports.extend(self.stream.iter().map(|s| ("stream-port", s.port)));
+        for (i, (one, port)) in ports.iter().enumerate() {
+            if let Some((other, _)) = ports.iter().skip(i + 1).find(|(_, p)| p == port && *port != 0) {
+                bail!("--{one} and --{other} are both {port}: each needs a port of its own");
+            }
+        }
+        Ok(())
+    }
+
+    /// A server that installs nothing needs something else to do, and no options of the install service.
+    fn without_install(&self) -> anyhow::Result<()> {
+        if let Some(flag) = self.install_only {
+            bail!(
+                "--{flag} has no effect without --rootfs FILE, the archive that is installed, or `piman image add`"
+            );
+        }
+        let services = self.netboot.is_some()
+            || self.transfer.is_some()
+            || self.stream.is_some()
+            || self.talks_port.is_some();
+        if !services {
+            bail!(
+                "nothing to serve: name the archive of a root filesystem (.tar.gz or .tar.zst) with --rootfs FILE, \
+                 or another service: --transfer-dir DIR, --stream-dir DIR, --talks-port PORT, --netboot DIR"
+            );
+        }
+        Ok(())
+    }
+}
