@@ -113,6 +113,8 @@ impl Sqlite {
         tempfile::tempfile_in(folder).map_err(|e| read_only(folder, &e))?;
         let file = folder.join(FILE);
         let (reader, writer) = open_or_replace(&file)?;
+        // They were those of a server that is no more; this one finds its own.
+        writer.execute("DELETE FROM troubles", []).map_err(|e| sort(&file, e))?;
         let inode = inode(&file);
         Ok(Self {
             file,
@@ -121,7 +123,8 @@ impl Sqlite {
         })
     }
 
-    /// Opens the state in `folder` for a command beside a server: nothing is made or repaired.
+    /// Opens the state in `folder` for a command beside a server: it is not begun, and not moved
+    /// aside if it is damaged. Tables of an older piman are brought up to date.
     ///
     /// # Errors
     /// [`StateError`] if there is none, it is damaged, or cannot be written.
@@ -179,7 +182,7 @@ fn read_only(path: &Path, e: &io::Error) -> StateError {
 /// Whether an error has nothing to do with the file's content.
 fn passes(cause: &rusqlite::Error) -> bool {
     let code = cause.sqlite_error_code();
-    code == Some(ErrorCode::DiskFull)
+    matches!(code, Some(ErrorCode::DiskFull | ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked))
 }
 
 /// Sorts what SQLite says by what to do about it.
@@ -383,4 +386,35 @@ impl State for Sqlite {
 
 fn happening(row: &Row<'_>) -> rusqlite::Result<Happening> {
     Ok(Happening { at_ms: unsigned(row, 0)?, kind: row.get(1)?, text: row.get(2)? })
+}
+
+#[cfg(test)]
+mod tests {
+    use rusqlite::ffi;
+
+    use super::*;
+
+    #[test]
+    fn troubles_end_with_the_server_that_had_them() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = Sqlite::serve(folder.path()).unwrap();
+        let troubles = vec![("slots".to_owned(), Some("none is left".to_owned()))];
+        state.save(&Batch { troubles, ..Batch::default() }).unwrap();
+        let command = Sqlite::command(folder.path()).unwrap();
+        assert_eq!(command.troubles().unwrap().len(), 1, "a command ends none");
+        drop(state);
+        let state = Sqlite::serve(folder.path()).unwrap();
+        assert_eq!(state.troubles().unwrap(), []);
+    }
+
+    #[test]
+    fn a_database_that_is_busy_is_not_a_broken_one() {
+        let error = |code| rusqlite::Error::SqliteFailure(ffi::Error::new(code), None);
+        for code in [ffi::SQLITE_FULL, ffi::SQLITE_BUSY, ffi::SQLITE_BUSY_SNAPSHOT, ffi::SQLITE_LOCKED] {
+            assert!(passes(&error(code)), "{code}");
+        }
+        for code in [ffi::SQLITE_IOERR, ffi::SQLITE_IOERR_SHORT_READ, ffi::SQLITE_ERROR] {
+            assert!(!passes(&error(code)), "{code}");
+        }
+    }
 }
