@@ -318,3 +318,36 @@ async fn hooks_hear_idleness_and_the_end_and_a_stop_lets_queues_drain() {
         assert_eq!(next(&mut came).await.len(), 10_000);
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_is_dropped_cuts_who_is_left() {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    struct Watch(mpsc::UnboundedSender<&'static str>);
+    impl Hooks for Watch {
+        fn start(&mut self, peer: &Peer) {
+            peer.queue(&b"nobody takes this"[..]).unwrap();
+            self.0.send("start").unwrap();
+        }
+        fn message(&mut self, _peer: &Peer, _message: Vec<u8>) {}
+        fn close(&mut self, _peer: &Peer, why: Option<&Failure>) {
+            assert!(why.is_some());
+            self.0.send("cut").unwrap();
+        }
+    }
+    for stopped in [true, false] {
+        let (said, mut heard) = mpsc::unbounded_channel();
+        let server = Server::start(plan(&["127.0.0.1:0"], 2, move || Watch(said.clone()))).unwrap();
+        let mut stream = tokio::net::TcpStream::connect(server.addresses()[0]).await.unwrap();
+        stream.write_all(&[0xff]).await.unwrap();
+        // Its greeting and a size, which is never answered.
+        stream.read_exact(&mut [0; 5]).await.unwrap();
+        assert_eq!(timeout(DEADLINE, heard.recv()).await.unwrap(), Some("start"));
+        match stopped {
+            true => assert_eq!(server.stop(Duration::from_millis(50)).await, 1),
+            false => drop(server),
+        }
+        assert_eq!(timeout(DEADLINE, heard.recv()).await.unwrap(), Some("cut"), "{stopped}");
+        // The end, or a reset: in any case not silence.
+        let _ = timeout(DEADLINE, stream.read(&mut [0; 9])).await.expect("the connection is closed");
+    }
+}

@@ -1,9 +1,11 @@
 //! A server of the frames service, on one or several addresses.
 
+use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use piman_core::Error;
 use piman_core::frame::{FULL, Role};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
@@ -11,7 +13,7 @@ use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 
 use super::ahead::Ahead;
-use super::peer::{Hooks, Peer, Settings, run};
+use super::peer::{Failure, Hooks, Peer, Settings, run};
 use super::plugins::{MakePlugins, Plugins};
 use crate::listen::{Gate, accept, bind};
 
@@ -85,12 +87,6 @@ impl Server {
         &self.addresses
     }
 
-    /// How many connections are open.
-    #[must_use]
-    pub fn connections(&self) -> usize {
-        self.gate.open()
-    }
-
     /// Stops accepting, lets each connection finish its message and its queue, for as long as
     /// `at_most`. Returns how many were cut then.
     pub async fn stop(self, at_most: Duration) -> usize {
@@ -141,15 +137,21 @@ async fn serve<H: Hooks, M: Fn() -> H>(
     let stopping = async {
         if stopped.wait_for(|stop| *stop).await.is_ok() {
             peer.close();
+            // Nothing follows but that the server is dropped, which is an error.
+            let _ = stopped.changed().await;
         }
-        std::future::pending::<()>().await;
     };
-    tokio::select! {
-        () = talk => {}
-        () = stopping => {}
-    }
-    if let Ok(Err(e)) = open.await {
-        log::info!("frames: {remote}: {e}");
+    let cut = tokio::select! {
+        () = talk => false,
+        () = stopping => true,
+    };
+    match open.await {
+        Ok(Err(e)) => log::info!("frames: {remote}: {e}"),
+        Ok(Ok(())) if cut => {
+            let why = Failure::Link(Error::Io(ErrorKind::ConnectionAborted.into()));
+            hooks.close(&peer, Some(&why));
+        }
+        _ => {}
     }
     drop(pass);
 }
