@@ -241,7 +241,8 @@ impl<'a> Guest<'a> {
     /// Gives it its orders, and its installation a name. Nothing on a card is erased for an order
     /// of which it would not be known that it was carried out.
     fn give(&mut self) -> Result<(), String> {
-        match self.service.recorder.give(&self.pi()) {
+        // Waits until it is on the disk; meanwhile other threads decide.
+        match tokio::task::block_in_place(|| self.service.recorder.give(&self.pi())) {
             Ok((orders, number)) => {
                 (self.orders, self.installation) = (orders, Some(number));
                 Ok(())
@@ -420,7 +421,6 @@ impl Guest<'_> {
         // From the network, for terminals.
         let text: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
         let text = format!("failed ({}): {text}", at.word());
-        log::warn!("{}: {text}", self.pi());
         let change =
             Change { stage: Some("failed".into()), error: Some(Some(text.as_str().into())), ..self.change() };
         self.happened("failed", text, change);

@@ -337,8 +337,9 @@ pub enum Ordered {
     },
 }
 
-/// Where devices, orders and happenings are kept. All calls may block for a moment;
-/// only [`open_orders`](Self::open_orders) is called by the wire services.
+/// Where devices, orders and happenings are kept. All calls may block for a moment. The wire services
+/// call [`open_orders`](Self::open_orders) and [`image_of`](Self::image_of), which wait for no writer,
+/// and [`give`](Self::give), which ends on the disk.
 pub trait State: Send + Sync {
     /// The orders that are open for exactly this Pi, by any of its names.
     ///

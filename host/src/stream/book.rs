@@ -50,7 +50,7 @@ impl Book {
             None => self.open_file()?,
         };
         if open.bytes > 0 && self.is_due(&open, len) {
-            self.rotate(&open)?;
+            self.rotate()?;
             open = self.open_file()?;
         }
         let before = open.bytes;
@@ -115,8 +115,7 @@ impl Book {
     }
 
     /// Gives the file a name with the time; it is never written to again.
-    fn rotate(&self, open: &Open) -> io::Result<()> {
-        open.file.sync_data()?;
+    fn rotate(&self) -> io::Result<()> {
         let time = jiff::Timestamp::now().strftime("%Y%m%dT%H%M%SZ");
         for n in 0u32.. {
             let suffix = if n == 0 { String::new() } else { format!("-{n}") };
