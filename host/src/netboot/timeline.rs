@@ -136,6 +136,11 @@ impl Timeline {
                 log::debug!("{ip}: tftp: {} was not wanted after all", report.asked);
                 return;
             }
+            What::Failed(why) if report.asked.is_empty() => {
+                // Anybody sends packets to port 69.
+                log::debug!("{ip}: tftp: {why}");
+                return;
+            }
             What::Failed(why) => format!("{}: {why}", report.asked),
         };
         let mac = match ip {
@@ -161,5 +166,34 @@ impl Timeline {
         if of.len() < MISSES_OF_ONE && !of.iter().any(|n| n == common) {
             of.push(common.to_owned());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::state::Sqlite;
+
+    #[test]
+    fn packets_that_ask_for_nothing_make_no_device() {
+        let folder = tempfile::tempdir().unwrap();
+        let state: Arc<dyn State> = Arc::new(Sqlite::serve(folder.path()).unwrap());
+        let (recorder, thread) = Recorder::start(Arc::clone(&state)).unwrap();
+        let timeline = Timeline::new(Arc::clone(&recorder), Arc::clone(&state));
+        let tell = |host: u8, asked: &str| {
+            timeline.tftp(&tftp::Report {
+                peer: ([127, 0, 0, host], 1000).into(),
+                asked: asked.into(),
+                what: What::Failed("not a request".into()),
+                load: tftp::Load::default(),
+            });
+        };
+        tell(2, "");
+        tell(3, "kernel8.img");
+        recorder.close();
+        thread.join().unwrap();
+        let devices = state.devices().unwrap();
+        let addresses: Vec<_> = devices.iter().map(|d| d.address.as_str()).collect();
+        assert_eq!(addresses, ["127.0.0.3"]);
     }
 }

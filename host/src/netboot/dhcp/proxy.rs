@@ -30,6 +30,14 @@ impl Boot {
     pub fn is_for(&self, ask: &Ask) -> bool {
         self.everybody || ask.is_pi() || ask.is_agent()
     }
+
+    /// Whether it belongs to the timeline of a device: a machine that boots, and no laptop that gets
+    /// an address, nor a running Pi that goes on using its own.
+    #[must_use]
+    pub fn is_told_of(&self, ask: &Ask) -> bool {
+        let boots = ask.is_pxe() || ask.is_agent();
+        self.is_for(ask) && (boots || ask.is_pi() && ask.address().is_none())
+    }
 }
 
 /// The reply to a request, if there is one: no address is ever given.
@@ -55,7 +63,7 @@ pub fn answer(ask: &Ask, port: Port, me: Ipv4Addr, boot: &Boot) -> Option<Messag
 mod tests {
     use dhcproto::v4::{DhcpOption, OptionCode};
 
-    use super::super::message::tests::{ask, rom};
+    use super::super::message::tests::{ask, ask_with, rom};
     use super::*;
 
     const ME: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 1);
@@ -103,6 +111,25 @@ mod tests {
         assert_eq!(kind(&ask(MessageType::Request, 1, &mistaken), Port::Dhcp), None);
         for not_ours in [MessageType::Release, MessageType::Decline, MessageType::Offer] {
             assert_eq!(kind(&ask(not_ours, 1, &rom()), Port::Dhcp), None);
+        }
+    }
+
+    #[test]
+    fn what_belongs_to_a_timeline() {
+        let of_pi = |options: &[DhcpOption]| ask(MessageType::Request, 1, options);
+        let stranger = |options: &[DhcpOption]| {
+            let mut ask = of_pi(options);
+            ask.mac.0 = [2, 0, 0, 0, 0, 1];
+            ask
+        };
+        let pxe = [DhcpOption::ClassIdentifier(b"PXEClient:Arch:00007".to_vec())];
+        assert!(boot(false).is_told_of(&of_pi(&rom())) && boot(false).is_told_of(&of_pi(&[])));
+        let with = |options: &[DhcpOption]| ask_with(MessageType::Request, 1, [10, 0, 0, 7].into(), options);
+        assert!(!boot(false).is_told_of(&with(&[])), "it goes on using its address");
+        assert!(boot(false).is_told_of(&with(&rom())), "it boots all the same");
+        for everybody in [false, true] {
+            assert!(!boot(everybody).is_told_of(&stranger(&[])), "a laptop");
+            assert_eq!(boot(everybody).is_told_of(&stranger(&pxe)), everybody, "a PC that boots");
         }
     }
 

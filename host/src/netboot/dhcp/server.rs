@@ -285,7 +285,7 @@ impl Dhcp {
     ) {
         // Before the client knows: after a crash nobody else may get its address.
         if let Some(leases) = self.pool.changes()
-            && let Err(e) = store::save(&self.settings.state, leases)
+            && let Err(e) = tokio::task::block_in_place(|| store::save(&self.settings.state, leases))
         {
             log::error!("dhcp: {e:#}");
         }
@@ -327,6 +327,9 @@ impl Dhcp {
         };
         if let Err(e) = socket.send_to(&bytes, to).await {
             log::warn!("dhcp: {}: cannot send to {to}: {e}", ask.mac);
+            return;
+        }
+        if !self.settings.boot.is_told_of(ask) {
             return;
         }
         let given = Some(reply.yiaddr()).filter(|ip| !ip.is_unspecified());
