@@ -90,9 +90,10 @@ pub fn agent(bytes: &[u8]) -> Vec<Finding> {
     }
     let headers = (number(32, 8), number(54, 2), number(56, 2));
     let (Some(at), Some(size), Some(count)) = headers else { return error("is cut") };
-    let mut kinds = (0..count).map(|n| number(usize::try_from(at + n * size).ok()?, 4));
+    let kind = |n: u64| number(usize::try_from(n.checked_mul(size)?.checked_add(at)?).ok()?, 4);
+    let Some(kinds) = (0..count).map(kind).collect::<Option<Vec<_>>>() else { return error("is cut") };
     // The segment that names a dynamic linker.
-    if kinds.any(|kind| kind == Some(3)) {
+    if kinds.contains(&3) {
         return error("needs a dynamic linker, which the initramfs does not have; build it static (musl)");
     }
     Vec::new()
@@ -238,6 +239,10 @@ mod tests {
         assert!(says(&agent(&elf(62, &[1])), "another processor"));
         assert!(says(&agent(b"#!/bin/sh"), "no Linux program"));
         assert!(says(&agent(&elf(183, &[1])[..40]), "cut"));
+        assert!(says(&agent(&elf(183, &[1, 1])[..100]), "cut"));
+        let mut lie = elf(183, &[1, 2]);
+        lie[32..40].fill(0xff);
+        assert!(says(&agent(&lie), "cut"), "headers behind the end of all memory");
     }
 
     fn gzip(bytes: &[u8]) -> Vec<u8> {

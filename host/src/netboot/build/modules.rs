@@ -9,7 +9,7 @@ use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use flate2::read::MultiGzDecoder;
 
 /// The largest module that is unpacked.
@@ -81,13 +81,19 @@ fn plain(name: &str) -> String {
 }
 
 fn unpack(bytes: Vec<u8>, packing: &str) -> anyhow::Result<Vec<u8>> {
-    let mut unpacked = Vec::new();
     match packing {
-        ".gz" => MultiGzDecoder::new(&*bytes).take(MODULE_MAX).read_to_end(&mut unpacked)?,
-        ".zst" => zstd::Decoder::new(&*bytes)?.take(MODULE_MAX).read_to_end(&mut unpacked)?,
-        ".xz" => return unxz(bytes),
-        _ => return Ok(bytes),
-    };
+        ".gz" => whole(MultiGzDecoder::new(&*bytes)),
+        ".zst" => whole(zstd::Decoder::new(&*bytes)?),
+        ".xz" => unxz(bytes),
+        _ => Ok(bytes),
+    }
+}
+
+/// All of it, unless it is larger than any module is.
+fn whole(packed: impl Read) -> anyhow::Result<Vec<u8>> {
+    let mut unpacked = Vec::new();
+    packed.take(MODULE_MAX + 1).read_to_end(&mut unpacked)?;
+    ensure!(unpacked.len() as u64 <= MODULE_MAX, "it is larger than {} MiB when unpacked", MODULE_MAX >> 20);
     Ok(unpacked)
 }
 
@@ -99,12 +105,16 @@ fn unxz(bytes: Vec<u8>) -> anyhow::Result<Vec<u8>> {
     let stdin = child.stdin.take();
     // It may write before it has read everything.
     let feeding = std::thread::spawn(move || stdin.map(|mut to| to.write_all(&bytes)));
-    let output = child.wait_with_output()?;
+    let unpacked = child.stdout.take().context("what `xz` writes is not there")?;
+    // If it writes too much nobody reads on, and it ends.
+    let unpacked = whole(unpacked);
+    let status = child.wait()?;
     let fed = matches!(feeding.join(), Ok(Some(Ok(()))));
-    if !output.status.success() || !fed {
+    let unpacked = unpacked?;
+    if !status.success() || !fed {
         bail!("`xz` says that it is damaged");
     }
-    Ok(output.stdout)
+    Ok(unpacked)
 }
 
 /// What a kernel's folder says of its modules, by their names.
@@ -233,6 +243,14 @@ mod tests {
             write(name, name.as_bytes());
         }
         dir
+    }
+
+    #[test]
+    fn a_module_is_whole_or_refused() {
+        assert_eq!(unpack(b"as it is".to_vec(), "").unwrap(), b"as it is");
+        assert_eq!(whole(std::io::repeat(0).take(MODULE_MAX)).unwrap().len() as u64, MODULE_MAX);
+        let error = whole(std::io::repeat(0)).unwrap_err().to_string();
+        assert!(error.contains("larger than 64 MiB"), "{error}");
     }
 
     #[test]
