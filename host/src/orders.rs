@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use anyhow::{anyhow, bail};
 
+use crate::netboot::dhcp::Mac;
 use crate::state::{Device, Order, Ordered, State};
 use crate::words::when;
 
@@ -41,7 +42,8 @@ pub fn resolve(text: &str, devices: &[Device]) -> anyhow::Result<Named> {
         };
         return Ok(Named { name, note });
     }
-    if let Some(name) = hardware_address(&text) {
+    if let Ok(mac) = text.parse::<Mac>() {
+        let name = mac.to_string();
         let seen = devices.iter().any(|d| d.mac.as_deref() == Some(&name));
         return Ok(Named { note: if seen { None } else { unseen("hardware address") }, name });
     }
@@ -66,14 +68,6 @@ pub fn resolve(text: &str, devices: &[Device]) -> anyhow::Result<Named> {
     Err(anyhow!(
         "`{text}` is no Pi that was seen, and neither a serial number, a hardware address nor an address; `piman devices` shows those that were seen"
     ))
-}
-
-/// `b8:27:eb:00:00:01`, also written with `-`.
-fn hardware_address(text: &str) -> Option<String> {
-    let pairs: Vec<&str> = text.split([':', '-']).collect();
-    let right =
-        pairs.len() == 6 && pairs.iter().all(|p| p.len() == 2 && p.bytes().all(|b| b.is_ascii_hexdigit()));
-    right.then(|| pairs.join(":"))
 }
 
 /// Orders or cancels reinstalls; all names are looked at before anything is done. Returns

@@ -74,8 +74,10 @@ impl Fleet {
     /// Asks a Pi who it is. Old peers have no such function and stay with their address.
     async fn introduce(self, peer: Peer) {
         let known = peer.call(IDENTITY, Vec::new(), INTRODUCTION).await;
-        let text = |key: &str| known.as_ref().ok()?.find(key)?.str().map(str::to_ascii_lowercase);
-        let (serial, mac) = (text("serial"), text("mac"));
+        let text = |key: &str| known.as_ref().ok()?.find(key)?.str().map(str::to_owned);
+        // Names are compared exactly, so they are kept in one spelling.
+        let name = |key: &str| text(key).map(|name| name.to_ascii_lowercase());
+        let (serial, mac) = (name("serial"), name("mac"));
         let mut members = self.lock();
         if serial.is_some() {
             // The same Pi again: its old connection is one that nobody has noticed to be dead.

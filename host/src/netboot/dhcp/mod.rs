@@ -41,7 +41,9 @@ impl FromStr for Mac {
         let mut bytes = [0; 6];
         let mut parts = text.split([':', '-']);
         for byte in &mut bytes {
-            let part = parts.next().filter(|p| p.len() == 2).ok_or_else(wrong)?;
+            // A sign is a number's, not an address's.
+            let digits = |p: &&str| p.len() == 2 && p.bytes().all(|b| b.is_ascii_hexdigit());
+            let part = parts.next().filter(digits).ok_or_else(wrong)?;
             *byte = u8::from_str_radix(part, 16).map_err(|_| wrong())?;
         }
         parts.next().is_none().then_some(Self(bytes)).ok_or_else(wrong)
@@ -169,7 +171,14 @@ mod tests {
         assert_eq!("B8:27:eb:00:00:01".parse(), Ok(mac));
         assert_eq!(("b8-27-eb-00-00-01".parse(), mac.to_string().as_str()), (Ok(mac), "b8:27:eb:00:00:01"));
         assert!(mac.is_pi() && !Mac([0; 6]).is_pi());
-        for bad in ["", "b8:27:eb:00:00", "b8:27:eb:00:00:01:02", "b8:27:eb:00:00:x1", "b8:27:eb:00:00:1"] {
+        for bad in [
+            "",
+            "b8:27:eb:00:00",
+            "b8:27:eb:00:00:01:02",
+            "b8:27:eb:00:00:+1",
+            "b8:27:eb:00:00:x1",
+            "b8:27:eb:00:00:1",
+        ] {
             assert!(bad.parse::<Mac>().is_err(), "{bad}");
         }
         let range: Range = "10.0.0.5-10.0.0.9".parse().unwrap();

@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat, openat2};
 use rustix::io::Errno;
 
+use crate::netboot::dhcp::Mac;
+
 /// The folder that is served: `NAME` for all, `SERIAL/NAME` for one Pi.
 #[derive(Debug, Clone)]
 pub struct Folder(PathBuf);
@@ -128,10 +130,8 @@ fn clean(asked: &str) -> Result<String, NoFile> {
 pub fn own_part(name: &str) -> Option<(&str, &str)> {
     let (first, rest) = name.trim_start_matches('/').split_once('/')?;
     let serial = matches!(first.len(), 8 | 16) && first.bytes().all(|b| b.is_ascii_hexdigit());
-    let mac = first.len() == 17
-        && first.split('-').count() == 6
-        && first.split('-').all(|p| p.len() == 2 && p.bytes().all(|b| b.is_ascii_hexdigit()));
-    (serial || mac).then_some((first, rest))
+    let mac = || !first.contains(':') && first.parse::<Mac>().is_ok();
+    (serial || mac()).then_some((first, rest))
 }
 
 #[cfg(test)]
