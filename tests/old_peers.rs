@@ -244,6 +244,8 @@ fn half_a_download_completes_no_order() {
     talk.closed();
     lab.server.wait_log("was ended by the Pi");
     assert_eq!(lab.decision(PI), FORMAT);
+    // What is said of this decision comes after all that could be said of the download.
+    wait_until("it is logged", || lab.server.log().matches("told to format").count() == 2);
     assert!(!lab.server.log().contains("ERROR"), "a Pi that closes early is no error:\n{}", lab.server.log());
 }
 

@@ -122,6 +122,8 @@ fn clients_that_vanish_disturb_nobody() {
         whole.into_iter().map(|t| t.join().unwrap()).collect::<Vec<_>>()
     });
     assert!(whole.iter().all(|got| *got == want));
+    let gone = || lab.server.log().matches("was ended by the Pi").count();
+    wait_until("all that vanished are noticed", || gone() == 50);
     assert!(!lab.server.log().contains("ERROR"));
 }
 

@@ -123,10 +123,11 @@ fn a_full_disk() {
     while hog.write_all(&chunk).is_ok() {}
     let _ = hog.sync_all();
     let rest = noise(6_000_000, 3);
-    let sent = stream.write_all(&rest);
+    // How it breaks off is a matter of moments; in no case is anything said.
+    let _ = stream.write_all(&rest);
     let mut said = Vec::new();
-    let end = stream.read_to_end(&mut said);
-    assert!(said.is_empty() && (sent.is_err() || end.is_ok() || end.is_err()));
+    let _ = stream.read_to_end(&mut said);
+    assert_eq!(said, b"");
     assert!(!small.path().join("f").exists());
     // The others are served.
     fs::write(small.path().join("there"), b"").unwrap();
