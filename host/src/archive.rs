@@ -146,17 +146,16 @@ fn open(path: &Path) -> Result<Archive, String> {
 
 /// Reads all entries and all that follows them, to the end of the packed data. Returns how many
 /// entries there are, and how many bytes were packed.
-fn decode(archive: impl Read) -> anyhow::Result<(u64, u64)> {
+pub(crate) fn decode(archive: impl Read) -> anyhow::Result<(u64, u64)> {
     let unpacked = BufReader::with_capacity(1 << 18, Decoder::new(archive)?);
     let mut reader = Reader::new(unpacked);
     let mut entries = 0_u64;
     while reader.next_entry()?.is_some() {
         entries += 1;
     }
-    let before = reader.position();
-    let rest = io::copy(&mut reader.into_inner(), &mut io::sink())?;
+    reader.drain()?;
     anyhow::ensure!(entries > 0, "there is nothing in it");
-    Ok((entries, before + rest))
+    Ok((entries, reader.position()))
 }
 
 enum Kind {

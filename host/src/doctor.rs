@@ -8,16 +8,16 @@ use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, bail};
-use pi_agent::archive::Reader;
-use pi_agent::decode::Decoder;
 use rustix::process::{Resource, getrlimit};
 
+use crate::archive::decode;
 use crate::config::{Options, Settings};
 use crate::listen;
 use crate::netboot::build::lint::{self, Weight};
 use crate::netboot::dhcp::server::{self as dhcp_server, interfaces};
 use crate::netboot::{self, dhcp};
 use crate::state::{Sqlite, State as _, StateError, now_ms};
+use crate::talks;
 
 /// How long to wait for DHCP servers to answer.
 const DHCP_WAIT: Duration = Duration::from_secs(3);
@@ -135,17 +135,9 @@ fn archive(path: &Path) -> anyhow::Result<String> {
     let file = File::open(path)
         .with_context(|| format!("opening {name}: is the path right, and may this user read it?"))?;
     let bytes = file.metadata().with_context(|| format!("looking at {name}"))?.len();
-    let again = || format!("{name} is no whole archive: make it again with `tar -czf`");
-    let decoder = Decoder::new(BufReader::with_capacity(1 << 20, file)).with_context(again)?;
-    let mut reader = Reader::new(BufReader::new(decoder));
-    let mut entries = 0u64;
-    while reader.next_entry().with_context(again)?.is_some() {
-        entries += 1;
-    }
-    reader.drain().with_context(again)?;
-    if entries == 0 {
-        bail!("{name} is empty");
-    }
+    let file = BufReader::with_capacity(1 << 20, file);
+    let (entries, _) =
+        decode(file).with_context(|| format!("{name} is no whole archive: make it again with `tar -czf`"))?;
     Ok(format!("{name}: {entries} entries in {bytes} bytes, whole"))
 }
 
@@ -165,11 +157,8 @@ fn ports(checkup: &mut Checkup, settings: &Settings, install: bool) {
         checkup.result("port", free.map(|_| format!("TCP {port} is free ({flag})")));
     }
     if let Some(file) = &settings.talks_password_file {
-        let name = file.display();
-        let read = fs::read_to_string(file).with_context(|| {
-            format!("the password in {name} cannot be read: is the path right, and may this user read it?")
-        });
-        checkup.result("password", read.map(|_| format!("{name} can be read")));
+        let read = talks::Secret::read(file);
+        checkup.result("password", read.map(|_| format!("{} has one", file.display())));
     }
     let folders = [
         settings.transfer.as_ref().map(|t| (&t.folder, "--transfer-dir")),
@@ -432,6 +421,11 @@ mod tests {
         for flag in ["--talks-port", "--transfer-port", "--stream-port", "the password in"] {
             says(&checkup, Health::Bad, flag);
         }
+        let empty = dir.path().join("empty");
+        fs::write(&empty, "\n").unwrap();
+        let (talks_port, talks_password_file) = (Some(0), Some(empty));
+        let no_password = Options { talks_port, talks_password_file, ..options(dir.path()) };
+        says(&examine(no_password), Health::Bad, "empty is empty");
         says(&checkup, Health::Good, "files: writable (--transfer-dir)");
         says(&checkup, Health::Warning, "cmdline.txt sends Pis to 192.0.2.1");
 

@@ -1,9 +1,11 @@
 //! From a connection to a talk: which protocol, and who may.
 
 use std::io;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use anyhow::{Context as _, ensure};
 use piman_core::frame::{Frames, GO, Mail, Role};
 use piman_core::talks::auth::{
     Challenge, Handshake, Keyed, LOGIN_MS, LoginOut, PENALTY_MS, Verdict, admits, same,
@@ -37,6 +39,20 @@ impl Secret {
             password.as_deref().unwrap_or("").as_bytes(),
         );
         Self { password, key }
+    }
+
+    /// Of the password in the first line of a file.
+    ///
+    /// # Errors
+    /// If it cannot be read, or there is none in it.
+    pub fn read(file: &Path) -> anyhow::Result<Self> {
+        let name = file.display();
+        let text = std::fs::read_to_string(file).with_context(|| {
+            format!("reading the password in {name}: is the path right, and may this user read it?")
+        })?;
+        let password = text.lines().next().unwrap_or("").trim();
+        ensure!(!password.is_empty(), "the password in {name} is empty: write it into the first line");
+        Ok(Self::new(Some(password.to_owned())))
     }
 }
 
