@@ -3,6 +3,9 @@
 //! A transfer is a chain of wake-ups, one for each buffer that the kernel has sent. On a runtime
 //! whose threads share their work, one thread hears of them all and wakes the others for most; here
 //! the thread that hears of it sends. The server's other work does not wait for transfers either.
+//!
+//! Each thread stays on one processor: wherever it went, what the kernel knows of its sockets would have to
+//! follow from cache to cache, and readers would be woken across processors.
 
 use std::future::Future;
 use std::io;
@@ -10,6 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::thread::{self, JoinHandle};
 
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use tokio::net::TcpStream;
 use tokio::runtime::{Builder, Handle};
 use tokio::sync::oneshot;
@@ -37,7 +41,8 @@ impl Lanes {
     /// # Errors
     /// The system refuses a thread or what a runtime needs.
     pub fn start(count: usize) -> io::Result<Self> {
-        (0..count.max(1)).map(|_| Lane::start()).collect::<io::Result<_>>().map(Self)
+        let mut processors = processors().into_iter().cycle();
+        (0..count.max(1)).map(|_| Lane::start(processors.next())).collect::<io::Result<_>>().map(Self)
     }
 
     /// Has `serve` called with `stream` on the thread that has the fewest connections.
@@ -60,12 +65,25 @@ impl Lanes {
     }
 }
 
+/// The processors that this program may use.
+fn processors() -> Vec<usize> {
+    let allowed = sched_getaffinity(None).unwrap_or_default();
+    (0..CpuSet::MAX_CPU).filter(|n| allowed.is_set(*n)).collect()
+}
+
 impl Lane {
-    fn start() -> io::Result<Self> {
+    fn start(processor: Option<usize>) -> io::Result<Self> {
         let runtime = Builder::new_current_thread().enable_all().build()?;
         let handle = runtime.handle().clone();
         let (going, ended) = oneshot::channel();
         let thread = thread::Builder::new().name("transfer".to_owned()).spawn(move || {
+            if let Some(n) = processor {
+                let mut only = CpuSet::new();
+                only.set(n);
+                if let Err(e) = sched_setaffinity(None, &only) {
+                    log::debug!("a thread for transfers does not stay on processor {n}: {e}");
+                }
+            }
             // It ends by the sender being dropped: nothing is ever sent.
             let _ = runtime.block_on(ended);
         })?;
