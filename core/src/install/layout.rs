@@ -47,6 +47,8 @@ pub enum Misfit {
     },
     /// A partition begins or ends behind sector 2^32, the limit of an MBR.
     TooLarge,
+    /// The boot partition has no room for a FAT filesystem.
+    BootTooSmall,
 }
 
 impl core::fmt::Display for Misfit {
@@ -56,12 +58,18 @@ impl core::fmt::Display for Misfit {
             Self::TooSmall { needed } => {
                 write!(f, "the disk is too small: it must have at least {needed} bytes")
             }
+            Self::BootTooSmall => {
+                write!(f, "the boot partition is too small: it must have at least {BOOT_MIN} sectors")
+            }
             Self::TooLarge => f.write_str("the partitions reach behind 2 TiB, the limit of an MBR"),
         }
     }
 }
 
 impl core::error::Error for Misfit {}
+
+/// The smallest boot partition that a FAT filesystem fits into, in sectors.
+const BOOT_MIN: u64 = 42;
 
 /// The smallest root partition that is of any use, in sectors (64 MiB).
 const ROOT_MIN: u64 = 64 << 11;
@@ -76,6 +84,9 @@ impl Layout {
         let boot_end = self.boot_start.checked_add(self.boot_sectors).ok_or(Misfit::TooLarge)?;
         if self.boot_start == 0 || self.boot_sectors == 0 || boot_end > self.root_start {
             return Err(Misfit::Overlap);
+        }
+        if self.boot_sectors < BOOT_MIN {
+            return Err(Misfit::BootTooSmall);
         }
         // An MBR counts 32 bits of sectors: what is behind stays unused.
         let sectors = sectors.min(u64::from(u32::MAX));
@@ -119,6 +130,7 @@ mod tests {
         assert_eq!(layout.root_on(needed - 1), Err(Misfit::TooSmall { needed }));
         assert_eq!(layout.root_on(needed), Ok(ROOT_MIN));
         assert_eq!(Layout { root_start: 9000, ..layout }.root_on(1 << 40), Err(Misfit::Overlap));
+        assert_eq!(Layout { boot_sectors: 20, ..layout }.root_on(1 << 40), Err(Misfit::BootTooSmall));
         assert_eq!(Layout { boot_start: u64::MAX, ..layout }.root_on(1 << 40), Err(Misfit::TooLarge));
         let fixed = Layout { root_sectors: Some(u64::MAX), ..layout };
         assert_eq!(fixed.root_on(1 << 40), Err(Misfit::TooLarge));

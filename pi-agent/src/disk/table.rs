@@ -16,8 +16,8 @@ const FAT32_LBA: u8 = 0x0c;
 const LINUX: u8 = 0x83;
 
 impl Disk {
-    /// Writes the partition table and an empty boot partition. Where the disk has exactly
-    /// these already they are left as they are, with what is in the boot partition.
+    /// Writes the partition table and an empty boot partition. What the disk has of these already is left as it
+    /// is, whoever made it: a boot partition in its place keeps what is in it.
     ///
     /// # Errors
     /// [`Cause::Disk`] if the layout does not fit or the disk cannot be written.
@@ -25,7 +25,12 @@ impl Disk {
         let root = RootArea::of(layout, self.bytes)?;
         let table =
             table(layout, &root).or_fail(Stage::Partition, Cause::Disk, "making the partition table")?;
-        let same = self.read_table().is_ok_and(|t| t == table);
+        let old = self.read_table().ok();
+        let keep = old.as_ref().is_some_and(|old| place(&old.partition_1) == place(&table.partition_1));
+        let same = old.is_some_and(|old| {
+            old.disk_signature == table.disk_signature
+                && old.iter().map(|(_, p)| place(p)).eq(table.iter().map(|(_, p)| place(p)))
+        });
         if !same {
             self.write_table(&table).or_fail(
                 Stage::Partition,
@@ -34,7 +39,7 @@ impl Disk {
             )?;
         }
         let what = format!("making the boot partition of {self}");
-        self.boot_partition(layout, same).or_fail(Stage::Partition, Cause::Disk, what)?;
+        self.boot_partition(layout, keep).or_fail(Stage::Partition, Cause::Disk, what)?;
         self.sync(Stage::Partition)?;
         Ok(root)
     }
@@ -47,8 +52,10 @@ impl Disk {
         let mut sectors = Cursor::new(Vec::new());
         table.write_into(&mut sectors)?;
         let mut sectors = sectors.into_inner();
-        // 33 more sectors as zeros: where a GPT would be, which must not come back to life.
-        sectors.resize(usize::try_from(34 * SECTOR)?, 0);
+        // 33 more sectors as zeros: where a GPT would be, which must not come back to life. A partition that begins
+        // there may be one that is kept.
+        let zeros = 34.min(table.partition_1.starting_lba.max(1));
+        sectors.resize(zeros as usize * SECTOR as usize, 0);
         Window::new(&self.file, 0, self.bytes).write_all(&sectors)?;
         self.file.sync_all()?;
         Ok(())
@@ -68,6 +75,9 @@ impl Disk {
             .volume_label(*b"BOOT       ");
         if sectors > 8400 {
             options = options.fat_type(fat_type);
+        } else if sectors > 8192 {
+            // Of some sizes clusters of 1 KiB would be too many for FAT12, and too few for FAT16.
+            options = options.bytes_per_cluster(2048);
         }
         if sectors > 66_600 && sectors < 532_480 {
             options = options.bytes_per_cluster(512);
@@ -93,6 +103,12 @@ fn partition(sys: u8, start: u64, sectors: u64) -> anyhow::Result<MBRPartitionEn
         starting_lba: u32::try_from(start)?,
         sectors: u32::try_from(sectors)?,
     })
+}
+
+/// What an entry says of its partition: its type, its first sector, how many it has. The rest differs from one
+/// program to another: places in cylinders, which nobody reads any more, and which one is active.
+fn place(entry: &MBRPartitionEntry) -> (u8, u32, u32) {
+    (entry.sys, entry.starting_lba, entry.sectors)
 }
 
 /// Where the partition table of a disk of so many bytes has the root partition.
@@ -168,7 +184,90 @@ fn partition_line(line: &str) -> anyhow::Result<(u64, Option<u64>)> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Read;
+    use std::process::{Command, Stdio};
+
     use super::*;
+
+    /// The default layout as sfdisk writes it: with cylinders, and with the first partition active.
+    const DUMP: &str = "label: dos\nlabel-id: 0x5f5d7a31\nunit: sectors\n\n\
+                        start= 8192, size= 88472, type=c, bootable\nstart= 98304, type=83\n";
+
+    fn sfdisk(disk: &Disk, dump: &str) -> bool {
+        // It stands aside for whoever has the disk locked.
+        let mut command = Command::new("sfdisk");
+        command
+            .args(["--quiet", "--no-reread", "--no-tell-kernel", "--lock=no", "--wipe=never"])
+            .arg(disk.path());
+        command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+        let Ok(mut child) = command.spawn() else { return false };
+        child.stdin.take().unwrap().write_all(dump.as_bytes()).unwrap();
+        assert!(child.wait().unwrap().success());
+        true
+    }
+
+    fn boot<T>(disk: &Disk, layout: &Layout, look: impl FnOnce(&FileSystem<Window<'_>>) -> T) -> T {
+        let window = Window::new(disk.file(), layout.boot_start * SECTOR, layout.boot_sectors * SECTOR);
+        look(&FileSystem::new(window, FsOptions::new()).unwrap())
+    }
+
+    #[test]
+    fn a_boot_partition_of_another_program_keeps_its_files() {
+        let folder = tempfile::tempdir().unwrap();
+        let disk = Disk::create(&folder.path().join("card"), 128 << 20).unwrap();
+        let layout = Layout::default();
+        disk.partition(&layout).unwrap();
+        let ours = disk.read_table().unwrap();
+        boot(&disk, &layout, |fs| {
+            fs.root_dir().create_file("config.txt").unwrap().write_all(b"arm_64bit=1").unwrap();
+        });
+        let kept = |layout: &Layout| {
+            boot(&disk, layout, |fs| {
+                let mut text = String::new();
+                fs.root_dir().open_file("config.txt").ok()?.read_to_string(&mut text).ok()?;
+                Some(text)
+            })
+        };
+        if !sfdisk(&disk, DUMP) {
+            println!("skipped: there is no sfdisk");
+            return;
+        }
+        let theirs = disk.read_table().unwrap();
+        assert_ne!(theirs, ours);
+        disk.partition(&layout).unwrap();
+        assert_eq!(kept(&layout).as_deref(), Some("arm_64bit=1"));
+        assert_eq!(disk.read_table().unwrap(), theirs, "it says what is wanted");
+        // Another name, another root partition, and one too many: the table is ours then, and the files stay.
+        sfdisk(
+            &disk,
+            "label: dos\nstart= 8192, size= 88472, type=c\nstart= 98304, size= 4096\nstart= 106496\n",
+        );
+        disk.partition(&layout).unwrap();
+        assert_eq!(kept(&layout).as_deref(), Some("arm_64bit=1"));
+        assert_eq!(disk.read_table().unwrap(), ours);
+        // A boot partition of another size is another one.
+        let shorter = Layout { boot_sectors: 80_000, ..layout };
+        disk.partition(&shorter).unwrap();
+        assert_eq!(kept(&shorter), None);
+    }
+
+    #[test]
+    fn every_boot_partition_that_fits_can_be_made() {
+        let folder = tempfile::tempdir().unwrap();
+        let disk = Disk::create(&folder.path().join("card"), 128 << 20).unwrap();
+        let layout = |boot_sectors| Layout { boot_sectors, ..Layout::default() };
+        // Around each change of the FAT's type.
+        for sectors in (42..50).chain(8190..8250).chain(8395..8405).chain(66_590..66_620) {
+            let layout = layout(sectors);
+            layout.root_on(disk.bytes()).unwrap();
+            disk.boot_partition(&layout, false).unwrap_or_else(|e| panic!("{sectors} sectors: {e:#}"));
+            boot(&disk, &layout, |fs| assert!(fs.stats().unwrap().free_clusters() > 0, "{sectors} sectors"));
+        }
+        let before = disk.read_table().is_err();
+        let failure = disk.partition(&layout(41)).unwrap_err().to_string();
+        assert!(failure.contains("the boot partition is too small"), "{failure}");
+        assert_eq!(disk.read_table().is_err(), before, "nothing was written");
+    }
 
     #[test]
     fn the_old_dump() {
