@@ -41,7 +41,7 @@ impl Server {
     pub fn connect(&self, port: u16) -> anyhow::Result<TcpStream> {
         let stream = crate::reach::connect(&self.host, port, CONNECT_TIMEOUT)
             .with_context(|| format!("connecting to {} port {port}: is piman running there?", self.host))?;
-        rustix::net::sockopt::set_socket_keepalive(&stream, true)?;
+        crate::reach::keepalive(&stream)?;
         Ok(stream)
     }
 }
@@ -207,5 +207,22 @@ fn addresses(out: &mut dyn fmt::Write) {
             let _ = write!(out, "{}{last}", if seen.is_empty() { "" } else { "\n" });
             seen.push(last);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_that_lost_power_is_noticed() {
+        use rustix::net::sockopt;
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let server = Server { host: "127.0.0.1".into(), control_port: port, rootfs_port: port };
+        let stream = server.connect(port).unwrap();
+        assert!(sockopt::socket_keepalive(&stream).unwrap());
+        let pauses = sockopt::tcp_keepintvl(&stream).unwrap() * sockopt::tcp_keepcnt(&stream).unwrap();
+        assert!(sockopt::tcp_keepidle(&stream).unwrap() + pauses <= Duration::from_secs(120));
     }
 }

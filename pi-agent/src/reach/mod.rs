@@ -18,6 +18,8 @@ use std::io;
 use std::net::{TcpStream, ToSocketAddrs};
 use std::time::Duration;
 
+use rustix::net::sockopt;
+
 /// Connects to a service by its usual port; each address of the host may take so long.
 ///
 /// # Errors
@@ -46,6 +48,15 @@ pub fn connect(host: &str, port: u16, within: Duration) -> io::Result<TcpStream>
         }
     }
     Err(last)
+}
+
+/// Has a server that lost power noticed after two minutes, also while nothing is to be said.
+pub(crate) fn keepalive(stream: &TcpStream) -> io::Result<()> {
+    sockopt::set_socket_keepalive(stream, true)?;
+    sockopt::set_tcp_keepidle(stream, Duration::from_secs(60))?;
+    sockopt::set_tcp_keepintvl(stream, Duration::from_secs(15))?;
+    sockopt::set_tcp_keepcnt(stream, 4)?;
+    Ok(())
 }
 
 /// `XX:XX:XX:XX:XX:XX`; an IPv6 address has not six groups of two.

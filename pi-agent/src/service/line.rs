@@ -20,7 +20,6 @@ use piman_core::talks::{
     prove,
 };
 use rustix::event::{PollFd, PollFlags, poll};
-use rustix::net::sockopt;
 
 use super::functions::{Answer, Call};
 use super::{Service, functions};
@@ -235,14 +234,9 @@ fn nonce() -> anyhow::Result<[u8; 32]> {
     Ok(nonce)
 }
 
-/// A server that lost power is noticed after two minutes.
 fn tune(stream: &TcpStream) -> std::io::Result<()> {
     stream.set_nodelay(true)?;
     stream.set_read_timeout(Some(STALL))?;
     stream.set_write_timeout(Some(STALL))?;
-    sockopt::set_socket_keepalive(stream, true)?;
-    sockopt::set_tcp_keepidle(stream, Duration::from_secs(60))?;
-    sockopt::set_tcp_keepintvl(stream, Duration::from_secs(15))?;
-    sockopt::set_tcp_keepcnt(stream, 4)?;
-    Ok(())
+    reach::keepalive(stream)
 }
