@@ -4,12 +4,14 @@
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpListener;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::thread;
 
 use pi_agent::proof::{self, Card};
 use piman_core::hash::Hash;
+use piman_core::install::layout::{Layout, SECTOR};
 use piman_core::install::manifest;
 use piman_tests::server::{Server, wait_until};
 use piman_tests::{binaries, tar};
@@ -171,9 +173,13 @@ fn only_what_is_signed_is_installed_and_nothing_is_erased_for_the_rest() {
     assert!(output.status.success(), "{}", said(&output));
     assert_eq!(lab.installed("card").counter, 100);
 
-    // An older one is refused, also when the card holds nothing any more.
+    // An older one is refused, also when the card's filesystem says nothing any more.
     lab.order(&server);
     lab.sign("one", &["--counter", "99"]);
+    refused(&lab, &server, "card", Some(&one), "is older (counter 99)");
+    let card = fs::File::options().write(true).open(lab.path("card")).unwrap();
+    card.write_all_at(&[0; 4096], Layout::default().root_start * SECTOR).unwrap();
+    assert!(matches!(proof::check(Path::new(&lab.path("card"))).unwrap(), Card::Empty(_)));
     refused(&lab, &server, "card", Some(&one), "is older (counter 99)");
     lab.sign("one", &["--counter", "100"]);
     let output = lab.install(&server, "card", Some(&one));

@@ -183,19 +183,25 @@ pub fn attempt(plan: &Plan, machine: &mut Machine, progress: &Arc<Progress>) -> 
     let began = Instant::now();
     let reporter = Reporter::new(talk, plan, hello, progress);
     let done = may_erase(plan, &disk)
+        .and_then(|()| may_enrol(plan))
         .and_then(|()| trusted(plan, &disk, offer))
-        .and_then(|offer| format(plan, &disk, offer, as_root, progress))
-        .and_then(|done| enrol(plan, &disk, &root, done));
-    match done {
-        Ok(Done { image, way, received, written, root }) => {
-            reporter.installed(image, offer.and_then(|o| o.more.installation));
-            Ok(Outcome::Installed { image, way, received, written, took: began.elapsed(), root })
-        }
+        .and_then(|offer| Ok((format(plan, &disk, offer, as_root, progress)?, offer)));
+    let (done, offer) = match done {
+        Ok(done) => done,
         Err(failure) => {
             reporter.failed(&failure);
-            Err(failure)
+            return Err(failure);
         }
+    };
+    let took = began.elapsed();
+    let more = offer.map(|o| o.more).unwrap_or_default();
+    if let Err(e) = trust::remember(disk.file(), more.counter, &plan.layout) {
+        log::warn!("{disk} does not keep the counter against older images: {e}");
     }
+    reporter.installed(done.image, more.installation);
+    enrol(plan, &disk, &root, &done)?;
+    let Done { image, way, received, written, root } = done;
+    Ok(Outcome::Installed { image, way, received, written, took, root })
 }
 
 fn open(plan: &Plan) -> Result<(Disk, RootArea), Failure> {
@@ -291,10 +297,17 @@ fn may_erase(plan: &Plan, disk: &Disk) -> Result<(), Failure> {
     }
 }
 
+/// Whether the service that the installed system is to run can be had. A Pi that boots is worth more than its service.
+fn may_enrol(plan: &Plan) -> Result<(), Failure> {
+    let Some(service) = plan.service.as_ref().filter(|_| plan.boot_from.is_none()) else { return Ok(()) };
+    let what = "putting the service into the installed system; nothing was changed";
+    service.check().or_fail(Stage::Disk, Cause::Refused, what)
+}
+
 /// Puts the service into what was installed. The proof is there by then: a Pi without the service is installed, and
 /// gets it when it boots next.
-fn enrol(plan: &Plan, disk: &Disk, area: &RootArea, done: Done) -> Result<Done, Failure> {
-    let Some(service) = &plan.service else { return Ok(done) };
+fn enrol(plan: &Plan, disk: &Disk, area: &RootArea, done: &Done) -> Result<(), Failure> {
+    let Some(service) = &plan.service else { return Ok(()) };
     let put = |mounted: &Mounted| service.put(mounted.place()).and_then(|()| mounted.sync());
     let what = format!("putting the service into the system on {disk}");
     match &done.root {
@@ -310,7 +323,7 @@ fn enrol(plan: &Plan, disk: &Disk, area: &RootArea, done: Done) -> Result<Done, 
             put(&mounted).or_fail(Stage::Mount, Cause::Refused, what)?;
         }
     }
-    Ok(done)
+    Ok(())
 }
 
 /// The offer, if it may be installed by whoever made it.

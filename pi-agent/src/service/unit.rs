@@ -29,6 +29,25 @@ pub struct Enrol {
 }
 
 impl Enrol {
+    /// Whether it can be put into a system at all.
+    ///
+    /// # Errors
+    /// If the server's name cannot stand in a unit, or the password cannot be read.
+    pub fn check(&self) -> anyhow::Result<()> {
+        ensure!(
+            !self.host.is_empty()
+                && self.host.bytes().all(|b| b.is_ascii_graphic() && !b"\"'\\%$".contains(&b)),
+            "{:?} cannot be the name of a server in a unit",
+            self.host
+        );
+        self.password().map(drop)
+    }
+
+    fn password(&self) -> anyhow::Result<Option<Vec<u8>>> {
+        let read = |file: &PathBuf| fs::read(file).with_context(|| format!("reading {}", file.display()));
+        self.password_file.as_ref().map(read).transpose()
+    }
+
     /// Puts the service into the system at `root` and enables it. What is there and right is left as it
     /// is, so that it can be done at every boot.
     ///
@@ -40,19 +59,13 @@ impl Enrol {
             has("/lib/systemd/systemd") || has("/usr/lib/systemd/systemd"),
             "the installed system has no systemd, which would start the service"
         );
-        ensure!(
-            !self.host.is_empty()
-                && self.host.bytes().all(|b| b.is_ascii_graphic() && !b"\"'\\%$".contains(&b)),
-            "{:?} cannot be the name of a server in a unit",
-            self.host
-        );
+        self.check()?;
         let mut program = Vec::new();
         File::open("/proc/self/exe")
             .and_then(|mut f| f.read_to_end(&mut program))
             .context("reading this program")?;
         put(root, PROGRAM, 0o755, &program)?;
-        if let Some(file) = &self.password_file {
-            let password = fs::read(file).with_context(|| format!("reading {}", file.display()))?;
+        if let Some(password) = self.password()? {
             put(root, PASSWORD, 0o600, &password)?;
         }
         put(root, &format!("/etc/systemd/system/{UNIT}"), 0o644, self.unit().as_bytes())?;

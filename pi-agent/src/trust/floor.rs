@@ -20,12 +20,20 @@ pub fn floor(disk: &File, bytes: u64) -> u64 {
     remembered(disk).max(proof::look(disk, bytes).counter())
 }
 
-/// Remembers the counter of what is installed, before that is erased.
+/// Remembers the counter of what is installed, before that is erased: an agent of old has not.
 ///
 /// # Errors
 /// If the disk cannot be written.
 pub fn raise(disk: &File, bytes: u64, layout: &Layout) -> io::Result<()> {
-    let counter = proof::look(disk, bytes).counter();
+    remember(disk, proof::look(disk, bytes).counter(), layout)
+}
+
+/// Remembers the counter of what was just installed: its filesystem may be damaged when it is erased, and then says
+/// nothing any more.
+///
+/// # Errors
+/// If the disk cannot be written.
+pub fn remember(disk: &File, counter: u64, layout: &Layout) -> io::Result<()> {
     if counter <= remembered(disk) {
         return Ok(());
     }
@@ -74,6 +82,15 @@ mod tests {
         assert_eq!(remembered(&disk), 77);
         disk.write_all_at(&[1], AT + 20).unwrap();
         assert_eq!(remembered(&disk), 0);
+        let layout = Layout::default();
+        for (counter, kept) in [(9, 9), (3, 9), (0, 9), (10, 10)] {
+            remember(&disk, counter, &layout).unwrap();
+            assert_eq!(floor(&disk, 1 << 20), kept);
+        }
+        // A partition is never written to for it.
+        let early = Layout { boot_start: 64, ..layout };
+        remember(&disk, 11, &early).unwrap();
+        assert_eq!(remembered(&disk), 10);
         std::fs::remove_file(&path).unwrap();
     }
 }

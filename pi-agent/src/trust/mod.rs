@@ -18,7 +18,7 @@ use piman_core::install::fetch::{Kind, Request};
 use piman_core::install::manifest::{self, BYTES_MAX, Manifest};
 use piman_core::install::{Offer, Stage};
 
-pub use floor::{floor, raise};
+pub use floor::{floor, raise, remember};
 
 use crate::failure::{Cause, Failure};
 use crate::fetch::{Link, Retry, Source};
@@ -144,6 +144,7 @@ impl Key {
         log::info!("image {:.12} `{}` is signed, counter {counter}", manifest.image, manifest.name);
         let mut offer = offer;
         (offer.more.counter, offer.more.unpacked_bytes) = (counter, manifest.unpacked_bytes);
+        offer.more.entries = manifest.entries;
         offer.image = offer.image.filter(|image| manifest.tables().any(|(_, table)| table == image.table));
         Ok(offer)
     }
