@@ -204,7 +204,7 @@ impl<'l, F: FnMut() -> io::Result<TcpStream>> Source<'l, F> {
         Ok(())
     }
 
-    /// Fetches a table whole; again if it is not `right` as it came.
+    /// Fetches a table whole; again if it is not `right` as it came. `advice` says what may help if it stays so.
     ///
     /// # Errors
     /// [`Cause::Network`] as [`pause`](Self::pause), [`Cause::Image`] if it stays damaged.
@@ -212,6 +212,7 @@ impl<'l, F: FnMut() -> io::Result<TcpStream>> Source<'l, F> {
         &mut self,
         request: &Request,
         right: impl Fn(&[u8]) -> bool,
+        advice: &str,
     ) -> Result<Vec<u8>, Failure> {
         let mut bytes = vec![0; usize::try_from(request.length).unwrap_or(usize::MAX)];
         for _ in 0..=DAMAGED_MAX {
@@ -225,10 +226,10 @@ impl<'l, F: FnMut() -> io::Result<TcpStream>> Source<'l, F> {
                 self.went_well();
                 return Ok(bytes);
             }
-            log::warn!("the chunk table came damaged and is fetched again");
+            log::warn!("the chunk table of {} came damaged and is fetched again", self.what);
         }
-        let error = anyhow!("its hash is not the one that was offered; make the image again on the server");
-        let error = error.context("fetching the chunk table");
+        let error = anyhow!("its hash is not the one that was offered; {advice}");
+        let error = error.context(format!("fetching the chunk table of {}", self.what));
         Err(Failure { stage: Stage::Transfer, cause: Cause::Image, error })
     }
 }
@@ -281,8 +282,9 @@ impl Connection {
                     Ok(0) if room == 0 => return Err(protocol("an answer that is too long")),
                     Ok(0) => return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()),
                     Ok(_) => {}
-                    // Whoever was told to wait waits; a dead server is noticed by keepalive.
-                    Err(e) if waits && is_time_out(&e) => {}
+                    // Whoever was told to wait waits; a dead server is noticed by keepalive. Process 1 would
+                    // kill an agent that says nothing, and its place in the row would be lost.
+                    Err(e) if waits && is_time_out(&e) => log::warn!("still waiting for our turn"),
                     Err(e) => return Err(e.into()),
                 }
             }

@@ -162,5 +162,6 @@ fn fetch_table<F: FnMut() -> std::io::Result<TcpStream>>(
         return Err(Failure { stage: Stage::Transfer, cause: Cause::Image, error });
     }
     let request = Request { kind: Kind::Table, id: offer.table, offset: 0, length: length.into() };
-    source.table(&request, |bytes| blake3::hash(bytes).as_bytes() == &offer.table.0)
+    let right = |bytes: &[u8]| blake3::hash(bytes).as_bytes() == &offer.table.0;
+    source.table(&request, right, "make the image again on the server")
 }

@@ -255,7 +255,10 @@ fn decide(
             (_, Decision::Wait { seconds, percent }) => {
                 progress.begin(Stage::Prepare, 100);
                 progress.add(percent.min(100).into());
-                thread::sleep(Duration::from_secs(seconds.clamp(1, 60).into()));
+                let seconds = seconds.clamp(1, 60);
+                // Also the sign of life that process 1 waits for.
+                log::info!("the server is not ready ({percent} %); asked again in {seconds} s");
+                thread::sleep(Duration::from_secs(seconds.into()));
             }
             decided => return Ok(decided),
         }

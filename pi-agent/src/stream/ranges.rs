@@ -69,11 +69,12 @@ impl<'l, F: FnMut() -> io::Result<TcpStream> + Send> Ranges<'l, F> {
         let table = if length == 0 {
             // One chunk, whose hash is the archive's: what is to be seen is that it can be had.
             let request = Request { kind: Kind::Archive, id, offset: 0, length: bytes.min(1) };
-            source.table(&request, |_| true)?;
+            source.table(&request, |_| true, "")?;
             Vec::new()
         } else {
             let request = Request { kind: Kind::Sums, id, offset: 0, length: length.into() };
-            source.table(&request, |table| Sums::parse(id, bytes, table).is_ok())?
+            let advice = "touch the archive on the server, which reads it again then";
+            source.table(&request, |table| Sums::parse(id, bytes, table).is_ok(), advice)?
         };
         let sums = Sums::parse(id, bytes, &table).map_err(|wrong| fail(Cause::Image, wrong.into()))?;
         Ok(Self {

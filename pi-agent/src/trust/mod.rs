@@ -112,7 +112,8 @@ impl Key {
         let request = Request { kind: Kind::Manifest, id: offer.id, offset: 0, length: bytes as u64 };
         let (link, retry) = (Link::default(), Retry::default().times(TRIES));
         let connect = || connect(offer.fetch_port);
-        let signed = Source::new(connect, &link, retry, "the signature").table(&request, |_| true)?;
+        // Whether it came as it was signed is seen by the signature.
+        let signed = Source::new(connect, &link, retry, "the signature").table(&request, |_| true, "")?;
         self.judge(&signed, offer, identity, floor).map_err(refuse)
     }
 
