@@ -262,3 +262,23 @@ fn an_end_that_begins_anew_is_understood_and_one_that_is_gone_is_missed() {
     let last = line.dial(7, noise(1_000, 4));
     assert!(line.run(20, |ends| ends[0].streams[last].peer_ended));
 }
+
+#[test]
+fn an_idle_line_is_quiet_and_a_listener_that_begins_anew_is_dialled_again() {
+    let mut line = Line::new(17, Faults { lost: 0, flipped: 0, invented: 0 });
+    assert!(line.run(20, |ends| ends.iter().all(|e| e.link.is_up())));
+    let before = line.bytes;
+    assert!(!line.run(600, |ends| ends[0].downs + ends[1].downs > 0));
+    let spent = line.bytes - before;
+    assert!((60..3600).contains(&spent), "{spent} bytes in ten minutes of silence");
+    // A stream is used as ever, and what it has as credit is its own.
+    let at = line.dial(7, noise(5_000, 1));
+    assert!(line.run(20, |ends| ends[0].streams[at].peer_ended && ends[0].streams[at].got.len() == 5_000));
+    // The listening program is started again, and nobody has anything to say.
+    line.run(5, |_| false);
+    line.ends[1] = End::new(Role::Listener, 0);
+    assert!(line.run(60, |ends| ends[1].link.is_up() && ends[0].ups == 2), "nobody speaks again");
+    assert!(line.ends[0].link.deadline_ms().is_some(), "it is to be woken");
+    let again = line.dial(7, noise(1_000, 2));
+    assert!(line.run(20, |ends| ends[0].streams[again].peer_ended));
+}

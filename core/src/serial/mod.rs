@@ -22,6 +22,9 @@
 //! A record is a kind, a stream and: 0 a port (the stream is opened), 1 bytes, 2 nothing (no more bytes follow),
 //! 3 nothing (the stream is cut), 4 a credit in bytes. Numbers of more than a byte are big-endian.
 //!
+//! A dialler that has nothing to say gives a credit of 0 every ten seconds. What is not acknowledged for 30 s is
+//! lost with the other end, and the dialler says hello again.
+//!
 //! Considered: PPP, which needs the kernel and a daemon on both sides; TCP/IP in user space over SLIP, ten times the
 //! code on the Pi; GSM 07.10, whose basic mode repeats nothing; yamux, which wants a line without faults below.
 

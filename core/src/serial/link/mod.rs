@@ -23,6 +23,8 @@ const WAIT_MIN_MS: u64 = 50;
 const WAIT_MAX_MS: u64 = 8000;
 /// A line on which nothing is acknowledged for so long is dead, in milliseconds.
 const DEAD_MS: u64 = 30_000;
+/// After so long without a word of the listener the dialler asks for one, in milliseconds.
+const QUIET_MS: u64 = 10_000;
 
 const HELLO: u8 = 0;
 const WELCOME: u8 = 1;
@@ -249,6 +251,11 @@ impl Link {
                 *self = Self::new(self.role, self.session.wrapping_add(1));
                 return Some(Event::Down);
             }
+            // A listener that was started again waits for a hello, and nothing else would show that it was. No
+            // credit for a stream, whichever, means nothing to it, but it is acknowledged.
+            State::Up if self.is_idle() && now_ms.saturating_sub(self.alive_ms) >= QUIET_MS => {
+                self.push(MORE, 0, &[0, 0]);
+            }
             // Nothing came of what is under way.
             State::Up if self.under_way && now_ms >= self.deadline_ms => {
                 self.wait_ms = (2 * self.wait_ms).min(WAIT_MAX_MS);
@@ -263,7 +270,15 @@ impl Link {
     /// When to call [`tick`](Self::tick) next.
     #[must_use]
     pub fn deadline_ms(&self) -> Option<u64> {
+        if self.is_idle() {
+            return Some(self.alive_ms.saturating_add(QUIET_MS));
+        }
         let waits = self.state == State::Dialling || (self.state == State::Up && self.under_way);
         waits.then_some(self.deadline_ms)
+    }
+
+    /// A dialler that waits for nothing: the listener's silence says nothing.
+    fn is_idle(&self) -> bool {
+        self.state == State::Up && self.role == Role::Dialler && self.next == self.base
     }
 }
