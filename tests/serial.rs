@@ -2,8 +2,12 @@
 //! does not get through is an error.
 
 use std::fs;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use piman_tests::binaries;
@@ -163,6 +167,34 @@ fn files_records_and_calls_over_a_bad_line() {
     assert!(text.contains("\"serial\": \"10000000aaaaaaa1\""), "{text}");
     assert!(lab.cable.carried() > 400_000);
     drop(server);
+}
+
+#[test]
+fn dials_that_nobody_answers_leave_nothing_behind() {
+    use pi_agent::reach::{connect, serial};
+    let cable = Cable::new(Faults::default());
+    let host = format!("serial:{}:460800", cable.ends[1].display());
+    for _ in 0..5 {
+        let error = connect(&host, 7, Duration::from_millis(100)).unwrap_err();
+        assert!(error.to_string().contains("nobody answers"), "{error}");
+    }
+    // Who listens at last hears of the one that is wanted now, and of no other.
+    let opened = Arc::new(AtomicUsize::new(0));
+    let (line, count) = (cable.ends[0].display().to_string(), Arc::clone(&opened));
+    let services = Box::new(move |port| {
+        assert_eq!(port, 8);
+        count.fetch_add(1, Ordering::Relaxed);
+        let listener = TcpListener::bind("127.0.0.1:0")?;
+        let stream = TcpStream::connect(listener.local_addr()?)?;
+        listener.accept()?.0.write_all(b"hello")?;
+        Ok(stream)
+    });
+    let listening = serial::listen(&line.parse().unwrap(), services).unwrap();
+    let mut stream = connect(&host, 8, Duration::from_secs(30)).unwrap();
+    let mut said = String::new();
+    stream.read_to_string(&mut said).unwrap();
+    assert_eq!((&*said, opened.load(Ordering::Relaxed)), ("hello", 1));
+    drop(listening);
 }
 
 #[test]

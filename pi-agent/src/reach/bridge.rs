@@ -24,9 +24,10 @@ const AHEAD: usize = 512;
 /// A stream to be opened.
 pub(super) struct Order {
     pub(super) port: u16,
-    pub(super) stream: TcpStream,
-    /// Hears when it is.
-    pub(super) open: Sender<()>,
+    /// Gets its other end when it is.
+    pub(super) open: Sender<TcpStream>,
+    /// How long somebody waits for that.
+    pub(super) until: Instant,
 }
 
 /// Who opens streams.
@@ -143,17 +144,25 @@ impl Bridge {
     fn take_orders(&mut self, side: &mut Side) {
         let Side::Dialler { orders, woken, waiting } = side else { return };
         while matches!(woken.read(&mut [0; 64]), Ok(n) if n > 0) {}
+        let now = Instant::now();
         waiting.extend(orders.try_iter());
+        waiting.retain(|order| order.until > now);
         while let Some(order) = waiting.pop_front() {
             let Some(at) = self.link.open(order.port) else {
                 waiting.push_front(order);
                 return;
             };
-            // Whoever waited for it may have given up.
-            let wanted = order.open.send(()).is_ok();
-            match Conn::new(order.stream).ok().filter(|_| wanted) {
-                Some(conn) => self.put(at, conn),
-                None => self.link.cut(at),
+            let gone = |_| io::Error::new(ErrorKind::NotConnected, "whoever wanted it has given up");
+            let conn = super::pair().and_then(|(ours, theirs)| {
+                let conn = Conn::new(theirs)?;
+                order.open.send(ours).map_err(gone).map(|()| conn)
+            });
+            match conn {
+                Ok(conn) => self.put(at, conn),
+                Err(e) => {
+                    log::warn!("a stream of the serial line to port {}: {e}", order.port);
+                    self.link.cut(at);
+                }
             }
         }
     }

@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use piman_core::serial::Role;
 use rustix::fs::OFlags;
@@ -109,14 +109,13 @@ pub fn connect(line: &Line, port: u16, within: Duration) -> io::Result<TcpStream
             }
         }
     };
-    let (ours, theirs) = super::pair()?;
     let (open, opened) = channel();
     let gone = |_| io::Error::new(io::ErrorKind::NotConnected, format!("the serial line {line} is gone"));
-    dialled.orders.send(Order { port, stream: theirs, open }).map_err(|_| gone(()))?;
+    dialled.orders.send(Order { port, open, until: Instant::now() + within }).map_err(|_| gone(()))?;
     // A full pipe wakes as well.
     let _ = (&*dialled.wake).write(&[1]);
     match opened.recv_timeout(within) {
-        Ok(()) => Ok(ours),
+        Ok(stream) => Ok(stream),
         Err(_) => Err(io::Error::new(
             io::ErrorKind::TimedOut,
             format!(
