@@ -228,6 +228,12 @@ fn limits() {
     let records: Vec<(&str, &[u8])> = names.iter().map(|n| (&**n, &b""[..])).collect();
     tar.pax(b'x', &records).file(b"a", b"");
     assert_eq!(damage(&tar.end()), Damage::TooLong("list of extended attributes"));
+    // Global ones stay, so that all of them together have a limit; one that comes again takes the place of the first.
+    let mut tar = Tar::new();
+    for name in ["SCHILY.xattr.user.a", "SCHILY.xattr.user.a", "SCHILY.xattr.user.b"] {
+        tar.pax(b'g', &[(name, &value)]).file(b"a", b"");
+    }
+    assert_eq!(damage(&tar.end()), Damage::TooLong("list of global extended attributes"));
 }
 
 #[test]

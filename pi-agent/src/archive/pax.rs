@@ -33,6 +33,11 @@ pub(super) struct Sparse {
 }
 
 impl Pax {
+    /// How long the names and values of all extended attributes are together.
+    pub(super) fn xattr_bytes(&self) -> u64 {
+        self.xattrs.iter().map(|x| (x.name.len() + x.value.len()) as u64).sum()
+    }
+
     /// Takes in the records of a header: any number of `length key=value\n`.
     ///
     /// # Errors

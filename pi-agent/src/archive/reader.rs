@@ -57,6 +57,10 @@ impl<R: BufRead> Reader<R> {
                 b'g' => {
                     let records = self.records(&header, &mut said.pax_bytes)?;
                     self.global.apply(&records).map_err(|d| self.damage(d))?;
+                    // Each header has its limit, but what they say together stays to the end of the archive.
+                    if self.global.xattr_bytes() > PAX_MAX {
+                        return Err(self.damage(Damage::TooLong("list of global extended attributes")));
+                    }
                     if self.global.sparse.is_told() {
                         return Err(self.damage(Damage::Pax("a global header about a sparse file")));
                     }
