@@ -3,7 +3,6 @@
 //! One thread receives, hashes and unpacks, another one parses and creates; between them lie a
 //! few buffers, which are all the memory that is needed, whatever the archive's size. Nothing
 //! is sent: the server sends the archive from its first byte and closes.
-
 //!
 //! | file | what lives there |
 //! |---|---|
@@ -39,7 +38,7 @@ use crate::failure::{Cause, Failure};
 use crate::fetch::Link;
 use crate::progress::Progress;
 use pipe::{Filler, pipe};
-use tap::{Once, Source, Tap, Trouble};
+use tap::{Once, Source, Tap};
 
 /// Buffers of unpacked data.
 const UNPACKED: usize = 8;
@@ -86,7 +85,7 @@ pub fn install(
 }
 
 /// Extracts the archive that `source` gives below `root`, a directory on the mounted
-/// filesystem. `source` is read to its very end. `progress` begins the stage `transfer`, and
+/// filesystem. `source` is read to its very end, or as far as it is expected. `progress` begins the stage `transfer`, and
 /// counts the bytes of the archive as they are received. `close` must make a read of
 /// `source` that waits return; it may be called from another thread, more than once.
 ///
@@ -123,7 +122,10 @@ pub fn install_whole<F: FnMut() -> io::Result<TcpStream> + Send>(
     root: BorrowedFd<'_>,
     progress: &Progress,
 ) -> Result<Summary, Failure> {
-    unpack(whole, || link.end(), expected, false, root, progress)
+    let summary = unpack(whole, || link.end(), expected, false, root, progress);
+    // A server that does not close serves nobody else meanwhile.
+    link.release();
+    summary
 }
 
 /// Like [`install_from`], with an archive of which every byte is checked before it is unpacked.
@@ -214,8 +216,6 @@ enum End {
     Unwanted,
     /// The stream itself failed.
     Broken(io::Error),
-    /// More came than was expected.
-    TooLong,
     /// The packed data is damaged, or ends too early.
     Damaged(io::Error),
 }
@@ -237,13 +237,11 @@ fn receive<S: Source>(mut tap: Tap<'_, S>, mut filler: Filler, in_doubt: bool) -
     };
     // The other thread must not wait for us from here on.
     drop(filler);
-    if in_doubt && tap.trouble.is_none() {
+    if in_doubt && tap.broken.is_none() {
         tap.drain();
     }
-    match tap.trouble.take() {
-        Some(Trouble::Broken(error)) => end = End::Broken(error),
-        Some(Trouble::TooLong) => end = End::TooLong,
-        None => {}
+    if let Some(error) = tap.broken.take() {
+        end = End::Broken(error);
     }
     Received { hash: tap.hash(), bytes: tap.received(), end }
 }
@@ -277,7 +275,7 @@ fn judge(
                 anyhow!("receiving the archive: the connection ended after {bytes}{of} bytes"),
             ));
         }
-        if matches!(received.end, End::TooLong) || received.hash != expected.hash {
+        if received.hash != expected.hash {
             return Err(fail(
                 Cause::Network,
                 anyhow!(

@@ -46,18 +46,10 @@ pub(super) struct Tap<'p, S> {
     /// Whether the packed data may end here.
     pub(super) may_end: Arc<AtomicBool>,
     /// What the stream itself failed by.
-    pub(super) trouble: Option<Trouble>,
+    pub(super) broken: Option<io::Error>,
     /// Set when nothing more is wanted.
     pub(super) hurry: &'p AtomicBool,
     progress: &'p Progress,
-}
-
-/// How the stream itself failed.
-pub(super) enum Trouble {
-    /// It broke.
-    Broken(io::Error),
-    /// More came than was expected.
-    TooLong,
 }
 
 impl<'p, S: Source> Tap<'p, S> {
@@ -75,7 +67,7 @@ impl<'p, S: Source> Tap<'p, S> {
             expected,
             bytes: 0,
             may_end: Arc::default(),
-            trouble: None,
+            broken: None,
             hurry,
             progress,
         }
@@ -126,22 +118,29 @@ impl<'p, S: Source> Tap<'p, S> {
 }
 
 impl<S: Source> Read for Tap<'_, S> {
+    /// What is behind the last expected byte is no matter: nobody waits there for a server that does not close.
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let most = self.expected.map_or(u64::MAX, |e| e.bytes.saturating_sub(self.bytes));
+        let most = usize::try_from(most).map_or(buf.len(), |most| most.min(buf.len()));
+        let buf = buf.get_mut(..most).unwrap_or_default();
+        if buf.is_empty() {
+            return Ok(0);
+        }
         let n = loop {
             match self.source.read(buf) {
-                Ok(0) if !buf.is_empty() && self.is_cut() => {
+                Ok(0) if self.is_cut() => {
                     match self.resume(io::ErrorKind::UnexpectedEof.into()) {
                         Ok(()) => {}
                         // Whoever unpacks knows best what is missing.
                         Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => break 0,
-                        Err(e) => return Err(self.broken(e)),
+                        Err(e) => return Err(self.fail(e)),
                     }
                 }
                 Ok(n) => break n,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => return Err(error),
                 Err(error) => {
                     if let Err(error) = self.resume(error) {
-                        return Err(self.broken(error));
+                        return Err(self.fail(error));
                     }
                 }
             }
@@ -152,19 +151,15 @@ impl<S: Source> Read for Tap<'_, S> {
         }
         self.bytes += n as u64;
         self.progress.add(n as u64);
-        if self.expected.is_some_and(|e| self.bytes > e.bytes) {
-            self.trouble = Some(Trouble::TooLong);
-            return Err(io::Error::other("more was sent than was offered"));
-        }
         Ok(n)
     }
 }
 
 impl<S> Tap<'_, S> {
-    fn broken(&mut self, error: io::Error) -> io::Error {
+    fn fail(&mut self, error: io::Error) -> io::Error {
         let kind = error.kind();
         if !self.hurry.load(Relaxed) {
-            self.trouble = Some(Trouble::Broken(error));
+            self.broken = Some(error);
         }
         kind.into()
     }

@@ -55,7 +55,8 @@ impl<'l, F: FnMut() -> io::Result<TcpStream> + Send> Whole<'l, F> {
         while left > 0 {
             let most = usize::try_from(left).map_or(buf.len(), |l| l.min(buf.len()));
             let n = match stream.read(buf.get_mut(..most).unwrap_or_default()) {
-                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                // That it ended before says nothing about the archive, only the connection.
+                Ok(0) => return Err(io::ErrorKind::ConnectionAborted.into()),
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
                 n => n?,
             };
