@@ -1,8 +1,10 @@
 //! What the Pi can be asked.
 
 use std::fs;
+use std::io::ErrorKind;
 use std::path::Path;
 use std::process::Command;
+use std::sync::{Mutex, TryLockError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -10,7 +12,8 @@ use piman_core::talks::{
     self, Encode, IDENTIFY, IDENTITY, Kind, LOG, NoRoom, Out, REBOOT, REINSTALL, RUN, STATUS,
 };
 
-use super::{Service, hook, status};
+use super::hook::{self, Keep};
+use super::{Service, status};
 
 /// What a function returns; an error is `Class: message`.
 pub(super) type Answer = Result<Data, String>;
@@ -116,16 +119,16 @@ fn short_id(service: &Service) -> String {
 
 /// The end of the journal, or of a log file where there is no journal.
 fn log_tail(root: &Path, lines: u32) -> Answer {
-    let journal = (root == Path::new("/")).then(|| {
-        Command::new("journalctl")
-            .args(["--no-pager", "-q", "-o", "short-iso", "-n"])
-            .arg(lines.to_string())
-            .output()
-    });
-    if let Some(Ok(output)) = journal
-        && output.status.success()
-    {
-        return Ok(Data::Str(tail(&output.stdout, lines)));
+    if root == Path::new("/") {
+        let count = lines.to_string();
+        let args = ["--no-pager", "-q", "-o", "short-iso", "-n", &count];
+        match hook::execute(Path::new("journalctl"), &args, Keep::Last(LOG_MAX)) {
+            Ok(ran) if ran.code == Some(0) => return Ok(Data::Str(tail(&ran.output, lines))),
+            Err(e) if e.kind() == ErrorKind::TimedOut => {
+                return Err(format!("TimeoutError: journalctl: {e}"));
+            }
+            _ => {}
+        }
     }
     for name in ["var/log/syslog", "var/log/messages"] {
         if let Ok(bytes) = end_of(&root.join(name)) {
@@ -170,6 +173,13 @@ fn reboot(service: &Service) -> Answer {
 
 /// Blinks the activity LED, and gives it back to what it showed before.
 fn blink(leds: &Path, time: Duration) -> Answer {
+    static BLINKING: Mutex<()> = Mutex::new(());
+    // A second one would take what the first has set for what it showed before.
+    let _blinking = match BLINKING.try_lock() {
+        Ok(alone) => alone,
+        Err(TryLockError::Poisoned(alone)) => alone.into_inner(),
+        Err(TryLockError::WouldBlock) => return Err("RuntimeError: it blinks already".into()),
+    };
     let names = ["ACT", "led0", "PWR", "led1"];
     let Some(led) = names.iter().map(|n| leds.join(n)).find(|p| p.join("brightness").exists()) else {
         return Err("FileNotFoundError: this machine has no activity LED".into());
@@ -239,6 +249,19 @@ mod tests {
         fs::write(led.join("brightness"), "0").unwrap();
         fs::write(led.join("trigger"), "none [mmc0] timer").unwrap();
         assert_eq!(run(&service, &call(IDENTIFY, &["1"])), Ok(Data::None));
+        assert_eq!(fs::read_to_string(led.join("trigger")).unwrap(), "mmc0");
+        fs::write(led.join("trigger"), "none [mmc0] timer").unwrap();
+        // Two at once: the second is told, and the first still gives back what was there.
+        thread::scope(|scope| {
+            let first = scope.spawn(|| run(&service, &call(IDENTIFY, &["1"])));
+            let until = Instant::now() + Duration::from_secs(30);
+            while fs::read_to_string(led.join("trigger")).unwrap() != "none" {
+                assert!(Instant::now() < until && !first.is_finished());
+                thread::yield_now();
+            }
+            assert!(run(&service, &call(IDENTIFY, &["1"])).unwrap_err().contains("blinks already"));
+            assert_eq!(first.join().unwrap(), Ok(Data::None));
+        });
         assert_eq!(fs::read_to_string(led.join("trigger")).unwrap(), "mmc0");
     }
 

@@ -1,19 +1,23 @@
 //! Programs of the hook folder: run by name, and nothing else is ever run.
 
+use std::ffi::OsStr;
 use std::fs;
-use std::io::Read;
+use std::io::{self, ErrorKind, Read};
 use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::process::CommandExt as _;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process_group};
 
 use super::functions::{Answer, Data};
 
 /// How long a hook may run.
 const TIME_MAX: Duration = Duration::from_secs(60);
 /// The most bytes of its output that are kept.
-const OUTPUT_MAX: u64 = 64 << 10;
+const OUTPUT_MAX: usize = 64 << 10;
 /// How often it is looked whether it has ended.
 const LOOK: Duration = Duration::from_millis(20);
 
@@ -38,12 +42,60 @@ pub(super) fn run(folder: &Path, args: &[String]) -> Answer {
     if mode & 0o022 != 0 {
         return Err(format!("PermissionError: {} can be changed by others than its owner", path.display()));
     }
-    execute(&path, args).map_err(|e| format!("OSError: {}: {e}", path.display()))?
+    let Ran { code, output } = execute(&path, args, Keep::First(OUTPUT_MAX)).map_err(|e| match e.kind() {
+        ErrorKind::TimedOut => format!("TimeoutError: {e}"),
+        _ => format!("OSError: {}: {e}", path.display()),
+    })?;
+    Ok(Data::Dict(vec![
+        ("code", code.map_or(Data::None, |c| Data::Int(c.into()))),
+        ("output", Data::Str(String::from_utf8_lossy(&output).into_owned())),
+    ]))
 }
 
-fn execute(path: &Path, args: &[String]) -> std::io::Result<Answer> {
-    let (output, writer) = std::io::pipe()?;
-    let mut child = Command::new(path)
+/// What is kept of an output that is longer, in bytes.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Keep {
+    First(usize),
+    Last(usize),
+}
+
+impl Keep {
+    fn of(self, kept: &mut Vec<u8>, piece: &[u8]) {
+        match self {
+            Self::First(most) => {
+                let room = most.saturating_sub(kept.len()).min(piece.len());
+                kept.extend_from_slice(piece.get(..room).unwrap_or_default());
+            }
+            Self::Last(most) => {
+                kept.extend_from_slice(piece);
+                // Not for every piece: what is left has to be moved.
+                if kept.len() > 2 * most {
+                    kept.drain(..kept.len() - most);
+                }
+            }
+        }
+    }
+}
+
+/// How a program ended.
+pub(super) struct Ran {
+    /// `None`: by a signal.
+    pub(super) code: Option<i32>,
+    /// What it printed, errors included.
+    pub(super) output: Vec<u8>,
+}
+
+/// Runs a program to its end, or for [`TIME_MAX`]: then it is ended with all that it has started.
+///
+/// # Errors
+/// If it cannot be run; of the kind `TimedOut` if it did not end.
+pub(super) fn execute(program: &Path, args: &[impl AsRef<OsStr>], keep: Keep) -> io::Result<Ran> {
+    within(TIME_MAX, program, args, keep)
+}
+
+fn within(most: Duration, program: &Path, args: &[impl AsRef<OsStr>], keep: Keep) -> io::Result<Ran> {
+    let (output, writer) = io::pipe()?;
+    let mut child = Command::new(program)
         .args(args)
         .env_clear()
         .env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
@@ -51,26 +103,21 @@ fn execute(path: &Path, args: &[String]) -> std::io::Result<Answer> {
         .stdout(writer.try_clone()?)
         .stderr(writer)
         .current_dir("/")
+        // A group of its own, so that what it starts is killed with it.
+        .process_group(0)
         .spawn()?;
-    // The command that held the other ends of the pipe is gone: it ends with the program.
-    let reader = thread::spawn(move || {
-        let mut kept = Vec::new();
-        let mut output = output;
-        let read = (&mut output).take(OUTPUT_MAX).read_to_end(&mut kept);
-        // The rest is read and dropped, so that the program does not wait for ever.
-        let rest = std::io::copy(&mut output, &mut std::io::sink());
-        read.and(rest).map(|_| kept)
-    });
+    // The command that held the other ends of the pipe is gone: it ends with the program. All is read, so that the
+    // program does not wait for ever.
+    let reader = thread::spawn(move || read(output, keep));
     let began = Instant::now();
     let status = loop {
         if let Some(status) = child.try_wait()? {
             break status;
         }
-        if began.elapsed() > TIME_MAX {
-            child.kill()?;
-            child.wait()?;
-            let text = format!("TimeoutError: it ran for {} s and was ended", TIME_MAX.as_secs());
-            return Ok(Err(text));
+        if began.elapsed() > most {
+            kill_all(&mut child)?;
+            let text = format!("it ran for {} s and was ended", most.as_secs());
+            return Err(io::Error::new(ErrorKind::TimedOut, text));
         }
         thread::sleep(LOOK);
     };
@@ -80,10 +127,28 @@ fn execute(path: &Path, args: &[String]) -> std::io::Result<Answer> {
         thread::sleep(LOOK);
     }
     let kept = if reader.is_finished() { reader.join().ok().and_then(Result::ok) } else { None };
-    Ok(Ok(Data::Dict(vec![
-        ("code", status.code().map_or(Data::None, |c| Data::Int(c.into()))),
-        ("output", Data::Str(String::from_utf8_lossy(&kept.unwrap_or_default()).into_owned())),
-    ])))
+    Ok(Ran { code: status.code(), output: kept.unwrap_or_default() })
+}
+
+fn read(mut from: impl Read, keep: Keep) -> io::Result<Vec<u8>> {
+    let (mut kept, mut buf) = (Vec::new(), [0; 8 << 10]);
+    loop {
+        match from.read(&mut buf) {
+            Ok(0) => return Ok(kept),
+            Ok(n) => keep.of(&mut kept, buf.get(..n).unwrap_or_default()),
+            Err(e) if e.kind() == ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+}
+
+fn kill_all(child: &mut Child) -> io::Result<()> {
+    if let Some(group) = i32::try_from(child.id()).ok().and_then(Pid::from_raw) {
+        // It may have ended at this moment.
+        let _ = kill_process_group(group, Signal::KILL);
+    }
+    child.kill()?;
+    child.wait().map(drop)
 }
 
 #[cfg(test)]
@@ -109,7 +174,43 @@ mod tests {
         hook(folder.path(), "much", "#!/bin/sh\nhead -c 10000000 /dev/zero\n", 0o700);
         let Ok(Data::Dict(result)) = call(folder.path(), &["much"]) else { panic!("much") };
         assert_eq!(result[0], ("code", Data::Int(0)));
-        assert!(matches!(&result[1].1, Data::Str(s) if s.len() as u64 == OUTPUT_MAX));
+        assert!(matches!(&result[1].1, Data::Str(s) if s.len() == OUTPUT_MAX));
+    }
+
+    #[test]
+    fn what_a_program_has_started_is_ended_with_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let pid = folder.path().join("pid");
+        hook(
+            folder.path(),
+            "hang",
+            "#!/bin/sh\nsleep 1000 & echo $! > \"$1.new\"; mv \"$1.new\" \"$1\"; wait\n",
+            0o755,
+        );
+        // As short as can be, but not before it has begun.
+        let most = |n: u32| Duration::from_millis(100) * n;
+        let begun = (1..100).find(|n| {
+            let ended = within(most(*n), &folder.path().join("hang"), &[&pid], Keep::First(10));
+            assert_eq!(ended.err().map(|e| e.kind()), Some(ErrorKind::TimedOut));
+            pid.exists()
+        });
+        assert!(begun.is_some(), "it never began");
+        let sleeper = fs::read_to_string(pid).unwrap().trim().to_owned();
+        let stat = format!("/proc/{sleeper}/stat");
+        let until = Instant::now() + Duration::from_secs(30);
+        // Gone, or dead and not yet taken by whoever inherited it.
+        while fs::read_to_string(&stat).is_ok_and(|s| !s.contains(") Z ")) {
+            assert!(Instant::now() < until, "process {sleeper} lives on");
+            thread::sleep(LOOK);
+        }
+    }
+
+    #[test]
+    fn the_end_of_an_output_is_kept_as_well() {
+        let args = ["-c", "seq 1 200000"];
+        let Ran { code, output } = execute(Path::new("sh"), &args, Keep::Last(1000)).unwrap();
+        assert_eq!(code, Some(0));
+        assert!((1000..=2000).contains(&output.len()) && output.ends_with(b"\n199999\n200000\n"));
     }
 
     #[test]
