@@ -1,9 +1,14 @@
 //! The smoltcp transport in memory: two stacks on one cable, in any weather, in simulated time.
 
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+use std::task::Poll;
+
 use embedded_io_async::{Error as _, ErrorKind, Read, Write};
 use piman_core::transport::smoltcp::{Clock, Error};
 use piman_tests::link::{End, Weather};
 use piman_tests::stack::{LIMITS, PATIENT, Pair, Socket, Time};
+use smoltcp::socket::tcp;
 use smoltcp::wire::{IpAddress, IpEndpoint};
 
 const PORT: u16 = 7;
@@ -114,6 +119,44 @@ fn a_reset_a_silence_and_a_socket_in_use() {
     assert_eq!(silence.0, Err(Error::TimedOut));
     assert!((20_000..20_100).contains(&silence.1), "{} ms", silence.1);
     drop(kept);
+}
+
+/// Whoever asks for a connection and is never heard again does not keep the socket.
+#[test]
+fn a_peer_that_is_gone_in_the_midst_of_the_handshake() {
+    let lab = Pair::new(Weather::default(), 0);
+    // Both know each other's addresses from here on.
+    let meet = || {
+        let (one, two) = lab
+            .run(async { exchange(lab.client(PORT).await.unwrap(), b"one", 64, false).await }, async {
+                exchange(lab.server(PORT).await.unwrap(), b"two", 64, false).await
+            });
+        assert_eq!((&*one, &*two), (&b"two"[..], &b"one"[..]));
+    };
+    meet();
+    let begin = lab.one.0.clock().now_ms();
+    let drops = |percent| lab.one.0.with(|device, _, _| device.set_drop_chance(percent));
+    let state = || lab.two.0.with(|_, _, sockets| sockets.get::<tcp::Socket<'_>>(lab.two.1[0]).state());
+    let (asked, accepted) = lab.run(
+        async {
+            let mut dial = pin!(lab.client(PORT));
+            assert!(poll_fn(|cx| Poll::Ready(dial.as_mut().poll(cx).is_pending())).await);
+            // The stack has turned once when it is looked again: the call has left, and no answer is here yet.
+            let mut looked = false;
+            poll_fn(|_| if std::mem::replace(&mut looked, true) { Poll::Ready(()) } else { Poll::Pending })
+                .await;
+            drops(100);
+            lab.one.0.sleep(1).await;
+            state() == tcp::State::SynReceived
+        },
+        async { lab.server(PORT).await.map(drop) },
+    );
+    assert!(asked, "it is as far as that");
+    assert_eq!(accepted, Err(Error::TimedOut));
+    let waited = lab.one.0.clock().now_ms() - begin;
+    assert!((5000..5200).contains(&waited), "{waited} ms");
+    drops(0);
+    meet();
 }
 
 /// A peer that reads nothing: writing ends with a time-out, and does not hang.

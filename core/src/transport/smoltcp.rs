@@ -11,7 +11,7 @@ use embedded_io_async::{ErrorKind, ErrorType, Read, Write};
 use smoltcp::iface::{Interface, PollResult, SocketHandle, SocketSet};
 use smoltcp::phy::Device;
 use smoltcp::socket::tcp::{self, State};
-use smoltcp::time::Instant;
+use smoltcp::time::{Duration, Instant};
 use smoltcp::wire::IpEndpoint;
 
 use crate::frame::{QUIET_MS, Timer};
@@ -222,12 +222,19 @@ impl<'a, D: Device, C: Clock> Stack<'a, D, C> {
         // From here on it is closed if it is not wanted any more.
         let connection = Connection { stack: self, socket, limits };
         connection.tcp(|tcp| tcp.set_nagle_enabled(false));
-        poll_fn(|cx| {
+        let before = connection.tcp(|tcp| tcp.timeout());
+        if deadline.is_none() {
+            // Whoever asks for a connection and is never heard again would keep the socket for ever.
+            let open = Duration::from_millis(limits.open_ms.into());
+            connection.tcp(|tcp| tcp.set_timeout(Some(open)));
+        }
+        let open = poll_fn(|cx| {
             let state = connection.tcp(|tcp| {
                 tcp.register_send_waker(cx.waker());
                 tcp.state()
             });
             match state {
+                State::Closed if deadline.is_none() => Poll::Ready(Err(Error::TimedOut)),
                 State::Closed => Poll::Ready(Err(Error::Refused)),
                 State::Listen | State::SynSent | State::SynReceived => match deadline {
                     Some(at) if self.is_past(at) => Poll::Ready(Err(Error::TimedOut)),
@@ -236,8 +243,9 @@ impl<'a, D: Device, C: Clock> Stack<'a, D, C> {
                 _ => Poll::Ready(Ok(())),
             }
         })
-        .await?;
-        Ok(connection)
+        .await;
+        connection.tcp(|tcp| tcp.set_timeout(before));
+        open.map(|()| connection)
     }
 
     fn deadline(&self, ms: u32) -> i64 {
