@@ -100,7 +100,9 @@ pub fn send(host: &str, port: u16, interval: Duration, count: Option<u64>) {
                 acks = known;
                 sent += 1;
                 backoff.reset();
-                thread::sleep(interval);
+                if count.is_none_or(|n| sent < n) {
+                    thread::sleep(interval);
+                }
             }
             Err(e) => {
                 line = None;
@@ -189,6 +191,7 @@ mod tests {
             String::from_utf8(kept).unwrap()
         });
         send("127.0.0.1", port, Duration::from_millis(1), Some(3));
+        // Nothing is waited for after the last one.
         let kept = server.join().unwrap();
         let lines: Vec<&str> = kept.lines().collect();
         assert_eq!((lines.len(), lines[0], lines[2]), (5, HEADER, HEADER));

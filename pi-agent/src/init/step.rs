@@ -76,7 +76,11 @@ fn outcome(options: &Options, attempt: Attempt) -> Outcome {
     if !is_line && (wait::network(options).is_err() || Path::new(net::KNOWN).exists()) {
         let seeks_piman = options.server.is_none();
         if let Err(lacking) = net::set_up(&options.addressing, seeks_piman, NETWORK_DEADLINE) {
-            return Outcome::Passing(lacking);
+            // An address is good as long as it was given for, whether its server answers meanwhile or not (RFC 2131, 3.2).
+            if wait::network(options).is_err() {
+                return Outcome::Passing(lacking);
+            }
+            log::warn!("{lacking}; the address of before is used");
         }
     }
     match wait::wait_for("the network", NETWORK_DEADLINE, || wait::network(options)) {

@@ -90,16 +90,21 @@ impl<'a> Reporter<'a> {
     fn tell(&self, message: &dyn Fn(&mut Talk) -> anyhow::Result<()>) {
         let mut talk = self.talk.lock().unwrap_or_else(PoisonError::into_inner);
         let mut backoff = Backoff::default();
-        for _ in 0..TELL_TRIES {
-            if talk.as_mut().is_some_and(|t| message(t).is_ok()) {
-                return;
-            }
-            match Talk::resume(&self.plan.server, self.hello) {
-                Ok(new) => *talk = Some(new),
+        for left in (0..TELL_TRIES).rev() {
+            let told = match talk.take() {
+                Some(old) => Ok(old),
+                None => Talk::resume(&self.plan.server, self.hello),
+            };
+            match told.and_then(|mut open| message(&mut open).map(|()| open)) {
+                Ok(open) => {
+                    *talk = Some(open);
+                    return;
+                }
                 Err(e) => {
                     log::warn!("the server cannot be told how it ended: {e:#}");
-                    *talk = None;
-                    thread::sleep(backoff.wait());
+                    if left > 0 {
+                        thread::sleep(backoff.wait());
+                    }
                 }
             }
         }
