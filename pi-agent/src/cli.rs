@@ -89,7 +89,7 @@ pub enum Order {
     /// Serve calls.
     Run(Arc<Service>),
     /// Be process 1; what follows is for it.
-    Init(Vec<OsString>),
+    Init,
 }
 
 /// Reads the arguments, without the program's name.
@@ -107,7 +107,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> anyhow::Result<Order> 
             Some("check") => check(&mut parser),
             Some("run") => run(&mut parser),
             Some("figures") => figures(&mut parser),
-            Some("init") => Ok(Order::Init(parser.raw_args()?.collect())),
+            Some("init") => Ok(Order::Init),
             Some("help") => Ok(Order::Help),
             _ => bail!("there is no command {}: see pi-agent --help", command.display()),
         },

@@ -51,9 +51,10 @@ fn cpuinfo_serial() -> Option<String> {
     Some(serial.trim().to_owned()).filter(|s| s.bytes().any(|b| b != b'0'))
 }
 
-/// The address of the first wired interface that is up, else of the first that has one.
+/// The address of the first interface that is up, else of the first that has one; of a wireless one only where none is
+/// wired.
 fn mac(interfaces: &Path) -> Option<String> {
-    let mut found: Vec<(bool, String, String)> = fs::read_dir(interfaces)
+    let mut found: Vec<(bool, bool, String, String)> = fs::read_dir(interfaces)
         .ok()?
         .flatten()
         .filter_map(|entry| {
@@ -61,11 +62,12 @@ fn mac(interfaces: &Path) -> Option<String> {
             let address = read("address")?.trim().to_owned();
             let real = address.len() == 17 && address.bytes().any(|b| b != b'0' && b != b':');
             let up = read("operstate").is_some_and(|s| s.trim() == "up");
-            real.then(|| (!up, entry.file_name().to_string_lossy().into_owned(), address))
+            let wireless = ["wireless", "phy80211"].iter().any(|name| entry.path().join(name).exists());
+            real.then(|| (wireless, !up, entry.file_name().to_string_lossy().into_owned(), address))
         })
         .collect();
     found.sort();
-    found.into_iter().next().map(|(_, _, address)| address)
+    found.into_iter().next().map(|(.., address)| address)
 }
 
 #[cfg(test)]
@@ -85,19 +87,25 @@ mod tests {
     }
 
     #[test]
-    fn the_interface_that_is_up_comes_first() {
+    fn wired_interfaces_come_first_and_of_these_one_that_is_up() {
         let folder = std::env::temp_dir().join(format!("identity-{}", std::process::id()));
         for (name, address, state) in [
             ("lo", "00:00:00:00:00:00", "unknown"),
             ("eth0", "b8:27:eb:00:00:01", "down"),
-            ("wlan0", "b8:27:eb:00:00:02", "up"),
+            ("eth1", "b8:27:eb:00:00:02", "up"),
+            ("awl0", "b8:27:eb:00:00:03", "up"),
         ] {
             let interface = folder.join(name);
             fs::create_dir_all(&interface).unwrap();
             fs::write(interface.join("address"), format!("{address}\n")).unwrap();
             fs::write(interface.join("operstate"), format!("{state}\n")).unwrap();
         }
+        fs::create_dir(folder.join("awl0/phy80211")).unwrap();
         assert_eq!(mac(&folder).as_deref(), Some("b8:27:eb:00:00:02"));
+        fs::remove_dir_all(folder.join("eth1")).unwrap();
+        assert_eq!(mac(&folder).as_deref(), Some("b8:27:eb:00:00:01"));
+        fs::remove_dir_all(folder.join("eth0")).unwrap();
+        assert_eq!(mac(&folder).as_deref(), Some("b8:27:eb:00:00:03"));
         fs::remove_dir_all(&folder).unwrap();
         assert_eq!(mac(&folder), None);
     }

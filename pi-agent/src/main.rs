@@ -45,7 +45,7 @@ fn main() -> ExitCode {
             }
         },
         Order::Run(service) => service::run(&service),
-        Order::Init(_) => {
+        Order::Init => {
             eprintln!("pi-agent init: {}", init::REFUSAL);
             ExitCode::from(2)
         }
