@@ -6,7 +6,7 @@ use std::io::{self, BufReader, ErrorKind, Read};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -17,6 +17,7 @@ use piman_core::hash::Hash;
 use tokio::sync::watch;
 
 use crate::content::{Content, Stamp};
+use crate::lock::lock;
 use crate::state::{State, now_ms};
 
 /// How often the file is looked at when nobody asks for it.
@@ -298,7 +299,7 @@ impl Source {
     }
 
     fn lock(&self) -> MutexGuard<'_, Now> {
-        self.now.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.now)
     }
 
     fn look(&self) -> MutexGuard<'_, Now> {

@@ -13,6 +13,7 @@ use piman_core::install::ImageOffer;
 
 use crate::archive::Archive;
 use crate::image::{Error, Image, Images, Progress};
+use crate::lock::lock;
 use crate::state::Recorder;
 
 /// How many images of one archive are made at most: one for each size of card, and no more
@@ -94,7 +95,7 @@ impl Builds {
     }
 
     fn lock(&self) -> MutexGuard<'_, Work> {
-        self.work.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.work)
     }
 
     /// The image with this table, for whoever fetches it.

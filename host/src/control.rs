@@ -18,7 +18,8 @@ use tokio::time::Instant;
 
 use crate::archive::{Archive, Servable};
 use crate::builds::Prepared;
-use crate::service::{Advance, BusyWith, Service};
+use crate::busy::BusyWith;
+use crate::service::{Advance, Service};
 use crate::sign;
 use crate::state::{Change, Facts, Happening, Identity, now_ms};
 use crate::transport::{Timed, tune};

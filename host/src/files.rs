@@ -9,8 +9,8 @@ use anyhow::Context;
 use tokio::runtime::Runtime;
 use tokio::task::JoinHandle;
 
+use crate::busy::Busy;
 use crate::listen::{Gate, bind};
-use crate::service::Busy;
 use crate::stream::{Rotation, Shelf, Streams};
 use crate::transfer::{Folder, Patience, Transfers};
 use crate::transport::tune;

@@ -15,11 +15,12 @@ use tokio::task::JoinHandle as Task;
 
 use crate::archive::Source;
 use crate::builds::Builds;
+use crate::busy::Busy;
 use crate::config::Settings;
 use crate::lanes::Lanes;
 use crate::library::{Library, News};
 use crate::listen::{Gate, accept, bind};
-use crate::service::{Busy, Installs, Recent, Service};
+use crate::service::{Installs, Recent, Service};
 use crate::slots::Slots;
 use crate::state::{Recorder, State, now_ms};
 use crate::{control, fetch, reinstall_file, rootfs};

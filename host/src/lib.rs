@@ -6,7 +6,7 @@
 //! | [`config`], [`span`], [`cli`] | what it is told |
 //! | [`listen`], [`transport`], [`pace`], [`slots`], [`lanes`], [`sendfile`] | sockets: limits, time-outs, turns, threads, bytes |
 //! | [`install`], [`control`], [`rootfs`], [`fetch`] | the install service and its three ports |
-//! | [`service`] | what all connections share |
+//! | [`service`], [`busy`] | what all connections share; what a stop waits for |
 //! | [`archive`], [`content`], [`library`], [`image`], [`builds`], [`sign`] | what is installed |
 //! | [`frame`] | messages in both directions: servers and clients for programs |
 //! | [`talks`] | calls in both directions; the Pis that are connected |
@@ -23,6 +23,7 @@
 
 pub mod archive;
 pub mod builds;
+pub mod busy;
 pub mod cli;
 pub mod config;
 pub mod content;
@@ -39,9 +40,12 @@ pub mod lanes;
 pub mod library;
 pub mod lines;
 pub mod listen;
+mod lock;
 pub mod netboot;
 pub mod orders;
 pub mod pace;
+mod password;
+mod random;
 pub mod reinstall_file;
 pub mod rootfs;
 pub mod sendfile;

@@ -3,12 +3,13 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 
 use piman_core::hash::Hash;
 
 use crate::archive::{Archive, Servable, Source};
+use crate::lock::lock;
 use crate::state::{Identity, State, StateError};
 
 /// What became of an archive.
@@ -97,7 +98,7 @@ impl Library {
     }
 
     fn lock(&self) -> MutexGuard<'_, Shelf> {
-        self.shelf.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.shelf)
     }
 
     /// The archive that this Pi gets.

@@ -6,32 +6,16 @@ use std::time::Duration;
 
 use anyhow::Context;
 use pi_agent::reach::serial::{Line, Listening, listen};
-use piman_core::install::{CONTROL_PORT, FETCH_PORT, ROOTFS_PORT};
-use piman_core::{stream, talks, transfer};
 use socket2::{Domain, Socket, Type};
-
-use crate::serve::Addresses;
 
 /// How long a service of this server may take to accept.
 const CONNECT: Duration = Duration::from_secs(5);
 
 /// Where a server's services are, by their usual ports.
 #[derive(Debug, Clone)]
-struct Services(Vec<(u16, SocketAddr)>);
+pub struct Services(pub Vec<(u16, SocketAddr)>);
 
 impl Services {
-    fn of(at: &Addresses) -> Self {
-        let all = [
-            (CONTROL_PORT, at.install.map(|i| i.control)),
-            (ROOTFS_PORT, at.install.map(|i| i.rootfs)),
-            (FETCH_PORT, at.install.map(|i| i.fetch)),
-            (transfer::PORT, at.transfer),
-            (stream::PORT, at.stream),
-            (talks::PORT, at.talks),
-        ];
-        Self(all.into_iter().filter_map(|(port, address)| Some((port, address?))).collect())
-    }
-
     /// An offer names the ports as they are, everything else the usual ones.
     fn find(&self, port: u16) -> io::Result<SocketAddr> {
         let real = || self.0.iter().find(|(_, address)| address.port() == port);
@@ -64,8 +48,7 @@ impl Services {
 ///
 /// # Errors
 /// If one of them cannot be opened; the message says what to do.
-pub fn start(lines: &[Line], at: &Addresses) -> anyhow::Result<Vec<Listening>> {
-    let services = Services::of(at);
+pub fn start(lines: &[Line], services: &Services) -> anyhow::Result<Vec<Listening>> {
     let mut all = Vec::new();
     for (line, number) in lines.iter().zip(1..=u8::MAX) {
         let services = services.clone();
@@ -86,16 +69,17 @@ pub fn start(lines: &[Line], at: &Addresses) -> anyhow::Result<Vec<Listening>> {
 /// # Errors
 /// If there is no Bluetooth or a channel is taken.
 #[cfg(feature = "bluetooth")]
-pub fn start_bluetooth(first: u8, at: &Addresses) -> anyhow::Result<()> {
+pub fn start_bluetooth(first: u8, services: &Services) -> anyhow::Result<()> {
     use anyhow::ensure;
     use pi_agent::reach::bluetooth::{CHANNEL_MAX, listen};
+    use piman_core::{stream, talks, transfer};
     ensure!(
         (1..=CHANNEL_MAX - 2).contains(&first),
         "--bluetooth takes a channel of 1 to {}",
         CHANNEL_MAX - 2
     );
     for (channel, port) in (first..).zip([stream::PORT, transfer::PORT, talks::PORT]) {
-        let services = Services::of(at);
+        let services = services.clone();
         if services.find(port).is_err() {
             continue;
         }
@@ -110,6 +94,6 @@ pub fn start_bluetooth(first: u8, at: &Addresses) -> anyhow::Result<()> {
 /// # Errors
 /// Always.
 #[cfg(not(feature = "bluetooth"))]
-pub fn start_bluetooth(_first: u8, _at: &Addresses) -> anyhow::Result<()> {
+pub fn start_bluetooth(_first: u8, _services: &Services) -> anyhow::Result<()> {
     anyhow::bail!("--bluetooth: this piman was built without the feature `bluetooth`")
 }

@@ -8,16 +8,17 @@ use std::time::Duration;
 
 use anyhow::Context;
 use pi_agent::reach::serial::Listening;
+use piman_core::install::{CONTROL_PORT, FETCH_PORT, ROOTFS_PORT};
 use rustix::process::{Resource, getrlimit, setrlimit};
 use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::Instant;
 
 use crate::archive::Source;
+use crate::busy::Busy;
 use crate::config::Settings;
 use crate::files::{Bound, Who};
 use crate::listen::{Gate, bind};
-use crate::service::Busy;
 use crate::state::{self, Identity, Recorder, Sqlite, State};
 use crate::{install, lines, netboot, talks};
 
@@ -37,6 +38,21 @@ pub struct Addresses {
     /// The mode and the interface.
     pub dhcp: Option<String>,
     pub talks: Option<SocketAddr>,
+}
+
+impl Addresses {
+    /// By the usual port of each service.
+    fn by_port(&self) -> lines::Services {
+        let all = [
+            (CONTROL_PORT, self.install.map(|i| i.control)),
+            (ROOTFS_PORT, self.install.map(|i| i.rootfs)),
+            (FETCH_PORT, self.install.map(|i| i.fetch)),
+            (piman_core::transfer::PORT, self.transfer),
+            (piman_core::stream::PORT, self.stream),
+            (piman_core::talks::PORT, self.talks),
+        ];
+        lines::Services(all.into_iter().filter_map(|(port, address)| Some((port, address?))).collect())
+    }
 }
 
 /// A running server.
@@ -127,9 +143,10 @@ impl Server {
         };
         let who: Who = Arc::new(who);
         listeners.extend([transfer, stream].into_iter().flatten().map(|b| b.start(&busy, &who, &bulk)));
-        let lines = lines::start(&settings.serial, &addresses)?;
+        let services = addresses.by_port();
+        let lines = lines::start(&settings.serial, &services)?;
         if let Some(first) = settings.bluetooth {
-            lines::start_bluetooth(first, &addresses)?;
+            lines::start_bluetooth(first, &services)?;
         }
         let shutdown = settings.shutdown;
         Ok(Self {

@@ -3,13 +3,14 @@
 use std::collections::HashMap;
 use std::hash::Hash as Key;
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Instant;
 
 use crate::builds::Builds;
+use crate::busy::Busy;
 use crate::config::Settings;
 use crate::library::Library;
+use crate::lock::lock;
 use crate::slots::{Slot, Slots, Ticket};
 use crate::state::{Change, Happening, Identity, Recorder, now_ms};
 
@@ -129,59 +130,6 @@ impl Drop for InLine<'_> {
     }
 }
 
-/// Counts what should be finished before the server ends.
-#[derive(Debug, Clone, Default)]
-pub struct Busy(Arc<Counts>);
-
-#[derive(Debug, Default)]
-struct Counts {
-    transfers: AtomicUsize,
-    installations: AtomicUsize,
-}
-
-/// One of them; over when dropped.
-#[derive(Debug)]
-pub struct BusyWith {
-    busy: Busy,
-    transfer: bool,
-}
-
-impl Busy {
-    fn counter(&self, transfer: bool) -> &AtomicUsize {
-        if transfer { &self.0.transfers } else { &self.0.installations }
-    }
-
-    /// A transfer begins.
-    #[must_use]
-    pub fn transfer(&self) -> BusyWith {
-        self.begin(true)
-    }
-
-    /// A Pi was told to format.
-    #[must_use]
-    pub fn installation(&self) -> BusyWith {
-        self.begin(false)
-    }
-
-    fn begin(&self, transfer: bool) -> BusyWith {
-        self.counter(transfer).fetch_add(1, Ordering::Relaxed);
-        BusyWith { busy: self.clone(), transfer }
-    }
-
-    /// How many transfers go on, and how many Pis were told to format and have not reported the end.
-    #[must_use]
-    pub fn counts(&self) -> (usize, usize) {
-        let load = |transfer| self.counter(transfer).load(Ordering::Relaxed);
-        (load(true), load(false))
-    }
-}
-
-impl Drop for BusyWith {
-    fn drop(&mut self) {
-        self.busy.counter(self.transfer).fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
 /// A map of bounded size: when it is full, everything older than the newest half goes.
 #[derive(Debug)]
 pub struct Recent<K, V>(Mutex<HashMap<K, (Instant, V)>>);
@@ -194,7 +142,7 @@ impl<K, V> Default for Recent<K, V> {
 
 impl<K: Key + Eq + Clone, V: Clone> Recent<K, V> {
     fn lock(&self) -> MutexGuard<'_, HashMap<K, (Instant, V)>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 
     /// What is known under this key.
@@ -297,15 +245,5 @@ mod tests {
         }
         assert!(recent.lock().len() <= ADDRESSES_MAX);
         assert_eq!(recent.find(&ADDRESSES_MAX), Some(ADDRESSES_MAX));
-    }
-
-    #[test]
-    fn busy_counts() {
-        let busy = Busy::default();
-        let one = busy.transfer();
-        let other = busy.installation();
-        assert_eq!(busy.counts(), (1, 1));
-        drop((one, other));
-        assert_eq!(busy.counts(), (0, 0));
     }
 }

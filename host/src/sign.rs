@@ -11,6 +11,8 @@ use minisign::{KeyPair, PublicKey, SecretKey, SecretKeyBox, SignatureBox};
 use piman_core::hash::Hash;
 use piman_core::install::manifest::{self, BYTES_MAX, Manifest};
 
+use crate::password;
+
 /// `piman key`.
 #[derive(Debug, clap::Subcommand)]
 pub enum KeyCommand {
@@ -48,9 +50,7 @@ impl Password {
             ensure!(asks, "there is no terminal to ask for the password: --password-file or --no-password");
             return Ok(None);
         };
-        let name = file.display();
-        let text = fs::read_to_string(file).with_context(|| format!("reading the password in {name}"))?;
-        Ok(Some(text.lines().next().unwrap_or_default().to_owned()))
+        password::read(file).map(Some)
     }
 }
 

@@ -1,9 +1,11 @@
 //! Slots for transfers: first come first served, and everybody knows their place.
 
 use std::collections::BTreeSet;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use tokio::sync::Notify;
+
+use crate::lock::lock;
 
 /// A number of slots; 0 means that there is no limit.
 #[derive(Debug)]
@@ -39,7 +41,7 @@ impl Slots {
     }
 
     fn lock(&self) -> MutexGuard<'_, Line> {
-        self.line.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.line)
     }
 
     /// Goes to the end of the line.

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use crate::config::{Options, state_folder};
-use crate::state::Sqlite;
+use crate::state::{FILE, Sqlite};
 
 /// Where the state is.
 #[derive(Debug, Args)]
@@ -34,5 +34,14 @@ impl StateFolder {
     /// If there is none, or it cannot be read.
     pub fn open(&self) -> anyhow::Result<Sqlite> {
         Ok(Sqlite::command(&self.path()?)?)
+    }
+
+    /// The same, for a command that may come before the first server: begins a state if there is none.
+    ///
+    /// # Errors
+    /// If it cannot be read, or begun.
+    pub fn open_or_make(&self) -> anyhow::Result<Sqlite> {
+        let folder = self.path()?;
+        Ok(if folder.join(FILE).exists() { Sqlite::command(&folder)? } else { Sqlite::serve(&folder)? })
     }
 }

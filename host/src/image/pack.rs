@@ -14,6 +14,7 @@ use tempfile::NamedTempFile;
 use zstd::bulk::Compressor;
 
 use super::{Error, Progress};
+use crate::lock::lock;
 
 /// What the names of unfinished files in the state folder begin with.
 pub(super) const UNFINISHED: &str = ".unfinished-";
@@ -87,13 +88,12 @@ pub(super) fn pack(
     let written = Mutex::new(Written { out, entries, position: 0, failed: None });
     let turn = Condvar::new();
     let next = Mutex::new(0..cuts.len());
-    let lock = || written.lock().unwrap_or_else(PoisonError::into_inner);
     let work = || -> Result<(), Error> {
         let compressor = Compressor::new(LEVEL).map_err(Error::io("preparing to compress"));
         let mut compressor = compressor?;
         let mut plain = vec![0; CHUNK_MAX as usize];
         loop {
-            let taken = next.lock().unwrap_or_else(PoisonError::into_inner).next();
+            let taken = lock(&next).next();
             let Some((index, (offset, length))) = taken.and_then(|i| Some((i, *cuts.get(i)?))) else {
                 return Ok(());
             };
@@ -107,7 +107,7 @@ pub(super) fn pack(
             let stored = if packed.len() < plain.len() - plain.len() / GAIN_MIN { &packed } else { &*plain };
             let stored_hash = Hash(*blake3::hash(stored).as_bytes());
             // In their order.
-            let mut written = lock();
+            let mut written = lock(&written);
             while written.entries.len() < index && written.failed.is_none() {
                 written = turn.wait(written).unwrap_or_else(PoisonError::into_inner);
             }
@@ -128,7 +128,7 @@ pub(super) fn pack(
         for _ in 0..threads {
             scope.spawn(|| {
                 if let Err(e) = work() {
-                    lock().failed.get_or_insert(e);
+                    lock(&written).failed.get_or_insert(e);
                     turn.notify_all();
                 }
             });

@@ -18,7 +18,7 @@ use crate::archive::Archive;
 use crate::content::Content;
 use crate::orders::resolve;
 use crate::sign::{self, Password};
-use crate::state::{Catalogue, Edit, FILE, Sqlite, State as _, now_ms};
+use crate::state::{Catalogue, Edit, Sqlite, State as _, now_ms};
 use crate::state_folder::StateFolder;
 use crate::words::{self, bytes, columns};
 
@@ -84,18 +84,12 @@ pub struct SignArgs {
     signature: Option<PathBuf>,
 }
 
-fn open(state: &StateFolder) -> anyhow::Result<Sqlite> {
-    Ok(Sqlite::command(&state.path()?)?)
-}
-
 /// `piman image add`.
 ///
 /// # Errors
 /// If the archive is not usable or the state cannot be written.
 pub fn add(args: &AddArgs) -> anyhow::Result<String> {
-    let folder = args.state.path()?;
-    // An image may be there before the first server is.
-    let state = if folder.join(FILE).exists() { Sqlite::command(&folder)? } else { Sqlite::serve(&folder)? };
+    let state = args.state.open_or_make()?;
     let path = args.file.canonicalize().with_context(|| format!("opening {}", args.file.display()))?;
     let stem = || Some(path.file_name()?.to_str()?.split('.').next()?.to_owned());
     let name = args.name.clone().or_else(stem).unwrap_or_default();
@@ -167,7 +161,7 @@ fn assign(state: &Sqlite, image: Option<&str>, whom: &Whom, out: &mut String) ->
 pub fn choose(state: &StateFolder, image: Option<&str>, whom: &Whom) -> anyhow::Result<String> {
     ensure!(!whom.is_empty(), "for whom? say --for DEVICE or --group GROUP");
     let mut out = String::new();
-    assign(&open(state)?, image, whom, &mut out)?;
+    assign(&state.open()?, image, whom, &mut out)?;
     Ok(out)
 }
 
@@ -176,7 +170,7 @@ pub fn choose(state: &StateFolder, image: Option<&str>, whom: &Whom) -> anyhow::
 /// # Errors
 /// If there is no such image or the state cannot be written.
 pub fn default(state: &StateFolder, name: &str) -> anyhow::Result<String> {
-    let known = open(state)?.edit(&Edit::Default { name: Some(name.to_owned()) })?;
+    let known = state.open()?.edit(&Edit::Default { name: Some(name.to_owned()) })?;
     ensure!(known, "there is no image {name}; `piman image list` shows them");
     Ok(format!("{name} is the default\n"))
 }
@@ -186,7 +180,7 @@ pub fn default(state: &StateFolder, name: &str) -> anyhow::Result<String> {
 /// # Errors
 /// If there is no such image or the state cannot be written.
 pub fn remove(state: &StateFolder, name: &str) -> anyhow::Result<String> {
-    let known = open(state)?.edit(&Edit::Remove { name: name.to_owned() })?;
+    let known = state.open()?.edit(&Edit::Remove { name: name.to_owned() })?;
     ensure!(known, "there is no image {name}; `piman image list` shows them");
     Ok(format!("{name} is forgotten; its file stays\n"))
 }
@@ -232,7 +226,7 @@ pub fn list(folder: &Path, state: &Sqlite) -> anyhow::Result<String> {
 /// What cannot be read, made, signed or written.
 pub fn sign(args: &SignArgs) -> anyhow::Result<String> {
     let folder = args.state.path()?;
-    let state = if folder.join(FILE).exists() { Sqlite::command(&folder)? } else { Sqlite::serve(&folder)? };
+    let state = args.state.open_or_make()?;
     let known = state.catalogue()?.images.into_iter().find(|i| i.name == args.image);
     let (name, path) = match known {
         Some(image) => (image.name, image.path),
@@ -342,7 +336,7 @@ pub fn group(command: &GroupCommand) -> anyhow::Result<String> {
         GroupCommand::Leave { state, devices } => (state, None, devices.as_slice()),
         GroupCommand::List { state } => (state, None, &[][..]),
     };
-    let state = open(state)?;
+    let state = state.open()?;
     if let Some(group) = &group {
         ensure!(manifest::is_name(group), "`{group}` is no name for a group");
     }

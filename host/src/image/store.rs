@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::SystemTime;
 
 use piman_core::hash::Hash;
@@ -15,6 +15,7 @@ use rustix::fs::{FlockOperation, flock};
 
 use super::pack::{UNFINISHED, temporary};
 use super::{Built, Error, Order, Progress, build};
+use crate::lock::lock;
 
 const TABLE: &str = "table";
 const CHUNKS: &str = "chunks";
@@ -182,7 +183,7 @@ impl Images {
         progress: &Progress,
         stop: &AtomicBool,
     ) -> Result<Arc<Image>, Error> {
-        let _one = self.building.lock().unwrap_or_else(PoisonError::into_inner);
+        let _one = lock(&self.building);
         if let Some(image) = self.find(id, filesystem_bytes) {
             return Ok(image);
         }
@@ -252,7 +253,7 @@ impl Images {
 
     /// No code panics while it holds the lock, so what it guards is always whole.
     fn lock(&self) -> MutexGuard<'_, Vec<Arc<Image>>> {
-        self.images.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.images)
     }
 }
 

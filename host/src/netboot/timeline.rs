@@ -2,11 +2,12 @@
 
 use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use super::dhcp::{self, probe::hardware_address};
 use super::tftp::{self, What};
+use crate::lock::lock;
 use crate::state::{Change, Device, Happening, Identity, Recorder, State, now_ms};
 
 /// How old what is known of all devices may be.
@@ -34,10 +35,6 @@ struct Known {
 struct Misses {
     said: HashSet<String>,
     of: HashMap<IpAddr, Vec<String>>,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Timeline {

@@ -3,13 +3,15 @@
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
 use std::mem;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use piman_core::install::Installation;
 
 use super::{Batch, Change, Identity, OpenOrder, State, StateError, now_ms};
+use crate::lock::lock;
+use crate::random;
 
 /// How many devices may have unsaved changes; more are not noted.
 const DEVICES_MAX: usize = 20_000;
@@ -47,16 +49,7 @@ struct Notes {
 
 /// A number that no other installation has.
 fn new_number() -> Installation {
-    let mut bytes = [0; 8];
-    // Without randomness the time has to do.
-    if rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty()) != Ok(8) {
-        bytes = now_ms().to_le_bytes();
-    }
-    Installation(u64::from_le_bytes(bytes))
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+    Installation(u64::from_le_bytes(random::bytes()))
 }
 
 impl Recorder {

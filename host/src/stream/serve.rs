@@ -13,8 +13,9 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::book::Book;
-use super::shelf::{Shelf, lock};
+use super::shelf::Shelf;
 use crate::listen::{Gate, accept};
+use crate::lock::lock;
 
 /// A client that takes no acknowledgement for so long is gone.
 const DEAF: Duration = Duration::from_secs(60);

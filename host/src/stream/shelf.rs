@@ -3,9 +3,10 @@
 use std::collections::HashMap;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, Weak};
 
 use super::book::{Book, Rotation};
+use crate::lock::lock;
 
 /// The folder that the files are in. Connections of the same client share its file.
 #[derive(Debug)]
@@ -45,11 +46,6 @@ impl Shelf {
         books.insert(name, Arc::downgrade(&book));
         book
     }
-}
-
-pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // A book is whole between two appends, whatever a thread died of.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Letters, digits, dots in between and dashes only, so that no client can choose another file.

@@ -437,16 +437,6 @@ fn failure(text: &str) -> Failure<'_> {
     }
 }
 
-/// Random bits, from the kernel.
-pub(super) fn random_bytes<const N: usize>() -> [u8; N] {
-    let mut bytes = [0; N];
-    // Linux always has them, from shortly after its start.
-    if let Err(e) = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty()) {
-        log::error!("no random bytes: {e}");
-    }
-    bytes
-}
-
 fn random() -> u32 {
-    u32::from_ne_bytes(random_bytes())
+    u32::from_ne_bytes(crate::random::bytes())
 }

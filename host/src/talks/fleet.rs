@@ -1,12 +1,13 @@
 //! The Pis that are connected, what they may ask of the server, and what its operator may ask of them.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use piman_core::talks::{Codec, ID, IDENTITY, STATUS};
 
 use super::data::Data;
 use super::engine::{Answer, Functions, Peer, Request};
+use crate::lock::lock;
 use crate::state::now_ms;
 
 /// The name of the operator's socket in the state folder.
@@ -45,7 +46,7 @@ pub struct Fleet(Arc<Mutex<Vec<Member>>>);
 
 impl Fleet {
     fn lock(&self) -> MutexGuard<'_, Vec<Member>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 
     /// How many are connected.

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context as _, ensure};
+use anyhow::ensure;
 use piman_core::frame::{Frames, GO, Mail, Role};
 use piman_core::talks::auth::{
     Challenge, Handshake, Keyed, LOGIN_MS, LoginOut, PENALTY_MS, Verdict, admits, same,
@@ -14,9 +14,10 @@ use piman_core::talks::{Codec, Encode, LoginError, prove};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::time::{sleep, timeout};
 
-use super::engine::{Engine, Functions, MESSAGE_MAX, Peer, decode, encode, random_bytes};
+use super::engine::{Engine, Functions, MESSAGE_MAX, Peer, decode, encode};
 use super::wire::{Lost, Pickles, frames, pickles, send};
 use crate::frame::ahead::{Ahead, Clock};
+use crate::{password, random};
 
 /// The memory of an idle connection for reading, in bytes.
 const PIECE: usize = 2048;
@@ -46,11 +47,8 @@ impl Secret {
     /// # Errors
     /// If it cannot be read, or there is none in it.
     pub fn read(file: &Path) -> anyhow::Result<Self> {
-        let name = file.display();
-        let text = std::fs::read_to_string(file).with_context(|| {
-            format!("reading the password in {name}: is the path right, and may this user read it?")
-        })?;
-        let password = text.lines().next().unwrap_or("").trim();
+        let line = password::read(file)?;
+        let (password, name) = (line.trim(), file.display());
         ensure!(!password.is_empty(), "the password in {name} is empty: write it into the first line");
         Ok(Self::new(Some(password.to_owned())))
     }
@@ -194,7 +192,7 @@ pub(super) async fn join<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
         let opening = async {
             let mut talk = open(&mut stream, Role::Client, &mut buf).await?;
             if let Some(secret) = &secret {
-                prove(&mut talk, secret, random_bytes()).await.map_err(|e| match e {
+                prove(&mut talk, secret, random::bytes()).await.map_err(|e| match e {
                     LoginError::Denied => NoTalk::Denied,
                     LoginError::Impostor => NoTalk::Impostor,
                     LoginError::Stranger => NoTalk::Stranger,
@@ -250,7 +248,7 @@ async fn challenge<S: AsyncRead + AsyncWrite + Unpin>(
     secret: &Secret,
 ) -> Result<bool, NoTalk> {
     let Handshake::Hello(client) = step(talk, mail).await? else { return Err(NoTalk::Stranger) };
-    let challenge = Challenge { client, server: random_bytes() };
+    let challenge = Challenge { client, server: random::bytes() };
     send(talk, &message(Codec::Postcard, &Handshake::Challenge(challenge.server)), mail).await?;
     let Handshake::Proof(proof) = step(talk, mail).await? else { return Err(NoTalk::Stranger) };
     if secret.password.is_some() && !same(&challenge.client_proof(secret), &proof) {

@@ -6,7 +6,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, SystemTime};
 
 use piman_core::transfer::{Name, Refusal};
@@ -14,6 +14,7 @@ use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 
 use super::part::Part;
+use crate::lock::lock;
 
 /// Where uploads lie until they are complete, in the folder itself: it is the same filesystem,
 /// and no client can name it.
@@ -271,6 +272,6 @@ impl Folder {
 
     fn claims(&self) -> MutexGuard<'_, HashMap<String, u64>> {
         // Every change to the map is one step: it is whole even if a thread died.
-        self.claims.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.claims)
     }
 }

@@ -4,7 +4,7 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use piman_core::hash::Hash;
 use piman_core::transfer::{Name, Refusal, Storage};
@@ -13,6 +13,7 @@ use tokio::task::spawn_blocking;
 
 use super::folder::{FileRefusal, Folder};
 use super::part::{self, Part};
+use crate::lock::lock;
 
 /// How much of an upload is taken and written at once.
 pub(super) const PIECE: usize = 256 * 1024;
@@ -36,13 +37,13 @@ impl Default for Hands {
 impl Hands {
     /// A buffer of [`PIECE`] bytes; there are never more than there are turns to write.
     pub(super) fn buffer(&self) -> Vec<u8> {
-        let old = self.buffers.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let old = lock(&self.buffers).pop();
         old.unwrap_or_else(|| vec![0; PIECE])
     }
 
     /// For the next one.
     pub(super) fn give_back(&self, buffer: Vec<u8>) {
-        self.buffers.lock().unwrap_or_else(PoisonError::into_inner).push(buffer);
+        lock(&self.buffers).push(buffer);
     }
 }
 
@@ -105,7 +106,7 @@ impl Shelf {
     ) -> Result<Vec<u8>, Refusal> {
         let Held::Part(part) = self.held.clone() else { return Err(Refusal::Failed) };
         self.on_disk(move || {
-            locked(&part).write_at(offset, piece.get(..len).unwrap_or_default())?;
+            lock(&part).write_at(offset, piece.get(..len).unwrap_or_default())?;
             Ok(piece)
         })
         .await
@@ -132,10 +133,6 @@ impl Shelf {
             Err(_) => Err(Refusal::Failed),
         }
     }
-}
-
-fn locked(part: &Mutex<Part>) -> MutexGuard<'_, Part> {
-    part.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Storage for Shelf {
@@ -171,7 +168,7 @@ impl Storage for Shelf {
             .on_disk(move || match held {
                 Held::Nothing => Err(FileRefusal::NotThere),
                 Held::File(file) => Ok(part::hash(&file, bytes)?),
-                Held::Part(part) => Ok(part::hash(locked(&part).file(), bytes)?),
+                Held::Part(part) => Ok(part::hash(lock(&part).file(), bytes)?),
             })
             .await;
         drop(turn);
@@ -181,7 +178,7 @@ impl Storage for Shelf {
 
     async fn reserve(&mut self, start: u64, size: u64) -> Result<(), Refusal> {
         let Held::Part(part) = self.held.clone() else { return Err(Refusal::Failed) };
-        self.on_disk(move || locked(&part).reserve(start, size)).await
+        self.on_disk(move || lock(&part).reserve(start, size)).await
     }
 
     async fn read_at(&mut self, offset: u64, buf: &mut [u8]) -> Result<usize, Refusal> {
@@ -196,7 +193,7 @@ impl Storage for Shelf {
 
     async fn commit(&mut self) -> Result<(), Refusal> {
         let Held::Part(part) = self.held.clone() else { return Err(Refusal::Failed) };
-        self.on_disk(move || locked(&part).publish()).await?;
+        self.on_disk(move || lock(&part).publish()).await?;
         self.held = Held::Nothing;
         Ok(())
     }

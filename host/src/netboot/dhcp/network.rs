@@ -25,8 +25,7 @@ impl Network {
     }
 
     /// The address of everybody in it.
-    #[must_use]
-    pub fn broadcast(&self) -> Ipv4Addr {
+    fn broadcast(&self) -> Ipv4Addr {
         self.me | !self.mask
     }
 

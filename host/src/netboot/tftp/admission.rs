@@ -3,9 +3,10 @@
 use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use super::Limits;
+use crate::lock::lock;
 use crate::slots::{Slots, Ticket};
 
 /// How much there is to do.
@@ -65,7 +66,7 @@ impl Admission {
     }
 
     fn lock(&self) -> MutexGuard<'_, Current> {
-        self.current.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.current)
     }
 
     pub(super) fn enter(self: &Arc<Self>, peer: SocketAddr, name: &str) -> Entry {

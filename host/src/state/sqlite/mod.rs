@@ -14,7 +14,7 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::Mutex;
 use std::time::Duration;
 
 use piman_core::install::Installation;
@@ -24,6 +24,7 @@ use super::{
     Batch, Catalogue, Device, Edit, Happening, Identity, OpenOrder, Order, Ordered, State, StateError, now_ms,
 };
 use crate::content::{Content, Stamp};
+use crate::lock::lock;
 use save::save;
 
 /// The name of the database in the state folder.
@@ -95,10 +96,6 @@ struct Writer {
     connection: Connection,
     /// Which file it is that is open, to notice that it was deleted or replaced.
     inode: u64,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Sqlite {

@@ -1,0 +1,72 @@
+//! What a server that is being stopped waits for.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// Counts what should be finished before the server ends.
+#[derive(Debug, Clone, Default)]
+pub struct Busy(Arc<Counts>);
+
+#[derive(Debug, Default)]
+struct Counts {
+    transfers: AtomicUsize,
+    installations: AtomicUsize,
+}
+
+/// One of them; over when dropped.
+#[derive(Debug)]
+pub struct BusyWith {
+    busy: Busy,
+    transfer: bool,
+}
+
+impl Busy {
+    fn counter(&self, transfer: bool) -> &AtomicUsize {
+        if transfer { &self.0.transfers } else { &self.0.installations }
+    }
+
+    /// A transfer begins.
+    #[must_use]
+    pub fn transfer(&self) -> BusyWith {
+        self.begin(true)
+    }
+
+    /// A Pi was told to format.
+    #[must_use]
+    pub fn installation(&self) -> BusyWith {
+        self.begin(false)
+    }
+
+    fn begin(&self, transfer: bool) -> BusyWith {
+        self.counter(transfer).fetch_add(1, Ordering::Relaxed);
+        BusyWith { busy: self.clone(), transfer }
+    }
+
+    /// How many transfers go on, and how many Pis were told to format and have not reported the end.
+    #[must_use]
+    pub fn counts(&self) -> (usize, usize) {
+        let load = |transfer| self.counter(transfer).load(Ordering::Relaxed);
+        (load(true), load(false))
+    }
+}
+
+impl Drop for BusyWith {
+    fn drop(&mut self) {
+        self.busy.counter(self.transfer).fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn busy_counts() {
+        let busy = Busy::default();
+        let one = busy.transfer();
+        let other = busy.installation();
+        assert_eq!(busy.counts(), (1, 1));
+        drop((one, other));
+        assert_eq!(busy.counts(), (0, 0));
+    }
+}
