@@ -1,6 +1,6 @@
 //! `piman reinstall`: orders by serial number, hardware address or address, and never by a part of one.
 
-use std::fmt::Write as _;
+use std::fmt::{self, Write as _};
 use std::net::IpAddr;
 
 use anyhow::{anyhow, bail};
@@ -18,7 +18,31 @@ pub struct Named {
     /// The exact name: a serial number, hardware address or address.
     pub name: String,
     /// What whoever named it should know.
-    pub note: Option<String>,
+    pub note: Option<Note>,
+}
+
+/// What whoever named a Pi should know.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Note {
+    /// No Pi with this was seen yet: `address`, say.
+    Unseen(&'static str),
+    /// The address that was named is this Pi's now.
+    HasNow(String),
+    /// What was named is the beginning of this serial number.
+    Begins(String),
+}
+
+/// For whoever orders something for it.
+impl fmt::Display for Note {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unseen(what) => {
+                write!(f, "no Pi with this {what} was seen yet; the order waits for it")
+            }
+            Self::HasNow(address) => write!(f, "this is {address}, as long as it has that address"),
+            Self::Begins(serial) => write!(f, "this is {serial}"),
+        }
+    }
 }
 
 /// Finds out which Pi is meant.
@@ -27,7 +51,7 @@ pub struct Named {
 /// If it can be none, or several.
 pub fn resolve(text: &str, devices: &[Device]) -> anyhow::Result<Named> {
     let text = text.trim().to_ascii_lowercase();
-    let unseen = |what: &str| Some(format!("no Pi with this {what} was seen yet; the order waits for it"));
+    let unseen = |what| Some(Note::Unseen(what));
     if let Ok(address) = text.parse::<IpAddr>() {
         let name = address.to_canonical().to_string();
         let here = devices.iter().find(|d| d.address == name);
@@ -35,8 +59,7 @@ pub fn resolve(text: &str, devices: &[Device]) -> anyhow::Result<Named> {
             None => unseen("address"),
             // An address may be another Pi's tomorrow.
             Some(Device { serial: Some(own), .. } | Device { mac: Some(own), .. }) => {
-                let note = Some(format!("this is {name}, as long as it has that address"));
-                return Ok(Named { name: own.clone(), note });
+                return Ok(Named { name: own.clone(), note: Some(Note::HasNow(name)) });
             }
             Some(_) => None,
         };
@@ -56,7 +79,7 @@ pub fn resolve(text: &str, devices: &[Device]) -> anyhow::Result<Named> {
     begin.dedup();
     match begin.as_slice() {
         [one] if text.len() >= PREFIX_MIN => {
-            return Ok(Named { name: (*one).into(), note: Some(format!("this is {one}")) });
+            return Ok(Named { name: (*one).into(), note: Some(Note::Begins((*one).into())) });
         }
         [_] => bail!("`{text}` is too short: give {PREFIX_MIN} characters of a serial number at least"),
         [] => {}
