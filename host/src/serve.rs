@@ -88,6 +88,9 @@ impl Server {
         let has_images = !state.catalogue().context("which images are installed")?.images.is_empty();
         let installs = source.is_some() || has_images;
         settings.check(installs)?;
+        if !installs {
+            log::info!("nothing is installed: there is neither --rootfs nor an image of `piman image add`");
+        }
         let ip = settings.listen;
         let install = installs.then(|| install::Bound::open(&settings, source)).transpose()?;
         let gate = |name| Gate::new(name, settings.connections, settings.connections_per_address);

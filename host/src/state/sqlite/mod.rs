@@ -208,7 +208,7 @@ fn open_or_replace(file: &Path) -> Result<(Connection, Connection), StateError> 
         let _ = fs::rename(file.with_extension(log), aside.with_extension(format!("{log}-{}", now_ms())));
     }
     log::error!(
-        "{damage}; it is kept as {}, and a new one is begun: reinstalls that were ordered have to be ordered again",
+        "{damage}; it is kept as {}, and a new one is begun: reinstalls that were ordered have to be ordered again, images to be added again",
         aside.display()
     );
     open(file)
