@@ -30,6 +30,7 @@ pub mod content;
 pub mod control;
 pub mod demo;
 pub mod devices;
+mod disk;
 pub mod doctor;
 pub mod fetch;
 pub mod files;

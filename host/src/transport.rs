@@ -65,6 +65,28 @@ fn silent() -> io::Error {
     io::Error::new(ErrorKind::TimedOut, "the peer was silent for too long")
 }
 
+/// A client's blocking connection to the first address of the host that answers. Whoever has lost power
+/// is noticed, and whoever says or takes nothing for so long.
+///
+/// # Errors
+/// If nobody answers, or within `connect`.
+pub fn dial(host: &str, port: u16, connect: Duration, silence: Duration) -> io::Result<std::net::TcpStream> {
+    let stream = pi_agent::reach::connect(host, port, connect)?;
+    stream.set_write_timeout(Some(silence))?;
+    stream.set_read_timeout(Some(silence))?;
+    SockRef::from(&stream).set_tcp_keepalive(&keepalive())?;
+    Ok(stream)
+}
+
+/// A blocking socket's time-out looks like "try again", which tells nobody anything: `text` does.
+#[must_use]
+pub fn timely(e: io::Error, text: &'static str) -> io::Error {
+    match e.kind() {
+        ErrorKind::WouldBlock => io::Error::new(ErrorKind::TimedOut, text),
+        _ => e,
+    }
+}
+
 /// Sets what every connection needs: small lines leave at once, a peer that lost power
 /// is noticed when nothing is sent (keepalive), and when something is (user time-out).
 pub fn tune(stream: &TcpStream, unanswered: Duration) {

@@ -6,8 +6,10 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use rustix::fs::{FlockOperation, OFlags};
+use rustix::fs::{CWD, FlockOperation, OFlags};
 use rustix::io::Errno;
+
+use crate::disk::rename_new;
 
 /// When a file is closed and the next one begun.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -120,15 +122,9 @@ impl Book {
         for n in 0u32.. {
             let suffix = if n == 0 { String::new() } else { format!("-{n}") };
             let to = self.folder.join(format!("{}-{time}{suffix}.csv", self.name));
-            let flags = rustix::fs::RenameFlags::NOREPLACE;
-            match rustix::fs::renameat_with(rustix::fs::CWD, self.path(), rustix::fs::CWD, &to, flags) {
-                Err(Errno::EXIST) => {}
-                // A filesystem that cannot do it in one step; nobody else makes such names.
-                Err(Errno::INVAL | Errno::NOSYS) if !to.exists() => {
-                    return std::fs::rename(self.path(), &to);
-                }
-                Err(Errno::INVAL | Errno::NOSYS) => {}
-                other => return Ok(other?),
+            match rename_new(CWD, &self.path(), CWD, &to) {
+                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+                other => return other,
             }
         }
         Err(io::ErrorKind::AlreadyExists.into())

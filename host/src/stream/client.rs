@@ -6,9 +6,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use piman_core::stream::{self, Acks, Heard};
-use socket2::SockRef;
 
-use crate::transport::keepalive;
+use crate::transport::{dial, timely};
 
 /// How long is waited, and how often tried.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -93,17 +92,14 @@ impl Client {
                 self.line.insert(line)
             }
         };
-        line.stream.write_all(record).map_err(timely)?;
+        line.stream.write_all(record).map_err(late)?;
         line.written(self.waits)
     }
 }
 
 impl Line {
     fn open((host, port): (&str, u16), acks: Acks, waits: Waits) -> io::Result<Self> {
-        let stream = pi_agent::reach::connect(host, port, waits.connect)?;
-        stream.set_write_timeout(Some(waits.silence))?;
-        stream.set_read_timeout(Some(waits.silence))?;
-        SockRef::from(&stream).set_tcp_keepalive(&keepalive())?;
+        let stream = dial(host, port, waits.connect, waits.silence)?;
         let mut line = Self { stream, talk: stream::Client::new(acks) };
         let deadline = Instant::now() + waits.silence;
         while line.listen()? != Heard::Greeting {
@@ -148,7 +144,7 @@ impl Line {
             }
             Ok(n) => n,
             Err(e) if e.kind() == io::ErrorKind::Interrupted => return Ok(Heard::Nothing),
-            Err(e) => return Err(timely(e)),
+            Err(e) => return Err(late(e)),
         };
         let mut last = Heard::Nothing;
         for byte in buf.iter().take(n) {
@@ -161,13 +157,6 @@ impl Line {
     }
 }
 
-/// A blocking socket's time-out looks like "try again", which tells nobody anything.
-fn timely(e: io::Error) -> io::Error {
-    match e.kind() {
-        io::ErrorKind::WouldBlock => io::Error::new(
-            io::ErrorKind::TimedOut,
-            "the server acknowledges nothing; its disk may be full, its log says more",
-        ),
-        _ => e,
-    }
+fn late(e: io::Error) -> io::Error {
+    timely(e, "the server acknowledges nothing; its disk may be full, its log says more")
 }

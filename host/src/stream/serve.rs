@@ -14,6 +14,7 @@ use tokio::time::timeout;
 
 use super::book::Book;
 use super::shelf::Shelf;
+use crate::disk::is_full;
 use crate::listen::{Gate, accept};
 use crate::lock::lock;
 
@@ -205,6 +206,5 @@ impl Journal for Desk<'_> {
 
 /// Whether somebody may do something about it.
 fn waits(e: &io::Error) -> bool {
-    use io::ErrorKind::{QuotaExceeded, ReadOnlyFilesystem, StorageFull};
-    matches!(e.kind(), StorageFull | QuotaExceeded | ReadOnlyFilesystem)
+    is_full(e) || e.kind() == io::ErrorKind::ReadOnlyFilesystem
 }

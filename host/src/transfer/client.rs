@@ -13,15 +13,14 @@ use piman_core::error::PeerError;
 use piman_core::transfer::{
     Body, Download, End, Input, Machine, Name, Pause, Refusal, Storage, Upload, advance,
 };
-use socket2::SockRef;
 
 use super::local::{Source, Target};
-use crate::transport::keepalive;
+use super::part::HASH_PACE;
+use crate::disk::is_full;
+use crate::transport::{dial, timely};
 
 /// What is moved at once.
 const PIECE: usize = 256 * 1024;
-/// The other side is expected to hash what it has at this pace at least, in bytes a second.
-const HASH_PACE: u64 = 10_000_000;
 /// A server that hangs up on our question about ranges is asked once more, since it may have been
 /// the network; then it is taken for an old one and gets the whole file.
 const DOUBTS: u32 = 2;
@@ -139,7 +138,7 @@ pub fn get(
         let mut machine = Download::new(name.clone(), doubts < DOUBTS);
         // Before there is a server that waits for it.
         let have = target.prepare().map_err(|e| Failure::Final(TransferError::Local(e)))?;
-        let stream = connect(server, deadlines).map_err(Failure::Again)?;
+        let stream = connect(server, deadlines)?;
         patience(&stream, deadlines, have)?;
         let end = one(&stream, &mut machine, target, |_| None, tell, moved);
         if machine.doubtful() || matches!(end, Ok(End::NoRanges)) {
@@ -169,7 +168,7 @@ pub fn put(
     let mut doubts = 0;
     attempts(deadlines, tell, |tell, moved| {
         let mut machine = Upload::new(name.clone(), doubts < DOUBTS);
-        let stream = connect(server, deadlines).map_err(Failure::Again)?;
+        let stream = connect(server, deadlines)?;
         patience(&stream, deadlines, source.size)?;
         let file = source.file.try_clone().map_err(|e| Failure::Final(TransferError::Local(e)))?;
         let end = one(&stream, &mut machine, &mut source, |_| Some(&file), tell, moved);
@@ -195,10 +194,7 @@ enum Failure {
 }
 
 fn local(e: io::Error) -> TransferError {
-    match e.kind() {
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => TransferError::Full,
-        _ => TransferError::Local(e),
-    }
+    if is_full(&e) { TransferError::Full } else { TransferError::Local(e) }
 }
 
 /// Tries until it is done, or nothing gets on any more.
@@ -249,12 +245,8 @@ fn closed() -> io::Error {
     io::Error::new(io::ErrorKind::UnexpectedEof, "the server closed it too early")
 }
 
-/// Connects to the first address of the host that answers.
-fn connect((host, port): (&str, u16), deadlines: Deadlines) -> io::Result<TcpStream> {
-    let stream = pi_agent::reach::connect(host, port, deadlines.connect)?;
-    stream.set_write_timeout(Some(deadlines.silence))?;
-    SockRef::from(&stream).set_tcp_keepalive(&keepalive())?;
-    Ok(stream)
+fn connect((host, port): (&str, u16), deadlines: Deadlines) -> Result<TcpStream, Failure> {
+    dial(host, port, deadlines.connect, deadlines.silence).map_err(Failure::Again)
 }
 
 /// The server may have to hash so many bytes before it answers.
@@ -287,7 +279,7 @@ fn one<'f, S: Storage>(
                     match rustix::fs::sendfile(stream, file, Some(&mut at), want) {
                         Ok(0) => break,
                         Ok(_) | Err(rustix::io::Errno::INTR) => {}
-                        Err(e) => return Err(Failure::Again(timely(e.into()))),
+                        Err(e) => return Err(Failure::Again(late(e.into()))),
                     }
                     *moved += at - before;
                     tell(Progress::Moved(at));
@@ -320,7 +312,7 @@ fn receive<'i>(
             Ok(0) => return Err(Failure::Again(closed())),
             Ok(n) => n,
             Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
-            Err(e) => return Err(Failure::Again(timely(e))),
+            Err(e) => return Err(Failure::Again(late(e))),
         };
         let piece = buf.get(..n).unwrap_or_default();
         if let Err(refusal) = blocking::run(storage.write_at(at, piece)) {
@@ -335,18 +327,12 @@ fn receive<'i>(
 
 fn again(e: Error<io::Error>) -> Failure {
     Failure::Again(match e {
-        Error::Io(e) => timely(e),
+        Error::Io(e) => late(e),
         Error::Peer(PeerError::Closed) => closed(),
         other => io::Error::other(other.to_string()),
     })
 }
 
-/// A blocking socket's time-out looks like "try again", which tells nobody anything.
-fn timely(e: io::Error) -> io::Error {
-    match e.kind() {
-        io::ErrorKind::WouldBlock => {
-            io::Error::new(io::ErrorKind::TimedOut, "the server was silent for too long")
-        }
-        _ => e,
-    }
+fn late(e: io::Error) -> io::Error {
+    timely(e, "the server was silent for too long")
 }

@@ -14,6 +14,7 @@ use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 
 use super::part::Part;
+use crate::disk::{is_full, rename_new};
 use crate::lock::lock;
 
 /// Where uploads lie until they are complete, in the folder itself: it is the same filesystem,
@@ -82,12 +83,6 @@ impl From<Errno> for FileRefusal {
     fn from(e: Errno) -> Self {
         Self::Io(e.into())
     }
-}
-
-/// Whether this says that there is no room: the disk, a quota, or the largest file there may be.
-fn is_full(e: &io::Error) -> bool {
-    use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
-    matches!(e.kind(), StorageFull | QuotaExceeded | FileTooLarge)
 }
 
 impl Folder {
@@ -218,21 +213,11 @@ impl Folder {
 
     /// Makes a part visible under its name, unless there is such a file by now.
     pub(super) fn publish(&self, temporary: &str, name: &Name) -> Result<(), FileRefusal> {
-        let flags = rustix::fs::RenameFlags::NOREPLACE;
-        match rustix::fs::renameat_with(&self.parts, temporary, &self.root, name.as_str(), flags) {
-            Ok(()) => {}
-            Err(Errno::EXIST) => return Err(FileRefusal::Exists),
-            // A filesystem that cannot do it in one step: a link never replaces either.
-            Err(Errno::INVAL | Errno::NOSYS) => {
-                match rustix::fs::linkat(&self.parts, temporary, &self.root, name.as_str(), AtFlags::empty())
-                {
-                    Ok(()) => rustix::fs::unlinkat(&self.parts, temporary, AtFlags::empty())?,
-                    Err(Errno::EXIST) => return Err(FileRefusal::Exists),
-                    Err(e) => return Err(e.into()),
-                }
-            }
-            Err(e) => return Err(e.into()),
-        }
+        let named = rename_new(&self.parts, Path::new(temporary), &self.root, Path::new(name.as_str()));
+        named.map_err(|e| match e.kind() {
+            io::ErrorKind::AlreadyExists => FileRefusal::Exists,
+            _ => FileRefusal::Io(e),
+        })?;
         rustix::fs::fsync(&self.root)?;
         Ok(())
     }

@@ -7,10 +7,11 @@ use std::path::{Path, PathBuf};
 
 use piman_core::hash::Hash;
 use piman_core::transfer::{Name, Refusal, Storage};
-use rustix::fs::{CWD, FlockOperation, OFlags, RenameFlags};
+use rustix::fs::{CWD, FlockOperation, OFlags};
 use rustix::io::Errno;
 
 use super::part;
+use crate::disk::{is_full, rename_new};
 
 /// A file that is put.
 #[derive(Debug)]
@@ -171,16 +172,10 @@ impl Target {
 
     fn publish(&self) -> io::Result<()> {
         self.file.sync_all()?;
-        let flags = if self.replace { RenameFlags::empty() } else { RenameFlags::NOREPLACE };
-        match rustix::fs::renameat_with(CWD, &self.part, CWD, &self.path, flags) {
-            // A filesystem that cannot do it in one step.
-            Err(Errno::INVAL | Errno::NOSYS) => {
-                if !self.replace && self.path.symlink_metadata().is_ok() {
-                    return Err(io::ErrorKind::AlreadyExists.into());
-                }
-                fs::rename(&self.part, &self.path)?;
-            }
-            other => other?,
+        if self.replace {
+            fs::rename(&self.part, &self.path)?;
+        } else {
+            rename_new(CWD, &self.part, CWD, &self.path)?;
         }
         File::open(&self.folder)?.sync_all()
     }
@@ -239,7 +234,7 @@ impl Storage for Target {
 }
 
 fn keep(failure: &mut Option<io::Error>, e: io::Error) -> Refusal {
-    let refusal = if e.kind() == io::ErrorKind::StorageFull { Refusal::NoSpace } else { Refusal::Failed };
+    let refusal = if is_full(&e) { Refusal::NoSpace } else { Refusal::Failed };
     *failure = Some(e);
     refusal
 }

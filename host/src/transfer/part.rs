@@ -10,6 +10,9 @@ use piman_core::transfer::Name;
 
 use super::folder::{FileRefusal, Folder};
 
+/// Whoever hashes what it has is expected to do so at this pace at least, in bytes a second.
+pub(super) const HASH_PACE: u64 = 10_000_000;
+
 /// How much is read at once to be hashed.
 const HASH_PIECE: usize = 256 * 1024;
 

@@ -16,12 +16,11 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::folder::{FileRefusal, Folder};
+use super::part::HASH_PACE;
 use super::shelf::{Hands, PIECE, Pulse, Shelf};
 use crate::pace::{Pace, SLOWEST};
 use crate::sendfile;
 
-/// A peer that hashes what it has is expected to do so at this pace at least, in bytes a second.
-const HASH_PACE: u64 = 10_000_000;
 /// What a peer sends after the end is read for so long, so that it sees the answer and not a reset.
 const LINGER: Duration = Duration::from_secs(2);
 /// And so many bytes of it.
