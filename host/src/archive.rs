@@ -11,7 +11,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use pi_agent::archive::Reader;
-use pi_agent::decode::Decoder;
+use pi_agent::decode::{Decoder, packing};
 use pi_agent::sums::Summing;
 use piman_core::hash::Hash;
 use tokio::sync::watch;
@@ -159,19 +159,6 @@ pub(crate) fn decode(archive: impl Read) -> anyhow::Result<(u64, u64)> {
     Ok((entries, reader.position()))
 }
 
-enum Kind {
-    Gzip,
-    Zstd,
-}
-
-fn kind(begin: &[u8]) -> Option<Kind> {
-    match begin {
-        [0x1f, 0x8b, ..] => Some(Kind::Gzip),
-        [0x28, 0xb5, 0x2f, 0xfd, ..] => Some(Kind::Zstd),
-        _ => None,
-    }
-}
-
 /// Reads the archive at its own offset, hashing what passes.
 struct Hashing<'a> {
     archive: &'a Archive,
@@ -249,7 +236,7 @@ impl Source {
         let archive = Archive::open(path).map_err(|e| unusable(e.to_string()))?;
         let mut begin = [0; 4];
         let n = archive.file.read_at(&mut begin, 0).map_err(|e| unusable(e.to_string()))?;
-        if kind(begin.get(..n).unwrap_or_default()).is_none() {
+        if packing(begin.get(..n).unwrap_or_default()).is_none() {
             let reason = "it is neither gzip nor zstd; pack the root filesystem with `tar --xattrs -czf`";
             return Err(unusable(if n == 0 { "it is empty".into() } else { reason.into() }));
         }

@@ -128,20 +128,38 @@ fn next_member<R: Read>(
     }
 }
 
-#[derive(Debug, Clone, Copy)]
-enum Packing {
+/// How an archive is packed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Packing {
+    /// gzip.
     Gzip,
+    /// zstd.
     Zstd,
 }
 
-/// How data is packed that begins so.
-fn packing(head: &[u8]) -> Option<Packing> {
+/// How data is packed that begins so; four bytes are enough to tell.
+#[must_use]
+pub fn packing(head: &[u8]) -> Option<Packing> {
     match head {
         [0x1f, 0x8b, ..] => Some(Packing::Gzip),
         // The second form is a frame to be skipped, with which some tools begin a file.
         [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => Some(Packing::Zstd),
         _ => None,
     }
+}
+
+/// Whether data that begins so may turn out to be packed, when more of it is there.
+pub(crate) fn may_be_packed(head: &[u8]) -> bool {
+    matches!(
+        head,
+        [] | [0x1f]
+            | [0x28]
+            | [0x28, 0xb5]
+            | [0x28, 0xb5, 0x2f]
+            | [0x50..=0x5f]
+            | [0x50..=0x5f, 0x2a]
+            | [0x50..=0x5f, 0x2a, 0x4d]
+    )
 }
 
 /// Says what data is that begins so.
