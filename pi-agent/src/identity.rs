@@ -26,20 +26,6 @@ impl Identity {
     }
 }
 
-/// What a disk calls itself: an SD card's CID, or a serial number. `device` is the number of
-/// its node.
-#[must_use]
-pub fn of_disk(device: u64) -> Option<String> {
-    let folder = format!("/sys/dev/block/{}:{}", rustix::fs::major(device), rustix::fs::minor(device));
-    in_folder(Path::new(&folder))
-}
-
-fn in_folder(folder: &Path) -> Option<String> {
-    let read = |name| fs::read_to_string(folder.join(name)).ok();
-    let text = read("device/cid").or_else(|| read("device/serial")).or_else(|| read("serial"))?;
-    Some(text.trim_matches(['\0', '\n', ' ']).to_owned()).filter(|t| !t.is_empty())
-}
-
 fn device_tree(name: &str) -> Option<String> {
     let text = fs::read_to_string(Path::new("/proc/device-tree").join(name)).ok()?;
     Some(text.trim_matches(['\0', '\n', ' ']).to_owned()).filter(|t| !t.is_empty())
@@ -73,18 +59,6 @@ fn mac(interfaces: &Path) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn what_a_card_calls_itself() {
-        let folder = std::env::temp_dir().join(format!("card-{}", std::process::id()));
-        fs::create_dir_all(folder.join("device")).unwrap();
-        assert_eq!(in_folder(&folder), None);
-        fs::write(folder.join("serial"), "disk 1\n").unwrap();
-        assert_eq!(in_folder(&folder).as_deref(), Some("disk 1"));
-        fs::write(folder.join("device/cid"), "02544d53413136471087f2b1c0011700\n").unwrap();
-        assert_eq!(in_folder(&folder).as_deref(), Some("02544d53413136471087f2b1c0011700"));
-        fs::remove_dir_all(&folder).unwrap();
-    }
 
     #[test]
     fn wired_interfaces_come_first_and_of_these_one_that_is_up() {

@@ -19,6 +19,8 @@ use super::write::{Encode, NoRoom, Out, Tuple};
 
 /// The retcode of a login, and its verdict.
 pub const LOGIN: u32 = 0xAA;
+/// What the key of both peers is derived for, by BLAKE3 from the password.
+pub const KEY_CONTEXT: &str = "piman talks 1: the key of both peers";
 /// How long a client may take to log in, in milliseconds.
 pub const LOGIN_MS: u64 = 1000;
 /// How long a server lets a client wait that could not log in, in milliseconds.

@@ -1,7 +1,7 @@
 //! The side that asks, as pure steps: one session to get a file, one to put it.
 
 use super::name::Name;
-use super::step::{Ask, Body, End, Input, Machine, Step, Value};
+use super::step::{Ask, Body, End, Input, Machine, Step, Value, refusal};
 use super::wire::{self, Message, Operation, Refusal, Status};
 use crate::hash::Hash;
 
@@ -297,9 +297,4 @@ fn refused(status: Result<Status, End>) -> End {
         Ok(Status::Go | Status::Ranges) => End::Strange,
         Err(end) => end,
     }
-}
-
-/// An answer that is none to the question is the driver's mistake, told as a failure.
-fn refusal(answer: Result<Value, Refusal>) -> Refusal {
-    answer.err().unwrap_or(Refusal::Failed)
 }

@@ -1,7 +1,7 @@
 //! The side that has a folder, as pure steps.
 
 use super::name::Name;
-use super::step::{Ask, Body, End, Input, Machine, Step, Value};
+use super::step::{Ask, Body, End, Input, Machine, Step, Value, refusal};
 use super::wire::{self, Message, Operation, REQUEST_LEN, Refusal, Request, Status};
 use crate::hash::Hash;
 
@@ -260,9 +260,4 @@ fn last(message: Message<'static>, over: End) -> (State, Step<'static>) {
 
 fn end(over: End) -> (State, Step<'static>) {
     (State::Ending(over), Step::End(over))
-}
-
-/// An answer that is none to the question is the driver's mistake, told as a failure.
-fn refusal(answer: Result<Value, Refusal>) -> Refusal {
-    answer.err().unwrap_or(Refusal::Failed)
 }

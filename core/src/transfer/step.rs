@@ -132,3 +132,8 @@ pub enum End {
     /// The peer said something that the protocol does not know.
     Strange,
 }
+
+/// An answer that is none to the question is the driver's mistake, told as a failure.
+pub(super) fn refusal(answer: Result<Value, Refusal>) -> Refusal {
+    answer.err().unwrap_or(Refusal::Failed)
+}

@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::ensure;
 use piman_core::frame::{Frames, GO, Mail, Role};
 use piman_core::talks::auth::{
-    Challenge, Handshake, Keyed, LOGIN_MS, LoginOut, PENALTY_MS, Verdict, admits, same,
+    Challenge, Handshake, KEY_CONTEXT, Keyed, LOGIN_MS, LoginOut, PENALTY_MS, Verdict, admits, same,
 };
 use piman_core::talks::{Codec, Encode, LoginError, prove};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
@@ -35,10 +35,7 @@ impl Secret {
     /// Of a password; `None` is no secret: a server then admits everybody.
     #[must_use]
     pub fn new(password: Option<String>) -> Self {
-        let key = blake3::derive_key(
-            "piman talks 1: the key of both peers",
-            password.as_deref().unwrap_or("").as_bytes(),
-        );
+        let key = blake3::derive_key(KEY_CONTEXT, password.as_deref().unwrap_or("").as_bytes());
         Self { password, key }
     }
 

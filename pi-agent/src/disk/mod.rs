@@ -2,7 +2,7 @@
 //!
 //! | file | what lives there |
 //! |---|---|
-//! | `usage` | who uses a disk, so that it must not be touched |
+//! | `usage` | who uses a disk, so that it must not be touched; what it calls itself |
 //! | `table` | the partition table and the boot partition |
 //! | `node` | the root partition as something that can be mounted |
 //! | `window` | a part of a disk as a stream |
@@ -140,7 +140,7 @@ impl Disk {
     #[must_use]
     pub fn id(&self) -> Option<String> {
         let node = self.file.metadata().ok().filter(|_| self.device)?;
-        crate::identity::of_disk(node.rdev())
+        usage::id(node.rdev())
     }
 
     /// Where it is.

@@ -1,4 +1,4 @@
-//! Who uses a disk: mounts, swap, device mappers, loop devices.
+//! What the kernel knows of a disk: who uses it (mounts, swap, device mappers, loop devices), and what it calls itself.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -10,6 +10,17 @@ use anyhow::Context;
 pub(super) fn sysfs(device: u64) -> PathBuf {
     let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
     PathBuf::from(format!("/sys/dev/block/{major}:{minor}"))
+}
+
+/// What a disk calls itself: an SD card's CID, or a serial number. `device` is the number of its node.
+pub(super) fn id(device: u64) -> Option<String> {
+    in_folder(&sysfs(device))
+}
+
+fn in_folder(folder: &Path) -> Option<String> {
+    let read = |name| fs::read_to_string(folder.join(name)).ok();
+    let text = read("device/cid").or_else(|| read("device/serial")).or_else(|| read("serial"))?;
+    Some(text.trim_matches(['\0', '\n', ' ']).to_owned()).filter(|t| !t.is_empty())
 }
 
 /// Who uses a disk, as the beginning of a sentence; `None` if nobody does.
@@ -69,4 +80,21 @@ fn loop_on(path: &Path) -> Option<String> {
         }
     }
     None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_card_calls_itself() {
+        let folder = std::env::temp_dir().join(format!("card-{}", std::process::id()));
+        fs::create_dir_all(folder.join("device")).unwrap();
+        assert_eq!(in_folder(&folder), None);
+        fs::write(folder.join("serial"), "disk 1\n").unwrap();
+        assert_eq!(in_folder(&folder).as_deref(), Some("disk 1"));
+        fs::write(folder.join("device/cid"), "02544d53413136471087f2b1c0011700\n").unwrap();
+        assert_eq!(in_folder(&folder).as_deref(), Some("02544d53413136471087f2b1c0011700"));
+        fs::remove_dir_all(&folder).unwrap();
+    }
 }

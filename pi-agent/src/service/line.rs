@@ -14,7 +14,7 @@ use anyhow::{Context, anyhow, bail, ensure};
 use embedded_io_adapters::std::FromStd;
 use piman_core::blocking::{self, Blocking};
 use piman_core::frame::{Frames, Mail, Role, Timeless};
-use piman_core::talks::auth::Keyed;
+use piman_core::talks::auth::{KEY_CONTEXT, Keyed};
 use piman_core::talks::{
     AnswerOut, Codec, DEPTH_MAX, Failure, Memory, Place, Session, Slot, Step, Value, WEIGHT_MAX, postcard,
     prove,
@@ -43,7 +43,7 @@ struct Key([u8; 32]);
 
 impl Key {
     fn of(password: &str) -> Self {
-        Self(blake3::derive_key("piman talks 1: the key of both peers", password.as_bytes()))
+        Self(blake3::derive_key(KEY_CONTEXT, password.as_bytes()))
     }
 }
 

@@ -11,7 +11,7 @@ use piman_core::install::{
     Date, Decision, Hello, Milestone, Notice, Offer, Paths, REVISION, Report, Stage, Start,
 };
 use piman_core::stream;
-use piman_core::talks::auth::Keyed;
+use piman_core::talks::auth::{KEY_CONTEXT, Keyed};
 use piman_core::talks::{
     self, AnswerOut, CallOut, Codec, Dict, Encode, Failure, ID, IDENTITY, Memory, Place, STATUS, Session,
     Slot, Step, Tuple,
@@ -316,7 +316,7 @@ pub async fn talks<D: Device, C: Clock>(
     let stream = connect(net, socket, to).await?;
     let mut buf = [0; 256];
     let mut talk = Frames::open(stream, net, Role::Client, 512, &mut buf).await.doing("greeting")?;
-    let key = Key(blake3::derive_key("piman talks 1: the key of both peers", password.as_bytes()));
+    let key = Key(blake3::derive_key(KEY_CONTEXT, password.as_bytes()));
     // Not random on this board: its clock is all that differs.
     let nonce = blake3::hash(&net.clock().now_ms().to_le_bytes()).into();
     talks::prove(&mut talk, &key, nonce).await.doing("logging in")?;
