@@ -8,7 +8,6 @@ use std::path::Path;
 
 use mkext4::reader::{Fs, ReadAt};
 use piman_core::hash::Hash;
-use piman_core::install::layout::filesystem_bytes;
 use piman_core::install::{Installation, More};
 
 use crate::disk::{RootArea, Window, open_to_read, root_in_table};
@@ -290,12 +289,6 @@ impl ReadAt for Replayed<'_> {
         }
         Ok(())
     }
-}
-
-/// Whether an image for a filesystem of so many bytes belongs on this root partition.
-#[must_use]
-pub fn fits(root: &RootArea, filesystem: u64) -> bool {
-    filesystem <= root.length && filesystem == filesystem_bytes(root.length)
 }
 
 #[cfg(test)]

@@ -31,21 +31,6 @@ pub enum Command {
     },
 }
 
-impl Command {
-    /// Reads one line of a block, trimmed; `None` for what is no command.
-    #[must_use]
-    pub fn parse(line: &[u8]) -> Option<Self> {
-        let line = line.trim_ascii();
-        match Word::parse(line) {
-            Some(Word::Boot) => Some(Self::Boot),
-            Some(Word::Format) => Some(Self::Format(None)),
-            Some(Word::Reinstall) => Some(Self::Reinstall),
-            Some(Word::Ip) => Some(Self::Ip),
-            None => Date::parse(line).map(Self::Date),
-        }
-    }
-}
-
 /// The orders that are one word.
 #[derive(Clone, Copy)]
 pub(super) enum Word {

@@ -89,7 +89,7 @@ pub enum Event<'a> {
 /// Where a conversation is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
-pub enum State {
+enum State {
     /// The Pi has not said whether it has a system.
     Greeting,
     /// It was told to boot.
@@ -126,12 +126,6 @@ impl Session {
     pub fn open(date: Option<Date>) -> (Self, Step) {
         let session = Self { state: State::Greeting, hello: false };
         (session, date.map_or(Step::Read, |d| Step::Send(Command::Date(d))))
-    }
-
-    /// Where the conversation is.
-    #[must_use]
-    pub fn state(&self) -> State {
-        self.state
     }
 
     /// Takes one report and says what to do.
@@ -266,7 +260,7 @@ mod tests {
     fn formatted_ends_it_first_or_last() {
         let mut session = Session::open(None).0;
         assert_eq!(session.handle(Report::Formatted, &mut lab()), Step::Close);
-        assert_eq!(session.state(), State::Ended);
+        assert_eq!(session.state, State::Ended);
         assert_eq!(session.handle(Report::Uninstalled, &mut lab()), Step::Close);
     }
 
@@ -276,6 +270,6 @@ mod tests {
         for line in [&b"+ send IS_INSTALLED"[..], b"boot", b"\xfe", b"MOUNTING"] {
             assert_eq!(session.handle(Report::parse(line), &mut lab), Step::Read);
         }
-        assert_eq!((session.state(), lab.notes.len()), (State::Greeting, 4));
+        assert_eq!((session.state, lab.notes.len()), (State::Greeting, 4));
     }
 }

@@ -124,15 +124,6 @@ impl<P: AsMut<[Place]>> Calls<P> {
         (self.under_way > 0).then_some(self.earliest_ms)
     }
 
-    /// Any call that is under way, which waits no more; for the end of the connection.
-    #[must_use]
-    pub fn abandon(&mut self) -> Option<usize> {
-        let places = self.places.as_mut();
-        let at = places.iter().position(|p| p.waiting)?;
-        self.release(at);
-        Some(at)
-    }
-
     fn release(&mut self, at: usize) {
         if let Some(place) = self.places.as_mut().get_mut(at) {
             place.waiting = false;
@@ -180,7 +171,7 @@ mod tests {
         assert_eq!(same, place);
         assert_eq!(calls.end(first), None);
         assert_eq!((calls.end(again), calls.end(second)), (Some(place), Some(other)));
-        assert_eq!((calls.next_deadline_ms(), calls.abandon()), (None, None));
+        assert_eq!((calls.next_deadline_ms(), calls.expired(u64::MAX)), (None, None));
     }
 
     #[test]

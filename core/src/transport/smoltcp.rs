@@ -318,12 +318,6 @@ impl<'a, D: Device, C: Clock> Connection<'_, 'a, D, C> {
     /// Ends the connection at once; the peer sees a reset.
     pub fn abort(self) {}
 
-    /// The peer's address; `None` if the connection is gone.
-    #[must_use]
-    pub fn peer(&self) -> Option<IpEndpoint> {
-        self.tcp(|tcp| tcp.remote_endpoint())
-    }
-
     fn tcp<T>(&self, look: impl FnOnce(&mut tcp::Socket<'a>) -> T) -> T {
         self.stack.with(|_, _, sockets| look(sockets.get_mut(self.socket)))
     }

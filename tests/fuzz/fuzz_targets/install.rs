@@ -3,7 +3,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use piman_core::install::{Agent, Command, Report, fetch};
+use piman_core::install::{Agent, Command, Date, Report, fetch};
 
 fuzz_target!(|data: &[u8]| {
     let mut agent = Agent::new();
@@ -18,10 +18,10 @@ fuzz_target!(|data: &[u8]| {
             Report::Noise(noise) => assert_eq!(noise, line),
             report => assert_eq!(report.word().map(str::as_bytes), Some(line.trim_ascii())),
         }
-        if let Some(command) = Command::parse(line) {
-            let text = command.to_string();
+        if let Some(date) = Date::parse(line) {
+            let text = Command::Date(date).to_string();
             let first = text.lines().next().unwrap_or_default();
-            assert_eq!(Command::parse(first.as_bytes()), Some(command));
+            assert_eq!(Date::parse(first.as_bytes()), Some(date));
             assert!(text.ends_with("\nEOM\n"));
         }
         if let Some(request) = fetch::Request::parse(line) {
