@@ -1,7 +1,7 @@
 //! The Pi's figures as records: CPU, memory, disk, temperature, processes; streamed at an interval.
 
-use std::fs;
 use std::io;
+use std::mem;
 use std::path::Path;
 use std::thread;
 use std::time::{Duration, SystemTime};
@@ -12,6 +12,7 @@ use piman_core::stream::{self, Acks};
 
 use crate::backoff::Backoff;
 use crate::logbook::connect;
+use crate::machine::{self, Disk, Memory, Times};
 
 /// The names of the columns, in their order.
 pub const HEADER: &str = "time_s,cpu_percent,memory_used_kib,memory_total_kib,disk_used_kib,disk_total_kib,temperature_c,processes";
@@ -24,65 +25,30 @@ const PAUSE_MAX: Duration = Duration::from_secs(30);
 /// What is measured between two records.
 #[derive(Debug, Default)]
 pub struct Meter {
-    busy: u64,
-    all: u64,
+    last: Times,
 }
 
 impl Meter {
-    /// One record without its newline, the CPU since the last one. What this machine does not
-    /// tell stays empty.
+    /// One record without its newline, the CPU since the last one; since the start of the machine
+    /// at the first. What this machine does not tell stays empty.
     pub fn record(&mut self) -> String {
+        let root = Path::new("/");
         let time = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default().as_secs();
-        let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
-        let cpu = self.cpu(&read("/proc/stat"));
-        let (used, total) = memory(&read("/proc/meminfo"));
-        let (disk_used, disk_total) = disk(Path::new("/"));
-        let temperature = temperature(&read("/sys/class/thermal/thermal_zone0/temp"));
-        let fields = [cpu, used, total, disk_used, disk_total, temperature, processes()];
-        let fields: Vec<String> = fields.into_iter().map(Option::unwrap_or_default).collect();
+        let cpu = Times::now(root).and_then(|now| now.percent_since(mem::replace(&mut self.last, now)));
+        let (memory, disk) = (Memory::now(root), Disk::now(root));
+        let tenths = |x: Option<f64>| x.map(|x| format!("{x:.1}")).unwrap_or_default();
+        let whole = |n: Option<u64>| n.map(|n| n.to_string()).unwrap_or_default();
+        let fields = [
+            tenths(cpu),
+            whole(memory.map(|m| m.used_kib)),
+            whole(memory.map(|m| m.total_kib)),
+            whole(disk.map(|d| d.used_kib)),
+            whole(disk.map(|d| d.total_kib)),
+            tenths(machine::temperature(root)),
+            whole(machine::processes(root).map(|n| n as u64)),
+        ];
         format!("{time},{}", fields.join(","))
     }
-
-    /// Per cent of all cores since the last call; since the start of the machine at the first.
-    fn cpu(&mut self, stat: &str) -> Option<String> {
-        let line = stat.lines().next()?.strip_prefix("cpu ")?;
-        let times: Vec<u64> = line.split_whitespace().take(8).map_while(|t| t.parse().ok()).collect();
-        let all: u64 = times.iter().sum();
-        // Idle, and idle since a disk is waited for.
-        let idle: u64 = times.iter().skip(3).take(2).sum();
-        let busy = all.checked_sub(idle)?;
-        let (busy_now, all_now) = (busy.saturating_sub(self.busy), all.saturating_sub(self.all));
-        (self.busy, self.all) = (busy, all);
-        (all_now > 0).then(|| format!("{:.1}", 100.0 * busy_now as f64 / all_now as f64))
-    }
-}
-
-fn memory(meminfo: &str) -> (Option<String>, Option<String>) {
-    let field = |name: &str| -> Option<u64> {
-        let line = meminfo.lines().find(|l| l.starts_with(name))?;
-        line.split_whitespace().nth(1)?.parse().ok()
-    };
-    let total = field("MemTotal:");
-    let used = total.zip(field("MemAvailable:")).map(|(t, a)| t.saturating_sub(a));
-    (used.map(|n| n.to_string()), total.map(|n| n.to_string()))
-}
-
-fn disk(path: &Path) -> (Option<String>, Option<String>) {
-    let Ok(disk) = rustix::fs::statvfs(path) else { return (None, None) };
-    let kib = |blocks: u64| Some((blocks.saturating_mul(disk.f_frsize) / 1024).to_string());
-    (kib(disk.f_blocks.saturating_sub(disk.f_bfree)), kib(disk.f_blocks))
-}
-
-fn temperature(text: &str) -> Option<String> {
-    let millidegrees: i32 = text.trim().parse().ok()?;
-    Some(format!("{:.1}", f64::from(millidegrees) / 1000.0))
-}
-
-fn processes() -> Option<String> {
-    let is_process = |name: &str| name.bytes().all(|b| b.is_ascii_digit());
-    let entries = fs::read_dir("/proc").ok()?.flatten();
-    let count = entries.filter(|e| e.file_name().to_str().is_some_and(is_process)).count();
-    (count > 0).then(|| count.to_string())
 }
 
 /// Sends a record every `interval` for ever, or until so many have been written; on every
@@ -152,22 +118,6 @@ mod tests {
         assert!(number(0) > 1.7e9 && (0.0..=100.0).contains(&number(1)), "{record}");
         assert!(0.0 < number(2) && number(2) < number(3) && number(4) <= number(5), "{record}");
         assert!(number(7) >= 1.0, "{record}");
-    }
-
-    #[test]
-    fn parsers() {
-        let mut meter = Meter::default();
-        assert_eq!(meter.cpu("cpu  10 0 10 60 20 0 0 0 0 0\n").as_deref(), Some("20.0"));
-        assert_eq!(meter.cpu("cpu  20 0 10 60 20 0 0 0 0 0\n").as_deref(), Some("100.0"));
-        assert_eq!(meter.cpu("cpu  20 0 10 60 20 0 0 0 0 0\n"), None);
-        assert_eq!(meter.cpu(""), None);
-        assert_eq!(
-            memory("MemTotal: 100 kB\nMemAvailable: 30 kB\n"),
-            (Some("70".into()), Some("100".into()))
-        );
-        assert_eq!(memory("MemTotal: x\n"), (None, None));
-        assert_eq!(temperature("45277\n").as_deref(), Some("45.3"));
-        assert_eq!(temperature(""), None);
     }
 
     #[test]

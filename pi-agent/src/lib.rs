@@ -19,7 +19,8 @@
 //! | [`failure`] | why it failed |
 //! | [`service`] | the service on the installed Pi: calls of the server |
 //! | [`init`] | the agent as process 1 |
-//! | [`figures`] | CPU, memory, disk, temperature and processes as records |
+//! | [`machine`] | CPU, memory, disk, temperature and processes of this machine |
+//! | [`figures`] | these as records |
 //! | [`logbook`] | what was logged, sent to the server when it is done |
 //! | [`cli`] | the command line |
 
@@ -39,6 +40,7 @@ pub mod image;
 pub mod init;
 pub mod install;
 pub mod logbook;
+pub mod machine;
 pub mod mount;
 pub mod progress;
 pub mod proof;

@@ -5,9 +5,8 @@ use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
-use rustix::fs::statvfs;
-
 use super::functions::Data;
+use crate::machine::{self, Disk, Memory, Times};
 use crate::proof::{self, Proof};
 
 /// How long the CPU is watched.
@@ -16,67 +15,24 @@ const WATCH: Duration = Duration::from_millis(200);
 /// CPU, memory and disk in percent of what there is, the number of processes, the temperature in
 /// degrees Celsius, the uptime in seconds, the image; what is not known is left out.
 pub(super) fn now(root: &Path) -> Data {
-    let proc = root.join("proc");
     let float = |x: Option<f64>| x.map(Data::Float);
+    let processes = machine::processes(root).and_then(|n| i64::try_from(n).ok());
     let known = [
-        ("cpu", float(cpu(&proc.join("stat")))),
-        ("memory", float(memory(&proc.join("meminfo")))),
-        ("disk", float(disk(root))),
-        ("processes", processes(&proc).map(Data::Int)),
-        ("temperature", float(temperature(root))),
-        ("uptime", float(first_number(&proc.join("uptime")))),
+        ("cpu", float(cpu(root))),
+        ("memory", float(Memory::now(root).and_then(Memory::percent))),
+        ("disk", float(Disk::now(root).and_then(Disk::percent))),
+        ("processes", processes.map(Data::Int)),
+        ("temperature", float(machine::temperature(root))),
+        ("uptime", float(machine::uptime(root))),
         ("image", image(root).map(Data::Str)),
     ];
     Data::Dict(known.into_iter().filter_map(|(key, value)| Some((key, value?))).collect())
 }
 
-fn cpu(stat: &Path) -> Option<f64> {
-    let before = times(stat)?;
+fn cpu(root: &Path) -> Option<f64> {
+    let before = Times::now(root)?;
     thread::sleep(WATCH);
-    let after = times(stat)?;
-    let (idle, all) = (after.0.saturating_sub(before.0), after.1.saturating_sub(before.1));
-    if all == 0 { Some(0.0) } else { Some(100.0 * (1.0 - idle as f64 / all as f64)) }
-}
-
-/// Of all CPUs: the time that was idle or waited for a disk, and all time.
-fn times(stat: &Path) -> Option<(u64, u64)> {
-    let text = fs::read_to_string(stat).ok()?;
-    let line = text.lines().next()?.strip_prefix("cpu ")?;
-    // Guests are counted in the first two already.
-    let all: Vec<u64> = line.split_whitespace().take(8).map_while(|n| n.parse().ok()).collect();
-    Some((all.iter().skip(3).take(2).sum(), all.iter().sum()))
-}
-
-fn memory(meminfo: &Path) -> Option<f64> {
-    let text = fs::read_to_string(meminfo).ok()?;
-    let of = |key: &str| -> Option<f64> {
-        text.lines().find_map(|l| l.strip_prefix(key))?.split_whitespace().next()?.parse().ok()
-    };
-    let (total, free) = (of("MemTotal:")?, of("MemAvailable:")?);
-    (total > 0.0).then(|| 100.0 * (1.0 - free / total))
-}
-
-fn disk(root: &Path) -> Option<f64> {
-    let disk = statvfs(root).ok()?;
-    let usable = disk.f_blocks.checked_sub(disk.f_bfree)? + disk.f_bavail;
-    (usable > 0).then(|| 100.0 * (1.0 - disk.f_bavail as f64 / usable as f64))
-}
-
-fn processes(proc: &Path) -> Option<i64> {
-    let count = fs::read_dir(proc)
-        .ok()?
-        .flatten()
-        .filter(|e| e.file_name().as_encoded_bytes().iter().all(u8::is_ascii_digit))
-        .count();
-    i64::try_from(count).ok()
-}
-
-fn temperature(root: &Path) -> Option<f64> {
-    Some(first_number(&root.join("sys/class/thermal/thermal_zone0/temp"))? / 1000.0)
-}
-
-fn first_number(path: &Path) -> Option<f64> {
-    fs::read_to_string(path).ok()?.split_whitespace().next()?.parse().ok()
+    Some(Times::now(root)?.percent_since(before).unwrap_or(0.0))
 }
 
 fn image(root: &Path) -> Option<String> {
