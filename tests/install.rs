@@ -10,8 +10,8 @@ use piman_core::hash::Hash;
 use piman_core::install::fetch::{Answer, Request};
 use piman_core::install::table::Table;
 use piman_core::install::{
-    Agent, AgentStep, Can, Command, Date, Decision, Event, Fleet, Have, Hello, ImageOffer, Installation,
-    More, Notice, Offer, Paths, Plan, Report, Session, Stage, Start, Step,
+    Agent, AgentStep, Can, Command, Date, Decision, Event, Fleet, Hello, ImageOffer, Installation, More,
+    Notice, Offer, Paths, Plan, Report, Session, Stage, Start, Step,
 };
 use piman_core::line::{Framer, LINE_MAX, TooLong};
 use piman_tests::memory::{ROOM, Script, World};
@@ -146,12 +146,11 @@ fn golden_bytes_of_version_1() {
 /// code, never this test.
 #[test]
 fn golden_bytes_of_revision_1() {
-    let (one, two, three) = ("11".repeat(32), "22".repeat(32), "33".repeat(32));
+    let (one, two) = ("11".repeat(32), "22".repeat(32));
     let hello = format!(
         "PIMAN/1 hello serial=10000000abcdef01 mac=b8:27:eb:00:00:01 model=Raspberry_Pi_4 agent=0.1.0 \
          disk=31914983424 root=31864651776 card={one} paths=stream+image rev=1 \
-         cid=02544d53413136471087f2b1c0011700 installation=00000000000000aa have={three} \
-         have-bytes=7340032 can=resume+signed"
+         cid=02544d53413136471087f2b1c0011700 installation=00000000000000aa can=signed"
     );
     let Report::Ours(Notice::Hello(found)) = Report::parse(hello.as_bytes()) else { panic!("no hello") };
     let want = Hello {
@@ -165,11 +164,13 @@ fn golden_bytes_of_revision_1() {
         card_id: Some("02544d53413136471087f2b1c0011700"),
         card: Some(Hash([0x11; 32])),
         installation: Some(Installation(0xaa)),
-        have: Some(Have { id: Hash([0x33; 32]), bytes: 7 << 20 }),
         paths: Paths { stream: true, image: true },
-        can: Can { resume: true, signed: true },
+        can: Can { signed: true },
     };
     assert_eq!((found, found.to_string()), (want, hello.clone()));
+    // What agents said before: what is not known is passed over.
+    let before = hello.replace("can=signed", &format!("have={one} have-bytes=7340032 can=resume+signed"));
+    assert_eq!(Report::parse(before.as_bytes()), Report::Ours(Notice::Hello(want)));
 
     let more = More {
         revision: 1,
@@ -179,13 +180,12 @@ fn golden_bytes_of_revision_1() {
         entries: 34_878,
         counter: 1_795_231_447,
         installation: Some(Installation(0xaa)),
-        resume_at: 7 << 20,
     };
     let offer = Offer { more, ..offer() };
     let line = format!(
         "PIMAN/1 offer id={one} bytes=651000000 rootfs=4444 fetch=4445 table={two} table-bytes=184 \
          chunk-bytes=4096 rev=1 sums=1048576 manifest-bytes=700 unpacked=2000000000 entries=34878 \
-         counter=1795231447 resume=7340032 installation=00000000000000aa"
+         counter=1795231447 installation=00000000000000aa"
     );
     assert_eq!(Command::Format(Some(offer)).to_string(), format!("format\n{line}\nEOM\n"));
     let committed = format!("PIMAN/1 committed id={one} installation=00000000000000aa");
@@ -358,19 +358,16 @@ fn hash() -> impl Strategy<Value = Hash> {
 }
 
 fn more() -> impl Strategy<Value = More> {
-    let numbers = (any::<u16>(), any::<u32>(), any::<u32>(), any::<[u64; 4]>(), any::<Option<u64>>());
-    numbers.prop_map(
-        |(revision, sums_chunk, manifest_bytes, [unpacked_bytes, entries, counter, resume_at], n)| More {
-            revision,
-            sums_chunk,
-            manifest_bytes,
-            unpacked_bytes,
-            entries,
-            counter,
-            installation: n.map(Installation),
-            resume_at,
-        },
-    )
+    let numbers = (any::<u16>(), any::<u32>(), any::<u32>(), any::<[u64; 3]>(), any::<Option<u64>>());
+    numbers.prop_map(|(revision, sums_chunk, manifest_bytes, [unpacked_bytes, entries, counter], n)| More {
+        revision,
+        sums_chunk,
+        manifest_bytes,
+        unpacked_bytes,
+        entries,
+        counter,
+        installation: n.map(Installation),
+    })
 }
 
 proptest! {

@@ -11,7 +11,7 @@ use pi_agent::sums::Sums;
 use piman::state::{Sqlite, State as _};
 use piman_core::hash::Hash;
 use piman_core::install::fetch::{Answer, Kind, Request};
-use piman_core::install::{Agent, AgentStep, Can, Decision, Have, Hello, Notice, Offer, Paths, sums};
+use piman_core::install::{Agent, AgentStep, Decision, Hello, Notice, Offer, Paths, sums};
 use piman_tests::server::{Server, wait_until};
 use piman_tests::{binaries, tar};
 
@@ -39,12 +39,7 @@ fn offer(server: &Server, hello: Hello<'_>) -> Offer {
 }
 
 fn hello(serial: &str) -> Hello<'_> {
-    Hello {
-        serial: Some(serial),
-        paths: Paths { stream: true, image: false },
-        can: Can { resume: true, signed: false },
-        ..Hello::default()
-    }
+    Hello { serial: Some(serial), paths: Paths { stream: true, image: false }, ..Hello::default() }
 }
 
 /// A range from the fetch port, or why not.
@@ -78,7 +73,7 @@ fn the_chunk_hashes_of_an_archive_prove_themselves_and_every_chunk() {
     let told = offer(&server, hello("cafe0001"));
     let id = Hash(*blake3::hash(&bytes).as_bytes());
     assert_eq!((told.id, told.bytes, told.more.sums_chunk), (id, bytes.len() as u64, sums::CHUNK));
-    assert_eq!((told.more.entries, told.more.resume_at), (1, 0));
+    assert_eq!(told.more.entries, 1);
     // A header, the content up to a whole block, and the end.
     assert_eq!(told.more.unpacked_bytes, 512 + 3_500_000_u64.next_multiple_of(512) + 1024);
 
@@ -94,12 +89,6 @@ fn the_chunk_hashes_of_an_archive_prove_themselves_and_every_chunk() {
     }
     assert_eq!(fetch(&mut port, Kind::Sums, id, 32, 32).unwrap(), table[32..64]);
     assert!(fetch(&mut port, Kind::Sums, id, 32, length).unwrap_err().contains("range"));
-
-    // Who has some of it is told where it goes on; who has some of something else is not.
-    let have = |id, bytes| Hello { have: Some(Have { id, bytes }), ..hello("cafe0001") };
-    assert_eq!(offer(&server, have(id, 2 << 20)).more.resume_at, 2 << 20);
-    assert_eq!(offer(&server, have(id, u64::MAX)).more.resume_at, told.bytes);
-    assert_eq!(offer(&server, have(Hash([7; 32]), 2 << 20)).more.resume_at, 0);
 }
 
 fn id(archive: &Path) -> Hash {

@@ -10,7 +10,7 @@ use piman_core::hash::Hash;
 use piman_core::install::layout::filesystem_bytes;
 use piman_core::install::manifest::{self, Manifest};
 use piman_core::install::{
-    Date, Event, Fleet, Have, Hello, Installation, Milestone, More, Offer, Plan, REVISION, Stage, sums,
+    Date, Event, Fleet, Hello, Installation, Milestone, More, Offer, Plan, REVISION, Stage, sums,
 };
 use piman_core::{Error, drive};
 use tokio::net::TcpStream;
@@ -92,7 +92,6 @@ struct Said {
     root_bytes: u64,
     image: bool,
     signed: bool,
-    have: Option<Have>,
 }
 
 impl<'a> Guest<'a> {
@@ -146,7 +145,6 @@ impl<'a> Guest<'a> {
             root_bytes: hello.root_bytes,
             image: hello.paths.image,
             signed: hello.can.signed,
-            have: hello.have,
         }));
         let facts = Facts {
             model: hello.model.map(Into::into),
@@ -219,7 +217,6 @@ impl<'a> Guest<'a> {
     /// What a Pi is told of an archive beyond revision 0.
     fn more(&self, archive: &Archive) -> More {
         let Some(facts) = archive.facts() else { return More::default() };
-        let have = self.said.as_ref().and_then(|s| s.have).filter(|h| h.id == facts.id);
         let signed = sign::signed(&self.service.settings.state, facts.id).unwrap_or_default();
         let manifest = manifest::split(&signed).and_then(|(_, text)| Manifest::parse(text));
         More {
@@ -229,7 +226,6 @@ impl<'a> Guest<'a> {
             sums_chunk: if sums::table_bytes(archive.bytes()).is_some() { sums::CHUNK } else { 0 },
             unpacked_bytes: facts.unpacked_bytes,
             entries: facts.entries,
-            resume_at: have.map_or(0, |h| h.bytes.min(archive.bytes())),
             installation: self.installation,
         }
     }
@@ -451,9 +447,8 @@ mod tests {
             card_id: Some(&name),
             card: Some(Hash([255; 32])),
             installation: Some(Installation(u64::MAX)),
-            have: Some(Have { id: Hash([255; 32]), bytes: u64::MAX }),
             paths: Paths { stream: true, image: true },
-            can: Can { resume: true, signed: true },
+            can: Can { signed: true },
             revision: u16::MAX,
         };
         let text = "x".repeat(TEXT_MAX + 1);

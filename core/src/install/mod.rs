@@ -30,9 +30,7 @@ pub mod table;
 pub use agent::{Agent, Decision, Start, Step as AgentStep};
 pub use command::{Command, Date};
 pub(crate) use ours::MARK;
-pub use ours::{
-    Can, Have, Hello, ImageOffer, Installation, More, Notice, Offer, Paths, REVISION, Stage, TEXT_MAX,
-};
+pub use ours::{Can, Hello, ImageOffer, Installation, More, Notice, Offer, Paths, REVISION, Stage, TEXT_MAX};
 pub use report::{Milestone, Report};
 pub use session::{Event, Fleet, Plan, Session, Step};
 

@@ -224,7 +224,7 @@ fn replay(disk: &Disk) -> Result<(), Failure> {
 fn who(plan: &Plan) -> Hello<'_> {
     Hello {
         revision: REVISION,
-        can: Can { resume: true, signed: plan.key.is_some() },
+        can: Can { signed: plan.key.is_some() },
         serial: plan.identity.serial.as_deref(),
         mac: plan.identity.mac.as_deref(),
         model: plan.identity.model.as_deref(),

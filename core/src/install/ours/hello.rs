@@ -35,39 +35,19 @@ impl Paths {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct Can {
-    /// It fetches archives in ranges, checks each chunk and goes on where it was.
-    pub resume: bool,
     /// It has a public key, and installs nothing that is not signed for it.
     pub signed: bool,
 }
 
+/// Words with `+` between them.
 impl Can {
     fn parse(text: &[u8]) -> Self {
-        Self { resume: has(text, "resume"), signed: has(text, "signed") }
-    }
-
-    const fn word(self) -> Option<&'static str> {
-        match (self.resume, self.signed) {
-            (true, true) => Some("resume+signed"),
-            (true, false) => Some("resume"),
-            (false, true) => Some("signed"),
-            (false, false) => None,
-        }
+        Self { signed: has(text, "signed") }
     }
 }
 
 fn has(words: &[u8], word: &str) -> bool {
     words.split(|b| *b == b'+').any(|w| w == word.as_bytes())
-}
-
-/// The beginning of an archive that an agent got and checked on an earlier connection.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[cfg_attr(feature = "defmt", derive(defmt::Format))]
-pub struct Have {
-    /// Of which archive.
-    pub id: Hash,
-    /// How much of it, in bytes.
-    pub bytes: u64,
 }
 
 /// Who a Pi is and what it can do.
@@ -93,8 +73,6 @@ pub struct Hello<'a> {
     pub card: Option<Hash>,
     /// By which installation, if piman gave that one a number.
     pub installation: Option<Installation>,
-    /// What it has of an archive already.
-    pub have: Option<Have>,
     /// By which ways it can install.
     pub paths: Paths,
     /// What else it can do.
@@ -103,7 +81,6 @@ pub struct Hello<'a> {
 
 impl<'a> Hello<'a> {
     pub(super) fn parse(fields: &'a [u8]) -> Self {
-        let have = || Some(Have { id: hash(fields, "have")?, bytes: number(fields, "have-bytes")? });
         Self {
             revision: number(fields, "rev").unwrap_or(0),
             serial: name(fields, "serial"),
@@ -115,7 +92,6 @@ impl<'a> Hello<'a> {
             card_id: name(fields, "cid"),
             card: hash(fields, "card"),
             installation: Installation::field(fields),
-            have: have(),
             paths: field(fields, "paths").map(Paths::parse).unwrap_or_default(),
             can: field(fields, "can").map(Can::parse).unwrap_or_default(),
         }
@@ -147,14 +123,9 @@ impl Words for Hello<'_> {
             put_name(to, " cid=", self.card_id, 40);
         }
         put_installation(to, self.installation);
-        if let Some(Have { id, bytes }) = &self.have {
-            to.text(" have=");
-            id.words(to);
-            put(to, " have-bytes=", *bytes);
+        if self.can.signed {
+            to.text(" can=signed");
         }
-        let Some(word) = self.can.word() else { return };
-        to.text(" can=");
-        to.text(word)
     }
 }
 

@@ -9,13 +9,13 @@
 //! | line | from | says |
 //! |---|---|---|
 //! | `hello serial= mac= model= agent= disk= root= card= paths=` | Pi | who it is and what it can do, before its first report |
-//! | ... `rev= cid= installation= have= have-bytes= can=` | | since revision 1: what the card calls itself, which installation it holds, what is here of an archive, what else the agent can do |
+//! | ... `rev= cid= installation= can=` | | since revision 1: what the card calls itself, which installation it holds, what else the agent can do |
 //! | `progress stage= done= total=` | Pi | how far it is, in bytes (0 of 0: not counted) |
 //! | `committed id=` | Pi | the proof is on the card: this image is installed |
 //! | ... `installation=` | | since revision 1: by which installation |
 //! | `failed stage= text=…` | Pi | what went wrong and what to do; the text goes to the end of the line |
 //! | `offer id= bytes= rootfs= fetch= table= table-bytes= chunk-bytes=` | piman | what to install, after `format` in the same block |
-//! | ... `rev= sums= manifest-bytes= unpacked= entries= counter= resume= installation=` | | since revision 1: chunk hashes and signature on the fetch port, sizes, against rollback, where to go on, how this installation is called |
+//! | ... `rev= sums= manifest-bytes= unpacked= entries= counter= installation=` | | since revision 1: chunk hashes and signature on the fetch port, sizes, against rollback, how this installation is called |
 //! | `wait seconds= percent=` | piman | in place of `format`: the image is being prepared |
 
 mod hello;
@@ -27,7 +27,7 @@ use core::str;
 use crate::hash::Hash;
 use crate::words::{self, Sink, Words};
 
-pub use hello::{Can, Have, Hello, Paths};
+pub use hello::{Can, Hello, Paths};
 pub use offer::{ImageOffer, More, Offer};
 
 /// The revision of our lines that this code speaks.
@@ -327,8 +327,7 @@ mod tests {
             revision: REVISION,
             card_id: Some("02544d53413136471087f2b1c0011700"),
             installation: Some(Installation(0xfeed)),
-            have: Some(Have { id: Hash([0xcd; 32]), bytes: 7 << 20 }),
-            can: Can { resume: true, signed: true },
+            can: Can { signed: true },
             ..hello
         };
         for notice in [
@@ -385,7 +384,6 @@ mod tests {
             entries: 34_878,
             counter: 1_795_231_447,
             installation: Some(Installation(1)),
-            resume_at: 5 << 20,
         };
         let image = ImageOffer { table: Hash([7; 32]), table_bytes: 28_000, chunk_bytes: 1 << 33 };
         for (image, more) in [(None, More::default()), (Some(image), More::default()), (Some(image), more)] {

@@ -44,8 +44,6 @@ pub struct More {
     pub counter: u64,
     /// How this installation is called; the proof on the card names it.
     pub installation: Option<Installation>,
-    /// From which byte of the archive on it is needed, after what the hello said is there.
-    pub resume_at: u64,
 }
 
 /// Where the chunk table of an image is.
@@ -83,7 +81,6 @@ impl Offer {
             ("unpacked", &mut more.unpacked_bytes),
             ("entries", &mut more.entries),
             ("counter", &mut more.counter),
-            ("resume", &mut more.resume_at),
         ] {
             *value = number(fields, key).unwrap_or(0);
         }
@@ -124,7 +121,6 @@ impl Words for Offer {
             (" unpacked=", unpacked_bytes),
             (" entries=", entries),
             (" counter=", counter),
-            (" resume=", self.more.resume_at),
         ] {
             if value > 0 {
                 put(to, key, value);

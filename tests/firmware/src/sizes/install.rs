@@ -70,9 +70,8 @@ static START: Start<'static> = Start {
         card_id: None,
         card: Some(Hash([7; 32])),
         installation: None,
-        have: None,
         paths: Paths { stream: true, image: false },
-        can: Can { resume: false, signed: false },
+        can: Can { signed: false },
     }),
     installed: true,
 };
