@@ -70,7 +70,11 @@ fn a_damaged_state_is_moved_aside() {
     server.wait_log("was removed or replaced");
     server.piman(&["reinstall", "127.0.0.1"]);
     assert_eq!(decision(&server), FORMAT);
-    // And when its files are there but empty all of a sudden.
+    // And when its files are there but empty all of a sudden, while whoever writes still has all of it
+    // in memory and notices nothing.
+    wait_until("all is saved", || {
+        server.piman(&["device", "127.0.0.1"]).matches("told to format").count() == 2
+    });
     for name in ["piman.db", "piman.db-wal"] {
         File::options().write(true).open(folder.path().join(name)).unwrap().set_len(0).unwrap();
     }

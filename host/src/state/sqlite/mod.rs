@@ -15,6 +15,7 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use piman_core::install::Installation;
@@ -90,6 +91,9 @@ pub struct Sqlite {
     file: PathBuf,
     reader: Mutex<Connection>,
     writer: Mutex<Writer>,
+    /// Whether a reader has found damage, which the writer may not see: it may have all of the file
+    /// in memory.
+    suspect: AtomicBool,
 }
 
 struct Writer {
@@ -117,6 +121,7 @@ impl Sqlite {
             file,
             reader: Mutex::new(reader),
             writer: Mutex::new(Writer { connection: writer, inode }),
+            suspect: AtomicBool::new(false),
         })
     }
 
@@ -138,6 +143,7 @@ impl Sqlite {
             file,
             reader: Mutex::new(reader),
             writer: Mutex::new(Writer { connection: writer, inode }),
+            suspect: AtomicBool::new(false),
         })
     }
 
@@ -146,7 +152,11 @@ impl Sqlite {
     }
 
     fn read<T>(&self, f: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T, StateError> {
-        f(&lock(&self.reader)).map_err(|e| self.error(e))
+        let read = f(&lock(&self.reader)).map_err(|e| self.error(e));
+        if let Err(StateError::Damaged { .. }) = read {
+            self.suspect.store(true, Ordering::Relaxed);
+        }
+        read
     }
 
     fn write<T>(&self, f: impl FnOnce(&mut Connection) -> rusqlite::Result<T>) -> Result<T, StateError> {
@@ -318,6 +328,8 @@ impl State for Sqlite {
         let known = lock(&self.writer).inode;
         if inode(&self.file) != known {
             log::error!("{} was removed or replaced: going on with what is there now", self.file.display());
+            self.reopen()?;
+        } else if self.suspect.swap(false, Ordering::Relaxed) {
             self.reopen()?;
         }
         match self.write(|db| save(db, batch)) {
