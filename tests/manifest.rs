@@ -213,3 +213,31 @@ fn what_is_known_is_not_read_again_and_a_change_is_seen() {
     assert!(fetch(&mut fresh, Kind::Sums, old, 0, 0).is_err());
     assert_eq!(fetch(&mut fresh, Kind::Archive, new, 0, 1).unwrap(), whole[..1]);
 }
+
+#[test]
+fn what_is_removed_while_it_is_served_leaves_no_trouble() {
+    let folder = tempfile::tempdir().unwrap();
+    let state = folder.path().join("state");
+    let path = |name: &str| folder.path().join(name);
+    for (n, name) in (1..).zip(["one.tgz", "two.tgz", "three.tgz", "next.tgz"]) {
+        fs::copy(tar::of_bytes(n * 10_000).path(), path(name)).unwrap();
+    }
+    for name in ["two.tgz", "three.tgz"] {
+        image(&state, &["add", &path(name).display().to_string()]);
+    }
+    let server = Server::start(&path("one.tgz"), &state, &["--no-images"]);
+    wait_until("all are good", || server.log().matches("is good").count() == 3);
+    let troubles = || server.piman(&["devices"]);
+
+    // As it should be done: its file goes after it.
+    image(&state, &["remove", "two"]);
+    fs::remove_file(path("two.tgz")).unwrap();
+    server.wait_log("two.tgz is not in the list of images any more");
+    // And the other way round: that is a trouble, until the list is read for another reason.
+    fs::remove_file(path("three.tgz")).unwrap();
+    wait_until("it is shown", || troubles().contains("three.tgz is gone"));
+    image(&state, &["remove", "three"]);
+    fs::rename(path("next.tgz"), path("one.tgz")).unwrap();
+    server.wait_log("three.tgz is not in the list of images any more");
+    wait_until("nothing is wrong", || !troubles().contains("is gone"));
+}
