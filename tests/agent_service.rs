@@ -173,4 +173,17 @@ fn an_installed_system_runs_the_service() {
     let output = agent.args(["--size", "300M", "--transfer-port", "0", "--service", "1"]).output().unwrap();
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(!output.status.success() && text.contains("no systemd"), "{text}");
+    let devices = || server.piman(&["devices"]);
+    wait_until("the server knows it as installed", || devices().contains(" installed "));
+    assert!(!devices().contains("systemd"), "{}", devices());
+    // A password that is not there is missed before anything is erased.
+    let before = blake3::hash(&fs::read(folder.join("disk")).unwrap());
+    server.piman(&["reinstall", "10000000aaaaaaa3"]);
+    let mut agent = server.agent(folder.join("disk"), "10000000aaaaaaa3");
+    agent.args(["--transfer-port", "0", "--service", "1", "--password-file", "/no/such/password"]);
+    let output = agent.output().unwrap();
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(text.contains("reading /no/such/password") && text.contains("nothing was changed"), "{text}");
+    assert_eq!(blake3::hash(&fs::read(folder.join("disk")).unwrap()), before);
+    wait_until("the server knows why", || devices().contains("/no/such/password"));
 }

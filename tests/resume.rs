@@ -205,6 +205,13 @@ fn an_old_server_that_breaks_off_is_asked_again_and_nothing_is_written_twice() {
     assert_eq!((image, received), (root.id, archive.len() as u64));
     root.assert_on(&card_path);
 
+    // Connections that end long before the place where it goes on say nothing about the archive.
+    let same = Arc::clone(&archive);
+    let ports = old_server(move |_| Arc::clone(&same), vec![archive.len() / 2, 10, 10, 10, 10]);
+    let card_path = card(folder.path(), "short.img");
+    attempt(&plan_with_old(ports, &new, &card_path)).unwrap();
+    root.assert_on(&card_path);
+
     // Another archive from the second connection on: never a mix.
     let other = Root::new("another", 1_400_000);
     let (one, two) = (Arc::clone(&archive), Arc::new(fs::read(&other.archive).unwrap()));
