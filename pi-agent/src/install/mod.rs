@@ -41,6 +41,9 @@ use reporter::Reporter;
 /// How long the server may send nothing: it may have other Pis to serve first.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(120);
 
+/// How often it is said that the server is not ready yet.
+const REMIND: Duration = Duration::from_secs(60);
+
 /// Connects to a port of the server that sends.
 fn dial(plan: &Plan, port: u16) -> io::Result<TcpStream> {
     let stream = plan.server.connect(port).map_err(io::Error::other)?;
@@ -250,15 +253,23 @@ fn decide(
     machine: &mut Machine,
     progress: &Progress,
 ) -> Result<(Talk, Decision), Failure> {
+    let mut said = None::<(u8, Instant)>;
     loop {
         match Talk::open(&plan.server, start, machine)? {
             (_, Decision::Wait { seconds, percent }) => {
                 progress.begin(Stage::Prepare, 100);
                 progress.add(percent.min(100).into());
-                let seconds = seconds.clamp(1, 60);
-                // Also the sign of life that process 1 waits for.
-                log::info!("the server is not ready ({percent} %); asked again in {seconds} s");
-                thread::sleep(Duration::from_secs(seconds.into()));
+                // What changes is displayed. What does not is said as well: process 1 waits for a sign of life.
+                match said {
+                    Some((before, at)) if before == percent && at.elapsed() < REMIND => {}
+                    last => {
+                        if last.is_some_and(|(before, _)| before == percent) {
+                            log::warn!("the server is still not ready ({percent} %)");
+                        }
+                        said = Some((percent, Instant::now()));
+                    }
+                }
+                thread::sleep(Duration::from_secs(seconds.clamp(1, 60).into()));
             }
             decided => return Ok(decided),
         }
