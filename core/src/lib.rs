@@ -23,6 +23,20 @@
 //! `smoltcp` is the transport of that name.
 #![no_std]
 #![forbid(unsafe_code)]
+// Nothing that may panic: not from the wire, the disk or the command line.
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::unreachable,
+        clippy::todo,
+        clippy::unimplemented,
+        clippy::indexing_slicing,
+        clippy::string_slice
+    )
+)]
 
 #[cfg(feature = "alloc")]
 extern crate alloc;

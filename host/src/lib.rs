@@ -20,6 +20,20 @@
 //! | [`words`] | numbers, moments and tables for people |
 //! | [`orders`], [`reinstall_file`], [`devices`] | the commands beside a server |
 #![forbid(unsafe_code)]
+// Nothing that may panic: not from the wire, the disk or the command line.
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::unreachable,
+        clippy::todo,
+        clippy::unimplemented,
+        clippy::indexing_slicing,
+        clippy::string_slice
+    )
+)]
 
 pub mod archive;
 pub mod builds;

@@ -242,10 +242,9 @@ pub fn parse_size(text: &str) -> anyhow::Result<u64> {
     let bad = || format!("{text} is no size: say 8G, 512M, 64K or a number of bytes");
     let upper = text.trim().to_ascii_uppercase();
     let number = upper.trim_end_matches("IB").trim_end_matches('B');
-    let (number, shift) = match number.strip_suffix(['K', 'M', 'G', 'T']) {
-        Some(digits) => (digits, 10 * (1 + "KMGT".find(&number[digits.len()..]).unwrap_or(0))),
-        None => (number, 0),
-    };
+    let units = [('K', 10), ('M', 20), ('G', 30), ('T', 40)];
+    let in_unit = |(unit, shift)| Some((number.strip_suffix(unit)?, shift));
+    let (number, shift) = units.into_iter().find_map(in_unit).unwrap_or((number, 0));
     let count: u64 = number.trim().parse().ok().with_context(bad)?;
     count.checked_mul(1 << shift).with_context(bad)
 }

@@ -23,6 +23,20 @@
 //! | [`figures`] | these as records |
 //! | [`logbook`] | what was logged, sent to the server when it is done |
 //! | [`cli`] | the command line |
+// Nothing that may panic: not from the wire, the disk or the command line.
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::unreachable,
+        clippy::todo,
+        clippy::unimplemented,
+        clippy::indexing_slicing,
+        clippy::string_slice
+    )
+)]
 
 pub mod archive;
 pub mod backoff;

@@ -121,6 +121,7 @@ fn crc32(bytes: &[u8]) -> u32 {
     !bytes.iter().fold(!0, |crc, byte| step(step(crc, u32::from(*byte)), u32::from(byte >> 4)))
 }
 
+#[expect(clippy::indexing_slicing, reason = "by the compiler, which tells")]
 const fn table() -> [u32; 16] {
     let mut table = [0; 16];
     let mut i = 0;

@@ -169,7 +169,7 @@ impl<W: Write> Root<W> {
         ];
         let mut text = Vec::with_capacity(length + 16);
         while text.len() < length {
-            let word = WORDS[(self.next() % 16) as usize];
+            let word = WORDS.get((self.next() % 16) as usize).copied().unwrap_or_default();
             text.extend_from_slice(word.as_bytes());
             text.push(b' ');
         }

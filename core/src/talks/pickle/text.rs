@@ -49,7 +49,7 @@ pub(super) fn str(bytes: &[u8]) -> Result<&str, DecodeError> {
     core::str::from_utf8(bytes).map_err(|_| DecodeError::BadText)
 }
 
-/// The argument of UNICODE: Latin-1 with `\uHHHH` and `\UXXXXXXXX`, into UTF-8.
+/// The argument of UNICODE: Latin-1 with `\uHHHH` and `\UHHHHHHHH`, into UTF-8.
 pub(super) fn raw_unicode(mut line: &[u8], put: Put<'_>) -> Result<(), DecodeError> {
     while let Some((first, rest)) = line.split_first() {
         line = rest;

@@ -202,23 +202,27 @@ pub fn wrap(message: &[u8]) -> Vec<u8> {
 }
 
 fn checksum(header: &[u8]) -> u16 {
-    let words = header.chunks_exact(2).map(|w| u32::from(u16::from_be_bytes([w[0], w[1]])));
-    let sum: u32 = words.sum();
+    let sum: u32 = header.as_chunks().0.iter().map(|word| u32::from(u16::from_be_bytes(*word))).sum();
     let sum = (sum & 0xffff) + (sum >> 16);
     !((sum & 0xffff) + (sum >> 16)) as u16
+}
+
+/// The number of two bytes at `at`.
+fn number(packet: &[u8], at: usize) -> Option<u16> {
+    packet.get(at..)?.first_chunk().map(|bytes| u16::from_be_bytes(*bytes))
 }
 
 /// The message in an IP packet, if it is one to the port of clients.
 #[must_use]
 pub fn unwrap(packet: &[u8]) -> Option<&[u8]> {
-    let (&first, length) = (packet.first()?, packet.get(2..4)?);
+    let (&first, length) = (packet.first()?, number(packet, 2)?);
     let header = usize::from(first & 15) * 4;
     let is_udp = first >> 4 == 4 && header >= 20 && packet.get(9) == Some(&17);
     // A fragment is not put together: no server needs that for a client of Ethernet.
-    let whole = packet.get(6..8).is_some_and(|f| f[0] & 0x3f == 0 && f[1] == 0);
-    let packet = packet.get(..usize::from(u16::from_be_bytes([length[0], length[1]])))?;
+    let whole = number(packet, 6)? & 0x3fff == 0;
+    let packet = packet.get(..usize::from(length))?;
     let (udp, message) = packet.get(header..)?.split_at_checked(8)?;
-    (is_udp && whole && udp.get(2..4)? == CLIENT_PORT.to_be_bytes()).then_some(message)
+    (is_udp && whole && number(udp, 2)? == CLIENT_PORT).then_some(message)
 }
 
 #[cfg(test)]
