@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use piman_core::install::Stage;
 use rustix::io::Errno;
-use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+use rustix::mount::{MountFlags, UnmountFlags, mount, mount_remount, unmount};
 
 use crate::disk::RootNode;
 use crate::failure::{Cause, Failure, OrFail};
@@ -19,7 +19,12 @@ use crate::proof::{self, Proof};
 /// How long others may hold what is to be unmounted: device managers look at it for moments.
 const BUSY: Duration = Duration::from_secs(2);
 
-/// A mounted root filesystem. Unmounted when dropped, unless it is [kept](Self::keep).
+/// While a filesystem is ours alone nothing in it may run, become a device or change who somebody is.
+const RESTRICTED: MountFlags =
+    MountFlags::NOATIME.union(MountFlags::NOSUID).union(MountFlags::NODEV).union(MountFlags::NOEXEC);
+
+/// A mounted root filesystem. Nothing in it can be run until it is [kept](Self::keep); unmounted
+/// when dropped otherwise.
 #[derive(Debug)]
 pub struct Mounted {
     place: PathBuf,
@@ -28,6 +33,7 @@ pub struct Mounted {
 
 impl Mounted {
     /// Mounts at `place`, which is made if it is not there. The kernel replays its journal.
+    /// Give it a place that nobody else can reach, or one on a machine without other users.
     ///
     /// # Errors
     /// [`Cause::Disk`] if the kernel cannot mount it.
@@ -38,7 +44,7 @@ impl Mounted {
 
     fn try_new(node: &RootNode, place: &Path) -> anyhow::Result<Self> {
         fs::create_dir_all(place)?;
-        mount(node.path(), place, "ext4", MountFlags::NOATIME, None)?;
+        mount(node.path(), place, "ext4", RESTRICTED, None)?;
         // From here on a failure unmounts.
         let mut mounted = Self { place: place.to_owned(), directory: None };
         let directory = OpenOptions::new()
@@ -100,12 +106,18 @@ impl Mounted {
         self.sync()
     }
 
-    /// Leaves it mounted for good.
-    pub fn keep(mut self) -> PathBuf {
+    /// Leaves it mounted for good, as a root filesystem whose programs run.
+    ///
+    /// # Errors
+    /// [`Cause::Disk`] if the kernel refuses; it is unmounted then.
+    pub fn keep(mut self) -> Result<PathBuf, Failure> {
         self.directory = None;
+        let flags = MountFlags::BIND | MountFlags::NOATIME;
+        let what = format!("making {} a root filesystem", self.place.display());
+        mount_remount(&self.place, flags, "").or_fail(Stage::Mount, Cause::Disk, what)?;
         let place = std::mem::take(&mut self.place);
         std::mem::forget(self);
-        place
+        Ok(place)
     }
 }
 

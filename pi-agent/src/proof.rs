@@ -10,7 +10,7 @@ use mkext4::reader::{Fs, ReadAt};
 use piman_core::hash::Hash;
 use piman_core::install::{Installation, More};
 
-use crate::disk::{RootArea, Window, open_to_read, root_in_table};
+use crate::disk::{RootArea, Window, is_root_withheld, open_to_read, root_in_table};
 
 /// The proof's name in the root directory.
 pub const NAME: &str = ".piman-proof";
@@ -175,6 +175,9 @@ pub fn check(path: &Path) -> anyhow::Result<Card> {
 #[must_use]
 pub fn look(disk: &File, bytes: u64) -> Card {
     let Some(root) = root_in_table(disk, bytes) else {
+        if is_root_withheld(disk) {
+            return Card::Empty("the installation was not finished".into());
+        }
         return Card::Empty("there is no partition table with a root partition".into());
     };
     look_at_root(disk, &root)

@@ -8,9 +8,11 @@
 //! |---|---|
 //! | `ranges` | the archive from the fetch port, in chunks that are checked first |
 //! | `whole` | the archive from the rootfs port, as old servers have it |
+//! | `beginning` | whether what comes is an archive, before anything is erased |
 //! | `tap` | counts, hashes, and has it go on after a break |
 //! | `pipe` | buffers between two threads |
 
+mod beginning;
 mod pipe;
 mod ranges;
 mod tap;

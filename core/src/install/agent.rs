@@ -30,6 +30,8 @@ pub enum Decision {
     Boot,
     /// Install; `None` from a server that does not say what.
     Format(Option<Offer>),
+    /// Install, but this agent cannot read what: nothing may be done. The next talk may tell.
+    Unclear,
     /// Come back after so many seconds: what is to be installed is being prepared.
     Wait {
         /// How long to wait, in seconds.
@@ -93,7 +95,7 @@ impl Agent {
                     let milestone = match self.decision {
                         Decision::Boot => Some(Milestone::ReceivedBoot),
                         Decision::Format(_) => Some(Milestone::ReceivedFormat),
-                        Decision::Wait { .. } => None,
+                        Decision::Wait { .. } | Decision::Unclear => None,
                     };
                     Step::Decided(milestone, &self.decision)
                 }
@@ -123,8 +125,9 @@ impl Agent {
         match (ours::split(line), self.pending, &mut self.decision) {
             (Some((b"offer", fields)), Pending::Decision, Decision::Format(offer)) => {
                 Offer::read(fields, offer);
+                // Without it this would look like a server of old, which sends what nobody checks.
                 if offer.is_none() {
-                    warning!("the server's offer cannot be read");
+                    self.decision = Decision::Unclear;
                 }
             }
             (Some((b"wait", fields)), ..) => {

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `usage` | who uses a disk, so that it must not be touched; what it calls itself |
 //! | `table` | the partition table and the boot partition |
+//! | `withheld` | a root partition that nobody finds before it is complete |
 //! | `node` | the root partition as something that can be mounted |
 //! | `window` | a part of a disk as a stream |
 //! | `ioctl` | requests to the kernel |
@@ -13,6 +14,7 @@ mod node;
 mod table;
 mod usage;
 mod window;
+mod withheld;
 
 use std::fmt;
 use std::fs::{File, OpenOptions};
@@ -30,6 +32,7 @@ use rustix::fs::{FlockOperation, flock};
 pub use node::RootNode;
 pub use table::{parse_layout, root_in_table};
 pub use window::Window;
+pub use withheld::{Withheld, is_root_withheld};
 
 use crate::failure::{Cause, Failure, OrFail};
 

@@ -118,7 +118,8 @@ pub fn root_in_table(disk: &File, bytes: u64) -> Option<RootArea> {
     let root = &table.partition_2;
     let area =
         RootArea { offset: u64::from(root.starting_lba) * SECTOR, length: u64::from(root.sectors) * SECTOR };
-    (root.sys == LINUX && area.offset > 0 && area.offset + area.length <= bytes).then_some(area)
+    (root.sys == LINUX && area.offset > 0 && area.length > 0 && area.offset + area.length <= bytes)
+        .then_some(area)
 }
 
 /// The partitions of a disk that begins so, in a few words.

@@ -72,10 +72,10 @@ pub fn attempt(options: &Options, server: &Server) -> Outcome {
     };
     // Looked at here, while it can still be a failure like another.
     match find_init(Path::new(NEW_ROOT), options.init.as_deref()) {
-        Ok(_) => {
-            mounted.keep();
-            Outcome::Ready
-        }
+        Ok(_) => match mounted.keep() {
+            Ok(_) => Outcome::Ready,
+            Err(failure) => Outcome::Permanent(failure.to_string()),
+        },
         Err(wrong) => Outcome::Permanent(format!(
             "the installed system has no init that can run here ({wrong}): order piman reinstall with the \
              archive of a whole system for this Pi"

@@ -149,9 +149,7 @@ pub fn attempt(plan: &Plan, machine: &mut Machine, progress: &Arc<Progress>) -> 
     progress.begin(Stage::Disk, 0);
     let as_root = rustix::process::geteuid().is_root();
     let (mut disk, root) = open(plan).inspect_err(|failure| report_early(plan, failure))?;
-    let card = if plan.reinstall || machine.wiped {
-        Card::Empty("it is to be installed again".into())
-    } else if as_root && proof::has_journal_to_replay(disk.file(), disk.bytes()) {
+    let found = if as_root && proof::has_journal_to_replay(disk.file(), disk.bytes()) {
         match replay(&disk) {
             Ok(()) => {
                 // The kernel has let go of the partition; from here on it is ours alone again.
@@ -164,7 +162,10 @@ pub fn attempt(plan: &Plan, machine: &mut Machine, progress: &Arc<Progress>) -> 
     } else {
         proof::look(disk.file(), disk.bytes())
     };
-    log::info!("{disk}: {card}");
+    log::info!("{disk}: {found}");
+    // What is reported: a system that has to go counts as none, but what may boot is what is really there.
+    let again = plan.reinstall || machine.wiped;
+    let card = if again { Card::Empty("it is to be installed again".into()) } else { found.clone() };
     let card_id = disk.id();
     let hello = Hello {
         disk_bytes: disk.bytes(),
@@ -181,7 +182,15 @@ pub fn attempt(plan: &Plan, machine: &mut Machine, progress: &Arc<Progress>) -> 
     let start = Start { hello: Some(hello), installed: card.is_installed(plan.trust_unmarked) };
     let (talk, offer) = match decide(plan, start, machine, progress)? {
         (talk, Decision::Format(offer)) => (talk, offer),
-        (talk, _) => return boot(plan, &disk, card, Reporter::new(talk, plan, hello, progress)),
+        (talk, Decision::Unclear) => {
+            let error = anyhow!(
+                "the server says what to install in a way that this agent ({}) does not understand: use an agent \
+                 and a server of the same version; nothing was changed",
+                env!("CARGO_PKG_VERSION")
+            );
+            return Err(refuse(Reporter::new(talk, plan, hello, progress), error));
+        }
+        (talk, _) => return boot(plan, &disk, found, Reporter::new(talk, plan, hello, progress)),
     };
     let began = Instant::now();
     let reporter = Reporter::new(talk, plan, hello, progress);
@@ -219,7 +228,7 @@ fn open(plan: &Plan) -> Result<(Disk, RootArea), Failure> {
 /// Has the kernel replay the journal of a system that was switched off, as it would to boot it.
 fn replay(disk: &Disk) -> Result<(), Failure> {
     let Some(root) = crate::disk::root_in_table(disk.file(), disk.bytes()) else { return Ok(()) };
-    let place = Place::scratch();
+    let place = Place::scratch()?;
     Mounted::new(&disk.root_node(&root)?, place.path()).map(drop)
 }
 
@@ -276,7 +285,22 @@ fn decide(
     }
 }
 
+/// An order that is not carried out; the server hears why.
+fn refuse(reporter: Reporter<'_>, error: anyhow::Error) -> Failure {
+    let failure = Failure { stage: Stage::Disk, cause: Cause::Refused, error };
+    reporter.failed(&failure);
+    failure
+}
+
 fn boot(plan: &Plan, disk: &Disk, card: Card, reporter: Reporter<'_>) -> Result<Outcome, Failure> {
+    if !card.is_installed(plan.trust_unmarked) {
+        // What lies there may be anything, also what a broken installation left of an image that nobody checked.
+        let error = anyhow!(
+            "the server says boot, but {disk} holds nothing that may be booted ({card}): order `piman reinstall` \
+             for this Pi; nothing was changed"
+        );
+        return Err(refuse(reporter, error));
+    }
     let mounted = plan.boot_from.as_ref().map(|place| {
         let root = crate::disk::root_in_table(disk.file(), disk.bytes()).ok_or_else(|| Failure {
             stage: Stage::Mount,
@@ -332,7 +356,7 @@ fn enrol(plan: &Plan, disk: &Disk, area: &RootArea, done: &Done) -> Result<(), F
             }
         }
         None => {
-            let place = Place::scratch();
+            let place = Place::scratch()?;
             let mounted = Mounted::new(&disk.root_node(area)?, place.path())?;
             put(&mounted).or_fail(Stage::Mount, Cause::Refused, what)?;
         }

@@ -27,6 +27,15 @@ pub(super) fn install(
     offer: Option<Offer>,
     progress: &Arc<Progress>,
 ) -> Result<Done, Failure> {
+    let checked = offer.is_some_and(|offer| offer.more.sums_chunk == CHUNK);
+    if let (Some(key), false) = (&plan.key, checked) {
+        // What is unpacked before it was checked may stay on the card, whatever comes of it later.
+        let error = anyhow!(
+            "the server has no chunk hashes of the archive, so nothing of it can be checked before it is unpacked \
+             ({key}); give the Pi a server of this version; nothing was changed"
+        );
+        return Err(Failure { stage: Stage::Disk, cause: Cause::Refused, error });
+    }
     // Nothing is erased before the server has shown that it sends an archive.
     let link = Link::default();
     let connect = |port| move || super::dial(plan, port);
@@ -45,14 +54,19 @@ pub(super) fn install(
         format!("making the root filesystem on {disk}"),
     )?;
     let node = disk.root_node(&root)?;
+    let withheld = disk.withhold_root()?;
     progress.begin(Stage::Mount, 0);
-    let place = Place::of(plan);
+    let place = Place::of(plan)?;
     let mounted = Mounted::new(&node, place.path())?;
     drop(node);
 
     mounted.begin().or_fail(Stage::Mount, Cause::Disk, format!("writing to the new filesystem on {disk}"))?;
     let directory = mounted.directory().or_fail(Stage::Transfer, Cause::Disk, "extracting")?;
     let summary = supply.install(&link, directory, progress)?;
+    if summary.extracted.entries == 0 {
+        let error = anyhow!("the archive has no entries: there is nothing to install");
+        return Err(Failure { stage: Stage::Transfer, cause: Cause::Image, error });
+    }
 
     progress.begin(Stage::Sync, 0);
     mounted.sync().or_fail(Stage::Sync, Cause::Disk, format!("bringing everything to {disk}"))?;
@@ -65,6 +79,7 @@ pub(super) fn install(
         format!("writing the proof to {disk}"),
     )?;
     disk.sync(Stage::Commit)?;
+    disk.show_root(&withheld)?;
     let root = if plan.boot_from.is_some() {
         Some(mounted)
     } else {

@@ -4,14 +4,12 @@
 
 use std::io::{self, Read};
 use std::net::TcpStream;
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use anyhow::{anyhow, bail};
 use piman_core::hash::Hash;
 
+use super::beginning::expect_archive;
 use super::tap::Source;
-use crate::decode::{may_be_packed, packing};
 use crate::fetch::{Link, Retry};
 
 /// So often the same is believed: an end at the same place, each time a clean one, or another
@@ -35,7 +33,7 @@ pub struct Whole<'l, F> {
 }
 
 impl<'l, F: FnMut() -> io::Result<TcpStream> + Send> Whole<'l, F> {
-    /// Connects, and waits until the first bytes of an archive are there. `connect` sets the
+    /// Connects, and waits until an archive's first entry is there. `connect` sets the
     /// time-outs, and is called again when a connection breaks.
     ///
     /// # Errors
@@ -105,58 +103,6 @@ impl<F: FnMut() -> io::Result<TcpStream> + Send> Source for Whole<'_, F> {
                 Ok(()) => return Ok(()),
                 Err(error) => broken = error,
             }
-        }
-    }
-}
-
-/// Waits for the first bytes of an archive.
-fn expect_archive(stream: &TcpStream, patience: Duration) -> anyhow::Result<()> {
-    let mut start = [0; 4];
-    let deadline = Instant::now() + patience;
-    loop {
-        let n = stream.peek(&mut start).map_err(|e| anyhow!(e).context("waiting for its first bytes"))?;
-        match start.get(..n).unwrap_or_default() {
-            [] => {
-                bail!("the server closed the connection without sending anything: it has no archive to send")
-            }
-            s if packing(s).is_some() => return Ok(()),
-            s if !may_be_packed(s) => {
-                bail!("the server sends something that is neither gzip nor zstd; nothing was erased")
-            }
-            _ if Instant::now() > deadline => bail!("the server sends nothing more"),
-            _ => thread::sleep(Duration::from_millis(5)),
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use std::io::Write;
-    use std::net::TcpListener;
-
-    /// What comes of a server that begins so, and closes.
-    fn hear(said: &[u8]) -> anyhow::Result<()> {
-        let listener = TcpListener::bind("127.0.0.1:0")?;
-        let stream = TcpStream::connect(listener.local_addr()?)?;
-        listener.accept()?.0.write_all(said)?;
-        expect_archive(&stream, Duration::from_millis(1))
-    }
-
-    #[test]
-    fn what_begins_an_archive() {
-        for archive in [&b"\x1f\x8b"[..], b"\x1f\x8b\x08\0", b"\x28\xb5\x2f\xfd", b"\x50\x2a\x4d\x18\x04"] {
-            hear(archive).unwrap();
-        }
-        for (other, word) in [
-            (&b""[..], "without sending anything"),
-            (b"no", "neither"),
-            (b"\x1f\x8c", "neither"),
-            (b"\x50\x2a\x4d\x19", "neither"),
-            (b"\x28\xb5\x2f", "nothing more"),
-        ] {
-            let error = hear(other).unwrap_err().to_string();
-            assert!(error.contains(word), "{error}");
         }
     }
 }

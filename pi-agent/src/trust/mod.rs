@@ -46,6 +46,13 @@ impl fmt::Debug for Key {
     }
 }
 
+/// Where it came from, for people.
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "public key: {}", self.from)
+    }
+}
+
 impl Key {
     /// Reads a key as minisign writes it: its file, or the line of base64 in it.
     ///
@@ -96,7 +103,7 @@ impl Key {
         connect: impl Fn(u16) -> io::Result<TcpStream>,
     ) -> Result<Offer, Failure> {
         let refuse = |e: anyhow::Error| {
-            let error = anyhow!("{e:#} (public key: {}); nothing was changed", self.from);
+            let error = anyhow!("{e:#} ({self}); nothing was changed");
             Failure { stage: Stage::Disk, cause: Cause::Refused, error }
         };
         let offer =
