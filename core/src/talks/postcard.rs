@@ -320,6 +320,8 @@ mod tests {
         Set(Vec<Self>),
         Dict(Vec<Self>),
         Error(&'a str, &'a str),
+        Class(&'a str, &'a str),
+        Object(Vec<Self>),
     }
 
     #[test]
@@ -347,8 +349,26 @@ mod tests {
     }
 
     #[test]
+    fn objects_go_through_as_notes() {
+        use Model as M;
+        let parts = vec![M::Class("geometry", "Pose"), M::Tuple(vec![M::Int(1)]), M::Dict(vec![])];
+        let mut buf = [0; 100];
+        let bytes = postcard::to_slice(&M::Object(parts), &mut buf).unwrap();
+        assert_eq!(read(bytes).as_deref(), Ok("<geometry.Pose: 1>"));
+        let mut written = [0; 100];
+        let mut out = Writer::new(&mut written);
+        out.begin(Kind::Object, 3).unwrap();
+        out.class(Class { module: "geometry", name: "Pose" }).unwrap();
+        Tuple(&[&1_i64]).encode(&mut out).unwrap();
+        crate::talks::Dict(&[]).encode(&mut out).unwrap();
+        let n = out.finish();
+        assert_eq!(&written[..n], bytes);
+        assert_eq!(read(&[CLASS, 1, b'm', 1, b'C']).as_deref(), Ok("<class m.C>"));
+    }
+
+    #[test]
     fn hostile_messages_are_refused() {
-        assert_eq!(read(&[11]), Err(DecodeError::Unknown(11)));
+        assert_eq!(read(&[13]), Err(DecodeError::Unknown(13)));
         assert_eq!(read(&[NONE, NONE]), Err(DecodeError::Trailing));
         assert_eq!(read(&[DICT, 1, NONE]), Err(DecodeError::Malformed));
         assert_eq!(read(&[STR, 2, 0xC3, 0x28]), Err(DecodeError::BadText));

@@ -80,7 +80,9 @@ pub struct Wanted {
 /// If no server runs, or no such Pi or function is there.
 pub fn call(state: &Path, wanted: &Wanted) -> anyhow::Result<(String, bool)> {
     let opcode = opcode(&wanted.function)?;
-    let arguments = Arguments::typed(&wanted.args, opcode)?;
+    // By its name, and not by its opcode, which is any function to an old peer.
+    let is_hook = Function::named(&wanted.function).is_some_and(|f| f.opcode == RUN);
+    let arguments = if is_hook { Arguments::of_hook(&wanted.args) } else { Arguments::typed(&wanted.args)? };
     let outcomes = ask(state, &wanted.device, opcode, arguments, wanted.within)?;
     let well = outcomes.iter().all(|(_, result)| result.is_ok());
     if wanted.json {
@@ -166,11 +168,17 @@ struct Arguments {
 }
 
 impl Arguments {
-    /// As they are typed. What a hook gets is its own affair: for [`RUN`] `name=value` is a text like others.
-    fn typed(texts: &[String], opcode: u8) -> anyhow::Result<Self> {
+    /// What a hook gets is texts: `name=value`, `true` and numbers of any length arrive as they are.
+    fn of_hook(texts: &[String]) -> Self {
+        let by_place = texts.iter().map(|text| text.as_str().into()).collect();
+        Self { by_place, by_name: Vec::new() }
+    }
+
+    /// As they are typed.
+    fn typed(texts: &[String]) -> anyhow::Result<Self> {
         let mut arguments = Self::default();
         for text in texts {
-            let named = text.split_once('=').filter(|(name, _)| opcode != RUN && is_name(name));
+            let named = text.split_once('=').filter(|(name, _)| is_name(name));
             let Some((name, value)) = named else {
                 ensure!(
                     arguments.by_name.is_empty(),
@@ -193,7 +201,8 @@ impl Arguments {
 /// What Python takes for the name of a parameter.
 fn is_name(text: &str) -> bool {
     let mut chars = text.chars();
-    chars.next().is_some_and(|c| c.is_alphabetic() || c == '_') && chars.all(|c| c.is_alphanumeric() || c == '_')
+    chars.next().is_some_and(|c| c.is_alphabetic() || c == '_')
+        && chars.all(|c| c.is_alphanumeric() || c == '_')
 }
 
 fn duration(seconds: f64) -> String {
@@ -326,7 +335,8 @@ fn choose(name: &str, all: Vec<Connected>) -> anyhow::Result<Vec<Connected>> {
             all.into_iter().filter(|c| c.text("address") == Some(address.as_str())).collect();
         if here.len() > 1 {
             let names: Vec<&str> = here.iter().map(|c| c.key.as_str()).take(3).collect();
-            let first = if names.contains(&name) { format!("; {name}#1 is the first") } else { String::new() };
+            let first =
+                if names.contains(&name) { format!("; {name}#1 is the first") } else { String::new() };
             bail!(
                 "{} peers are connected from {name}: name one of them ({}{}){first}, or call all",
                 here.len(),
@@ -363,13 +373,11 @@ mod tests {
 
     #[test]
     fn arguments_by_place_and_by_name() {
-        let typed = |texts: &[&str], opcode| {
-            let texts: Vec<String> = texts.iter().map(|t| (*t).to_owned()).collect();
-            Arguments::typed(&texts, opcode).map(|a| (a.by_place, a.by_name))
-        };
+        let owned = |texts: &[&str]| texts.iter().map(|t| (*t).to_owned()).collect::<Vec<String>>();
+        let typed = |texts: &[&str]| Arguments::typed(&owned(texts)).map(|a| (a.by_place, a.by_name));
         let pair = |name: &str, value: Data| (Data::from(name), value);
         assert_eq!(
-            typed(&["1", "a b=c", "\"x=1\"", "=", "speed=2", "name=", "on=true", "text=a=b"], 9).unwrap(),
+            typed(&["1", "a b=c", "\"x=1\"", "=", "speed=2", "name=", "on=true", "text=a=b"]).unwrap(),
             (
                 vec![1.into(), "a b=c".into(), "x=1".into(), "=".into()],
                 vec![
@@ -380,9 +388,10 @@ mod tests {
                 ]
             )
         );
-        assert_eq!(typed(&["deploy", "A=1"], RUN).unwrap().0, vec!["deploy".into(), "A=1".into()]);
+        let hook = Arguments::of_hook(&owned(&["deploy", "A=1", "true"]));
+        assert_eq!(hook.by_place, vec!["deploy".into(), "A=1".into(), "true".into()]);
         for wrong in [&["a=1", "2"][..], &["a=1", "a=2"], &["a=9223372036854775808"]] {
-            assert!(typed(wrong, 9).is_err(), "{wrong:?}");
+            assert!(typed(wrong).is_err(), "{wrong:?}");
         }
     }
 }

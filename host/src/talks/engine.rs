@@ -9,8 +9,8 @@ use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use piman_core::talks::{
-    AnswerOut, CALLS_MAX, Call, CallOut, Codec, DEPTH_MAX, DecodeError, Encode, Failure, Fault, Items, Memory,
-    NO_CALL, NamedCallOut, NoRoom, Place, Session, Slot, Step, Value, WEIGHT_MAX, pickle, postcard,
+    AnswerOut, CALLS_MAX, Call, CallOut, Codec, DEPTH_MAX, DecodeError, Encode, Failure, Fault, Items,
+    Memory, NO_CALL, NamedCallOut, NoRoom, Place, Session, Slot, Step, Value, WEIGHT_MAX, pickle, postcard,
 };
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -348,7 +348,7 @@ impl Engine {
         let mut answers = Vec::new();
         while !bytes.is_empty() {
             let session = &mut self.session;
-            let first = room.first(self.peer.codec, bytes, |value| Done::of(session.handle(value), &NO_CALL));
+            let first = room.first(self.peer.codec, bytes, |value| Done::of(session.handle(value), None));
             match first {
                 Ok((done, used)) => {
                     bytes = bytes.get(used..).unwrap_or_default();
@@ -375,7 +375,12 @@ impl Engine {
 
     /// A message cannot be decoded: whoever waits for it learns it now, and why. What is to be sent at once,
     /// and the length of the message.
-    fn unreadable(&mut self, bytes: &[u8], room: &mut Room, why: &dyn fmt::Display) -> (Option<Vec<u8>>, usize) {
+    fn unreadable(
+        &mut self,
+        bytes: &[u8],
+        room: &mut Room,
+        why: &dyn fmt::Display,
+    ) -> (Option<Vec<u8>>, usize) {
         let (head, used) = match self.peer.codec {
             Codec::Postcard => match postcard::skip(bytes) {
                 Some((used, head)) => (head, used),
@@ -385,7 +390,7 @@ impl Engine {
         };
         log::warn!("talks: {}: a message cannot be read: {why}", self.peer);
         let Some(head) = head else { return (None, used) };
-        let done = Done::of(self.session.unreadable(head), why);
+        let done = Done::of(self.session.unreadable(head), Some(why));
         // It is no answer and no call for nobody: nothing is broken.
         (self.finish(done).ok().flatten(), used)
     }
@@ -454,19 +459,20 @@ enum Done {
 }
 
 impl Done {
-    /// `why` is the reason if the message could not be read.
-    fn of(step: Step<'_>, why: &dyn fmt::Display) -> Self {
+    /// `why` is the reason if the message could not be read; otherwise it makes no sense.
+    fn of(step: Step<'_>, why: Option<&dyn fmt::Display>) -> Self {
+        let reason = |senseless: &str| why.map_or_else(|| senseless.into(), ToString::to_string);
         match step {
             Step::Run(call) => Self::Run(request(call), call.retcode),
             Step::Busy { retcode } => {
                 Self::Refused(retcode, "RuntimeError", "too many calls are under way".into())
             }
-            Step::Unreadable { retcode } => Self::Refused(retcode, "ValueError", why.to_string()),
+            Step::Unreadable { retcode } => Self::Refused(retcode, "ValueError", reason(NO_CALL)),
             Step::Answered { place, mut values } => Self::Answered(place, result(&mut values)),
             Step::Spoilt { place, fault } => {
                 let error = match fault {
                     Some(fault) => CallError::Function(fault_text(fault)),
-                    None => CallError::Unreadable(why.to_string()),
+                    None => CallError::Unreadable(reason("it is no tuple of values")),
                 };
                 Self::Answered(place, Err(error))
             }

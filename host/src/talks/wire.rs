@@ -25,6 +25,9 @@ const FRAME: usize = 32 << 10;
 /// The memory of an idle connection for reading, in bytes.
 const READ: usize = 2048;
 
+/// The most that is read at once, in bytes.
+const READ_MAX: u64 = 16 << 10;
+
 /// Why a talk ended, other than in order.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Lost {
@@ -103,13 +106,21 @@ impl Pickles {
     pub(super) fn new(first: Option<u8>) -> Self {
         // Without a limit of its own: also of a message that is too long the end has to be found.
         let scanner = Scanner::new(u64::MAX);
-        Self { bytes: first.into_iter().collect(), scanned: 0, scanner, share: Share::default(), skips: false }
+        Self {
+            bytes: first.into_iter().collect(),
+            scanned: 0,
+            scanner,
+            share: Share::default(),
+            skips: false,
+        }
     }
 
     /// Reads more; `false` at the end of the stream. Loses nothing when it is cancelled.
     pub(super) async fn read(&mut self, from: &mut (impl AsyncRead + Unpin)) -> io::Result<bool> {
         self.bytes.reserve(READ);
-        Ok(from.read_buf(&mut self.bytes).await? > 0)
+        // Behind a long message there may be room for megabytes of short ones; what follows a message is
+        // moved to the front, so it must not be much.
+        Ok(from.take(READ_MAX).read_buf(&mut self.bytes).await? > 0)
     }
 
     /// The next whole message of a login; there a message that is too long is the end.

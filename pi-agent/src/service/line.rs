@@ -16,8 +16,8 @@ use piman_core::blocking::{self, Blocking};
 use piman_core::frame::{Frames, Mail, Role, Timeless};
 use piman_core::talks::auth::{KEY_CONTEXT, Keyed};
 use piman_core::talks::{
-    AnswerOut, Codec, DEPTH_MAX, Failure, Head, Memory, NO_CALL, Place, Session, Slot, Step, Value, WEIGHT_MAX, postcard,
-    prove,
+    AnswerOut, Codec, DEPTH_MAX, Failure, Head, Memory, NO_CALL, Place, Session, Slot, Step, Value,
+    WEIGHT_MAX, postcard, prove,
 };
 use rustix::event::{PollFd, PollFlags, poll};
 
