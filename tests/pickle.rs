@@ -196,6 +196,7 @@ cases = lambda: [
     ((b"A", 77, (b"x" * 90000,)), 500, "answer 77"),
     ((b"A", 77, (failure(),)), 0, "answer 77 ValueError: no"),
     ((b"A", 77, (failure(),)), 800, "answer 77 ValueError: no"),
+    ((b"A", 77, ({*range(5000)},)), 200, "answer 77"),
     ((b"Z", 77, (2**100,)), 0, "nothing"),
     ((b"R", 5, 2**32, (2**100,)), 0, "nothing"),
     ([b"x" * 90000], 500, "nothing"),
@@ -212,7 +213,7 @@ fn what_is_refused_still_tells_which_call_it_belongs_to() {
     let output = child.wait_with_output().unwrap();
     assert!(output.status.success());
     let text = String::from_utf8(output.stdout).unwrap();
-    assert_eq!(text.lines().count(), 17 * 12);
+    assert_eq!(text.lines().count(), 18 * 12);
     for line in text.lines() {
         let (message, want) = line.split_once(' ').unwrap();
         let message = unhex(message);

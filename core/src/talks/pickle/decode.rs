@@ -4,7 +4,7 @@ use super::opcode::{Argument, STOP, argument};
 use super::text;
 use crate::talks::arena::{Arena, DecodeError, Id, Inner, Kind, Memory};
 use crate::talks::message::Head;
-use crate::talks::value::Value;
+use crate::talks::value::{Fault, Value};
 
 /// On the stack, where a group begins.
 const MARK: u32 = u32::MAX;
@@ -127,11 +127,13 @@ impl<'m> Machine<'m> {
         let parts = stack.iter().filter(|id| **id != MARK).map(|id| values.value(*id));
         let head = Head::of(parts.clone())?;
         let mut error = parts.skip(2);
-        match (head, error.next(), error.next()) {
-            (Head::Answer { retcode, .. }, Some(of_class @ Value::Class(_)), instance) => {
-                let fault = instance.and_then(Value::fault).or_else(|| of_class.fault());
-                Some(Head::Answer { retcode, fault })
-            }
+        match (head, error.next(), error.next().and_then(Value::fault)) {
+            // A class alone may be what bytes or a set are being made by.
+            (
+                Head::Answer { retcode, .. },
+                Some(Value::Class(class)),
+                fault @ Some(Fault { class: of, .. }),
+            ) if class == of => Some(Head::Answer { retcode, fault }),
             _ => Some(head),
         }
     }
