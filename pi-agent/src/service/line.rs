@@ -16,8 +16,8 @@ use piman_core::blocking::{self, Blocking};
 use piman_core::frame::{Frames, Mail, Role, Timeless};
 use piman_core::talks::auth::{KEY_CONTEXT, Keyed};
 use piman_core::talks::{
-    AnswerOut, Codec, DEPTH_MAX, Failure, Memory, Place, Session, Slot, Step, Value, WEIGHT_MAX, postcard,
-    prove,
+    AnswerOut, Codec, DEPTH_MAX, Failure, Head, Memory, NO_CALL, Place, Session, Slot, Step, Value,
+    WEIGHT_MAX, postcard, prove,
 };
 use rustix::event::{PollFd, PollFlags, poll};
 
@@ -170,16 +170,21 @@ fn begin_all(
             depth_max: DEPTH_MAX,
             weight_max: WEIGHT_MAX,
         };
-        let (value, used) = match postcard::decode_first(frame, memory) {
-            Ok(first) => first,
+        let (refused, used) = match postcard::decode_first(frame, memory) {
+            Ok((value, used)) => (begin(service, session, value, back)?, used),
             Err(e) => {
-                log::warn!("a message of the server is dropped: {e}");
-                return Ok(());
+                log::warn!("a message of the server cannot be read: {e}");
+                // Whoever called learns it at once; what follows in the frame is read as ever.
+                let Some((used, head)) = postcard::skip(frame) else { return Ok(()) };
+                let call = match head {
+                    Some(Head::Call { retcode }) => Some((retcode, format!("ValueError: {e}"))),
+                    _ => None,
+                };
+                (call, used)
             }
         };
-        if let Some(retcode) = begin(service, session, value, back)? {
-            let answer = Err("RuntimeError: too many calls are under way".to_owned());
-            back.answers.send(Ended { retcode, answer, ran: false }).ok();
+        if let Some((retcode, error)) = refused {
+            back.answers.send(Ended { retcode, answer: Err(error), ran: false }).ok();
             (&back.wake).write_all(&[1])?;
         }
         frame = frame.get(used..).unwrap_or_default();
@@ -187,13 +192,13 @@ fn begin_all(
     Ok(())
 }
 
-/// Starts what a message asks for; the number of a call that is one too many.
+/// Starts what a message asks for; the number of a call that is refused, and the error.
 fn begin(
     service: &Arc<Service>,
     session: &mut Session<[Place; 0]>,
     value: Value<'_>,
     back: &Back,
-) -> anyhow::Result<Option<u32>> {
+) -> anyhow::Result<Option<(u32, String)>> {
     match session.handle(value) {
         Step::Run(call) => {
             let (retcode, call) = (call.retcode, Call::of(call));
@@ -210,9 +215,12 @@ fn begin(
                 })
                 .context("starting a thread for a call")?;
         }
-        Step::Busy { retcode } => return Ok(Some(retcode)),
+        Step::Busy { retcode } => {
+            return Ok(Some((retcode, "RuntimeError: too many calls are under way".into())));
+        }
+        Step::Unreadable { retcode } => return Ok(Some((retcode, format!("TypeError: {NO_CALL}")))),
         // We ask nothing.
-        Step::Answered { .. } | Step::Late => {}
+        Step::Answered { .. } | Step::Spoilt { .. } | Step::Late => {}
         Step::Broken => bail!("the server says what is no call"),
     }
     Ok(None)
