@@ -391,6 +391,21 @@ mod tests {
     }
 
     #[test]
+    fn old_peers_have_no_limit_but_the_operators() {
+        let limits = |text: &str| {
+            let settings = Settings::try_from(parse(text).unwrap()).unwrap();
+            [settings.old, settings.ours].map(|l| (l.stall.map(|s| s.as_secs()), l.slowest, l.span.as_secs()))
+        };
+        assert_eq!(limits("rootfs = '/a'"), [(None, 0, 300), (Some(300), SLOWEST, 300)]);
+        assert_eq!(
+            limits("rootfs = '/a'\nstall-timeout = '1m'"),
+            [(Some(60), 0, 60), (Some(60), SLOWEST, 60)]
+        );
+        assert_eq!(limits("rootfs = '/a'\nmin-rate = 500"), [(None, 500, 300), (Some(300), 500, 300)]);
+        assert_eq!(limits("rootfs = '/a'\nmin-rate = 0")[1], (Some(300), 0, 300));
+    }
+
+    #[test]
     fn what_is_wrong_in_a_file_is_named() {
         for (text, names) in [
             ("rootsf = '/a'", "rootsf"),

@@ -160,3 +160,53 @@ fn whoever_lost_its_network_is_noticed_while_it_reads_and_while_it_does_not() {
     assert!(began.elapsed() < Duration::from_secs(60), "{:?}: the kernel noticed", began.elapsed());
     drop(reading.join().unwrap());
 }
+
+/// A server of old, with little room in its system, that stops for a while before it reads the bytes.
+fn slow_server(pause: Duration, size: usize) -> (SocketAddr, thread::JoinHandle<Vec<u8>>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    SockRef::from(&listener).set_recv_buffer_size(16 << 10).unwrap();
+    let address = listener.local_addr().unwrap();
+    let serve = thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let mut request = [0; 256];
+            stream.read_exact(&mut request).unwrap();
+            if request[0] == b'D' {
+                stream.write_all(b"F\0\0\0\0\0\0\0\0").unwrap();
+                continue;
+            }
+            assert_eq!(request[0], b'U');
+            stream.write_all(b"T").unwrap();
+            stream.read_exact(&mut [0; 8]).unwrap();
+            stream.write_all(b"T").unwrap();
+            thread::sleep(pause);
+            let mut bytes = Vec::new();
+            let _ = Read::by_ref(&mut stream).take(size as u64).read_to_end(&mut bytes);
+            return bytes;
+        }
+        Vec::new()
+    });
+    (address, serve)
+}
+
+#[test]
+fn our_client_waits_for_a_slow_server_unless_it_is_told_for_how_long() {
+    let from = tempfile::NamedTempFile::new().unwrap();
+    let size = 16 << 20;
+    fs::write(from.path(), noise(size, 8)).unwrap();
+    let second = Duration::from_secs(1);
+    // An answer may take one second; the server's pause is none.
+    let patient = Deadlines { silence: second, tries: 1, ..deadlines() };
+    let put_to = |server: SocketAddr, deadlines| {
+        put(from.path(), ("127.0.0.1", server.port()), &name("f"), deadlines, &mut |_| {})
+    };
+    let (server, serve) = slow_server(4 * second, size);
+    let outcome = put_to(server, patient).unwrap();
+    assert_eq!(outcome, Outcome { size: size as u64, moved: size as u64, already: false, resumed_at: 0 });
+    assert!(serve.join().unwrap() == noise(size, 8));
+    let (server, serve) = slow_server(4 * second, size);
+    let began = Instant::now();
+    let error = put_to(server, Deadlines { stall: Some(second), ..patient }).unwrap_err();
+    assert!(error.to_string().contains("takes no more bytes"), "{error}");
+    assert!(began.elapsed() < 4 * second, "{:?}", began.elapsed());
+    assert!(serve.join().unwrap().len() < size);
+}
