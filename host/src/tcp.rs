@@ -126,10 +126,10 @@ mod tests {
         assert!(full.is_outstanding() && full.unanswered().is_none(), "{full:?}");
         ours.shutdown(Shutdown::Write).unwrap();
         assert!(!Info::of(&ours).unwrap().end_is_acked());
-        std::io::copy(&mut &theirs, &mut std::io::sink()).unwrap();
+        io::copy(&mut &theirs, &mut io::sink()).unwrap();
         while !Info::of(&ours).unwrap().end_is_acked() {
             std::thread::yield_now();
         }
-        assert!(Info::of(&std::io::stdin()).is_err(), "no socket");
+        assert!(Info::of(&io::stdin()).is_err(), "no socket");
     }
 }
