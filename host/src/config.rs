@@ -17,6 +17,7 @@ use serde::Deserialize;
 use crate::files::{StreamSettings, TransferSettings};
 use crate::netboot::dhcp::{Fixed, Mode, Range};
 use crate::netboot::{self, dhcp};
+use crate::pace::{Limits, SLOWEST, UNANSWERED};
 use crate::span::Span;
 use crate::stream::Rotation;
 use crate::transport::Patience;
@@ -73,9 +74,12 @@ pub struct Options {
     /// How long a Pi may be silent after that, while it installs, say [default: 2h]
     #[arg(long, value_name = "TIME")]
     pub idle_timeout: Option<Span>,
-    /// How long a transfer may make no progress [default: 5m]
+    /// How long a transfer may make no progress [default: 5m; no limit for old peers whose system answers]
     #[arg(long, value_name = "TIME")]
     pub stall_timeout: Option<Span>,
+    /// Bytes per second that a transfer must move on average over the stall time-out [default: 12, old peers: 0]
+    #[arg(long, value_name = "BYTES")]
+    pub min_rate: Option<u64>,
     /// Folder whose files are sent and taken on the transfer port; without it there is no such service
     #[arg(long, value_name = "DIR")]
     pub transfer_dir: Option<PathBuf>,
@@ -178,6 +182,10 @@ pub struct Settings {
     /// For control connections.
     pub patience: Patience,
     pub stall: Duration,
+    /// For those who take bytes from us and can go on where they were.
+    pub ours: Limits,
+    /// For those who take bytes from us and may be old.
+    pub old: Limits,
     /// Only with a folder.
     pub transfer: Option<TransferSettings>,
     /// Only with a folder.
@@ -222,6 +230,7 @@ impl Options {
             first_report_timeout: self.first_report_timeout.or(file.first_report_timeout),
             idle_timeout: self.idle_timeout.or(file.idle_timeout),
             stall_timeout: self.stall_timeout.or(file.stall_timeout),
+            min_rate: self.min_rate.or(file.min_rate),
             transfer_dir: self.transfer_dir.or(file.transfer_dir),
             transfer_port: self.transfer_port.or(file.transfer_port),
             transfer_keep: self.transfer_keep.or(file.transfer_keep),
@@ -258,6 +267,14 @@ impl TryFrom<Options> for Settings {
         let netboot = netboot(&mut o)?;
         let span = |given: Option<Span>, seconds| given.map_or(Duration::from_secs(seconds), |s| s.0);
         let stall = span(o.stall_timeout, 300);
+        let ours = Limits {
+            stall: Some(stall),
+            slowest: o.min_rate.unwrap_or(SLOWEST),
+            span: stall,
+            unanswered: UNANSWERED,
+        };
+        // An old peer cannot go on where it was, so only the operator gives it a limit.
+        let old = Limits { stall: o.stall_timeout.map(|s| s.0), slowest: o.min_rate.unwrap_or(0), ..ours };
         let transfer = o.transfer_dir.map(|folder| TransferSettings {
             port: o.transfer_port.unwrap_or(TRANSFER_PORT),
             folder,
@@ -297,6 +314,8 @@ impl TryFrom<Options> for Settings {
                 write: stall.min(Duration::from_secs(60)),
             },
             stall,
+            ours,
+            old,
             transfer,
             stream,
             netboot,
@@ -369,6 +388,21 @@ mod tests {
         assert_eq!((settings.control_port, settings.date, settings.rootfs_port), (2, true, ROOTFS_PORT));
         assert_eq!(settings.patience.idle, Duration::from_secs(300));
         assert_eq!(settings.stall, Duration::from_secs(7));
+    }
+
+    #[test]
+    fn old_peers_have_no_limit_but_the_operators() {
+        let limits = |text: &str| {
+            let settings = Settings::try_from(parse(text).unwrap()).unwrap();
+            [settings.old, settings.ours].map(|l| (l.stall.map(|s| s.as_secs()), l.slowest, l.span.as_secs()))
+        };
+        assert_eq!(limits("rootfs = '/a'"), [(None, 0, 300), (Some(300), SLOWEST, 300)]);
+        assert_eq!(
+            limits("rootfs = '/a'\nstall-timeout = '1m'"),
+            [(Some(60), 0, 60), (Some(60), SLOWEST, 60)]
+        );
+        assert_eq!(limits("rootfs = '/a'\nmin-rate = 500"), [(None, 500, 300), (Some(300), 500, 300)]);
+        assert_eq!(limits("rootfs = '/a'\nmin-rate = 0")[1], (Some(300), 0, 300));
     }
 
     #[test]

@@ -38,7 +38,7 @@ const NOISE_SHOWN: usize = 120;
 
 /// Talks to one Pi until it or the conversation ends.
 pub async fn attend(stream: TcpStream, address: IpAddr, service: Arc<Service>) {
-    tune(&stream, service.settings.patience.write.saturating_mul(2));
+    tune(&stream);
     let date = if service.settings.date { local_time() } else { None };
     let reported = AtomicBool::new(false);
     let mut io = Timed::new(stream, &service.settings.patience, &reported);

@@ -73,6 +73,7 @@ pub mod state;
 pub mod state_folder;
 pub mod stream;
 pub mod talks;
+pub mod tcp;
 pub mod transfer;
 pub mod transport;
 pub mod words;

@@ -94,8 +94,10 @@ impl Server {
         let ip = settings.listen;
         let install = installs.then(|| install::Bound::open(&settings, source)).transpose()?;
         let gate = |name| Gate::new(name, settings.connections, settings.connections_per_address);
-        let transfer =
-            settings.transfer.as_ref().map(|s| Bound::transfer(s, ip, settings.stall, gate("transfer")));
+        let transfer = settings
+            .transfer
+            .as_ref()
+            .map(|s| Bound::transfer(s, ip, (settings.stall, settings.old), gate("transfer")));
         let stream = settings.stream.as_ref().map(|s| Bound::stream(s, ip, gate("stream")));
         let (transfer, stream) = (transfer.transpose()?, stream.transpose()?);
         let netboot = settings.netboot.as_ref().map(|n| netboot::Bound::open(n, ip)).transpose()?;

@@ -16,6 +16,7 @@ use super::ahead::Ahead;
 use super::peer::{Failure, Hooks, Peer, Settings, run};
 use super::plugins::{MakePlugins, Plugins};
 use crate::listen::{Gate, accept, bind};
+use crate::transport::Living;
 
 /// How often a server that is being stopped looks whether all connections are closed.
 const LOOK: Duration = Duration::from_millis(20);
@@ -127,12 +128,12 @@ async fn serve<H: Hooks, M: Fn() -> H>(
         return;
     };
     let Ok(remote) = stream.peer_addr() else { return };
-    crate::transport::tune(&stream, plan.settings.stall);
+    crate::transport::tune(&stream);
     let (peer, ends) = Peer::new(remote, &plan.settings);
     let (opened, open) = oneshot::channel();
     let plugins = Plugins(plan.plugins.as_ref().map_or_else(Vec::new, |make| make()));
     let mut hooks = (plan.hooks)();
-    let stream = Ahead::new(stream, plan.settings.stall);
+    let stream = Ahead::new(Living::new(stream), plan.settings.stall);
     let talk = run(stream, Role::Server, (peer.clone(), ends), &plan.settings, plugins, &mut hooks, opened);
     let stopping = async {
         if stopped.wait_for(|stop| *stop).await.is_ok() {

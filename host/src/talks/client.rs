@@ -10,6 +10,7 @@ use tokio::time::timeout;
 
 use super::engine::{Answer, Functions, Peer, Request};
 use super::login::{NoTalk, Secret, join};
+use crate::transport::Living;
 
 /// Binds nothing.
 #[derive(Debug, Clone, Copy)]
@@ -35,9 +36,9 @@ pub async fn connect(
     within: Duration,
 ) -> Result<Peer, NoTalk> {
     let stream = timeout(within, TcpStream::connect(server)).await.map_err(|_| NoTalk::Silent(within))??;
-    crate::transport::tune(&stream, Duration::from_secs(60));
+    crate::transport::tune(&stream);
     let address = Some(stream.peer_addr()?.ip().to_canonical());
-    let (peer, running) = join(stream, address, codec, Some(secret), functions, within).await?;
+    let (peer, running) = join(Living::new(stream), address, codec, Some(secret), functions, within).await?;
     tokio::spawn(running);
     Ok(peer)
 }

@@ -15,6 +15,7 @@ use super::engine::Functions;
 use super::fleet::{Fleet, Operator};
 use super::login::{Secret, serve};
 use crate::listen::{Gate, accept};
+use crate::transport::Living;
 
 /// What a server is told.
 #[derive(Debug)]
@@ -60,8 +61,8 @@ impl Server {
         let attend = move |stream, address, pass| {
             let (secret, functions) = (Arc::clone(&secret), Arc::clone(&functions));
             async move {
-                crate::transport::tune(&stream, Duration::from_secs(60));
-                if let Err(e) = serve(stream, Some(address), &secret, &functions).await {
+                crate::transport::tune(&stream);
+                if let Err(e) = serve(Living::new(stream), Some(address), &secret, &functions).await {
                     log::info!("talks: {address}: {e}");
                 }
                 drop(pass);

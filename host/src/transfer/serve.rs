@@ -18,7 +18,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use super::folder::{FileRefusal, Folder};
 use super::part::HASH_PACE;
 use super::shelf::{Hands, PIECE, Pulse, Shelf};
-use crate::pace::{Pace, SLOWEST};
+use crate::pace::{Limits, Pace, Watch};
 use crate::sendfile;
 
 /// What a peer sends after the end is read for so long, so that it sees the answer and not a reset.
@@ -31,15 +31,15 @@ const LINGER_BYTES: u64 = 16 << 20;
 pub struct Patience {
     /// For everything that it says before the bytes of the file, together.
     pub talk: Duration,
-    /// Without a single byte of the file.
+    /// Without a single byte of the file that it sends.
     pub stall: Duration,
-    /// The least that a client must send of a file in any such time, in bytes a second.
-    pub slowest: u64,
+    /// For the bytes of a file. A client that sends one is held to the pace alone.
+    pub limits: Limits,
 }
 
 impl Default for Patience {
     fn default() -> Self {
-        Self { talk: Duration::from_secs(60), stall: Duration::from_secs(60), slowest: SLOWEST }
+        Self { talk: Duration::from_secs(60), stall: Duration::from_secs(60), limits: Limits::NONE }
     }
 }
 
@@ -111,8 +111,10 @@ impl Transfers {
                 Pause::End(end) => return Ok(end),
                 Pause::Body(Body::Out { start, size }) => {
                     let file = shelf.file().ok_or_else(|| io::Error::other("no file is open"))?;
-                    sendfile::send(io.inner(), &file, start, size - start, self.patience.stall, |_| Ok(()))
-                        .await?;
+                    let mut watch = Watch::new(io.inner(), self.patience.limits)?;
+                    sendfile::send(io.inner(), &file, start, size - start, &mut watch, |_| Ok(())).await?;
+                    // Nothing follows. A socket that is closed with bytes in it gives a slow peer a minute for them.
+                    watch.delivered(size - start).await?;
                     Ok(())
                 }
                 Pause::Body(Body::In { start, size }) => {
@@ -153,7 +155,7 @@ impl Transfers {
         size: u64,
     ) -> io::Result<Result<(), Refusal>> {
         let mut at = start;
-        let mut pace = Pace::new(self.patience.slowest, self.patience.stall);
+        let mut pace = Pace::new(self.patience.limits.slowest, self.patience.limits.span);
         while at < size {
             let began = Instant::now();
             match timeout(self.patience.stall, stream.readable()).await {
@@ -222,10 +224,14 @@ fn broken(e: Error<io::Error>) -> io::Error {
 }
 
 impl Served {
-    /// Whether the log should have it at the level of what happened.
+    /// How important it is for the log.
     #[must_use]
-    pub fn is_done(&self) -> bool {
-        matches!(self.end, Ok(End::Done { .. }))
+    pub fn level(&self) -> log::Level {
+        match self.end {
+            Ok(End::Done { .. }) => log::Level::Info,
+            Ok(End::Ranges) => log::Level::Debug,
+            _ => log::Level::Warn,
+        }
     }
 }
 
@@ -242,6 +248,7 @@ impl fmt::Display for Served {
                 write!(f, "{what} {} bytes in {:.1} s", size - start, self.took.as_secs_f64())?;
                 if *start > 0 { write!(f, ", resumed at {start}") } else { Ok(()) }
             }
+            Ok(End::Ranges) => f.write_str("the client asked whether uploads and downloads can be resumed"),
             Ok(End::Stopped) => f.write_str("the client has no room for it"),
             Ok(End::Closed) => f.write_str("the client went away"),
             Ok(End::Strange) => f.write_str("the client does not speak this protocol"),
