@@ -448,7 +448,7 @@ mod tests {
             card: Some(Hash([255; 32])),
             installation: Some(Installation(u64::MAX)),
             paths: Paths { stream: true, image: true },
-            can: Can { signed: true },
+            can: Can { signed: true, answer: true },
             revision: u16::MAX,
         };
         let text = "x".repeat(TEXT_MAX + 1);

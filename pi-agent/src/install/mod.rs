@@ -33,7 +33,7 @@ use crate::mount::Mounted;
 use crate::progress::Progress;
 use crate::proof::{self, Card, Way};
 use crate::service::unit::Enrol;
-use crate::talk::{Machine, Server, Talk};
+use crate::talk::{Machine, Peer, Server, Talk};
 use crate::trust::{self, Key};
 use place::Place;
 use reporter::Reporter;
@@ -227,7 +227,7 @@ fn replay(disk: &Disk) -> Result<(), Failure> {
 fn who(plan: &Plan) -> Hello<'_> {
     Hello {
         revision: REVISION,
-        can: Can { signed: plan.key.is_some() },
+        can: Can { signed: plan.key.is_some(), answer: true },
         serial: plan.identity.serial.as_deref(),
         mac: plan.identity.mac.as_deref(),
         model: plan.identity.model.as_deref(),
@@ -239,7 +239,7 @@ fn who(plan: &Plan) -> Hello<'_> {
 /// A Pi without a usable disk has nothing to ask, but somebody should know.
 fn report_early(plan: &Plan, failure: &Failure) {
     let text = format!("{:#}", failure.error);
-    let told = Talk::resume(&plan.server, who(plan))
+    let told = Talk::resume(&plan.server, who(plan), Peer::Unknown)
         .and_then(|mut talk| talk.notify(Notice::Failed { stage: failure.stage, text: &text }));
     if let Err(e) = told {
         log::warn!("the server cannot be told: {e:#}");

@@ -12,7 +12,7 @@ use super::Plan;
 use crate::backoff::Backoff;
 use crate::failure::Failure;
 use crate::progress::Progress;
-use crate::talk::Talk;
+use crate::talk::{Peer, Talk};
 
 /// How often the counters are reported.
 const PERIOD: Duration = Duration::from_secs(1);
@@ -25,6 +25,7 @@ const TELL_TRIES: u32 = 5;
 /// The control connection after the decision.
 pub(super) struct Reporter<'a> {
     talk: Arc<Mutex<Option<Talk>>>,
+    peer: Peer,
     plan: &'a Plan,
     hello: Hello<'a>,
     ticker: Option<(Sender<()>, JoinHandle<()>)>,
@@ -33,6 +34,7 @@ pub(super) struct Reporter<'a> {
 impl<'a> Reporter<'a> {
     /// Reports the counters on `talk` from now on.
     pub(super) fn new(talk: Talk, plan: &'a Plan, hello: Hello<'a>, progress: &Arc<Progress>) -> Self {
+        let peer = talk.peer();
         let talk = Arc::new(Mutex::new(Some(talk)));
         let (stop, stopped) = channel::<()>();
         let (shared, progress) = (Arc::clone(&talk), Arc::clone(progress));
@@ -53,7 +55,7 @@ impl<'a> Reporter<'a> {
                 }
             }
         });
-        Self { talk, plan, hello, ticker: Some((stop, thread)) }
+        Self { talk, peer, plan, hello, ticker: Some((stop, thread)) }
     }
 
     /// Mounts between the reports that say so.
@@ -93,7 +95,7 @@ impl<'a> Reporter<'a> {
         for left in (0..TELL_TRIES).rev() {
             let told = match talk.take() {
                 Some(old) => Ok(old),
-                None => Talk::resume(&self.plan.server, self.hello),
+                None => Talk::resume(&self.plan.server, self.hello, self.peer),
             };
             match told.and_then(|mut open| message(&mut open).map(|()| open)) {
                 Ok(open) => {
