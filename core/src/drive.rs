@@ -14,7 +14,7 @@ use crate::install::{
 use crate::line::{Framer, TooLong};
 use crate::words::{Piece, Sink as _, Words as _};
 
-/// Serves one Pi on the control connection until the Pi closes it.
+/// Serves one Pi on the control connection until the session or the stream ends.
 /// `buf` bounds the length of a line ([`LINE_MAX`](crate::line::LINE_MAX) for all that old peers send).
 ///
 /// # Errors
@@ -31,8 +31,10 @@ pub async fn serve<T: Read + Write>(
     let mut last = false;
     // One step and one place that waits for it: each would be kept apart in the future.
     loop {
-        if let Step::Send(command) = &step {
-            say::<_, COMMAND_PIECE>(io, |to| command.words(to)).await?;
+        match &step {
+            Step::Send(command) => say::<_, COMMAND_PIECE>(io, |to| command.words(to)).await?,
+            Step::Close => return Ok(()),
+            Step::Read => {}
         }
         if last {
             return Ok(());

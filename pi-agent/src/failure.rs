@@ -37,10 +37,14 @@ pub struct Failure {
     pub error: anyhow::Error,
 }
 
-/// One line for people: `transfer: receiving the archive: connection reset by peer`.
+/// One line for people: `transfer: receiving the archive: connection reset by peer`. Before anything is written
+/// the error says all by itself: it may be the server's and not the disk's.
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {:#}", self.stage.word(), self.error)
+        match self.stage {
+            Stage::Disk => write!(f, "{:#}", self.error),
+            stage => write!(f, "{}: {:#}", stage.word(), self.error),
+        }
     }
 }
 

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, anyhow};
+use anyhow::anyhow;
 use embedded_io_adapters::std::FromStd;
 use piman_core::blocking::{Blocking, run};
 use piman_core::drive;
@@ -51,7 +51,7 @@ impl Server {
     /// If the name is unknown or no address of it answers within 10 s.
     pub fn connect(&self, port: u16) -> anyhow::Result<TcpStream> {
         let stream = crate::reach::connect(&self.host, port, CONNECT_TIMEOUT)
-            .with_context(|| format!("connecting to {} port {port}: is piman running there?", self.host))?;
+            .map_err(|e| anyhow!("{e}; is `piman serve` running on {}, with port {port}?", self.host))?;
         crate::reach::keepalive(&stream)?;
         Ok(stream)
     }
@@ -103,7 +103,7 @@ impl Talk {
 
     fn ask(server: &Server, start: Start<'_>, machine: &mut Machine) -> Result<(Self, Decision), Unheard> {
         let greets = start.hello.is_some();
-        let mut talk = Self::connect(server, Peer::Unknown).map_err(Unheard::Failed)?;
+        let mut talk = Self::connect(server, Peer::Unknown).map_err(Unheard::Absent)?;
         let heard = Arc::new(AtomicBool::new(false));
         let now = Instant::now();
         let limits = talk.io.0.inner_mut();
@@ -125,7 +125,7 @@ impl Talk {
         match asked {
             Ok(decision) => Ok((talk, decision)),
             Err(Error::Io(e)) if e.kind() == io::ErrorKind::TimedOut && greets && !ours => Err(Unheard::Greeting),
-            Err(e) => Err(Unheard::Failed(anyhow!("{e}").context("waiting for a decision"))),
+            Err(e) => Err(Unheard::Failed(anyhow!("{e}"))),
         }
     }
 
@@ -185,17 +185,20 @@ impl Talk {
 enum Unheard {
     /// The server is there and does not answer the greeting.
     Greeting,
-    /// Something else.
+    /// No connection.
+    Absent(anyhow::Error),
+    /// The connection failed or ended.
     Failed(anyhow::Error),
 }
 
 impl Unheard {
     fn failure(self, who: &str) -> Failure {
+        let waiting = || format!("waiting for the decision of the server {who}");
         let error = match self {
-            Self::Greeting => anyhow!("the server does not answer"),
-            Self::Failed(e) => e,
+            Self::Greeting => anyhow::Error::new(late()).context(waiting()),
+            Self::Absent(e) => e,
+            Self::Failed(e) => e.context(waiting()),
         };
-        let error = error.context(format!("talking to piman at {who}"));
         Failure { stage: Stage::Disk, cause: Cause::Network, error }
     }
 }
@@ -289,6 +292,8 @@ pub struct Machine {
     /// Whether piman said that the root filesystem has to go. It goes with the installation
     /// that follows: nothing is erased before it is known what comes in its place.
     pub wiped: bool,
+    /// What was said last of the disk, which is not said again at every try.
+    pub said: String,
     /// Whether the server decided for an agent that spoke as an old Pi does, and not for one that greeted it.
     pub old_server: bool,
 }

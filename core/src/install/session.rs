@@ -110,6 +110,8 @@ pub enum Step {
     Read,
     /// Send this, then read on.
     Send(Command),
+    /// Close the connection.
+    Close,
 }
 
 /// One control connection.
@@ -129,10 +131,8 @@ impl Session {
     /// Takes one report and says what to do.
     pub fn handle(&mut self, report: Report<'_>, fleet: &mut impl Fleet) -> Step {
         let (state, event, step) = match (self.state, report) {
-            // It works on, perhaps with a trace of all that it does on this connection: to close it
-            // would kill a shell that writes to it.
-            (State::Ended, _) => return Step::Read,
-            (_, Report::Formatted) => (State::Ended, Event::Formatted, Step::Read),
+            (State::Ended, _) => return self.end(),
+            (_, Report::Formatted) => (State::Ended, Event::Formatted, self.end()),
             (_, Report::Uninstalled) => {
                 fleet.note(Event::Found { installed: false });
                 self.format(false, fleet)
@@ -161,6 +161,12 @@ impl Session {
         }
         fleet.note(event);
         step
+    }
+
+    /// After the last report that counts. An old Pi may work on, with a trace of all that it does on
+    /// this connection: to close it would kill a shell that writes to it. One of ours has said all.
+    const fn end(&self) -> Step {
+        if self.hello { Step::Close } else { Step::Read }
     }
 
     fn format<'a>(&self, ordered: bool, fleet: &mut impl Fleet) -> (State, Event<'a>, Step) {
@@ -263,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn after_formatted_nothing_counts_and_the_pi_closes() {
+    fn after_formatted_nothing_counts_and_an_old_pi_closes() {
         let (mut session, mut lab) = (Session::open(None).0, lab());
         assert_eq!(session.handle(Report::Formatted, &mut lab), Step::Read);
         assert_eq!(session.state, State::Ended);
@@ -271,6 +277,9 @@ mod tests {
             assert_eq!(session.handle(report, &mut lab), Step::Read);
         }
         assert_eq!(lab.notes, ["Formatted"]);
+        let mut ours = Session { hello: true, ..Session::open(None).0 };
+        assert_eq!(ours.handle(Report::Formatted, &mut lab), Step::Close);
+        assert_eq!(ours.handle(Report::Uninstalled, &mut lab), Step::Close);
     }
 
     #[test]

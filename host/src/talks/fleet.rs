@@ -90,7 +90,10 @@ impl Fleet {
         if let Some(member) = members.iter_mut().find(|m| m.peer.is(&peer)) {
             (member.serial, member.mac) = (serial, mac);
             (member.model, member.agent) = (text("model"), text("agent"));
-            log::info!("talks: {} is {}", member.address(), member.key());
+            let (address, key) = (member.address().to_string(), member.key().to_string());
+            if address != key {
+                log::info!("talks: {address} is {key}");
+            }
         }
     }
 }

@@ -164,7 +164,11 @@ pub fn attempt(plan: &Plan, machine: &mut Machine, progress: &Arc<Progress>) -> 
     } else {
         proof::look(disk.file(), disk.bytes())
     };
-    log::info!("{disk}: {card}");
+    let found = format!("{disk}: {card}");
+    if machine.said != found {
+        log::info!("{found}");
+        machine.said = found;
+    }
     let card_id = disk.id();
     let hello = Hello {
         disk_bytes: disk.bytes(),
@@ -212,7 +216,8 @@ fn open(plan: &Plan) -> Result<(Disk, RootArea), Failure> {
         Some(bytes) => Disk::create(&plan.disk, bytes)?,
         None => Disk::open(&plan.disk)?,
     };
-    let root = RootArea::of(&plan.layout, disk.bytes())?;
+    let root = RootArea::of(&plan.layout, disk.bytes())
+        .map_err(|f| Failure { error: f.error.context(format!("{disk}, of {} bytes", disk.bytes())), ..f })?;
     Ok((disk, root))
 }
 
