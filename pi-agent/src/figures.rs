@@ -100,7 +100,8 @@ fn one(host: &str, port: u16, line: &mut Option<Line>, acks: Acks, record: &str)
             socket.set_read_timeout(Some(ANSWER))?;
             let new = line.insert((Blocking(FromStd::new(socket)), stream::Client::new(acks)));
             if greets {
-                let other = |_| io::Error::other("what answers there does not greet as a service for records does");
+                let other =
+                    |_| io::Error::other("what answers there does not greet as a service for records does");
                 run(stream::open(&mut new.0, &mut new.1)).map_err(other)?;
             }
             // In one piece: some servers take one for each connection.

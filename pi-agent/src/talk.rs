@@ -11,10 +11,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::anyhow;
 use embedded_io_adapters::std::FromStd;
+use piman_core::Error;
 use piman_core::blocking::{Blocking, run};
 use piman_core::drive;
 use piman_core::install::{Can, Date, Decision, Hello, Notice, Report, Stage, Start};
-use piman_core::Error;
 use piman_core::line::LINE_MAX;
 
 use crate::failure::{Cause, Failure};
@@ -124,7 +124,9 @@ impl Talk {
         };
         match asked {
             Ok(decision) => Ok((talk, decision)),
-            Err(Error::Io(e)) if e.kind() == io::ErrorKind::TimedOut && greets && !ours => Err(Unheard::Greeting),
+            Err(Error::Io(e)) if e.kind() == io::ErrorKind::TimedOut && greets && !ours => {
+                Err(Unheard::Greeting)
+            }
             Err(e) => Err(Unheard::Failed(anyhow!("{e}"))),
         }
     }
@@ -144,7 +146,10 @@ impl Talk {
 
     fn connect(server: &Server, peer: Peer) -> anyhow::Result<Self> {
         let stream = server.connect(server.control_port)?;
-        Ok(Self { io: Blocking(FromStd::new(Limited { stream, until: Instant::now(), unheard: None })), peer })
+        Ok(Self {
+            io: Blocking(FromStd::new(Limited { stream, until: Instant::now(), unheard: None })),
+            peer,
+        })
     }
 
     /// What is known of the server.
@@ -169,7 +174,9 @@ impl Talk {
     pub fn notify(&mut self, notice: Notice<'_>) -> anyhow::Result<()> {
         match (self.peer, notice) {
             // They would reach it together with the report that follows them.
-            (Peer::Old, _) | (Peer::Unknown, Notice::Progress { .. } | Notice::Committed { .. }) => return Ok(()),
+            (Peer::Old, _) | (Peer::Unknown, Notice::Progress { .. } | Notice::Committed { .. }) => {
+                return Ok(());
+            }
             _ => {}
         }
         self.limit(REPORT_TIMEOUT);

@@ -273,7 +273,8 @@ mod tests {
         let (mut session, mut lab) = (Session::open(None).0, lab());
         assert_eq!(session.handle(Report::Formatted, &mut lab), Step::Read);
         assert_eq!(session.state, State::Ended);
-        for report in [Report::Uninstalled, Report::Installed, Report::Formatted, Report::Noise(b"+ sfdisk")] {
+        for report in [Report::Uninstalled, Report::Installed, Report::Formatted, Report::Noise(b"+ sfdisk")]
+        {
             assert_eq!(session.handle(report, &mut lab), Step::Read);
         }
         assert_eq!(lab.notes, ["Formatted"]);

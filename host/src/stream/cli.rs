@@ -76,7 +76,10 @@ pub fn run_stream(args: &StreamArgs) -> anyhow::Result<()> {
                         log::warn!("{} port {}: {e}; trying again", args.host, args.port);
                     }
                 };
-                client.send(record, &mut tell).map_err(|why| Unreachable { server: format!("{} port {}", args.host, args.port), why })?;
+                client.send(record, &mut tell).map_err(|why| Unreachable {
+                    server: format!("{} port {}", args.host, args.port),
+                    why,
+                })?;
                 if std::mem::take(&mut said) {
                     log::info!("records are written again");
                 }

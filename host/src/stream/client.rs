@@ -75,7 +75,15 @@ impl Client {
     /// For the service on `host` and `port`; it connects when there is something to send.
     #[must_use]
     pub fn new(host: &str, port: u16, waits: Waits) -> Self {
-        Self { host: host.to_owned(), port, waits, acks: Acks::Unknown, greets: true, hangs_up: false, line: None }
+        Self {
+            host: host.to_owned(),
+            port,
+            waits,
+            acks: Acks::Unknown,
+            greets: true,
+            hangs_up: false,
+            line: None,
+        }
     }
 
     /// Sends one record with its newline; returns when the server has written it. `tell` hears why
@@ -194,7 +202,9 @@ impl Line {
                 Ok(Heard::Written) => return Ok(()),
                 Ok(Heard::Part) => part = self.talk.acks() == Acks::Unknown,
                 Ok(Heard::Nothing | Heard::Greeting) => {}
-                Err(e) if part && (e.kind() == io::ErrorKind::TimedOut || (!self.greeted && is_closed(&e))) => {
+                Err(e)
+                    if part && (e.kind() == io::ErrorKind::TimedOut || (!self.greeted && is_closed(&e))) =>
+                {
                     self.talk.is_old();
                     return Ok(());
                 }
