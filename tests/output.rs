@@ -62,7 +62,7 @@ fn an_absent_server_is_said_once_by_every_program() {
     let text = agent(nobody(), &folder.path().join("card"), "256M", &["--retries", "1"]);
     readable(&text);
     assert_eq!(text.matches("Connection refused").count(), 2, "one for each try: {text}");
-    assert!(text.contains("try 2 of 2") && text.contains("is `piman serve` running"), "{text}");
+    assert!(text.contains("try 2 of 2") && text.contains("check that `piman serve` runs there"), "{text}");
     assert_eq!(text.matches("not installed").count(), 1, "{text}");
 }
 

@@ -51,7 +51,7 @@ impl Server {
     /// If the name is unknown or no address of it answers within 10 s.
     pub fn connect(&self, port: u16) -> anyhow::Result<TcpStream> {
         let stream = crate::reach::connect(&self.host, port, CONNECT_TIMEOUT)
-            .map_err(|e| anyhow!("{e}; is `piman serve` running on {}, with port {port}?", self.host))?;
+            .map_err(|e| anyhow!("{e}; check that `piman serve` runs there"))?;
         crate::reach::keepalive(&stream)?;
         Ok(stream)
     }

@@ -152,7 +152,7 @@ impl Client {
         let Some(mut line) = self.line.take() else { return };
         if line.stream.shutdown(Shutdown::Write).is_ok() {
             let deadline = Instant::now() + self.waits.moment;
-            while matches!(line.listen_until(deadline), Ok(_)) {}
+            while line.listen_until(deadline).is_ok() {}
         }
     }
 }

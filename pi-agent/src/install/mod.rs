@@ -27,7 +27,7 @@ use piman_core::install::{Can, Decision, Hello, More, Notice, Offer, Paths, REVI
 pub use retry::run;
 
 use crate::disk::{Disk, RootArea};
-use crate::failure::{Cause, Failure, OrFail};
+use crate::failure::{Cause, Failure, OrFail, in_one_line};
 use crate::identity::Identity;
 use crate::mount::Mounted;
 use crate::progress::Progress;
@@ -243,7 +243,7 @@ fn who(plan: &Plan) -> Hello<'_> {
 
 /// A Pi without a usable disk has nothing to ask, but somebody should know.
 fn report_early(plan: &Plan, failure: &Failure) {
-    let text = format!("{:#}", failure.error);
+    let text = in_one_line(&failure.error);
     let told = Talk::resume(&plan.server, who(plan), Peer::Unknown)
         .and_then(|mut talk| talk.notify(Notice::Failed { stage: failure.stage, text: &text }));
     if let Err(e) = told {

@@ -10,7 +10,7 @@ use piman_core::install::{Hello, Installation, Milestone, Notice, Report};
 
 use super::Plan;
 use crate::backoff::Backoff;
-use crate::failure::Failure;
+use crate::failure::{Failure, in_one_line};
 use crate::progress::Progress;
 use crate::talk::{Peer, Talk};
 
@@ -78,7 +78,7 @@ impl<'a> Reporter<'a> {
     /// Says what went wrong.
     pub(super) fn failed(mut self, failure: &Failure) {
         self.stop();
-        let text = format!("{:#}", failure.error);
+        let text = in_one_line(&failure.error);
         self.tell(&|talk| talk.notify(Notice::Failed { stage: failure.stage, text: &text }));
     }
 
