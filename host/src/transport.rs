@@ -98,20 +98,42 @@ pub struct Patience {
     pub write: Duration,
 }
 
+/// How far a Pi's reports are, as whoever hears them says.
+#[derive(Debug, Default)]
+pub struct Heard {
+    reported: AtomicBool,
+    ended: AtomicBool,
+}
+
+impl Heard {
+    /// A report that counts has come.
+    pub fn report(&self) {
+        self.reported.store(true, Ordering::Relaxed);
+    }
+
+    /// The last report that counts has come: from now on the Pi has the time of one pause for all that it still
+    /// sends.
+    pub fn end(&self) {
+        self.report();
+        self.ended.store(true, Ordering::Relaxed);
+    }
+}
+
 /// A stream that fails with `TimedOut` when its peer is too slow.
 pub struct Timed<'a> {
     stream: FromTokio<Living>,
     patience: &'a Patience,
     deadline: Instant,
-    reported: &'a AtomicBool,
+    heard: &'a Heard,
+    ended: bool,
 }
 
 impl<'a> Timed<'a> {
-    /// Whoever hears the reports sets `reported` at the first that counts.
+    /// Whoever hears the reports says so to `heard`.
     #[must_use]
-    pub fn new(stream: TcpStream, patience: &'a Patience, reported: &'a AtomicBool) -> Self {
+    pub fn new(stream: TcpStream, patience: &'a Patience, heard: &'a Heard) -> Self {
         let deadline = Instant::now() + patience.first_report;
-        Self { stream: FromTokio::new(Living::new(stream)), patience, deadline, reported }
+        Self { stream: FromTokio::new(Living::new(stream)), patience, deadline, heard, ended: false }
     }
 }
 
@@ -121,8 +143,9 @@ impl ErrorType for Timed<'_> {
 
 impl Read for Timed<'_> {
     async fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        if self.reported.load(Ordering::Relaxed) {
+        if self.heard.reported.load(Ordering::Relaxed) && !self.ended {
             self.deadline = Instant::now() + self.patience.idle;
+            self.ended = self.heard.ended.load(Ordering::Relaxed);
         }
         timeout_at(self.deadline, self.stream.read(buf)).await.unwrap_or_else(|_| Err(silent()))
     }

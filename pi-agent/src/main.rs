@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use pi_agent::cli::{self, HELP, Order};
 use pi_agent::display::{Display, size};
+use pi_agent::failure::in_one_line;
 use pi_agent::figures;
 use pi_agent::init;
 use pi_agent::install::{self, Outcome, Plan};
@@ -21,7 +22,7 @@ fn main() -> ExitCode {
     let order = match cli::parse(env::args_os().skip(1)) {
         Ok(order) => order,
         Err(e) => {
-            eprintln!("pi-agent: {e:#}");
+            eprintln!("pi-agent: {}", in_one_line(&e));
             return ExitCode::from(2);
         }
     };
@@ -40,7 +41,7 @@ fn main() -> ExitCode {
                 if card.is_installed(false) { ExitCode::SUCCESS } else { ExitCode::from(1) }
             }
             Err(e) => {
-                eprintln!("pi-agent: checking {}: {e:#}", disk.display());
+                eprintln!("pi-agent: checking {}: {}", disk.display(), in_one_line(&e));
                 ExitCode::from(2)
             }
         },

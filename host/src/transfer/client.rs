@@ -108,10 +108,10 @@ pub enum TransferError {
     Strange,
     /// Our file.
     #[error("{0}")]
-    Local(#[source] io::Error),
+    Local(io::Error),
     /// The connection.
     #[error("the connection failed: {0}")]
-    Connection(#[source] io::Error),
+    Connection(io::Error),
 }
 
 impl TransferError {

@@ -10,7 +10,9 @@ use std::time::Duration;
 use embedded_io_adapters::tokio_1::FromTokio;
 use piman_core::Error;
 use piman_core::error::PeerError;
-use piman_core::transfer::{Body, End, Input, Name, Pause, Refusal, Server, advance};
+use piman_core::transfer::{
+    BadName, Body, End, Input, Machine, Name, Pause, REQUEST_LEN, Refusal, Request, Server, Step, advance,
+};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout, timeout_at};
@@ -56,6 +58,8 @@ pub struct Transfers {
 pub struct Served {
     /// What it was about, if the client said so.
     pub name: Option<Name>,
+    /// The name that it said, if it is none that can be served, and why not.
+    pub bad_name: Option<(String, BadName)>,
     /// How it ended.
     pub end: Result<End, io::Error>,
     /// Why it was refused.
@@ -86,27 +90,28 @@ impl Transfers {
         let mut shelf = Shelf::new(self.folder.clone(), self.hands.clone(), pulse.clone());
         let mut io = FromTokio::new(stream);
         let mut upload = false;
-        let end = self.drive(&mut io, &mut shelf, &pulse, &mut upload).await;
+        let mut server = Noting::default();
+        let end = self.drive(&mut io, &mut server, &mut shelf, &pulse, &mut upload).await;
         let (name, refusal) = (shelf.name.take(), shelf.refusal.take());
         // The name is free before the client can know that it is over.
         drop(shelf);
         if !matches!(end, Ok(End::Closed) | Err(_)) {
             linger(io.inner_mut()).await;
         }
-        Served { name, end, refusal, upload, took: began.elapsed() }
+        Served { name, bad_name: server.bad_name, end, refusal, upload, took: began.elapsed() }
     }
 
     async fn drive(
         &self,
         io: &mut FromTokio<TcpStream>,
+        server: &mut Noting,
         shelf: &mut Shelf,
         pulse: &Pulse,
         upload: &mut bool,
     ) -> Result<End, io::Error> {
-        let mut server = Server::default();
         let mut input = Input::Start;
         loop {
-            let talk = advance(io, &mut server, shelf, input);
+            let talk = advance(io, server, shelf, input);
             let moved = match self.patiently(pulse, talk).await?? {
                 Pause::End(end) => return Ok(end),
                 Pause::Body(Body::Out { start, size }) => {
@@ -187,6 +192,27 @@ impl Transfers {
     }
 }
 
+/// The server's machine, and what the log is to know of a name that it refuses.
+#[derive(Default)]
+struct Noting {
+    server: Server,
+    bad_name: Option<(String, BadName)>,
+}
+
+impl Machine for Noting {
+    fn handle<'m>(&'m mut self, input: Input<'_>) -> Step<'m> {
+        // Nothing else that a client says is as long.
+        if let Input::Received(bytes) = input
+            && bytes.len() == REQUEST_LEN
+            && let Some(Request { name: Err(why), .. }) = Request::parse(bytes)
+        {
+            let name = String::from_utf8_lossy(bytes.get(1..).unwrap_or_default());
+            self.bad_name = Some((name.trim_end_matches('\0').to_owned(), why));
+        }
+        self.server.handle(input)
+    }
+}
+
 /// Takes what is there; how many bytes, and whether the stream has ended.
 fn fill(stream: &TcpStream, piece: &mut [u8]) -> io::Result<(usize, bool)> {
     let mut len = 0;
@@ -238,9 +264,10 @@ impl Served {
 /// One line for the log.
 impl fmt::Display for Served {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.name {
-            Some(name) => write!(f, "{:?}: ", name.as_str())?,
-            None => f.write_str("no file: ")?,
+        match (&self.name, &self.bad_name) {
+            (Some(name), _) => write!(f, "{:?}: ", name.as_str())?,
+            (None, Some((name, _))) => write!(f, "{name:?}: ")?,
+            (None, None) => f.write_str("no file: ")?,
         }
         match &self.end {
             Ok(End::Done { start, size }) => {
@@ -252,9 +279,10 @@ impl fmt::Display for Served {
             Ok(End::Stopped) => f.write_str("the client has no room for it"),
             Ok(End::Closed) => f.write_str("the client went away"),
             Ok(End::Strange) => f.write_str("the client does not speak this protocol"),
-            Ok(_) => match &self.refusal {
-                Some(why) => write!(f, "refused: {why}"),
-                None => f.write_str("refused: no name that is served"),
+            Ok(_) => match (&self.refusal, &self.bad_name) {
+                (Some(why), _) => write!(f, "refused: {why}"),
+                (None, Some((_, why))) => write!(f, "refused: {why}"),
+                (None, None) => f.write_str("refused"),
             },
             Err(e) => {
                 let what = if self.upload { "broken off, may be resumed" } else { "broken off" };
