@@ -9,6 +9,7 @@ use serde_json::{Value as Json, json};
 
 use super::client::connect_operator;
 use super::data::Data;
+use super::direct::{self, Direct};
 use super::engine::Peer;
 use super::fleet::{CALL, LIST, SOCKET};
 use crate::orders::resolve;
@@ -31,7 +32,7 @@ type Outcome = (Connected, Result<Data, String>);
 /// What is to be called.
 #[derive(Debug, Clone)]
 pub struct Wanted {
-    /// A serial number or the beginning of one, a hardware address, an address, or `all`.
+    /// A serial number or the beginning of one, a hardware address, an address, or `all`; a server by its name.
     pub device: String,
     /// The name of a function, or an opcode.
     pub function: String,
@@ -49,9 +50,27 @@ pub struct Wanted {
 /// # Errors
 /// If no server runs, or no such Pi or function is there.
 pub fn call(state: &Path, wanted: &Wanted) -> anyhow::Result<(String, bool)> {
+    called(wanted, |opcode, args| ask(state, &wanted.device, opcode, args, wanted.within))
+}
+
+/// Calls a function of a server, which [`Wanted::device`] names. As [`call`].
+///
+/// # Errors
+/// If there is no connection or no login.
+pub fn call_server(server: &Direct, wanted: &Wanted) -> anyhow::Result<(String, bool)> {
+    called(wanted, |opcode, args| {
+        let result = direct::ask(&wanted.device, server, opcode, args, wanted.within)?;
+        Ok(vec![(Connected { key: wanted.device.clone(), info: Data::None }, result)])
+    })
+}
+
+fn called(
+    wanted: &Wanted,
+    ask: impl FnOnce(u8, Vec<Data>) -> anyhow::Result<Vec<Outcome>>,
+) -> anyhow::Result<(String, bool)> {
     let opcode = opcode(&wanted.function)?;
     let args: Vec<Data> = wanted.args.iter().map(|a| Data::typed(a)).collect();
-    let outcomes = ask(state, &wanted.device, opcode, args, wanted.within)?;
+    let outcomes = ask(opcode, args)?;
     let well = outcomes.iter().all(|(_, result)| result.is_ok());
     if wanted.json {
         let all: Vec<Json> = outcomes.iter().map(outcome_json).collect();

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use piman_core::Error;
 use piman_core::frame::{Frames, Mail, SendError};
+use piman_core::talks::auth::LOGIN_MAX;
 use piman_core::talks::pickle::Scanner;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::watch;
@@ -46,9 +47,20 @@ pub(super) struct Pickles {
 }
 
 impl Pickles {
-    /// `first` is what was read already.
-    pub(super) fn new(first: Option<u8>) -> Self {
-        Self { bytes: first.into_iter().collect(), scanned: 0, scanner: Scanner::new(MESSAGE_MAX as u64) }
+    /// For a connection whose login is still to come: nothing long is taken before. `first` is what was read
+    /// already.
+    pub(super) fn login(first: Option<u8>) -> Self {
+        Self { bytes: first.into_iter().collect(), scanned: 0, scanner: Scanner::new(LOGIN_MAX as u64) }
+    }
+
+    /// From now on messages may have their full length.
+    pub(super) fn logged_in(&mut self) {
+        self.scanner.set_limit(MESSAGE_MAX as u64);
+    }
+
+    /// Whether nothing was read that is not yet taken off.
+    pub(super) fn is_idle(&self) -> bool {
+        self.bytes.is_empty()
     }
 
     /// Reads more; `false` at the end of the stream. Loses nothing when it is cancelled.
