@@ -26,13 +26,15 @@ const DEADLINE: Duration = Duration::from_secs(300);
 
 /// An old program, and what it says line by line.
 struct Old {
-    child: Running,
+    _child: Running,
     lines: Receiver<String>,
 }
 
 impl Old {
     /// Starts it; `None` and a line that says so without Python.
     fn start(options: &str) -> Option<Self> {
+        // What it waits for must not be a compiler.
+        let _ = (binaries::piman(), binaries::pi_agent());
         let program = concat!(env!("CARGO_MANIFEST_DIR"), "/old_rpc.py");
         let child = Command::new("python3").args([program, options]).stdout(Stdio::piped()).spawn();
         let Ok(mut child) = child else {
@@ -42,7 +44,7 @@ impl Old {
         let output = BufReader::new(child.stdout.take().unwrap());
         let (to, lines) = channel();
         std::thread::spawn(move || output.lines().map_while(Result::ok).try_for_each(|line| to.send(line)));
-        Some(Self { child: Running(child), lines })
+        Some(Self { _child: Running(child), lines })
     }
 
     #[track_caller]
