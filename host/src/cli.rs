@@ -116,13 +116,15 @@ enum Command {
         timeout: Span,
         #[command(flatten)]
         direct: talks::Direct,
-        /// A serial number (or the beginning of one), a hardware address, an address, or `all`; not with --server
+        /// A serial number (or the beginning of one), a hardware address, an address, or `all`; `ADDRESS#2` is
+        /// the second old peer at an address, as `piman status` shows it. Not with --server
         #[arg(value_name = "DEVICE")]
         device: String,
         /// The name of a function, or its opcode
         #[arg(value_name = "FUNCTION", required_unless_present = "server", allow_hyphen_values = true)]
         function: Option<String>,
-        /// Arguments: JSON where it is such, otherwise texts
+        /// Arguments: JSON where it is such, otherwise texts. NAME=VALUE gives one by name, after those by
+        /// place (not for `run`, whose hook gets it as it is)
         #[arg(value_name = "ARGS", allow_hyphen_values = true)]
         args: Vec<String>,
     },
@@ -275,6 +277,12 @@ fn call_help() -> String {
     for Function { opcode, name, help } in FUNCTIONS {
         text.push_str(&format!("  {name:10} {opcode:3}  {help}\n"));
     }
+    text.push_str(
+        "\nIn arguments, and in what --json prints, values that JSON has no word for are objects with one key:\n  \
+         {\"$bytes\": \"00ff\"}  {\"$float\": \"inf\"}  {\"$tuple\": [1, 2]}  {\"$set\": [1, 2]}\n  \
+         {\"$dict\": [[1, \"a\"]]} (keys that are no texts); in results {\"$class\": ...} and {\"$object\": ...} too\n\
+         A text that looks like JSON or NAME=VALUE is written in double quotes: '\"a=b\"'\n",
+    );
     text
 }
 

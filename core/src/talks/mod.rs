@@ -41,7 +41,7 @@ pub use drive::{LoginError, prove};
 pub use function::{
     BindError, Bindings, FUNCTIONS, Function, ID, IDENTIFY, IDENTITY, LOG, REBOOT, REINSTALL, RUN, STATUS,
 };
-pub use message::{AnswerOut, Call, CallOut, Message};
+pub use message::{AnswerOut, Call, CallOut, Head, Message, NO_CALL, NamedCallOut};
 pub use protocol::{Protocol, UnknownProtocol};
 pub use session::{Session, Step};
 pub use value::{Class, Fault, Items, Value};

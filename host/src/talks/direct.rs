@@ -10,7 +10,7 @@ use piman_core::talks::{ID, PORT, Protocol};
 
 use super::client::connect;
 use super::data::Data;
-use super::engine::{Answer, Functions, Peer, Request};
+use super::engine::{Answer, CallError, Functions, Peer, Request};
 use super::login::{NoTalk, Secret};
 use crate::random;
 
@@ -64,8 +64,9 @@ pub(super) fn ask(
     direct: &Direct,
     opcode: u8,
     args: Vec<Data>,
+    keywords: Vec<(Data, Data)>,
     within: Duration,
-) -> anyhow::Result<Result<Data, String>> {
+) -> anyhow::Result<Result<Data, CallError>> {
     let secret = match &direct.password_file {
         Some(file) => Secret::read(file)?,
         None => Secret::new(None),
@@ -84,7 +85,7 @@ pub(super) fn ask(
         let server = connect((name, port), protocol, secret, functions, LOGIN).await;
         let server =
             server.map_err(advice).with_context(|| format!("calling the server {name} port {port}"))?;
-        let result = server.call(opcode, args, within).await.map_err(|e| e.to_string());
+        let result = server.call_with(opcode, args, keywords, within).await;
         server.close();
         // The connection ends in order before this program does.
         let _ = tokio::time::timeout(LOGIN, server.closed()).await;

@@ -17,8 +17,8 @@ use piman_core::frame::{Frames, Mail, Role, Timeless};
 use piman_core::talks::auth::{KEY_CONTEXT, Keyed};
 use piman_core::talks::pickle::Assembler;
 use piman_core::talks::{
-    AnswerOut, Codec, DEPTH_MAX, Failure, LoginError, Memory, Place, Protocol, Session, Slot, Step, Value,
-    WEIGHT_MAX, postcard, prove,
+    AnswerOut, Codec, DEPTH_MAX, Failure, Head, LoginError, Memory, NO_CALL, Place, Protocol, Session, Slot,
+    Step, Value, WEIGHT_MAX, postcard, prove,
 };
 use rustix::event::{PollFd, PollFlags, poll};
 
@@ -213,17 +213,31 @@ fn begin_all(
             depth_max: DEPTH_MAX,
             weight_max: WEIGHT_MAX,
         };
-        let (value, used) = match postcard::decode_first(frame, memory) {
-            Ok(first) => first,
+        let (refused, used) = match postcard::decode_first(frame, memory) {
+            Ok((value, used)) => (begin(service, session, value, back)?, used),
             Err(e) => {
-                log::warn!("a message of the server is dropped: {e}");
-                return Ok(());
+                log::warn!("a message of the server cannot be read: {e}");
+                // Whoever called learns it at once; what follows in the frame is read as ever.
+                let Some((used, head)) = postcard::skip(frame) else { return Ok(()) };
+                let call = match head {
+                    Some(Head::Call { retcode }) => Some((retcode, format!("ValueError: {e}"))),
+                    _ => None,
+                };
+                (call, used)
             }
         };
-        begin_one(service, session, value, back)?;
+        if let Some((retcode, error)) = refused {
+            refuse(retcode, error, back)?;
+        }
         frame = frame.get(used..).unwrap_or_default();
     }
     Ok(())
+}
+
+/// Answers a call by an error.
+pub(super) fn refuse(retcode: u32, error: String, back: &Back) -> anyhow::Result<()> {
+    back.answers.send(Ended { retcode, answer: Err(error), ran: false }).ok();
+    Ok((&back.wake).write_all(&[1])?)
 }
 
 /// Starts what a message asks for, or refuses it if too much is under way.
@@ -233,21 +247,19 @@ pub(super) fn begin_one(
     value: Value<'_>,
     back: &Back,
 ) -> anyhow::Result<()> {
-    if let Some(retcode) = begin(service, session, value, back)? {
-        let answer = Err("RuntimeError: too many calls are under way".to_owned());
-        back.answers.send(Ended { retcode, answer, ran: false }).ok();
-        (&back.wake).write_all(&[1])?;
+    if let Some((retcode, error)) = begin(service, session, value, back)? {
+        refuse(retcode, error, back)?;
     }
     Ok(())
 }
 
-/// Starts what a message asks for; the number of a call that is one too many.
+/// Starts what a message asks for; the number of a call that is refused, and the error.
 fn begin(
     service: &Arc<Service>,
     session: &mut Session<[Place; 0]>,
     value: Value<'_>,
     back: &Back,
-) -> anyhow::Result<Option<u32>> {
+) -> anyhow::Result<Option<(u32, String)>> {
     match session.handle(value) {
         Step::Run(call) => {
             let (retcode, call) = (call.retcode, Call::of(call));
@@ -264,9 +276,12 @@ fn begin(
                 })
                 .context("starting a thread for a call")?;
         }
-        Step::Busy { retcode } => return Ok(Some(retcode)),
+        Step::Busy { retcode } => {
+            return Ok(Some((retcode, "RuntimeError: too many calls are under way".into())));
+        }
+        Step::Unreadable { retcode } => return Ok(Some((retcode, format!("TypeError: {NO_CALL}")))),
         // We ask nothing.
-        Step::Answered { .. } | Step::Late => {}
+        Step::Answered { .. } | Step::Spoilt { .. } | Step::Late => {}
         Step::Broken => bail!("the server says what is no call"),
     }
     Ok(None)

@@ -3,6 +3,7 @@
 use super::opcode::{Argument, STOP, argument};
 use super::text;
 use crate::talks::arena::{Arena, DecodeError, Id, Inner, Kind, Memory};
+use crate::talks::message::Head;
 use crate::talks::value::Value;
 
 /// On the stack, where a group begins.
@@ -15,13 +16,10 @@ const ABSENT: u32 = u32::MAX;
 /// # Errors
 /// [`DecodeError`]: the message cannot be read; what follows it in the stream can.
 pub fn decode<'m>(message: &'m [u8], memory: Memory<'m>) -> Result<Value<'m>, DecodeError> {
-    let Memory { slots, stack, memo, text, depth_max, weight_max } = memory;
     if u32::try_from(message.len()).is_err() {
         return Err(DecodeError::NoRoom);
     }
-    memo.fill(ABSENT);
-    let arena = Arena::new(message, slots, text, depth_max, weight_max);
-    let mut machine = Machine { arena, stack, height: 0, memo, memorized: 0 };
+    let mut machine = Machine::new(message, memory);
     let mut rest = message;
     loop {
         let (opcode, after) = rest.split_first().ok_or(DecodeError::Truncated)?;
@@ -40,6 +38,30 @@ pub fn decode<'m>(message: &'m [u8], memory: Memory<'m>) -> Result<Value<'m>, De
         return Err(DecodeError::Malformed);
     }
     Ok(machine.arena.done(root))
+}
+
+/// Finds out which call a message belongs to that [`decode`] refuses, or of which only the beginning is
+/// there. What is no plain value counts as nothing here; it goes as far as it can, and what it has by then is
+/// the answer.
+#[must_use]
+pub fn head<'m>(message: &'m [u8], memory: Memory<'m>) -> Option<Head<'m>> {
+    u32::try_from(message.len()).ok()?;
+    let mut machine = Machine::new(message, memory);
+    let mut rest = message;
+    while let Some((opcode, after)) = rest.split_first() {
+        rest = after;
+        let Ok(argument) = take(*opcode, &mut rest) else { break };
+        if *opcode == STOP {
+            break;
+        }
+        match machine.step(*opcode, argument) {
+            Ok(()) => {}
+            // One value on the stack that could not be read: what follows can.
+            Err(DecodeError::BigInteger | DecodeError::BadText) if machine.put(Inner::None).is_ok() => {}
+            Err(_) => break,
+        }
+    }
+    machine.head()
 }
 
 /// What follows an instruction; of two lines the second is the other part.
@@ -83,6 +105,37 @@ struct Machine<'m> {
 }
 
 impl<'m> Machine<'m> {
+    fn new(message: &'m [u8], memory: Memory<'m>) -> Self {
+        let Memory { slots, stack, memo, text, depth_max, weight_max } = memory;
+        memo.fill(ABSENT);
+        let arena = Arena::new(message, slots, text, depth_max, weight_max);
+        Self { arena, stack, height: 0, memo, memorized: 0 }
+    }
+
+    /// Which call the message on the stack belongs to, as far as it has been built.
+    fn head(self) -> Option<Head<'m>> {
+        let Self { arena, stack, height, .. } = self;
+        let values = arena.into_view();
+        let stack = stack.get(..height)?;
+        if let [whole] = *stack
+            && whole != MARK
+        {
+            return Head::of(values.value(whole).tuple()?);
+        }
+        // Its parts lie above its mark, or at the bottom where a short tuple has none. Those of an answer
+        // follow: the type of an error and the instance, without the traceback that was too much.
+        let parts = stack.iter().filter(|id| **id != MARK).map(|id| values.value(*id));
+        let head = Head::of(parts.clone())?;
+        let mut error = parts.skip(2);
+        match (head, error.next(), error.next()) {
+            (Head::Answer { retcode, .. }, Some(of_class @ Value::Class(_)), instance) => {
+                let fault = instance.and_then(Value::fault).or_else(|| of_class.fault());
+                Some(Head::Answer { retcode, fault })
+            }
+            _ => Some(head),
+        }
+    }
+
     fn step(&mut self, opcode: u8, (argument, second): (&'m [u8], &'m [u8])) -> Result<(), DecodeError> {
         match opcode {
             b'(' => self.push(MARK),
