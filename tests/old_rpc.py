@@ -248,7 +248,10 @@ def main():
         say("port", first.getsockname()[1])
         peer = (serve_one if role == "one" else serve_many)(first, password, protocol, functions)
         say("in", getattr(peer, "id", ""))
-    for opcode, args in options.get("calls", []):
+    calls = options.get("calls", [])
+    if options.get("large"):
+        calls += [[7, ["x" * options["large"]]], [ID, []]]
+    for opcode, args in calls:
         try:
             say("result", json.dumps(peer.execute(opcode, *args, timeout=30)))
         except Exception as e:

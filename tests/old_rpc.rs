@@ -472,9 +472,9 @@ async fn piman_call_calls_our_own_server_from_a_desk() {
     let name = format!("127.0.0.1:{}", server.address().port());
     tokio::task::spawn_blocking(move || {
         for protocol in ["piman", "pickle", "auto"] {
-            let more = ["--server", &name, "--protocol", protocol, "--password-file", &right, "identity"];
-            let (output, text) = piman_call(&more);
-            assert!(output.status.success() && text.contains("\"server\":\"piman\""), "{protocol}: {text}");
+            let more = ["--server", &name, "--protocol", protocol, "--password-file", &right];
+            let (output, text) = piman_call(&[&more[..], &["--json", "identity"]].concat());
+            assert!(output.status.success() && text.contains("\"server\": \"piman\""), "{protocol}: {text}");
         }
         let (output, text) = piman_call(&["--server", &name, "identity"]);
         assert!(!output.status.success() && text.contains("wants a password"), "{text}");
@@ -567,6 +567,29 @@ fn the_agent_says_what_is_wrong_with_an_answer_to_its_login() {
         let agent = Agent::start(says(bytes, closes), SERIAL, &[]);
         agent.wait_log(what);
     }
+}
+
+/// What the agent cannot read it answers at once, and goes on.
+#[test]
+fn the_agent_answers_what_it_cannot_read() {
+    let options = r#"{"role": "many", "password": null, "protocol": 4,
+        "calls": [[7, [1267650600228229401496703205376]], ["what", []], [187, []], [200, []]], "large": 1000000}"#;
+    let Some(old) = Old::start(options) else { return };
+    let agent = Agent::start(old.port(), SERIAL, &[]);
+    old.says("in");
+    for (word, what) in [
+        ("error", "ValueError"),
+        ("error", "TypeError"),
+        ("result", "\"cdef01\""),
+        ("error", "LookupError no function is bound to opcode 200"),
+        ("error", "ValueError the message is longer than 65536 bytes"),
+        ("result", "\"cdef01\""),
+    ] {
+        let said = old.says(word);
+        assert!(said.starts_with(what), "{said}");
+    }
+    drop(agent);
+    old.says("end");
 }
 
 /// The answer of a server to a login with this password, and how long it took.

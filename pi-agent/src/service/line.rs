@@ -15,7 +15,6 @@ use embedded_io_adapters::std::FromStd;
 use piman_core::blocking::{self, Blocking};
 use piman_core::frame::{Frames, Mail, Role, Timeless};
 use piman_core::talks::auth::{KEY_CONTEXT, Keyed};
-use piman_core::talks::pickle::Assembler;
 use piman_core::talks::{
     AnswerOut, Codec, DEPTH_MAX, Failure, Head, LoginError, Memory, NO_CALL, Place, Protocol, Session, Slot,
     Step, Value, WEIGHT_MAX, postcard, prove,
@@ -89,18 +88,17 @@ pub(super) fn serve(service: &Arc<Service>, proven: &mut bool) -> anyhow::Result
     woken.set_nonblocking(true)?;
     let back = Back { answers, wake };
     if protocol != Protocol::Piman {
-        let mut buf = vec![0; CALL_MAX as usize];
-        let mut assembler = Assembler::new(&mut buf);
+        let mut incoming = old::Pickles::new();
         let given = if *proven { None } else { password.as_deref() };
         *proven = false;
-        let server = old::login(&stream, protocol, given, &mut assembler, Instant::now() + LOGIN)?;
+        let server = old::login(&stream, protocol, given, &mut incoming, Instant::now() + LOGIN)?;
         if server == old::Server::Old {
             log::info!(
                 "connected to {}:{}, an old server: it cannot prove who it is",
                 service.host,
                 service.port
             );
-            return old::serve(service, &stream, &mut assembler, &back, &answered, &woken, RUNNING_MAX);
+            return old::serve(service, &stream, &mut incoming, &back, &answered, &woken, RUNNING_MAX);
         }
     }
     stream.set_read_timeout(Some(LOGIN)).context("setting the socket's options")?;

@@ -8,16 +8,84 @@ use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, anyhow, bail};
+use anyhow::{Context, anyhow, bail, ensure};
 use piman_core::frame::GO;
-use piman_core::talks::auth::{EITHER, LoginOut, Verdict};
-use piman_core::talks::pickle::{Assembler, Pickler};
+use piman_core::talks::auth::{EITHER, LOGIN_MAX, LoginOut, Verdict};
+use piman_core::talks::pickle::{self, Pickler, Scanner};
 use piman_core::talks::{
-    Codec, DEPTH_MAX, DecodeError, Encode, Memory, Place, Protocol, Session, Slot, Value, WEIGHT_MAX,
+    Codec, DEPTH_MAX, DecodeError, Encode, Head, Memory, Place, Protocol, Session, Slot, Value, WEIGHT_MAX,
 };
 
 use super::Service;
-use super::line::{Back, Ended, begin_one, encode, readable};
+use super::line::{Back, Ended, begin_one, encode, readable, refuse};
+
+/// The longest call, in bytes.
+const CALL_MAX: usize = 64 << 10;
+/// Which call a message belongs to is known from its first bytes.
+const BEGINNING: usize = 4096;
+
+/// What comes off the stream.
+enum Pickle {
+    /// A whole message.
+    Whole(Vec<u8>),
+    /// The beginning of one that is too long; the rest of it is skipped.
+    Overlong(Vec<u8>),
+}
+
+/// Takes whole pickles off the front of what was read.
+pub(super) struct Pickles {
+    bytes: Vec<u8>,
+    scanned: usize,
+    scanner: Scanner,
+    /// In the midst of a message that is too long.
+    skips: bool,
+}
+
+impl Pickles {
+    pub(super) fn new() -> Self {
+        // Without a limit of its own: also of a message that is too long the end has to be found.
+        Self { bytes: Vec::new(), scanned: 0, scanner: Scanner::new(u64::MAX), skips: false }
+    }
+
+    /// Reads more; 0 at the end of the stream.
+    fn read(&mut self, mut from: impl Read) -> std::io::Result<usize> {
+        let mut piece = [0; 4096];
+        let n = from.read(&mut piece)?;
+        self.bytes.extend_from_slice(piece.get(..n).unwrap_or_default());
+        Ok(n)
+    }
+
+    /// Whether the stream may end here: no message is half here.
+    fn is_idle(&self) -> bool {
+        self.bytes.is_empty() && !self.skips
+    }
+
+    /// The next message, of up to `max` bytes. One that is longer is reported once, and skipped.
+    fn next(&mut self, max: usize) -> Result<Option<Pickle>, DecodeError> {
+        loop {
+            let fresh = self.bytes.get(self.scanned..).unwrap_or_default();
+            if let Some(n) = self.scanner.feed(fresh)? {
+                let rest = self.bytes.split_off(self.scanned + n);
+                let message = std::mem::replace(&mut self.bytes, rest);
+                self.scanned = 0;
+                if std::mem::take(&mut self.skips) {
+                    continue;
+                }
+                let whole = message.len() <= max;
+                return Ok(Some(if whole { Pickle::Whole(message) } else { Pickle::Overlong(message) }));
+            }
+            if self.skips {
+                self.bytes.clear();
+            }
+            self.scanned = self.bytes.len();
+            if self.skips || self.scanner.at_least() <= max as u64 {
+                return Ok(None);
+            }
+            (self.skips, self.scanned) = (true, 0);
+            return Ok(Some(Pickle::Overlong(std::mem::take(&mut self.bytes))));
+        }
+    }
+}
 
 /// What the server has answered the login by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,7 +96,7 @@ pub(super) enum Server {
     Ours,
 }
 
-/// Logs in until `end`. `assembler` gets what the server sends.
+/// Logs in until `end`. `incoming` gets what the server sends.
 ///
 /// # Errors
 /// If the server does not answer, answers by something else, or wants another password.
@@ -36,11 +104,11 @@ pub(super) fn login(
     mut stream: &TcpStream,
     protocol: Protocol,
     password: Option<&str>,
-    assembler: &mut Assembler<'_>,
+    incoming: &mut Pickles,
     end: Instant,
 ) -> anyhow::Result<Server> {
     let mut login = if protocol == Protocol::Auto { EITHER.to_vec() } else { Vec::new() };
-    login.extend(pickle(&LoginOut(password))?);
+    login.extend(encoded(&LoginOut(password))?);
     stream.write_all(&login).context("sending the login")?;
     if protocol == Protocol::Auto {
         let mut first = [0];
@@ -52,8 +120,9 @@ pub(super) fn login(
     }
     let mut begun = false;
     loop {
-        if let Some(message) = assembler.next_message().map_err(no_answer)? {
-            return match with_value(message, |value| Ok(Verdict::parse(value))) {
+        if let Some(message) = incoming.next(LOGIN_MAX).map_err(no_answer)? {
+            let Pickle::Whole(message) = message else { return Err(no_answer(DecodeError::NoRoom)) };
+            return match with_value(&message, |value| Ok(Verdict::parse(value))) {
                 Ok(Some(Verdict(true))) => Ok(Server::Old),
                 Ok(Some(Verdict(false))) if password.is_some() => bail!("login: the password is wrong"),
                 Ok(Some(Verdict(false))) => {
@@ -63,9 +132,8 @@ pub(super) fn login(
             };
         }
         limit(stream, end)?;
-        match stream.read(assembler.spare()).map_err(|e| unanswered(e, begun))? {
-            0 => return Err(unanswered(ErrorKind::UnexpectedEof.into(), begun)),
-            n => assembler.filled(n),
+        if incoming.read(stream).map_err(|e| unanswered(e, begun))? == 0 {
+            return Err(unanswered(ErrorKind::UnexpectedEof.into(), begun));
         }
         begun = true;
     }
@@ -106,7 +174,7 @@ fn unanswered(e: std::io::Error, begun: bool) -> anyhow::Error {
 pub(super) fn serve(
     service: &Arc<Service>,
     mut stream: &TcpStream,
-    assembler: &mut Assembler<'_>,
+    incoming: &mut Pickles,
     back: &Back,
     answered: &Receiver<Ended>,
     mut woken: &UnixStream,
@@ -118,13 +186,20 @@ pub(super) fn serve(
             let answer = encode(Codec::Pickle, &mut session, &ended)?;
             stream.write_all(&answer).context("sending an answer")?;
         }
-        while let Some(message) = assembler.next_message().context("reading a call of the server")? {
-            let begun = with_value(message, |value| begin_one(service, &mut session, value, back));
-            if let Err(e) = begun.map_err(|e| e.downcast::<DecodeError>()) {
-                match e {
-                    Ok(e) => log::warn!("a message of the server is dropped: {e}"),
-                    Err(other) => return Err(other),
+        while let Some(message) = incoming.next(CALL_MAX).context("reading a call of the server")? {
+            let message = match message {
+                Pickle::Whole(message) => message,
+                Pickle::Overlong(beginning) => {
+                    let beginning = beginning.get(..BEGINNING).unwrap_or(&beginning);
+                    unreadable(beginning, &format!("the message is longer than {CALL_MAX} bytes"), back)?;
+                    continue;
                 }
+            };
+            let begun = with_value(&message, |value| begin_one(service, &mut session, value, back));
+            match begun.map_err(|e| e.downcast::<DecodeError>()) {
+                Ok(()) => {}
+                Err(Ok(e)) => unreadable(&message, &e.to_string(), back)?,
+                Err(Err(other)) => return Err(other),
             }
         }
         if !readable(stream, woken)? {
@@ -132,33 +207,51 @@ pub(super) fn serve(
             while matches!(woken.read(&mut [0; 64]), Ok(n) if n > 0) {}
             continue;
         }
-        match stream.read(assembler.spare()).context("reading a call of the server")? {
-            0 if assembler.is_idle() => return Ok(()),
-            0 => bail!("the server closed the connection in the middle of a message"),
-            n => assembler.filled(n),
+        if incoming.read(stream).context("reading a call of the server")? == 0 {
+            ensure!(incoming.is_idle(), "the server closed the connection in the middle of a message");
+            return Ok(());
         }
     }
 }
 
+/// Answers a call that cannot be read, if that much of it can be.
+fn unreadable(message: &[u8], why: &str, back: &Back) -> anyhow::Result<()> {
+    log::warn!("a message of the server cannot be read: {why}");
+    match with_memory(message, |memory| match pickle::head(message, memory) {
+        Some(Head::Call { retcode }) => Some(retcode),
+        _ => None,
+    }) {
+        Some(retcode) => refuse(retcode, format!("ValueError: {why}"), back),
+        None => Ok(()),
+    }
+}
+
 /// Decodes one message and hands it on.
-fn with_value<T>(message: &[u8], look: impl FnOnce(Value<'_>) -> anyhow::Result<T>) -> anyhow::Result<T> {
+fn with_value<T>(
+    message: &[u8],
+    look: impl FnOnce(Value<'_>) -> anyhow::Result<T>,
+) -> anyhow::Result<T> {
+    with_memory(message, |memory| look(pickle::decode(message, memory)?))
+}
+
+/// Memory to decode in, in proportion to the message.
+fn with_memory<T>(message: &[u8], run: impl FnOnce(Memory<'_>) -> T) -> T {
     let n = message.len() + 16;
     let (mut slots, mut stack, mut memo) = (vec![Slot::default(); 2 * n], vec![0; n], vec![0; n]);
     let mut text = vec![0; 2 * n];
-    let memory = Memory {
+    run(Memory {
         slots: &mut slots,
         stack: &mut stack,
         memo: &mut memo,
         text: &mut text,
         depth_max: DEPTH_MAX,
         weight_max: WEIGHT_MAX,
-    };
-    look(Codec::Pickle.decode(message, memory)?)
+    })
 }
 
 /// A message of a login.
-fn pickle(value: &dyn Encode) -> anyhow::Result<Vec<u8>> {
-    let mut buf = vec![0; piman_core::talks::auth::LOGIN_MAX];
+fn encoded(value: &dyn Encode) -> anyhow::Result<Vec<u8>> {
+    let mut buf = vec![0; LOGIN_MAX];
     let encode = |buf: &mut [u8]| {
         let mut out = Pickler::new(buf)?;
         value.encode(&mut out)?;
