@@ -9,8 +9,7 @@ const CALL: &[u8] = b"R";
 const ANSWER: &[u8] = b"A";
 
 /// What is wrong with a call that was read but makes no sense, for its caller.
-pub const NO_CALL: &str =
-    "the call is malformed: an opcode is an integer, arguments are a tuple, arguments by name are a dictionary";
+pub const NO_CALL: &str = "the call is malformed: an opcode is an integer, arguments are a tuple, arguments by name are a dictionary";
 
 /// A message from the peer.
 #[derive(Debug, Clone, Copy)]

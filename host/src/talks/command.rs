@@ -217,7 +217,8 @@ impl Arguments {
 /// What Python takes for the name of a parameter.
 fn is_name(text: &str) -> bool {
     let mut chars = text.chars();
-    chars.next().is_some_and(|c| c.is_alphabetic() || c == '_') && chars.all(|c| c.is_alphanumeric() || c == '_')
+    chars.next().is_some_and(|c| c.is_alphabetic() || c == '_')
+        && chars.all(|c| c.is_alphanumeric() || c == '_')
 }
 
 fn duration(seconds: f64) -> String {
@@ -350,7 +351,8 @@ fn choose(name: &str, all: Vec<Connected>) -> anyhow::Result<Vec<Connected>> {
             all.into_iter().filter(|c| c.text("address") == Some(address.as_str())).collect();
         if here.len() > 1 {
             let names: Vec<&str> = here.iter().map(|c| c.key.as_str()).take(3).collect();
-            let first = if names.contains(&name) { format!("; {name}#1 is the first") } else { String::new() };
+            let first =
+                if names.contains(&name) { format!("; {name}#1 is the first") } else { String::new() };
             bail!(
                 "{} peers are connected from {name}: name one of them ({}{}){first}, or call all",
                 here.len(),

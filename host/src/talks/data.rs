@@ -203,7 +203,9 @@ impl Data {
                     }
                 };
                 let bytes: Option<Vec<u8>> = hex.as_bytes().chunks(2).map(byte).collect();
-                Self::Bytes(bytes.with_context(|| format!("`{hex}` is no even number of hexadecimal digits"))?)
+                Self::Bytes(
+                    bytes.with_context(|| format!("`{hex}` is no even number of hexadecimal digits"))?,
+                )
             }
             ("$float", Json::String(name)) => match name.as_str() {
                 "inf" => Self::Float(f64::INFINITY),
@@ -381,10 +383,7 @@ mod tests {
         for (data, people) in [
             (class("Pose"), "<class geometry.Pose>"),
             (object(vec![Data::Tuple(vec![1.into(), 2.into()])]), "<geometry.Pose(1, 2)>"),
-            (
-                object(vec![Data::Tuple(vec![]), Data::dict([("x", 1.into())])]),
-                "<geometry.Pose {'x': 1}>",
-            ),
+            (object(vec![Data::Tuple(vec![]), Data::dict([("x", 1.into())])]), "<geometry.Pose {'x': 1}>"),
             (object(vec![Data::Tuple(vec![])]), "<geometry.Pose()>"),
         ] {
             assert_eq!(data.to_string(), people);
@@ -397,9 +396,13 @@ mod tests {
 
     #[test]
     fn arguments_that_would_not_arrive_as_typed_are_refused() {
-        for wrong in
-            ["9223372036854775808", "1267650600228229401496703205376", r#"{"$bytes":"0"}"#, r#"{"$float":"x"}"#, r#"{"$x":1}"#]
-        {
+        for wrong in [
+            "9223372036854775808",
+            "1267650600228229401496703205376",
+            r#"{"$bytes":"0"}"#,
+            r#"{"$float":"x"}"#,
+            r#"{"$x":1}"#,
+        ] {
             assert!(Data::typed(wrong).is_err(), "{wrong}");
         }
         assert_eq!(Data::typed("-9223372036854775808").unwrap(), Data::Int(i64::MIN));

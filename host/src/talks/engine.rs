@@ -9,8 +9,8 @@ use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use piman_core::talks::{
-    AnswerOut, CALLS_MAX, Call, CallOut, Codec, DEPTH_MAX, DecodeError, Encode, Failure, Fault, Items, Memory,
-    NO_CALL, NamedCallOut, NoRoom, Place, Session, Slot, Step, Value, WEIGHT_MAX, pickle, postcard,
+    AnswerOut, CALLS_MAX, Call, CallOut, Codec, DEPTH_MAX, DecodeError, Encode, Failure, Fault, Items,
+    Memory, NO_CALL, NamedCallOut, NoRoom, Place, Session, Slot, Step, Value, WEIGHT_MAX, pickle, postcard,
 };
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -375,7 +375,12 @@ impl Engine {
 
     /// A message cannot be decoded: whoever waits for it learns it now, and why. What is to be sent at once,
     /// and the length of the message.
-    fn unreadable(&mut self, bytes: &[u8], room: &mut Room, why: &dyn fmt::Display) -> (Option<Vec<u8>>, usize) {
+    fn unreadable(
+        &mut self,
+        bytes: &[u8],
+        room: &mut Room,
+        why: &dyn fmt::Display,
+    ) -> (Option<Vec<u8>>, usize) {
         let (head, used) = match self.peer.codec {
             Codec::Postcard => match postcard::skip(bytes) {
                 Some((used, head)) => (head, used),

@@ -104,7 +104,13 @@ impl Pickles {
     /// already.
     pub(super) fn login(first: Option<u8>) -> Self {
         let scanner = Scanner::new(LOGIN_MAX as u64);
-        Self { bytes: first.into_iter().collect(), scanned: 0, scanner, share: Share::default(), skips: false }
+        Self {
+            bytes: first.into_iter().collect(),
+            scanned: 0,
+            scanner,
+            share: Share::default(),
+            skips: false,
+        }
     }
 
     /// From now on messages may have their full length.

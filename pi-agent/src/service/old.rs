@@ -227,10 +227,7 @@ fn unreadable(message: &[u8], why: &str, back: &Back) -> anyhow::Result<()> {
 }
 
 /// Decodes one message and hands it on.
-fn with_value<T>(
-    message: &[u8],
-    look: impl FnOnce(Value<'_>) -> anyhow::Result<T>,
-) -> anyhow::Result<T> {
+fn with_value<T>(message: &[u8], look: impl FnOnce(Value<'_>) -> anyhow::Result<T>) -> anyhow::Result<T> {
     with_memory(message, |memory| look(pickle::decode(message, memory)?))
 }
 
