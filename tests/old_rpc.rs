@@ -509,7 +509,6 @@ async fn a_wrong_answer_to_the_login_is_an_error_that_says_so() {
     let call = message(&piman_core::talks::CallOut { opcode: 1, retcode: 5, args: &Data::Tuple(vec![]) });
     let garbage = [
         b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n".to_vec(),
-        b"SSH-2.0-OpenSSH_9.2\r\n".to_vec(),
         vec![0; 100],
         call,
         message(&piman_core::talks::AnswerOut { retcode: 0xAA, value: &Data::from("yes") }),
