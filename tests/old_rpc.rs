@@ -417,7 +417,7 @@ fn piman_call_calls_an_old_server_from_a_desk() {
         let all = [&["--json", "--server", &server][..], more, &["1", "[1,\"x\"]", "-7", "text"]].concat();
         let (output, text) = piman_call(&all);
         assert!(output.status.success(), "{text}");
-        let result: String = text.lines().skip_while(|l| !l.starts_with('[')).map(str::trim).collect();
+        let result: String = String::from_utf8_lossy(&output.stdout).lines().map(str::trim).collect();
         let want = format!("[{{\"device\": \"{server}\",\"result\": [[1,\"x\"],-7,\"text\"]}}]");
         assert_eq!(result, want);
         let id = old.says("in");
