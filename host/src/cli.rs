@@ -100,8 +100,11 @@ enum Command {
         #[arg(value_name = "DEVICE")]
         name: String,
     },
-    /// Call a function of Pis that run and are connected
-    #[command(after_help = call_help())]
+    /// Call a function of Pis that run and are connected, or of a server
+    #[command(
+        after_help = call_help(),
+        override_usage = "piman call [OPTIONS] DEVICE FUNCTION [ARGS]...\n       piman call [OPTIONS] --server HOST FUNCTION [ARGS]..."
+    )]
     Call {
         #[command(flatten)]
         state: StateFolder,
@@ -111,13 +114,15 @@ enum Command {
         /// How long each Pi may take
         #[arg(long, value_name = "TIME", default_value = "30s")]
         timeout: Span,
+        #[command(flatten)]
+        direct: talks::Direct,
         /// A serial number (or the beginning of one), a hardware address, an address, or `all`; `ADDRESS#2` is
-        /// the second old peer at an address, as `piman status` shows it
+        /// the second old peer at an address, as `piman status` shows it. Not with --server
         #[arg(value_name = "DEVICE")]
         device: String,
         /// The name of a function, or its opcode
-        #[arg(value_name = "FUNCTION")]
-        function: String,
+        #[arg(value_name = "FUNCTION", required_unless_present = "server", allow_hyphen_values = true)]
+        function: Option<String>,
         /// Arguments: JSON where it is such, otherwise texts. NAME=VALUE gives one by name, after those by
         /// place (not for `run`, whose hook gets it as it is)
         #[arg(value_name = "ARGS", allow_hyphen_values = true)]
@@ -199,8 +204,20 @@ impl Cli {
             Command::Get(args) => transfer::cli::run_get(&args),
             Command::Put(args) => transfer::cli::run_put(&args),
             Command::Stream(args) => stream::cli::run_stream(&args),
-            Command::Call { state, json, timeout, device, function, args } => {
-                let wanted = talks::command::Wanted { device, function, args, within: timeout.0, json };
+            Command::Call { state, json, timeout, direct, device, function, args } => {
+                let within = timeout.0;
+                if let Some(server) = direct.server.clone() {
+                    // There is no device: everything is one place further in front.
+                    let args = function.into_iter().chain(args).collect();
+                    let wanted =
+                        talks::command::Wanted { device: server, function: device, args, within, json };
+                    let (text, well) = talks::command::call_server(&direct, &wanted)?;
+                    print(&text)?;
+                    anyhow::ensure!(well, "the call failed on the server");
+                    return Ok(());
+                }
+                let function = function.unwrap_or_default();
+                let wanted = talks::command::Wanted { device, function, args, within, json };
                 outcome(talks::command::call(&state.path()?, &wanted)?)
             }
             Command::Status { state, json, timeout } => {

@@ -54,6 +54,9 @@ pi-agent: installs this Pi from a piman server
       the service on an installed Pi: does what `piman call` asks, for ever
       --port N           the server's talks port                 [25565]
       --password-file F  the password that the server wants, in the first line
+      --protocol P       piman; pickle for an old TCPTalks server; auto for either
+                         [auto; with a password piman, since the other two give
+                         the password to the server in clear]
       --hooks DIR        programs that may be run by name        [/etc/piman/hooks]
       --reboot PROGRAM   what starts the Pi again                [/sbin/reboot]
       --serial S         the identity in place of this machine's
@@ -204,6 +207,7 @@ fn run(parser: &mut Parser) -> anyhow::Result<Order> {
         host: String::new(),
         port: talks::PORT,
         password_file: None,
+        protocol: None,
         hooks: "/etc/piman/hooks".into(),
         reboot: "/sbin/reboot".into(),
         root: "/".into(),
@@ -214,6 +218,7 @@ fn run(parser: &mut Parser) -> anyhow::Result<Order> {
             Arg::Long("server") => service.host = parser.value()?.string()?,
             Arg::Long("port") => service.port = parser.value()?.parse()?,
             Arg::Long("password-file") => service.password_file = Some(parser.value()?.into()),
+            Arg::Long("protocol") => service.protocol = Some(parser.value()?.parse()?),
             Arg::Long("hooks") => service.hooks = parser.value()?.into(),
             Arg::Long("reboot") => service.reboot = parser.value()?.into(),
             Arg::Long("serial") => {
@@ -298,6 +303,7 @@ mod tests {
             ("check", "--disk"),
             ("run", "--server"),
             ("run --server x --port y", "y"),
+            ("run --server x --protocol telnet", "auto, pickle or piman"),
             ("install --server x --disk y --layout /nowhere", "/nowhere"),
             ("install --server x --disk y --password-file z", "--service"),
         ] {

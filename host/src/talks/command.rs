@@ -11,7 +11,8 @@ use serde_json::{Value as Json, json};
 
 use super::client::connect_operator;
 use super::data::Data;
-use super::engine::Peer;
+use super::direct::{self, Direct};
+use super::engine::{CallError, Peer};
 use super::fleet::{CALL, LIST, SOCKET};
 use crate::orders::resolve;
 use crate::state::{Device, Sqlite};
@@ -61,7 +62,7 @@ const NO_STATUS: &str = "an old peer, without a status function";
 /// What is to be called.
 #[derive(Debug, Clone)]
 pub struct Wanted {
-    /// A serial number or the beginning of one, a hardware address, an address, or `all`.
+    /// A serial number or the beginning of one, a hardware address, an address, or `all`; a server by its name.
     pub device: String,
     /// The name of a function, or an opcode.
     pub function: String,
@@ -79,11 +80,34 @@ pub struct Wanted {
 /// # Errors
 /// If no server runs, or no such Pi or function is there.
 pub fn call(state: &Path, wanted: &Wanted) -> anyhow::Result<(String, bool)> {
+    called(wanted, |opcode, arguments| ask(state, &wanted.device, opcode, arguments, wanted.within))
+}
+
+/// Calls a function of a server, which [`Wanted::device`] names. As [`call`].
+///
+/// # Errors
+/// If there is no connection or no login.
+pub fn call_server(server: &Direct, wanted: &Wanted) -> anyhow::Result<(String, bool)> {
+    called(wanted, |opcode, Arguments { by_place, by_name }| {
+        let result = direct::ask(&wanted.device, server, opcode, by_place, by_name, wanted.within)?;
+        let result = result.map_err(|e| match e {
+            CallError::Function(text) => Failed::Function(text),
+            other => Failed::Call(other.to_string()),
+        });
+        let server = Connected { key: wanted.device.clone(), connection: String::new(), info: Data::None };
+        Ok(vec![(server, result)])
+    })
+}
+
+fn called(
+    wanted: &Wanted,
+    ask: impl FnOnce(u8, Arguments) -> anyhow::Result<Vec<Outcome>>,
+) -> anyhow::Result<(String, bool)> {
     let opcode = opcode(&wanted.function)?;
     // By its name, and not by its opcode, which is any function to an old peer.
     let is_hook = Function::named(&wanted.function).is_some_and(|f| f.opcode == RUN);
     let arguments = if is_hook { Arguments::of_hook(&wanted.args) } else { Arguments::typed(&wanted.args)? };
-    let outcomes = ask(state, &wanted.device, opcode, arguments, wanted.within)?;
+    let outcomes = ask(opcode, arguments)?;
     let well = outcomes.iter().all(|(_, result)| result.is_ok());
     if wanted.json {
         let all: Vec<Json> = outcomes.iter().map(outcome_json).collect();

@@ -8,6 +8,7 @@ use std::time::Duration;
 use piman_core::Error;
 use piman_core::frame::{Frames, Mail, SendError};
 use piman_core::talks::DecodeError;
+use piman_core::talks::auth::LOGIN_MAX;
 use piman_core::talks::pickle::Scanner;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::watch;
@@ -102,10 +103,10 @@ pub(super) struct Pickles {
 }
 
 impl Pickles {
-    /// `first` is what was read already.
-    pub(super) fn new(first: Option<u8>) -> Self {
-        // Without a limit of its own: also of a message that is too long the end has to be found.
-        let scanner = Scanner::new(u64::MAX);
+    /// For a connection whose login is still to come: nothing long is taken before. `first` is what was read
+    /// already.
+    pub(super) fn login(first: Option<u8>) -> Self {
+        let scanner = Scanner::new(LOGIN_MAX as u64);
         Self {
             bytes: first.into_iter().collect(),
             scanned: 0,
@@ -113,6 +114,17 @@ impl Pickles {
             share: Share::default(),
             skips: false,
         }
+    }
+
+    /// From now on messages may have their full length.
+    pub(super) fn logged_in(&mut self) {
+        // Without a limit of its own: also of a message that is too long the end has to be found.
+        self.scanner.set_limit(u64::MAX);
+    }
+
+    /// Whether nothing was read that is not yet taken off.
+    pub(super) fn is_idle(&self) -> bool {
+        self.bytes.is_empty()
     }
 
     /// Reads more; `false` at the end of the stream. Loses nothing when it is cancelled.

@@ -248,6 +248,7 @@ mod tests {
             host: String::new(),
             port: 0,
             password_file: None,
+            protocol: None,
             hooks: root.join("hooks"),
             reboot: PathBuf::from("/bin/false"),
             root: root.to_owned(),

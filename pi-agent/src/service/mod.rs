@@ -4,6 +4,7 @@
 //! | file | what lives there |
 //! |---|---|
 //! | `line` | one connection: login, calls in, answers out |
+//! | `old` | the same to an old TCPTalks server |
 //! | `functions` | what the Pi can be asked |
 //! | `status` | CPU, memory, disk, processes, temperature, uptime, image |
 //! | `hook` | programs of the hook folder |
@@ -12,12 +13,15 @@
 mod functions;
 mod hook;
 mod line;
+mod old;
 mod status;
 pub mod unit;
 
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+use piman_core::talks::Protocol;
 
 use crate::backoff::Backoff;
 use crate::identity::Identity;
@@ -34,6 +38,8 @@ pub struct Service {
     pub port: u16,
     /// The file with the password, in its first line; `None`: no password.
     pub password_file: Option<PathBuf>,
+    /// Which protocol the server speaks; `None`: what gives no password away.
+    pub protocol: Option<Protocol>,
     /// Where the programs are that may be run by name.
     pub hooks: PathBuf,
     /// What starts the Pi again.
@@ -47,9 +53,17 @@ pub struct Service {
 /// Serves for ever: a lost or refused connection is dialled again, with waits of up to a minute.
 pub fn run(service: &Arc<Service>) -> ! {
     let mut backoff = Backoff::default();
+    if let (Some(protocol @ (Protocol::Auto | Protocol::Pickle)), Some(_)) =
+        (service.protocol, &service.password_file)
+    {
+        log::warn!(
+            "--protocol {protocol}: the password crosses the network in clear; whoever listens can read it"
+        );
+    }
+    let mut proven = false;
     loop {
         let began = Instant::now();
-        match line::serve(service) {
+        match line::serve(service, &mut proven) {
             Ok(()) => log::info!("the server closed the connection"),
             Err(e) => log::warn!("{}:{}: {e:#}", service.host, service.port),
         }

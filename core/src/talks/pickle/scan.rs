@@ -27,6 +27,11 @@ impl Scanner {
         Self { state: State::Opcode, limit, seen: 0 }
     }
 
+    /// Changes the longest message, also for the one that is under way.
+    pub fn set_limit(&mut self, limit: u64) {
+        self.limit = limit;
+    }
+
     /// Looks at the next bytes. If the message ends in them: how many of them belong to it.
     ///
     /// # Errors
