@@ -197,7 +197,7 @@ async fn errors_of_connecting_say_what_is_wrong() {
     assert!(text.contains("cannot connect") && text.contains("refused"), "{text}");
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     let text = try_it(silent.local_addr().unwrap(), Duration::from_millis(100)).await;
-    assert!(text.contains("does it speak the frames protocol"), "{text}");
+    assert!(text.contains("does it speak the messages protocol"), "{text}");
     let other = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = other.local_addr().unwrap();
     let ssh = thread::spawn(move || other.accept().unwrap().0.write_all(b"SSH-2.0\r\n"));
