@@ -20,4 +20,5 @@ pub mod small;
 pub mod stack;
 pub mod tar;
 pub mod tree;
+pub mod terminal;
 pub mod wait;

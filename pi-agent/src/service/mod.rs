@@ -7,11 +7,13 @@
 //! | `functions` | what the Pi can be asked |
 //! | `status` | CPU, memory, disk, processes, temperature, uptime, image |
 //! | `hook` | programs of the hook folder |
+//! | [`messages`] | message channels that the Pi has joined |
 //! | [`mod@unit`] | the service in a system that was just installed |
 
 mod functions;
 mod hook;
 mod line;
+pub mod messages;
 mod status;
 pub mod unit;
 
@@ -21,6 +23,7 @@ use std::time::{Duration, Instant};
 
 use crate::backoff::Backoff;
 use crate::identity::Identity;
+use messages::{Address, Member};
 
 /// How long a connection must live for the waits to start anew.
 const STEADY: Duration = Duration::from_secs(30);
@@ -28,7 +31,7 @@ const STEADY: Duration = Duration::from_secs(30);
 /// What the service is told.
 #[derive(Debug, Clone)]
 pub struct Service {
-    /// Where the server is.
+    /// Where the server is; empty: nowhere, there are only message channels.
     pub host: String,
     /// On which port it takes calls.
     pub port: u16,
@@ -42,16 +45,43 @@ pub struct Service {
     pub root: PathBuf,
     /// Who this Pi is.
     pub identity: Identity,
+    /// Message channels to join.
+    pub messages: Vec<Address>,
+    /// The hook that gets each message; `None`: they are logged.
+    pub on_message: Option<String>,
 }
 
 /// Serves for ever: a lost or refused connection is dialled again, with waits of up to a minute.
 pub fn run(service: &Arc<Service>) -> ! {
+    for address in &service.messages {
+        let (service, address) = (Arc::clone(service), address.clone());
+        let name = format!("messages {address}");
+        let joined = std::thread::Builder::new().name(name.clone()).spawn(move || {
+            match Member::new(&service, &address) {
+                Ok(mut member) => again(&address.to_string(), || member.serve()),
+                Err(e) => log::error!("{address}: {e:#}"),
+            }
+        });
+        if let Err(e) = joined {
+            log::error!("{name}: starting a thread: {e}");
+        }
+    }
+    if service.host.is_empty() {
+        loop {
+            std::thread::park();
+        }
+    }
+    again(&format!("{}:{}", service.host, service.port), || line::serve(service))
+}
+
+/// Connects again whenever the connection is over.
+fn again(server: &str, mut serve: impl FnMut() -> anyhow::Result<()>) -> ! {
     let mut backoff = Backoff::default();
     loop {
         let began = Instant::now();
-        match line::serve(service) {
-            Ok(()) => log::info!("the server closed the connection"),
-            Err(e) => log::warn!("{}:{}: {e:#}", service.host, service.port),
+        match serve() {
+            Ok(()) => log::info!("{server}: the server closed the connection"),
+            Err(e) => log::warn!("{server}: {e:#}"),
         }
         if began.elapsed() > STEADY {
             backoff.reset();
