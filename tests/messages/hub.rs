@@ -36,7 +36,10 @@ async fn a_hundred_members() {
     let mut all = Vec::new();
     for _ in 0..MEMBERS {
         let (to, from) = mpsc::unbounded_channel();
-        all.push((connect(at.clone(), DEADLINE, Settings::default(), None, Forward(to)).await.unwrap(), from));
+        all.push((
+            connect(at.clone(), DEADLINE, Settings::default(), None, Forward(to)).await.unwrap(),
+            from,
+        ));
     }
     server.wait_log("100 active connections");
     let barrier = Arc::new(tokio::sync::Barrier::new(MEMBERS));
@@ -55,7 +58,8 @@ async fn a_hundred_members() {
             };
             let mut seen = vec![0; MEMBERS];
             for _ in 0..(MEMBERS - 1) * EACH {
-                let message = timeout(DEADLINE, from.recv()).await.expect("a message").expect("it is connected");
+                let message =
+                    timeout(DEADLINE, from.recv()).await.expect("a message").expect("it is connected");
                 let text = String::from_utf8(message).unwrap();
                 let (who, n) = text.split_once(' ').unwrap();
                 let (who, n): (usize, usize) = (who.parse().unwrap(), n.parse().unwrap());
@@ -79,7 +83,8 @@ async fn a_hundred_members() {
 
 #[test]
 fn channels_do_not_hear_each_other_and_have_several_addresses() {
-    let more = ["--messages-port", "0", "--messages-channel", "main=127.0.0.2:0", "--messages-channel", "lab=0"];
+    let more =
+        ["--messages-port", "0", "--messages-channel", "main=127.0.0.2:0", "--messages-channel", "lab=0"];
     let (server, _state) = hub(&more);
     let join = |ip: &str, name: &str| Raw::join(TcpStream::connect((ip, server.port(name))).unwrap());
     let mut one = join("127.0.0.1", "messages");
@@ -102,8 +107,11 @@ fn channels_do_not_hear_each_other_and_have_several_addresses() {
 fn members_come_back_to_a_hub_that_was_away() {
     let folder = tempfile::tempdir().unwrap();
     let hook = folder.path().join("on-message");
-    std::fs::write(&hook, "#!/bin/sh\nread text\n[ \"$text\" = ping ] && printf 'pong of %s' \"$PIMAN_SERIAL\"\nexit 0\n")
-        .unwrap();
+    std::fs::write(
+        &hook,
+        "#!/bin/sh\nread text\n[ \"$text\" = ping ] && printf 'pong of %s' \"$PIMAN_SERIAL\"\nexit 0\n",
+    )
+    .unwrap();
     std::fs::set_permissions(&hook, std::fs::Permissions::from_mode(0o755)).unwrap();
     let port = piman_tests::port::steady().to_string();
     let more = ["--messages-port", &port];
@@ -179,7 +187,7 @@ fn a_stop_lets_members_take_what_waits_for_them() {
 /// And one that takes nothing holds up the end for a bounded time only.
 #[test]
 fn a_stop_does_not_wait_for_ever() {
-    let (mut server, _state) = hub(&["--messages-port", "0", "--shutdown-timeout", "1s"]);
+    let (mut server, _state) = hub(&["--messages-port", "0", "--shutdown-timeout", "3s"]);
     let at = at(&server, "messages");
     let _deaf = Raw::join(TcpStream::connect(&at).unwrap());
     let mut sender = Raw::join(TcpStream::connect(&at).unwrap());

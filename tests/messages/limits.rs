@@ -89,12 +89,9 @@ fn whoever_is_too_many_gets_0xfe() {
     // Another address may come, until there are three in all.
     let _three = Raw::join(connect_from([127, 0, 0, 2], port));
     assert_eq!(Raw::silent(connect_from([127, 0, 0, 3], port)).byte(), 0xFE);
-    server.wait_log("3 connections are open in total");
     drop(one);
     server.wait_log("has left");
-    wait_until("there is room again", || {
-        Raw::silent(connect_from([127, 0, 0, 3], port)).byte() == GO
-    });
+    wait_until("there is room again", || Raw::silent(connect_from([127, 0, 0, 3], port)).byte() == GO);
 }
 
 /// The limits hold for all channels together.
@@ -153,13 +150,19 @@ fn ports_that_cannot_be_are_errors_that_say_what_to_do() {
         (vec!["--messages-queue", "9"], "no effect without --messages-port"),
     ] {
         let mut command = std::process::Command::new(piman_tests::binaries::piman());
-        command.args(["serve", "--listen", "127.0.0.1", "--state"]).arg(state.path().join("other")).args(&more);
+        command
+            .args(["serve", "--listen", "127.0.0.1", "--state"])
+            .arg(state.path().join("other"))
+            .args(&more);
         let output = command.output().unwrap();
         let text = String::from_utf8_lossy(&output.stderr);
         assert!(!output.status.success() && text.contains(names), "{more:?}: {text}");
         // The doctor finds the same.
         let mut command = std::process::Command::new(piman_tests::binaries::piman());
-        command.args(["doctor", "--listen", "127.0.0.1", "--state"]).arg(state.path().join("other")).args(&more);
+        command
+            .args(["doctor", "--listen", "127.0.0.1", "--state"])
+            .arg(state.path().join("other"))
+            .args(&more);
         let output = command.output().unwrap();
         let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
         assert!(!output.status.success() && text.contains(names), "{more:?}: {text}");

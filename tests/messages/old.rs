@@ -98,9 +98,12 @@ fn our_commands_at_the_old_chat_server() {
     let at = format!("127.0.0.1:{}", server.line());
     let [host, port] = split(&at);
     let mut old = old(&["chat", host, port]).unwrap();
+    assert_eq!(server.line(), "[INFO] New connection 1");
     let mut chat = start(&["chat", &at]);
+    assert_eq!(server.line(), "[INFO] New connection 2");
     assert_eq!(old.line(), "[2] **joined the chat");
     let listen = start(&["listen", "--once", &at]);
+    assert_eq!(server.line(), "[INFO] New connection 3");
     assert_eq!((old.line(), chat.line()), ("[3] **joined the chat".into(), "[3] **joined the chat".into()));
     old.types("hello");
     assert_eq!((chat.line(), listen.line()), ("[1] hello".into(), "[1] hello".into()));
@@ -216,6 +219,11 @@ fn plugins_on_both_sides_in_reverse_order() {
     assert_eq!(listen.line(), "for one of them");
     // The old one dies of it, as it always did: an exception of a plugin ends its thread.
     drop(old);
-    assert!(messages(&["send", "--plugin", "zlib", "--plugin", "crc32", &at, "again"]).status().unwrap().success());
+    assert!(
+        messages(&["send", "--plugin", "zlib", "--plugin", "crc32", &at, "again"])
+            .status()
+            .unwrap()
+            .success()
+    );
     assert_eq!(new.line(), "again");
 }

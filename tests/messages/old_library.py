@@ -195,7 +195,10 @@ def chat_server():
         for key, connection in list(connections.items()):
             spread(key, connection.take("inbox"))
 
-    joined = lambda key, connection: spread(key, ["**joined the chat"])
+    def joined(key, connection):
+        print("[INFO] New connection", key, flush=True)
+        spread(key, ["**joined the chat"])
+
     left = lambda key, connection: spread(key, ["**left the chat"])
     serve(Boxes, connections, each_pass, joined, left)
 

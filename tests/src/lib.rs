@@ -19,6 +19,6 @@ pub mod server;
 pub mod small;
 pub mod stack;
 pub mod tar;
-pub mod tree;
 pub mod terminal;
+pub mod tree;
 pub mod wait;

@@ -1,5 +1,6 @@
 //! Messages that come, whole in memory, within what all connections together may hold.
 
+use std::collections::VecDeque;
 use std::future::{Future, ready};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -32,7 +33,7 @@ impl Budget {
 /// The messages of one connection that have come and are not handed over.
 #[derive(Debug)]
 pub(super) struct Incoming {
-    whole: Vec<Vec<u8>>,
+    whole: VecDeque<Vec<u8>>,
     part: Vec<u8>,
     /// The rest of this message is read and forgotten.
     skips: bool,
@@ -44,14 +45,19 @@ pub(super) struct Incoming {
 
 impl Incoming {
     pub(super) fn new(budget: Option<Arc<Budget>>) -> Self {
-        Self { whole: Vec::new(), part: Vec::new(), skips: false, dropped: 0, budget, held: 0 }
+        Self { whole: VecDeque::new(), part: Vec::new(), skips: false, dropped: 0, budget, held: 0 }
     }
 
-    /// Those that are complete, in their order.
-    pub(super) fn take(&mut self) -> Vec<Vec<u8>> {
-        let whole = std::mem::take(&mut self.whole);
-        self.give(whole.iter().map(Vec::len).sum());
-        whole
+    /// The next that is complete.
+    pub(super) fn next(&mut self) -> Option<Vec<u8>> {
+        let message = self.whole.pop_front()?;
+        self.give(message.len());
+        Some(message)
+    }
+
+    /// Whether one is complete.
+    pub(super) fn has_whole(&self) -> bool {
+        !self.whole.is_empty()
     }
 
     /// How many were dropped since the last time, for want of budget.
@@ -90,7 +96,7 @@ impl Inbox for Incoming {
         if piece.is_last() {
             match std::mem::take(&mut self.skips) {
                 true => self.dropped += 1,
-                false => self.whole.push(std::mem::take(&mut self.part)),
+                false => self.whole.push_back(std::mem::take(&mut self.part)),
             }
         }
         ready(())
@@ -123,9 +129,9 @@ mod tests {
         assert_eq!(left(), 1);
         // Too much for both: this one is dropped, and its memory is free again.
         piece(&mut other, 7, 5, b"67");
-        assert_eq!((left(), other.take_dropped(), other.take().len()), (6, 1, 0));
+        assert_eq!((left(), other.take_dropped(), other.next()), (6, 1, None));
         piece(&mut one, 8, 4, b"5678");
-        assert_eq!(one.take(), [b"12345678"]);
+        assert_eq!(one.next().unwrap(), b"12345678");
         assert_eq!(left(), 10);
         // The next message is taken as if nothing had been.
         piece(&mut other, 2, 0, b"ab");

@@ -329,7 +329,7 @@ async fn serve<S: AsyncRead + AsyncWrite + Unpin>(
     let mut incoming = Incoming::new(settings.budget.clone());
     loop {
         deliver(&mut incoming, settings, plugins, hooks, peer);
-        let unused = frames.has_unused();
+        let (unused, held) = (frames.has_unused(), incoming.has_whole());
         tokio::select! {
             // Our answers first, so that a peer that sends without pause fills no queue.
             biased;
@@ -337,7 +337,7 @@ async fn serve<S: AsyncRead + AsyncWrite + Unpin>(
                 // An old peer takes a size that crosses its own for a refusal: what it has begun goes
                 // first, unless too much waits here.
                 for _ in 0..FIRST_MAX {
-                    let here = frames.has_unused() || frames.stream().has_input().await;
+                    let here = !incoming.has_whole() && (frames.has_unused() || frames.stream().has_input().await);
                     let calm = outgoing.len() * 2 <= outgoing.max_capacity() && hooks.ready();
                     if !here || !calm {
                         break;
@@ -354,8 +354,11 @@ async fn serve<S: AsyncRead + AsyncWrite + Unpin>(
                 while !hooks.ready() {
                     sleep(LOOK).await;
                 }
-                if unused { Ok(Some(0)) } else { frames.stream().peek().await }
+                if unused || held { Ok(Some(0)) } else { frames.stream().peek().await }
             } => {
+                if incoming.has_whole() {
+                    continue;
+                }
                 let first = first.map_err(|e| Failure::Link(Error::Io(e)))?;
                 if first.is_none() || !receive(frames, &mut incoming).await? {
                     return Ok(());
@@ -366,7 +369,8 @@ async fn serve<S: AsyncRead + AsyncWrite + Unpin>(
     }
 }
 
-/// Hands over what has come.
+/// Hands over what has come, as far as it may be taken now. What came while a message of ours was sent can
+/// have to wait.
 fn deliver(
     incoming: &mut Incoming,
     settings: &Settings,
@@ -380,7 +384,9 @@ fn deliver(
             "{peer}: {dropped} messages are dropped: all connections together hold too much of messages that are not complete"
         );
     }
-    for message in incoming.take() {
+    while hooks.ready()
+        && let Some(message) = incoming.next()
+    {
         match plugins.incoming(message, settings.limit) {
             Ok(message) => hooks.message(peer, message),
             Err(e) => log::warn!("{peer}: a message is dropped: {e}"),

@@ -11,7 +11,7 @@ use crate::lock::lock;
 
 /// How long senders wait for a member that is behind. After that it must keep up by itself, or its queue is
 /// full and it is disconnected.
-const GRACE: Duration = Duration::from_secs(1);
+const GRACE: Duration = Duration::from_secs(3);
 /// The longest name of a member of a chat, in characters.
 const NAME_MAX: usize = 32;
 /// The most names that `/who` shows.
@@ -63,7 +63,8 @@ impl Channel {
         let name = format!("guest-{id}");
         let count = {
             let mut members = lock(&self.members);
-            members.insert(id, Member { peer: peer.clone(), name: name.clone(), behind: None, dropped: false });
+            members
+                .insert(id, Member { peer: peer.clone(), name: name.clone(), behind: None, dropped: false });
             here(&members).count()
         };
         log::info!("messages: {}: {peer} has joined, {}", self.name, connections(count));

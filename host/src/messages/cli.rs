@@ -384,7 +384,9 @@ fn read(path: &Path) -> anyhow::Result<Vec<u8>> {
         .read_to_end(&mut bytes)
         .with_context(|| format!("reading {name}"))?;
     if bytes.len() as u64 > u64::from(SIZE_MAX) {
-        bail!("{name} is larger than a message can be ({SIZE_MAX} bytes); `piman put` sends files of any size");
+        bail!(
+            "{name} is larger than a message can be ({SIZE_MAX} bytes); `piman put` sends files of any size"
+        );
     }
     Ok(bytes)
 }
@@ -410,8 +412,7 @@ impl<'a> Link<'a> {
     /// Connects; an attempt that fails is repeated as often as was asked for.
     async fn connect(&mut self) -> Result<Line, MessagesError> {
         let within = self.common.timeout.0;
-        let settings =
-            Settings { limit: self.common.limit_mib << 20, stall: within, ..Settings::default() };
+        let settings = Settings { limit: self.common.limit_mib << 20, stall: within, ..Settings::default() };
         let mut failed = 0_u32;
         loop {
             let (to, messages) = mpsc::channel(WAITING_MAX);
@@ -491,7 +492,8 @@ impl Line {
         match timeout(self.within, self.next()).await {
             Ok(Some(message)) => output.message(&message).map(drop),
             Ok(None) => {
-                let why = self.why().unwrap_or_else(|| format!("it was closed before a reply to {what} came"));
+                let why =
+                    self.why().unwrap_or_else(|| format!("it was closed before a reply to {what} came"));
                 Err(MessagesError::Lost { server, why }.into())
             }
             Err(_) => Err(MessagesError::NoReply { server, what, within: self.within }.into()),

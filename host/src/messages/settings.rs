@@ -128,7 +128,8 @@ mod tests {
         let named = |text: &str| text.parse::<Named>();
         assert_eq!(named("a=1"), Ok(Named { name: "a".into(), ip: None, port: 1 }));
         assert_eq!(named("b=[::1]:2").unwrap().ip, Some("::1".parse().unwrap()));
-        for bad in ["", "a", "a=", "=1", "a=70000", "a=host:1", "a b=1", "\u{e9}=1", &format!("{:33}=1", "x")] {
+        for bad in ["", "a", "a=", "=1", "a=70000", "a=host:1", "a b=1", "\u{e9}=1", &format!("{:33}=1", "x")]
+        {
             assert!(named(bad).is_err(), "{bad}");
         }
         let ip = [127, 0, 0, 1].into();

@@ -175,7 +175,9 @@ impl Member {
                 "{}: a message is dropped: {WAITING_MAX} others wait for the hook already",
                 self.address
             ),
-            Err(TrySendError::Disconnected(_)) => log::error!("{}: the hook's thread has ended", self.address),
+            Err(TrySendError::Disconnected(_)) => {
+                log::error!("{}: the hook's thread has ended", self.address)
+            }
         }
     }
 }
@@ -209,7 +211,11 @@ fn shown(message: &[u8]) -> String {
     let text = String::from_utf8_lossy(message);
     let line = text.chars().map(|c| if c.is_control() { ' ' } else { c });
     let short: String = line.take(LOGGED_MAX).collect();
-    if text.chars().nth(LOGGED_MAX).is_some() { format!("{short}... ({} bytes)", message.len()) } else { short }
+    if text.chars().nth(LOGGED_MAX).is_some() {
+        format!("{short}... ({} bytes)", message.len())
+    } else {
+        short
+    }
 }
 
 /// A blocking socket whose time-outs are called what they are: the driver knows a refusal by them.
