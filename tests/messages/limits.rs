@@ -64,7 +64,7 @@ fn unfinished_messages_of_all_members_are_bounded() {
     }
     let grown = server.memory_kb("VmHWM").saturating_sub(before) >> 10;
     // 256 MB are held at most; a buffer that grows is up to twice as large while it is copied.
-    assert!(grown < 400, "the server has grown by {grown} MB for {} MB", 8 * EACH >> 20);
+    assert!(grown < 400, "the server has grown by {grown} MB for {} MB", (8 * EACH) >> 20);
     for member in &mut members {
         // Nobody reads the whole messages of those who are lucky.
         member.0.write_all(&[1]).unwrap();
