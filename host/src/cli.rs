@@ -10,6 +10,7 @@ use crate::config::{Options, Settings};
 use crate::demo::DemoArgs;
 use crate::image::cli::ImageArgs;
 use crate::image::register::{self, GroupCommand};
+use crate::messages::cli::{MessagesCommand, MessagesError};
 use crate::serve::Server;
 use crate::sign::{self, KeyCommand};
 use crate::span::Span;
@@ -18,7 +19,7 @@ use crate::stream::cli::{StreamArgs, Unreachable};
 use crate::transfer::TransferError;
 use crate::transfer::cli::{GetArgs, PutArgs};
 use crate::words::print;
-use crate::{demo, devices, doctor, image, netboot, orders, stream, talks, transfer};
+use crate::{demo, devices, doctor, image, messages, netboot, orders, stream, talks, transfer};
 
 /// Installs Raspberry Pis over the network.
 #[derive(Debug, Parser)]
@@ -61,6 +62,9 @@ enum Command {
     Put(PutArgs),
     /// Send the records of a file to a stream service, as the file grows
     Stream(StreamArgs),
+    /// Send and receive messages on a message channel
+    #[command(subcommand)]
+    Messages(MessagesCommand),
     /// Order that Pis are installed anew when they boot next, or show what is ordered
     #[command(after_help = "DEVICE is a serial number (or the beginning of one that was seen), a hardware \
         address or an address. A running server heeds an order at once; it is done with when the Pi has \
@@ -203,6 +207,7 @@ impl Cli {
             Command::Device { state, json, name } => print(&devices::one(&state.open()?, &name, json)?),
             Command::Get(args) => transfer::cli::run_get(&args),
             Command::Put(args) => transfer::cli::run_put(&args),
+            Command::Messages(command) => messages::cli::run(&command),
             Command::Stream(args) => stream::cli::run_stream(&args),
             Command::Call { state, json, timeout, direct, device, function, args } => {
                 let within = timeout.0;
@@ -256,6 +261,9 @@ fn serve(settings: Settings) -> anyhow::Result<()> {
     ] {
         text += &address.map(|a| format!("{name} {a}\n")).unwrap_or_default();
     }
+    for (name, address) in &at.messages {
+        text += &format!("{name} {address}\n");
+    }
     text += &at.dhcp.as_ref().map(|place| format!("dhcp {place}\n")).unwrap_or_default();
     print(&text)?;
     server.run()
@@ -264,11 +272,13 @@ fn serve(settings: Settings) -> anyhow::Result<()> {
 /// The exit code for what went wrong: 1, or the one that the command documents.
 #[must_use]
 pub fn exit_code(e: &anyhow::Error) -> u8 {
-    match (e.downcast_ref::<TransferError>(), e.downcast_ref::<Unreachable>()) {
-        (Some(e), _) => e.exit_code(),
-        (None, Some(_)) => Unreachable::EXIT_CODE,
-        (None, None) => 1,
+    if let Some(e) = e.downcast_ref::<TransferError>() {
+        return e.exit_code();
     }
+    if let Some(e) = e.downcast_ref::<MessagesError>() {
+        return e.exit_code();
+    }
+    if e.is::<Unreachable>() { Unreachable::EXIT_CODE } else { 1 }
 }
 
 /// What functions there are.

@@ -60,7 +60,7 @@ pub async fn connect(
         let stream = TcpStream::connect(server).await.map_err(failed)?;
         let address = stream.peer_addr().map_err(failed)?;
         crate::transport::tune(&stream);
-        let (peer, ends) = Peer::new(address, &settings);
+        let (peer, ends) = Peer::new(address, 0, &settings);
         let (opened, open) = oneshot::channel();
         let this = peer.clone();
         tokio::spawn(async move {

@@ -253,6 +253,8 @@ mod tests {
             reboot: PathBuf::from("/bin/false"),
             root: root.to_owned(),
             identity: Identity { serial: Some("10000000abcdef01".into()), ..Identity::default() },
+            messages: Vec::new(),
+            on_message: None,
         }
     }
 

@@ -26,7 +26,7 @@ use super::{Service, functions, old};
 use crate::reach;
 
 /// How long a connection may take to be made.
-const CONNECT: Duration = Duration::from_secs(30);
+pub(super) const CONNECT: Duration = Duration::from_secs(30);
 /// How long the server may take to let us in.
 const LOGIN: Duration = Duration::from_secs(10);
 /// How long the server may stand still in the midst of a message.
@@ -128,7 +128,7 @@ pub(super) fn serve(service: &Arc<Service>, proven: &mut bool) -> anyhow::Result
         for frame in mail.whole.drain(..) {
             begin_all(service, &mut session, &frame, &back)?;
         }
-        if !frames.has_unused() && !readable(&socket, &woken)? {
+        if !frames.has_unused() && !readable(&socket, &woken, None)? {
             // Answers are there.
             while matches!(woken.read(&mut [0; 64]), Ok(n) if n > 0) {}
             continue;
@@ -139,14 +139,19 @@ pub(super) fn serve(service: &Arc<Service>, proven: &mut bool) -> anyhow::Result
     }
 }
 
-/// Waits; whether the server has said something.
-pub(super) fn readable(socket: &TcpStream, woken: &UnixStream) -> anyhow::Result<bool> {
+/// Waits, for `at_most` or for ever; whether the server has said something.
+pub(super) fn readable(
+    socket: &TcpStream,
+    woken: &UnixStream,
+    at_most: Option<Duration>,
+) -> anyhow::Result<bool> {
+    let at_most = at_most.and_then(|time| time.try_into().ok());
     let mut both = [
         PollFd::from_borrowed_fd(socket.as_fd(), PollFlags::IN),
         PollFd::from_borrowed_fd(woken.as_fd(), PollFlags::IN),
     ];
     loop {
-        match poll(&mut both, None) {
+        match poll(&mut both, at_most.as_ref()) {
             Ok(_) => return Ok(both.first().is_some_and(|fd| !fd.revents().is_empty())),
             Err(rustix::io::Errno::INTR) => {}
             Err(e) => return Err(e).context("waiting for the server"),
@@ -301,7 +306,7 @@ fn nonce() -> anyhow::Result<[u8; 32]> {
     Ok(nonce)
 }
 
-fn tune(stream: &TcpStream) -> std::io::Result<()> {
+pub(super) fn tune(stream: &TcpStream) -> std::io::Result<()> {
     stream.set_nodelay(true)?;
     stream.set_read_timeout(Some(STALL))?;
     stream.set_write_timeout(Some(STALL))?;

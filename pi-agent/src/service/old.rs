@@ -202,7 +202,7 @@ pub(super) fn serve(
                 Err(Err(other)) => return Err(other),
             }
         }
-        if !readable(stream, woken)? {
+        if !readable(stream, woken, None)? {
             // Answers are there.
             while matches!(woken.read(&mut [0; 64]), Ok(n) if n > 0) {}
             continue;
