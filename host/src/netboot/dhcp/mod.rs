@@ -14,6 +14,9 @@ pub mod proxy;
 pub mod server;
 pub mod store;
 
+#[cfg(test)]
+mod golden;
+
 use std::fmt;
 use std::net::Ipv4Addr;
 use std::str::FromStr;

@@ -256,6 +256,40 @@ pub(super) mod tests {
     }
 
     #[test]
+    fn every_question_is_what_it_was() {
+        let hex = |bytes: &[u8]| bytes.iter().map(|b| format!("{b:02x}")).collect::<String>();
+        let ip = |last| Some(Ipv4Addr::new(10, 0, 0, last));
+        let question = |kind, has, wants, server, seconds| Question { kind, has, wants, server, seconds };
+        let plain = Asker { serial: None, ..WHO };
+        for (who, question, head, options) in [
+            (
+                &WHO,
+                question(kind::DISCOVER, None, None, None, 0),
+                "0101060000000007000080000000000000000000",
+                "638253633501013706010306423336390205c03c0570696d616e61110052506900000000000000000001efcdabff000000000000000000000000000000000000",
+            ),
+            (
+                &plain,
+                question(kind::REQUEST, None, ip(5), ip(1), 258),
+                "0101060000000007010280000000000000000000",
+                "6382536335010332040a00000536040a0000013706010306423336390205c03c0570696d616eff00000000000000000000000000000000000000000000000000",
+            ),
+            (
+                &WHO,
+                question(kind::REQUEST, ip(5), None, None, u16::MAX),
+                "0101060000000007ffff00000a00000500000000",
+                "638253633501033706010306423336390205c03c0570696d616e61110052506900000000000000000001efcdabff000000000000000000000000000000000000",
+            ),
+        ] {
+            let bytes = ask(who, &question);
+            assert_eq!(hex(&bytes[..20]), head);
+            assert_eq!(hex(&bytes[20..44]), format!("0000000000000000b827eb000001{}", "00".repeat(10)));
+            assert!(bytes[44..236].iter().all(|b| *b == 0));
+            assert_eq!(hex(&bytes[236..]), options);
+        }
+    }
+
+    #[test]
     fn an_answer() {
         let options =
             b"\x35\x01\x02\x36\x04\x0a\0\0\x01\x00\x01\x04\xff\xff\xff\0\x03\x08\x0a\0\0\xfe\x0a\0\0\xfd\
