@@ -12,6 +12,7 @@
 //! | [`stream`] | both sides of the stream service: records of telemetry |
 //! | [`frame`] | messages over a stream, in both directions: the frames service |
 //! | [`serial`] | several byte streams over a line that loses and damages bytes |
+//! | [`dhcp`] | the messages of DHCP, as a client and as a server have them |
 //! | [`hash`] | BLAKE3 hashes as values on the wire |
 //! | [`talks`] | calls and answers in both directions: the talks service |
 //! | [`drive`] | the one async driver for both sides |
@@ -47,6 +48,7 @@ extern crate std;
 mod log;
 
 pub mod blocking;
+pub mod dhcp;
 pub mod drive;
 pub mod error;
 pub mod frame;
