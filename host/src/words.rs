@@ -29,6 +29,12 @@ pub fn print(text: &str) -> anyhow::Result<()> {
     }
 }
 
+/// Writes a line to standard error. Where that is closed nobody reads it, and that is no reason to fail: `eprintln`
+/// would panic.
+pub fn print_error(line: std::fmt::Arguments<'_>) {
+    let _ = writeln!(io::stderr().lock(), "{line}");
+}
+
 /// A number of bytes for people.
 pub fn bytes(n: u64) -> String {
     let mut value = n as f64;

@@ -13,7 +13,7 @@ use pi_agent::init;
 use pi_agent::install::{self, Outcome, Plan};
 use pi_agent::progress::Progress;
 use pi_agent::talk::Machine;
-use pi_agent::{log_to_stderr, logbook, proof, service};
+use pi_agent::{log_to_stderr, logbook, proof, say_on_stderr, service};
 
 fn main() -> ExitCode {
     if let Some(code) = init::dispatch(init::attempt) {
@@ -22,7 +22,7 @@ fn main() -> ExitCode {
     let order = match cli::parse(env::args_os().skip(1)) {
         Ok(order) => order,
         Err(e) => {
-            eprintln!("pi-agent: {}", in_one_line(&e));
+            say_on_stderr(format_args!("pi-agent: {}", in_one_line(&e)));
             return ExitCode::from(2);
         }
     };
@@ -41,13 +41,14 @@ fn main() -> ExitCode {
                 if card.is_installed(false) { ExitCode::SUCCESS } else { ExitCode::from(1) }
             }
             Err(e) => {
-                eprintln!("pi-agent: checking {}: {}", disk.display(), in_one_line(&e));
+                let e = in_one_line(&e);
+                say_on_stderr(format_args!("pi-agent: checking {}: {e}", disk.display()));
                 ExitCode::from(2)
             }
         },
         Order::Run(service) => service::run(&service),
         Order::Init => {
-            eprintln!("pi-agent init: {}", init::REFUSAL);
+            say_on_stderr(format_args!("pi-agent init: {}", init::REFUSAL));
             ExitCode::from(2)
         }
     }
@@ -77,7 +78,7 @@ fn run(plan: &Plan, retries: u32, transfer_port: u16) -> ExitCode {
             size(written)
         )),
         Err(failure) => {
-            eprintln!("pi-agent: {failure}");
+            say_on_stderr(format_args!("pi-agent: {failure}"));
             ExitCode::from(1)
         }
     }
