@@ -43,7 +43,8 @@ pub async fn connect(
     let within = within.saturating_sub(began.elapsed());
     crate::transport::tune(&stream);
     let address = Some(stream.peer_addr()?.ip().to_canonical());
-    let (peer, running) = join(Living::new(stream), address, protocol, Some(secret), functions, within).await?;
+    let (peer, running) =
+        join(Living::new(stream), address, protocol, Some(secret), functions, within).await?;
     tokio::spawn(running);
     Ok(peer)
 }

@@ -110,7 +110,8 @@ fn place(entry: &Partition) -> (u8, u32, u32) {
 pub fn root_in_table(disk: &File, bytes: u64) -> Option<RootArea> {
     let [_, root, ..] = read_table(disk).ok()?.partitions;
     let area = RootArea { offset: u64::from(root.first) * SECTOR, length: u64::from(root.sectors) * SECTOR };
-    (root.kind == LINUX && area.offset > 0 && area.length > 0 && area.offset + area.length <= bytes).then_some(area)
+    (root.kind == LINUX && area.offset > 0 && area.length > 0 && area.offset + area.length <= bytes)
+        .then_some(area)
 }
 
 /// The partitions of a disk that begins so, in a few words.
