@@ -134,7 +134,8 @@ impl<'m> Machine<'m> {
                 Some(Value::Class(class)),
                 fault @ Some(Fault { class: of, .. }),
             ) if class == of => Some(Head::Answer { retcode, fault }),
-            _ => Some(head),
+            (Head::Answer { retcode, .. }, _, _) => Some(Head::Answer { retcode, fault: None }),
+            (call, _, _) => Some(call),
         }
     }
 
