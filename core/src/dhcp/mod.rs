@@ -418,7 +418,7 @@ mod tests {
             let message = Message::parse(&bytes[..length]).unwrap();
             assert_eq!((message.options().count(), message.is_cut()), (options, cut), "{length}");
         }
-        assert!(!Message::parse(&super::tests::message(&[53, 1, 2, 0, 255, 54])).unwrap().is_cut());
+        assert!(!Message::parse(&message(&[53, 1, 2, 0, 255, 54])).unwrap().is_cut());
     }
 
     #[test]
