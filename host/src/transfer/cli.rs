@@ -207,7 +207,7 @@ impl Display {
     }
 
     fn say(&self, text: &str) {
-        crate::words::print_error(text);
+        crate::words::print_error(format_args!("{text}"));
     }
 
     fn end(&mut self) {
