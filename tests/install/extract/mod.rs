@@ -23,7 +23,7 @@ use piman_tests::tree::{Tree, differences, tree};
 use rustix::fs::{AtFlags, CWD, FileType, Mode, XattrFlags, lsetxattr, makedev, mknodat};
 use tempfile::TempDir;
 
-use crate::nasty::{mode, nasty, xattr};
+use self::nasty::{mode, nasty, xattr};
 
 /// Says so and returns, where the test cannot be made.
 macro_rules! needs_root {

@@ -27,12 +27,12 @@ macro_rules! keep {
     ($($arg:tt)*) => {{
         let line = format!($($arg)*);
         println!("pi: {line}");
-        *$crate::SAID.lock().unwrap() += &(line + "\n");
+        *$crate::tap::SAID.lock().unwrap() += &(line + "\n");
     }};
 }
 pub(crate) use keep as say;
 
-#[path = "firmware/src/services.rs"]
+#[path = "../firmware/src/services.rs"]
 #[expect(unreachable_pub, reason = "it is public in the firmware")]
 mod services;
 

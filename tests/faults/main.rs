@@ -1,0 +1,6 @@
+//! What goes wrong: power cuts, cards that lie, agents and servers that are killed, connections that break.
+
+mod power_cut; // what a card may hold after its power was cut
+mod resume; // connections cut, servers killed, bits flipped
+mod right_disk; // cards that lie, broken filesystems, killed agents
+mod server_faults;

@@ -1,0 +1,11 @@
+//! The core in memory, on simulated time: every service, both sides, at every way to cut the bytes.
+
+mod archive; // the parser of archives
+mod frames;
+mod install;
+mod pickle;
+mod serial_link; // both ends of a bad line
+mod smoltcp; // its transport
+mod stream;
+mod talks;
+mod transfer;
