@@ -15,7 +15,6 @@ use pi_agent::failure::Cause;
 use pi_agent::install::{Outcome, Plan};
 use pi_agent::proof;
 use piman_tests::chance::Random;
-use piman_tests::disk::is_root;
 use piman_tests::lab::{self, CARD, Root, attempt, behind_a_proxy};
 use piman_tests::port;
 use piman_tests::proxy::{Faults, Tampering};
@@ -44,8 +43,9 @@ fn prepared(root: &Root, server: &Server, folder: &Path) {
 }
 
 #[test]
+#[cfg_attr(lacks = "root", ignore = "needs root")]
 fn a_fetch_port_that_nobody_can_reach_is_told_soon_and_nothing_is_erased() {
-    let Some((root, server, folder)) = lab::with_server("unheard", 100_000) else { return };
+    let (root, server, folder) = lab::with_server("unheard", 100_000);
     prepared(&root, &server, folder.path());
     let (host, old) = ("127.0.0.13", vec![0x5a; 1 << 20]);
     // A firewall that lets only the control port through.
@@ -62,8 +62,9 @@ fn a_fetch_port_that_nobody_can_reach_is_told_soon_and_nothing_is_erased() {
 }
 
 #[test]
+#[cfg_attr(lacks = "root", ignore = "needs root")]
 fn a_hundred_cuts_in_one_installation() {
-    let Some((root, server, folder)) = lab::with_server("cut", 3_000_000) else { return };
+    let (root, server, folder) = lab::with_server("cut", 3_000_000);
     prepared(&root, &server, folder.path());
     let mut random = Random::new(100);
     for (path, host) in [("stream", "127.0.0.11"), ("image", "127.0.0.12")] {
@@ -84,8 +85,9 @@ fn a_hundred_cuts_in_one_installation() {
 }
 
 #[test]
+#[cfg_attr(lacks = "root", ignore = "needs root")]
 fn a_bit_that_flips_anywhere_is_repaired() {
-    let Some((root, server, folder)) = lab::with_server("flip", 2_500_000) else { return };
+    let (root, server, folder) = lab::with_server("flip", 2_500_000);
     prepared(&root, &server, folder.path());
     let total = fs::metadata(&root.archive).unwrap().len();
     let mut random = Random::new(5);
@@ -111,8 +113,9 @@ fn a_bit_that_flips_anywhere_is_repaired() {
 }
 
 #[test]
+#[cfg_attr(lacks = "root", ignore = "needs root")]
 fn a_bit_that_flips_on_the_server_is_named_and_never_installed() {
-    let Some((root, server, folder)) = lab::with_server("rot", 2_500_000) else { return };
+    let (root, server, folder) = lab::with_server("rot", 2_500_000);
     let file = File::options().read(true).write(true).open(&root.archive).unwrap();
     let modified = file.metadata().unwrap().modified().unwrap();
     let mut random = Random::new(9);
@@ -185,10 +188,8 @@ fn plan_with_old(ports: (u16, u16), server: &Server, card: &Path) -> Plan {
 }
 
 #[test]
+#[cfg_attr(lacks = "root", ignore = "needs root")]
 fn an_old_server_that_breaks_off_is_asked_again_and_nothing_is_written_twice() {
-    if !is_root() {
-        return;
-    }
     let root = Root::new("old", 1_500_000);
     let new = root.serve(&[]);
     let archive = Arc::new(fs::read(&root.archive).unwrap());
@@ -226,10 +227,8 @@ fn an_old_server_that_breaks_off_is_asked_again_and_nothing_is_written_twice() {
 }
 
 #[test]
+#[cfg_attr(lacks = "root", ignore = "needs root")]
 fn a_server_that_is_killed_five_times_installs_eight_pis() {
-    if !is_root() {
-        return;
-    }
     const PIS: u64 = 8;
     let root = Root::new("killed", 1_200_000);
     let folder = lab::memory();

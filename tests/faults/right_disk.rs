@@ -14,7 +14,7 @@ use pi_agent::proof::{self, Card as Found, has_journal_to_replay};
 use piman_core::install::layout::SECTOR;
 use piman_tests::card::{Card, Lie};
 use piman_tests::chance::Random;
-use piman_tests::disk::{Mounted, is_root, run};
+use piman_tests::disk::{Mounted, run};
 use piman_tests::lab::{self, CARD, ROOT, Root, attempt, behind_a_proxy};
 use piman_tests::proxy::Faults;
 use piman_tests::server::Server;
@@ -30,7 +30,7 @@ fn refused(server: &Server, path: &str, bytes: u64, lie: Lie) -> (Failure, bool)
         let end = (at + 4096).min(bytes) as usize;
         before[at as usize..end].fill(at as u8 | 1);
     }
-    let card = Card::new(before.clone(), lie).unwrap();
+    let card = Card::new(before.clone(), lie);
     let failure = attempt(&lab::plan(server, card.path(), path)).unwrap_err();
     let found = proof::check(card.path()).unwrap();
     assert!(!found.is_installed(true), "{path}, {lie:?}: {found}");
@@ -38,10 +38,8 @@ fn refused(server: &Server, path: &str, bytes: u64, lie: Lie) -> (Failure, bool)
 }
 
 #[test]
+#[cfg_attr(lacks = "fuse", ignore = "needs root and /dev/fuse")]
 fn a_card_that_lies_about_its_size_is_told_and_keeps_what_it_holds() {
-    if !is_root() || Card::new(vec![0; 4096], Lie::None).is_none() {
-        return;
-    }
     let root = Root::new("lies", 300_000);
     let server = root.serve(&[]);
     for path in ["stream", "image"] {
@@ -59,10 +57,8 @@ fn a_card_that_lies_about_its_size_is_told_and_keeps_what_it_holds() {
 }
 
 #[test]
+#[cfg_attr(lacks = "fuse", ignore = "needs root and /dev/fuse")]
 fn a_card_that_fails_or_gives_back_other_bytes_is_never_installed() {
-    if !is_root() || Card::new(vec![0; 4096], Lie::None).is_none() {
-        return;
-    }
     let root = Root::new("rots", 3_000_000);
     let server = root.serve(&[]);
     for path in ["stream", "image"] {
@@ -79,10 +75,8 @@ fn a_card_that_fails_or_gives_back_other_bytes_is_never_installed() {
 }
 
 #[test]
+#[cfg_attr(lacks = "root", ignore = "needs root")]
 fn a_card_that_is_too_small_is_told_before_it_is_erased() {
-    if !is_root() {
-        return;
-    }
     let folder = tempfile::tempdir().unwrap();
     let script =
         "mkdir -p r/bin && head -c 68000000 /dev/zero >r/bin/zeros && tar -C r -cf - . | gzip -1 >r.tgz";
@@ -115,8 +109,9 @@ fn change_superblock(card: &Path, change: impl FnOnce(&mut [u8])) {
 }
 
 #[test]
+#[cfg_attr(lacks = "root", ignore = "needs root")]
 fn a_broken_filesystem_does_not_count_as_installed() {
-    let Some((root, server, folder)) = lab::with_server("broken", 300_000) else { return };
+    let (root, server, folder) = lab::with_server("broken", 300_000);
     let card = folder.path().join("card.img");
     let file = File::options().read(true).write(true).create(true).truncate(true).open(&card).unwrap();
     file.set_len(CARD).unwrap();
@@ -190,8 +185,9 @@ fn journal_of(card: &Path) -> u64 {
 }
 
 #[test]
+#[cfg_attr(lacks = "root", ignore = "needs root")]
 fn an_agent_that_is_killed_at_any_moment_leaves_nothing_that_counts_as_installed() {
-    let Some((root, server, folder)) = lab::with_server("killed", 1_000_000) else { return };
+    let (root, server, folder) = lab::with_server("killed", 1_000_000);
     let layout = folder.path().join("layout");
     fs::write(&layout, "label-id: 0x12345678\n1 : start=2048, size=4096\n2 : start=8192\n").unwrap();
     let (mut random, mut host) = (Random::new(8), 40);

@@ -141,10 +141,8 @@ fn reports(heard: &[String]) -> Vec<&str> {
 }
 
 #[test]
+#[cfg_attr(lacks = "root", ignore = "needs root")]
 fn old_servers_of_every_habit_install_it() {
-    if !piman_tests::disk::is_root() {
-        return;
-    }
     let folder = tempfile::tempdir().unwrap();
     let archive = archive(folder.path());
     let image = Hash(*blake3::hash(&archive).as_bytes());
@@ -178,10 +176,8 @@ fn old_servers_of_every_habit_install_it() {
 }
 
 #[test]
+#[cfg_attr(lacks = "root", ignore = "needs root")]
 fn what_is_installed_is_booted_and_no_byte_changes() {
-    if !piman_tests::disk::is_root() {
-        return;
-    }
     let folder = tempfile::tempdir().unwrap();
     let archive = archive(folder.path());
     let disk = folder.path().join("card.img");
@@ -217,10 +213,8 @@ fn a_command_that_is_none_is_answered_and_never_run() {
 }
 
 #[test]
+#[cfg_attr(lacks = "root", ignore = "needs root")]
 fn a_server_with_nothing_to_send_costs_no_data() {
-    if !piman_tests::disk::is_root() {
-        return;
-    }
     let folder = tempfile::tempdir().unwrap();
     let good = archive(folder.path());
     let disk = folder.path().join("card.img");
@@ -242,10 +236,8 @@ fn a_server_with_nothing_to_send_costs_no_data() {
 }
 
 #[test]
+#[cfg_attr(lacks = "root", ignore = "needs root")]
 fn an_archive_cut_short_is_never_taken_for_installed() {
-    if !piman_tests::disk::is_root() {
-        return;
-    }
     let folder = tempfile::tempdir().unwrap();
     let good = archive(folder.path());
     for cut in [20, good.len() / 2, good.len() - 1] {

@@ -8,7 +8,7 @@ use pi_agent::disk::{Disk, RootArea};
 use pi_agent::ext4;
 use pi_agent::mount::Mounted;
 use piman_core::install::layout::Layout;
-use piman_tests::disk::{LoopDevice, is_root};
+use piman_tests::disk::LoopDevice;
 
 fn layout() -> Layout {
     Layout { boot_start: 2048, boot_sectors: 8192, root_start: 16384, ..Layout::default() }
@@ -26,10 +26,8 @@ fn fill(disk: &Disk, place: &Path, text: &str) -> (RootArea, Mounted) {
 }
 
 #[test]
+#[cfg_attr(lacks = "root", ignore = "needs root")]
 fn a_partition_is_mounted_while_its_disk_is_open() {
-    if !is_root() {
-        return;
-    }
     let device = LoopDevice::new(256 << 20);
     let place = tempfile::tempdir().unwrap();
     let disk = Disk::open(device.path()).unwrap();
@@ -49,10 +47,8 @@ fn a_partition_is_mounted_while_its_disk_is_open() {
 }
 
 #[test]
+#[cfg_attr(lacks = "root", ignore = "needs root")]
 fn two_programs_do_not_share_a_disk() {
-    if !is_root() {
-        return;
-    }
     let device = LoopDevice::new(256 << 20);
     let disk = Disk::open(device.path()).unwrap();
     Disk::open(device.path()).unwrap_err();

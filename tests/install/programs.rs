@@ -11,23 +11,23 @@ use std::time::Duration;
 use pi_agent::disk::{RootArea, root_in_table};
 use pi_agent::proof::{self, Card, Way};
 use piman_tests::disk::LoopDevice;
-use piman_tests::disk::{Mounted, e2fsck, is_root, run};
+use piman_tests::disk::{Mounted, e2fsck, run};
 use piman_tests::server::{Server, wait_until};
 use piman_tests::tree::{assert_same, installed};
 
 const SERIAL: &str = "00000000cafe0002";
 
 /// A root filesystem of Debian: `PIMAN_TEST_ROOTFS`, or made once with mmdebstrap and kept in
-/// the target folder; says why where there is none.
-fn debian() -> Option<&'static Path> {
-    static DEBIAN: OnceLock<Option<PathBuf>> = OnceLock::new();
+/// the target folder.
+fn debian() -> &'static Path {
+    static DEBIAN: OnceLock<PathBuf> = OnceLock::new();
     let make = || {
         if let Some(given) = std::env::var_os("PIMAN_TEST_ROOTFS") {
-            return Some(given.into());
+            return given.into();
         }
         let kept = Path::new(env!("CARGO_TARGET_TMPDIR")).join("debian.tgz");
         if kept.exists() {
-            return Some(kept);
+            return kept;
         }
         let new = kept.with_extension("new");
         let script = format!(
@@ -35,16 +35,11 @@ fn debian() -> Option<&'static Path> {
              $(. /etc/os-release; echo $VERSION_CODENAME) - | gzip -1 > {0} && tar -tzf {0} >/dev/null",
             new.display()
         );
-        let made =
-            Command::new("bash").args(["-o", "pipefail", "-c", &script]).stderr(Stdio::null()).status();
-        if !made.is_ok_and(|s| s.success()) {
-            println!("skipped: no Debian (mmdebstrap is missing, or failed)");
-            return None;
-        }
+        run(Command::new("bash").args(["-o", "pipefail", "-c", &script]));
         fs::rename(&new, &kept).unwrap();
-        Some(kept)
+        kept
     };
-    DEBIAN.get_or_init(make).as_deref()
+    DEBIAN.get_or_init(make)
 }
 
 /// A small archive and the server that has it.
@@ -56,11 +51,10 @@ fn small(folder: &Path) -> Server {
 }
 
 #[test]
+#[cfg_attr(lacks = "root", ignore = "needs root")]
+#[cfg_attr(lacks = "debian", ignore = "needs mmdebstrap, or a root filesystem in PIMAN_TEST_ROOTFS")]
 fn a_real_debian_by_both_paths_onto_a_block_device() {
-    if !is_root() {
-        return;
-    }
-    let Some(archive) = debian() else { return };
+    let archive = debian();
     let folder = tempfile::tempdir().unwrap();
     let extracted = folder.path().join("extracted");
     fs::create_dir(&extracted).unwrap();
@@ -101,10 +95,8 @@ fn a_real_debian_by_both_paths_onto_a_block_device() {
 }
 
 #[test]
+#[cfg_attr(lacks = "root", ignore = "needs root")]
 fn a_disk_in_use_is_refused_and_one_that_holds_something_needs_a_yes() {
-    if !is_root() {
-        return;
-    }
     let folder = tempfile::tempdir().unwrap();
     let server = small(folder.path());
     let disk = LoopDevice::new(512 << 20);

@@ -124,8 +124,11 @@ const SERVER: [&str; 8] = [
 ];
 
 #[test]
+#[cfg_attr(lacks = "root", ignore = "needs root")]
+#[cfg_attr(lacks = "ip", ignore = "needs ip (iproute2)")]
+#[cfg_attr(lacks = "busybox", ignore = "needs busybox")]
 fn a_client_gets_an_address_files_and_a_timeline() {
-    let Some(mut network) = Network::make() else { return };
+    let mut network = Network::make();
     let pi = network.pi.clone();
     network.serve(&SERVER);
     let told = network.udhcpc("");
@@ -161,8 +164,11 @@ fn a_client_gets_an_address_files_and_a_timeline() {
 }
 
 #[test]
+#[cfg_attr(lacks = "root", ignore = "needs root")]
+#[cfg_attr(lacks = "ip", ignore = "needs ip (iproute2)")]
+#[cfg_attr(lacks = "busybox", ignore = "needs busybox")]
 fn an_address_that_somebody_has_is_not_given() {
-    let Some(mut network) = Network::make() else { return };
+    let mut network = Network::make();
     // Another machine on the same cable, with an address of the pool.
     let pi = network.pi.clone();
     network.ip(&pi, "link add other link eth0 type macvlan mode bridge");
@@ -174,8 +180,11 @@ fn an_address_that_somebody_has_is_not_given() {
 }
 
 #[test]
+#[cfg_attr(lacks = "root", ignore = "needs root")]
+#[cfg_attr(lacks = "ip", ignore = "needs ip (iproute2)")]
+#[cfg_attr(lacks = "busybox", ignore = "needs busybox")]
 fn fixed_leases_and_a_pool_that_is_empty() {
-    let Some(mut network) = Network::make() else { return };
+    let mut network = Network::make();
     network.serve(&["--dhcp", "server", "--dhcp-lease", "b8:27:eb:00:00:01=192.168.77.40"]);
     assert!(network.udhcpc("").contains("ip=192.168.77.40"));
     network.stop();
@@ -189,8 +198,11 @@ fn fixed_leases_and_a_pool_that_is_empty() {
 }
 
 #[test]
+#[cfg_attr(lacks = "root", ignore = "needs root")]
+#[cfg_attr(lacks = "ip", ignore = "needs ip (iproute2)")]
+#[cfg_attr(lacks = "busybox", ignore = "needs busybox")]
 fn a_proxy_gives_no_address_and_others_hear_nothing() {
-    let Some(mut network) = Network::make() else { return };
+    let mut network = Network::make();
     network.serve(&["--dhcp", "proxy"]);
     for class in ["PXEClient:Arch:00000:UNDI:002001", "udhcp"] {
         let client =
@@ -204,8 +216,10 @@ fn a_proxy_gives_no_address_and_others_hear_nothing() {
 }
 
 #[test]
+#[cfg_attr(lacks = "root", ignore = "needs root")]
+#[cfg_attr(lacks = "ip", ignore = "needs ip (iproute2)")]
 fn ranges_of_another_network_are_refused() {
-    let Some(mut network) = Network::make() else { return };
+    let mut network = Network::make();
     network.serve(&["--dhcp", "proxy"]);
     network.stop();
     let refused = |more: &[&str], says: &str| {

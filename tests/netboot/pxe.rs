@@ -2,8 +2,7 @@
 //! `piman doctor` says of such servers.
 
 use std::fs;
-use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use piman_tests::binaries;
 use piman_tests::disk::run;
@@ -11,10 +10,6 @@ use piman_tests::netns::{Network, assert_says, said};
 
 /// What a PC's network card boots by.
 const ROM: &str = "/usr/lib/ipxe/qemu/pxe-e1000.rom";
-
-fn is_installed(program: &str) -> bool {
-    Command::new(program).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok()
-}
 
 /// dnsmasq in a namespace, as a server that knows nothing of piman.
 fn dnsmasq(network: &mut Network, namespace: &str, more: &str) {
@@ -35,12 +30,13 @@ fn dnsmasq(network: &mut Network, namespace: &str, more: &str) {
 const RANGE: &str = "--dhcp-range=192.168.77.100,192.168.77.110,1h --interface=eth0 --bind-interfaces";
 
 #[test]
+#[cfg_attr(lacks = "root", ignore = "needs root")]
+#[cfg_attr(lacks = "ip", ignore = "needs ip (iproute2)")]
+#[cfg_attr(lacks = "ipxe", ignore = "needs qemu-system-x86 and ipxe-qemu")]
+#[cfg_attr(lacks = "dnsmasq", ignore = "needs dnsmasq")]
+#[cfg_attr(lacks = "busybox", ignore = "needs busybox")]
 fn ipxe_boots_by_the_proxy_beside_dnsmasq_and_udhcpd() {
-    let Some(mut network) = Network::make() else { return };
-    if !is_installed("qemu-system-x86_64") || !Path::new(ROM).exists() {
-        println!("skipped: needs qemu-system-x86 and ipxe-qemu");
-        return;
-    }
+    let mut network = Network::make();
     let server = network.server.clone();
     let other = network.other("192.168.77.2/24");
     network.ip(&server, "tuntap add dev tap0 mode tap");
@@ -55,10 +51,6 @@ fn ipxe_boots_by_the_proxy_beside_dnsmasq_and_udhcpd() {
     fs::write(dir.join("udhcpd.conf"), conf).unwrap();
     fs::write(dir.join("udhcpd-leases"), "").unwrap();
     for by in ["dnsmasq", "udhcpd"] {
-        if by == "dnsmasq" && !is_installed(by) {
-            println!("skipped: dnsmasq is not installed");
-            continue;
-        }
         // That the script has run shows in that it fetches another file.
         let script = format!("#!ipxe\nimgfetch tftp://192.168.77.1/seen-{by}\npoweroff\n");
         fs::write(dir.join("boot/start.ipxe"), script).unwrap();
@@ -99,12 +91,12 @@ fn ipxe_boots_by_the_proxy_beside_dnsmasq_and_udhcpd() {
 }
 
 #[test]
+#[cfg_attr(lacks = "root", ignore = "needs root")]
+#[cfg_attr(lacks = "ip", ignore = "needs ip (iproute2)")]
+#[cfg_attr(lacks = "dnsmasq", ignore = "needs dnsmasq")]
+#[cfg_attr(lacks = "busybox", ignore = "needs busybox")]
 fn behind_a_relay_agent() {
-    let Some(mut network) = Network::make() else { return };
-    if !is_installed("dnsmasq") {
-        println!("skipped: dnsmasq is not installed");
-        return;
-    }
+    let mut network = Network::make();
     // The Pi is in another network, 10.9.0.0, from which the relay leads here.
     let server = network.server.clone();
     let other = network.other("192.168.77.2/24");
@@ -141,8 +133,11 @@ fn behind_a_relay_agent() {
 }
 
 #[test]
+#[cfg_attr(lacks = "root", ignore = "needs root")]
+#[cfg_attr(lacks = "ip", ignore = "needs ip (iproute2)")]
+#[cfg_attr(lacks = "dnsmasq", ignore = "needs dnsmasq")]
 fn doctor_finds_other_servers() {
-    let Some(mut network) = Network::make() else { return };
+    let mut network = Network::make();
     let other = network.other("192.168.77.2/24");
     // Makes the boot folder and the archive.
     network.serve(&["--dhcp", "proxy"]);
@@ -167,10 +162,6 @@ fn doctor_finds_other_servers() {
     assert!(text.contains("no server answers on cable: a proxy gives no addresses"), "{text}");
     let text = doctor(&network, &SERVER);
     assert!(text.contains("no other server answers"), "{text}");
-    if !is_installed("dnsmasq") {
-        println!("skipped: dnsmasq is not installed");
-        return;
-    }
     dnsmasq(&mut network, &other, RANGE);
     network.wait(&format!("dnsmasq-{other}"), "DHCP, IP range");
     let text = doctor(&network, &["--dhcp", "proxy"]);

@@ -38,8 +38,11 @@ fn silent(network: &Network, file: &str, count: usize) -> Vec<UdpSocket> {
 }
 
 #[test]
+#[cfg_attr(lacks = "root", ignore = "needs root")]
+#[cfg_attr(lacks = "ip", ignore = "needs ip (iproute2)")]
+#[cfg_attr(lacks = "curl", ignore = "needs curl")]
 fn of_boot_files() {
-    let Some(mut network) = Network::make() else { return };
+    let mut network = Network::make();
     network.serve(&[
         "--dhcp",
         "server",

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -124,16 +124,6 @@ impl Client {
     }
 }
 
-/// A client that others wrote; `None` if it is not here, which is said.
-fn foreign(program: &str, test: &[&str]) -> Option<Command> {
-    let here = Command::new(program).args(test).stdout(Stdio::null()).stderr(Stdio::null()).status();
-    if here.is_err() {
-        println!("skipped: {program} is not installed");
-        return None;
-    }
-    Some(Command::new(program))
-}
-
 /// Sizes around the ends of blocks, and more than 65535 blocks of 512 bytes.
 const SIZES: [usize; 6] = [0, 1, 511, 512, 1468 * 3, 34 << 20];
 
@@ -154,8 +144,8 @@ fn gets(server: &Server, client: &str, get: impl Fn(&str, &Path) -> Command) {
 }
 
 #[test]
+#[cfg_attr(lacks = "curl", ignore = "needs curl")]
 fn curl() {
-    let Some(_) = foreign("curl", &["--version"]) else { return };
     let server = Server::start(Limits::default());
     for blksize in ["512", "1468"] {
         gets(&server, "curl", |name, to| {
@@ -171,8 +161,8 @@ fn curl() {
 }
 
 #[test]
+#[cfg_attr(lacks = "tftp", ignore = "needs tftp (tftp-hpa)")]
 fn tftp_hpa() {
-    let Some(_) = foreign("tftp", &["-V"]) else { return };
     let server = Server::start(Limits::default());
     gets(&server, "tftp-hpa", |name, to| {
         let mut tftp = Command::new("tftp");
@@ -189,8 +179,8 @@ fn tftp_hpa() {
 }
 
 #[test]
+#[cfg_attr(lacks = "atftp", ignore = "needs atftp")]
 fn atftp() {
-    let Some(_) = foreign("atftp", &["--version"]) else { return };
     let server = Server::start(Limits::default());
     for options in [&["blksize 1468", "windowsize 16"][..], &["tsize", "timeout 3", "windowsize 5"], &[]] {
         gets(&server, "atftp", |name, to| {
@@ -206,8 +196,8 @@ fn atftp() {
 }
 
 #[test]
+#[cfg_attr(lacks = "busybox", ignore = "needs busybox")]
 fn busybox() {
-    let Some(_) = foreign("busybox", &["true"]) else { return };
     let server = Server::start(Limits::default());
     for blksize in ["512", "1468"] {
         gets(&server, "busybox", |name, to| {

@@ -114,10 +114,8 @@ fn a_pi_comes_back_to_a_server_that_was_away() {
 }
 
 #[test]
+#[cfg_attr(lacks = "root", ignore = "needs root")]
 fn an_installed_system_runs_the_service() {
-    if !piman_tests::disk::is_root() {
-        return;
-    }
     let folder = tempfile::tempdir().unwrap();
     let (folder, state) = (folder.path(), folder.path().join("state"));
     let (archive, password) = (folder.join("rootfs.tar.gz"), folder.join("password"));

@@ -61,13 +61,20 @@ impl Lab {
 const BAD: Faults = Faults { lost: 3000, flipped: 3000 };
 
 #[test]
-fn a_card_is_installed_over_a_bad_line() {
+fn a_card_is_installed_by_image_over_a_bad_line() {
+    install_over_a_bad_line(&["image"]);
+}
+
+#[test]
+#[cfg_attr(lacks = "root", ignore = "needs root")]
+fn a_card_is_installed_by_stream_over_a_bad_line() {
+    install_over_a_bad_line(&["stream"]);
+}
+
+fn install_over_a_bad_line(paths: &[&str]) {
     let lab = Lab::new(BAD);
     let server = lab.serve();
-    for (path, needs_root) in [("image", false), ("stream", true)] {
-        if needs_root && !piman_tests::disk::is_root() {
-            continue;
-        }
+    for path in paths {
         let disk = lab.path(path);
         let mut agent = Command::new(binaries::pi_agent());
         agent.args(["install", "--server", &lab.host(), "--serial", "cafe0001", "--size", "128M"]);
@@ -90,11 +97,8 @@ fn a_card_is_installed_over_a_bad_line() {
 /// The attempt of process 1, in a name space without any network but loopback: until the installed system is
 /// mounted and can be booted.
 #[test]
+#[cfg_attr(lacks = "root", ignore = "needs root")]
 fn a_pi_that_boots_installs_over_a_line() {
-    if !piman_tests::disk::is_root() {
-        println!("skipped: this needs root");
-        return;
-    }
     let lab = Lab::new(BAD);
     let server = lab.serve();
     let disk = lab.path("card");

@@ -238,8 +238,9 @@ fn hundreds_of_clients_each_with_a_file() {
 }
 
 #[test]
+#[cfg_attr(lacks = "root", ignore = "needs root")]
 fn a_full_disk_stops_acknowledgements_and_nothing_else() {
-    let Some(small) = Small::new(4096) else { return };
+    let small = Small::new(4096);
     let server = serve(&small.path(), NEVER, false, 0);
     let mut client = Client::new("127.0.0.1", server.address.port(), waits());
     client.send(b"before\n", &mut |e| panic!("{e}")).unwrap();

@@ -138,6 +138,7 @@ fn one_at_a_time(weather: Weather, injected: u8) {
 }
 
 #[test]
+#[cfg_attr(lacks = "root", ignore = "needs root")]
 fn all_services_in_good_weather() {
     one_at_a_time(Weather::default(), 0);
 }

@@ -3,8 +3,8 @@
 use super::*;
 
 #[test]
+#[cfg_attr(lacks = "root", ignore = "needs root")]
 fn truncated_and_damaged_archives() {
-    needs_root!();
     let mut tar = Tar::new();
     tar.file(b"a", &bytes(1, 3000)).entry(b"d/", b'5', b"").file(b"d/b", &bytes(2, 70_000));
     let packed = gzip(&tar.end());
@@ -64,8 +64,8 @@ impl Read for Breaks<'_> {
 }
 
 #[test]
+#[cfg_attr(lacks = "root", ignore = "needs root")]
 fn a_connection_that_breaks_is_told_from_a_bad_archive() {
-    needs_root!();
     let mut tar = Tar::new();
     tar.file(b"a", &bytes(1, 3_000_000));
     let packed = gzip(&tar.end());
@@ -82,8 +82,8 @@ fn a_connection_that_breaks_is_told_from_a_bad_archive() {
 }
 
 #[test]
+#[cfg_attr(lacks = "root", ignore = "needs root")]
 fn what_is_behind_the_last_expected_byte_is_no_matter() {
-    needs_root!();
     let mut tar = Tar::new();
     tar.file(b"a", &bytes(1, 300_000));
     let packed = gzip(&tar.end());
@@ -118,8 +118,8 @@ fn serve(packed: Vec<u8>) -> (TcpStream, thread::JoinHandle<bool>) {
 }
 
 #[test]
+#[cfg_attr(lacks = "root", ignore = "needs root")]
 fn a_failure_closes_the_connection_at_once() {
-    needs_root!();
     let mut tar = Tar::new();
     tar.file(b"../out", b"").file(b"large", &bytes(1, 1 << 20));
     let (client, server) = serve(gzip(&tar.0));
@@ -133,8 +133,8 @@ fn a_failure_closes_the_connection_at_once() {
 }
 
 #[test]
+#[cfg_attr(lacks = "root", ignore = "needs root")]
 fn a_server_that_falls_silent_is_left() {
-    needs_root!();
     let mut tar = Tar::new();
     tar.file(b"a", &bytes(1, 1 << 20));
     let packed = gzip(&tar.end());
@@ -149,8 +149,8 @@ fn a_server_that_falls_silent_is_left() {
 }
 
 #[test]
+#[cfg_attr(lacks = "root", ignore = "needs root")]
 fn progress_counts_what_is_received_and_all_is_read() {
-    needs_root!();
     let mut tar = Tar::new();
     tar.file(b"a", &bytes(1, 100_000));
     // Padding as tapes have it, beyond the end of the archive, and a second member.
@@ -171,8 +171,8 @@ fn progress_counts_what_is_received_and_all_is_read() {
 }
 
 #[test]
+#[cfg_attr(lacks = "root", ignore = "needs root")]
 fn a_full_disk_is_told_from_a_bad_archive() {
-    needs_root!();
     let small = Loop::new(16 << 20);
     let mut large = Tar::new();
     large.file(b"fits", b"1").file(b"does not fit", &bytes(1, 40 << 20));
@@ -193,8 +193,8 @@ fn a_full_disk_is_told_from_a_bad_archive() {
 }
 
 #[test]
+#[cfg_attr(lacks = "root", ignore = "needs root")]
 fn a_disk_that_cannot_be_written_is_told() {
-    needs_root!();
     let disk = Loop::new(16 << 20);
     run(Command::new("mount").args(["-o", "remount,ro"]).arg(&disk.at));
     let mut tar = Tar::new();

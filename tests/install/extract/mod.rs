@@ -25,15 +25,6 @@ use tempfile::TempDir;
 
 use self::nasty::{mode, nasty, xattr};
 
-/// Says so and returns, where the test cannot be made.
-macro_rules! needs_root {
-    () => {
-        if !piman_tests::disk::is_root() {
-            return;
-        }
-    };
-}
-
 mod as_gnu_tar;
 mod faults;
 mod nasty;

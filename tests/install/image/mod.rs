@@ -21,7 +21,7 @@ use piman_core::hash::Hash;
 use piman_core::install::fetch::Kind;
 use piman_core::install::table::{HEADER, Table};
 use piman_core::install::{ImageOffer, More, Stage};
-use piman_tests::disk::{Mounted, e2fsck, is_root, run};
+use piman_tests::disk::{Mounted, e2fsck, run};
 use piman_tests::fetch::{Fault, FetchServer};
 use piman_tests::tar::Tar;
 use piman_tests::tree::{assert_same, installed, without_times};
