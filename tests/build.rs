@@ -68,7 +68,7 @@ fn is_root() -> bool {
     let owner = std::fs::metadata("/proc/self").map(|m| std::os::unix::fs::MetadataExt::uid(&m));
     let mut unshare = Command::new("unshare");
     unshare
-        .args(["--mount", "--net", "true"])
+        .args(["--mount", "--net", "--pid", "--fork", "true"])
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::null());
