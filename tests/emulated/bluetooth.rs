@@ -1,12 +1,14 @@
 //! Stream, transfer and talks over RFCOMM: the programs between two virtual controllers in an emulated machine,
-//! whose kernel has Bluetooth. Takes a minute, so it runs only with `PIMAN_EMULATED=1`, and needs the
-//! scripts of the emulated Pi (`PIMAN_TOOLS`) and QEMU.
+//! whose kernel has Bluetooth.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use piman_tests::binaries;
+
+use super::Verdict;
+use super::machine::scripts;
 
 /// What runs in the machine, in busybox's shell; `$A0` and `$A1` are the addresses of the controllers.
 const SCRIPT: &str = r#"
@@ -84,32 +86,16 @@ echo "ALL-CHECKED"
 
 /// The guest's script, or what is missing.
 fn guest() -> Result<PathBuf, String> {
-    if std::env::var_os("PIMAN_EMULATED").is_none_or(|v| v != "1") {
-        return Err("takes a minute; PIMAN_EMULATED=1 runs it".into());
-    }
-    let top = concat!(env!("CARGO_MANIFEST_DIR"), "/../../shared/tools");
-    let tools = std::env::var_os("PIMAN_TOOLS").map_or(PathBuf::from(top), PathBuf::from);
-    let script = tools.join("emulated-pi/rfcomm-guest.sh");
-    if !script.exists() {
-        return Err(format!("no {} (PIMAN_TOOLS)", script.display()));
-    }
     for program in ["qemu-system-x86_64", "busybox", "cpio", "strip"] {
         if Command::new(program).arg("--help").stdout(Stdio::null()).stderr(Stdio::null()).status().is_err() {
             return Err(format!("{program} is not installed"));
         }
     }
-    Ok(script)
+    Ok(scripts().join("rfcomm-guest.sh"))
 }
 
-#[test]
-fn services_over_rfcomm() {
-    let guest = match guest() {
-        Ok(guest) => guest,
-        Err(why) => {
-            println!("skipped: Bluetooth: {why}");
-            return;
-        }
-    };
+pub(crate) fn services_over_rfcomm() -> Verdict {
+    let guest = guest()?;
     let folder = tempfile::tempdir().unwrap();
     // Without what a debugger wants: all of it is in the machine's memory.
     let small = |program: &Path| {
@@ -125,12 +111,12 @@ fn services_over_rfcomm() {
     let console = String::from_utf8_lossy(&output.stdout);
     println!("{console}{}", String::from_utf8_lossy(&output.stderr));
     if !output.status.success() && !console.contains("CHECK ") {
-        println!("skipped: Bluetooth: the emulated machine has not come up");
-        return;
+        return Err("the emulated machine has not come up".into());
     }
     assert!(output.status.success() && console.contains("ALL-CHECKED"), "not all of it holds");
     let readme =
         fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../README.md")).expect("the README");
     let row = "| Bluetooth RFCOMM | `piman` and `pi-agent`, virtual controllers of an emulated machine | – | yes | yes | yes | – |";
     assert!(readme.contains(row), "the README should have this row:\n{row}");
+    Ok(())
 }
