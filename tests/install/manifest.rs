@@ -170,10 +170,12 @@ fn what_is_known_is_not_read_again_and_a_change_is_seen() {
     fs::copy(tar::of_bytes(400_000).path(), &file).unwrap();
     fs::copy(tar::of_bytes(900_000).path(), &other).unwrap();
     let state = folder.path().join("state");
-    // A file that was written only now is not relied upon.
-    std::thread::sleep(std::time::Duration::from_millis(150));
-    image(&state, &["add", &file.display().to_string()]);
     let (old, new) = (id(&file), id(&other));
+    // A file that was written only now is not relied upon, and a moment later it is.
+    wait_until("what is known of it is kept", || {
+        image(&state, &["add", &file.display().to_string()]);
+        Sqlite::command(&state).unwrap().known(&file).unwrap().is_some()
+    });
     let known = Sqlite::command(&state).unwrap();
     let (stamp, content) = known.known(&file).unwrap().expect("it is kept");
     assert_eq!((content.id, content.entries), (old, 1));

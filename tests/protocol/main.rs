@@ -3,6 +3,7 @@
 #![allow(unused_attributes, reason = "a machine may lack two things that a test needs")]
 
 mod archive; // the parser of archives
+mod codecs; // what is kept and signed
 mod frames;
 mod install;
 mod pickle;
