@@ -50,6 +50,7 @@ fn main() {
         ("dnsmasq", program("dnsmasq")),
         ("minisign", program("minisign")),
         ("python3", program("python3")),
+        ("sfdisk", program("sfdisk")),
         ("tftp", program("tftp")),
     ];
     println!("cargo::rerun-if-env-changed=PIMAN_TEST_ROOTFS");

@@ -2,8 +2,9 @@
 //! `embedded_io_async`'s traits. Time-outs belong to the stream.
 
 use core::fmt;
+use core::future::Future;
 
-use embedded_io_async::{Read, Write};
+use embedded_io_async::{Error as _, ErrorKind, Read, Write};
 
 use crate::error::{Error, PeerError};
 use crate::install::{
@@ -29,7 +30,15 @@ pub async fn serve<T: Read + Write>(
     let (mut session, mut step) = Session::open(date);
     let mut last = false;
     // One step and one place that waits for it: each would be kept apart in the future.
-    while !(obey(io, &step).await? || last) {
+    loop {
+        match &step {
+            Step::Send(command) => say::<_, COMMAND_PIECE>(io, |to| command.words(to)).await?,
+            Step::Close => return Ok(()),
+            Step::Read => {}
+        }
+        if last {
+            return Ok(());
+        }
         step = loop {
             match framer.next_line() {
                 Ok(Some(line)) => break session.handle(Report::parse(line), fleet),
@@ -49,17 +58,6 @@ pub async fn serve<T: Read + Write>(
             framer.filled(n);
         };
     }
-    Ok(())
-}
-
-/// Returns whether the session has ended. The step is borrowed: a future holds twice what it is
-/// given.
-async fn obey<T: Write>(io: &mut T, step: &Step) -> Result<bool, Error<T::Error>> {
-    match step {
-        Step::Read => Ok(false),
-        Step::Send(command) => say::<_, COMMAND_PIECE>(io, |to| command.words(to)).await.map(|()| false),
-        Step::Close => Ok(true),
-    }
 }
 
 /// What the Pi's side of the talk asks of the Pi.
@@ -72,10 +70,23 @@ pub trait Pi {
 
     /// Wipes the root filesystem; returns whether it is gone.
     fn wipe(&mut self) -> bool;
+
+    /// The server has shown that it understands our lines. It may be called more than once.
+    fn understood(&mut self) {}
+
+    /// Waits for about a tenth of a second, so that a server which may be an old one reads what was
+    /// said so far by itself: some compare all that one read returns with a report.
+    fn pause(&mut self) -> impl Future<Output = ()> {
+        core::future::ready(())
+    }
 }
 
 /// Talks to piman from the Pi's first report to a decision. The stream stays open: what
 /// follows is reported on it with [`report`] and [`notify`].
+///
+/// With a greeting that asks for an answer ([`Can::answer`](crate::install::Can::answer)) the report waits until
+/// the answer is there, or until a read ends with [`ErrorKind::TimedOut`]: the stream decides how long
+/// that is. A stream that knows no time must not ask.
 ///
 /// # Errors
 /// [`Error::Io`] if the stream fails, [`PeerError::Closed`] if it ends without a decision.
@@ -87,41 +98,91 @@ pub async fn attend<T: Read + Write>(
 ) -> Result<Decision, Error<T::Error>> {
     let mut framer = Framer::new(buf);
     let mut agent = Agent::new();
-    let mut step = None;
+    let mut turn = Turn::Greet;
+    let (mut reported, mut last) = (false, Last::Nothing);
     loop {
         for then in [false, true] {
-            let line = match &step {
-                None if then => start.report().word().map(Line::Word),
-                None => start.hello.as_ref().map(Line::Hello),
-                Some(step) => Line::about(step, then, pi),
+            let line = match &turn {
+                Turn::Greet => start.hello.as_ref().filter(|_| !then).map(Line::Hello),
+                Turn::Report => start.report().word().filter(|_| !then).map(Line::Report),
+                Turn::Step(step) => Line::about(step, then, pi),
             };
-            if let Some(line) = line {
-                say::<_, PIECE>(io, |to| line.words(to, pi)).await?;
+            let Some(line) = line else { continue };
+            let now = line.kind();
+            if last.must_be_read_before(now) {
+                pi.pause().await;
             }
+            say::<_, PIECE>(io, |to| line.words(to, pi)).await?;
+            last = now;
         }
-        if let Some(AgentStep::Decided(_, decision)) = step {
-            return Ok(*decision);
+        reported |= matches!(turn, Turn::Report);
+        if let Turn::Step(AgentStep::Decided(_, decision)) = turn {
+            let decision = *decision;
+            if agent.understood() {
+                pi.understood();
+            }
+            return Ok(decision);
         }
-        step = loop {
+        turn = loop {
+            if agent.understood() {
+                pi.understood();
+                last = Last::Nothing;
+            }
+            if !reported && (agent.understood() || !start.waits()) {
+                break Turn::Report;
+            }
             match framer.next_line() {
-                Ok(Some(line)) => break Some(agent.handle(line)),
+                Ok(Some(line)) => break Turn::Step(agent.handle(line)),
                 Err(TooLong) => warning!("the server sent a line that is too long"),
-                Ok(None) => {
-                    let n = io.read(framer.spare()).await?;
-                    if n == 0 {
-                        return Err(Error::Peer(PeerError::Closed));
-                    }
-                    framer.filled(n);
-                }
+                Ok(None) => match io.read(framer.spare()).await {
+                    Ok(0) => return Err(Error::Peer(PeerError::Closed)),
+                    Ok(n) => framer.filled(n),
+                    Err(e) if !reported && e.kind() == ErrorKind::TimedOut => break Turn::Report,
+                    Err(e) => return Err(e.into()),
+                },
             }
         };
+    }
+}
+
+/// What the Pi does next.
+enum Turn<'a> {
+    Greet,
+    Report,
+    Step(AgentStep<'a>),
+}
+
+/// What was said last to a server that may be an old one and may not have read it yet.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Last {
+    /// Nothing, or the server is none.
+    Nothing,
+    /// A line that such a server does not act on.
+    Line,
+    /// A report: it acts on it if it reads it alone.
+    Report,
+    /// A line that follows its order: it has read all before.
+    Answer,
+}
+
+impl Last {
+    /// A report goes alone.
+    fn must_be_read_before(self, now: Self) -> bool {
+        match (self, now) {
+            (Self::Nothing, _) | (_, Self::Answer | Self::Nothing) => false,
+            (_, Self::Report) | (Self::Report, _) => true,
+            (Self::Line | Self::Answer, Self::Line) => false,
+        }
     }
 }
 
 /// A line that the Pi answers with.
 enum Line<'a> {
     Hello(&'a Hello<'a>),
+    Report(&'static str),
     Word(&'static str),
+    /// The decision is known.
+    Decided(&'static str),
     Addresses,
     Sorry(&'a [u8]),
 }
@@ -129,16 +190,26 @@ enum Line<'a> {
 impl<'a> Line<'a> {
     /// What is said before the step is carried out; then carries it out and says how it was.
     fn about(step: &AgentStep<'a>, then: bool, pi: &mut impl Pi) -> Option<Self> {
+        if let (AgentStep::Wipe, true) = (step, then) {
+            return if pi.wipe() { Report::Uninstalled.word().map(Self::Report) } else { None };
+        }
         Some(Self::Word(match (step, then) {
             (AgentStep::SetDate(_), false) => Milestone::ReceivedDate.word(),
             (AgentStep::SetDate(date), true) if pi.set_date(*date) => Milestone::SetDate.word(),
             (AgentStep::Wipe, false) => Milestone::ReceivedReinstall.word(),
-            (AgentStep::Wipe, true) if pi.wipe() => Report::Uninstalled.word()?,
-            (AgentStep::Decided(Some(milestone), _), false) => milestone.word(),
+            (AgentStep::Decided(Some(milestone), _), false) => return Some(Self::Decided(milestone.word())),
             (AgentStep::Unknown(line), false) => return Some(Self::Sorry(line)),
             (AgentStep::Addresses, false) => return Some(Self::Addresses),
             _ => return None,
         }))
+    }
+
+    fn kind(&self) -> Last {
+        match self {
+            Self::Report(_) => Last::Report,
+            Self::Decided(_) => Last::Answer,
+            _ => Last::Line,
+        }
     }
 
     fn words(&self, to: &mut Piece<PIECE>, pi: &mut impl Pi) {
@@ -147,7 +218,7 @@ impl<'a> Line<'a> {
                 to.text(MARK);
                 hello.words(to);
             }
-            Self::Word(word) => to.text(word),
+            Self::Word(word) | Self::Report(word) | Self::Decided(word) => to.text(word),
             Self::Addresses => pi.addresses(to),
             Self::Sorry(line) => {
                 to.text("Sorry don't know how to do ");

@@ -12,6 +12,8 @@
 //! | [`stream`] | both sides of the stream service: records of telemetry |
 //! | [`frame`] | messages over a stream, in both directions: the frames service |
 //! | [`serial`] | several byte streams over a line that loses and damages bytes |
+//! | [`dhcp`] | the messages of DHCP, as a client and as a server have them |
+//! | [`base64`] | bytes that are written as letters |
 //! | [`hash`] | BLAKE3 hashes as values on the wire |
 //! | [`talks`] | calls and answers in both directions: the talks service |
 //! | [`drive`] | the one async driver for both sides |
@@ -46,7 +48,9 @@ extern crate std;
 #[macro_use]
 mod log;
 
+pub mod base64;
 pub mod blocking;
+pub mod dhcp;
 pub mod drive;
 pub mod error;
 pub mod frame;

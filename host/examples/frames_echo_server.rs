@@ -1,4 +1,5 @@
-//! Sends every message back. `cargo run --example frames_echo_server [ADDRESS...]`
+//! The smallest server of messages: it sends every message back.
+//! `cargo run --example frames_echo_server [ADDRESS...]`, and then `piman messages send --reply ADDRESS hello`.
 
 use std::net::SocketAddr;
 use std::time::Duration;

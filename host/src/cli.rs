@@ -10,6 +10,7 @@ use crate::config::{Options, Settings};
 use crate::demo::DemoArgs;
 use crate::image::cli::ImageArgs;
 use crate::image::register::{self, GroupCommand};
+use crate::messages::cli::{MessagesCommand, MessagesError};
 use crate::serve::Server;
 use crate::sign::{self, KeyCommand};
 use crate::span::Span;
@@ -18,7 +19,7 @@ use crate::stream::cli::{StreamArgs, Unreachable};
 use crate::transfer::TransferError;
 use crate::transfer::cli::{GetArgs, PutArgs};
 use crate::words::print;
-use crate::{demo, devices, doctor, image, netboot, orders, stream, talks, transfer};
+use crate::{demo, devices, doctor, image, messages, netboot, orders, stream, talks, transfer};
 
 /// Installs Raspberry Pis over the network.
 #[derive(Debug, Parser)]
@@ -61,6 +62,9 @@ enum Command {
     Put(PutArgs),
     /// Send the records of a file to a stream service, as the file grows
     Stream(StreamArgs),
+    /// Send and receive messages on a message channel
+    #[command(subcommand)]
+    Messages(MessagesCommand),
     /// Order that Pis are installed anew when they boot next, or show what is ordered
     #[command(after_help = "DEVICE is a serial number (or the beginning of one that was seen), a hardware \
         address or an address. A running server heeds an order at once; it is done with when the Pi has \
@@ -100,8 +104,11 @@ enum Command {
         #[arg(value_name = "DEVICE")]
         name: String,
     },
-    /// Call a function of Pis that run and are connected
-    #[command(after_help = call_help())]
+    /// Call a function of Pis that run and are connected, or of a server
+    #[command(
+        after_help = call_help(),
+        override_usage = "piman call [OPTIONS] DEVICE FUNCTION [ARGS]...\n       piman call [OPTIONS] --server HOST FUNCTION [ARGS]..."
+    )]
     Call {
         #[command(flatten)]
         state: StateFolder,
@@ -111,13 +118,17 @@ enum Command {
         /// How long each Pi may take
         #[arg(long, value_name = "TIME", default_value = "30s")]
         timeout: Span,
-        /// A serial number (or the beginning of one), a hardware address, an address, or `all`
+        #[command(flatten)]
+        direct: talks::Direct,
+        /// A serial number (or the beginning of one), a hardware address, an address, or `all`; `ADDRESS#2` is
+        /// the second old peer at an address, as `piman status` shows it. Not with --server
         #[arg(value_name = "DEVICE")]
         device: String,
         /// The name of a function, or its opcode
-        #[arg(value_name = "FUNCTION")]
-        function: String,
-        /// Arguments: JSON where it is such, otherwise texts
+        #[arg(value_name = "FUNCTION", required_unless_present = "server", allow_hyphen_values = true)]
+        function: Option<String>,
+        /// Arguments: JSON where it is such, otherwise texts. NAME=VALUE gives one by name, after those by
+        /// place (not for `run`, whose hook gets it as it is)
         #[arg(value_name = "ARGS", allow_hyphen_values = true)]
         args: Vec<String>,
     },
@@ -196,9 +207,22 @@ impl Cli {
             Command::Device { state, json, name } => print(&devices::one(&state.open()?, &name, json)?),
             Command::Get(args) => transfer::cli::run_get(&args),
             Command::Put(args) => transfer::cli::run_put(&args),
+            Command::Messages(command) => messages::cli::run(&command),
             Command::Stream(args) => stream::cli::run_stream(&args),
-            Command::Call { state, json, timeout, device, function, args } => {
-                let wanted = talks::command::Wanted { device, function, args, within: timeout.0, json };
+            Command::Call { state, json, timeout, direct, device, function, args } => {
+                let within = timeout.0;
+                if let Some(server) = direct.server.clone() {
+                    // There is no device: everything is one place further in front.
+                    let args = function.into_iter().chain(args).collect();
+                    let wanted =
+                        talks::command::Wanted { device: server, function: device, args, within, json };
+                    let (text, well) = talks::command::call_server(&direct, &wanted)?;
+                    print(&text)?;
+                    anyhow::ensure!(well, "the call failed on the server");
+                    return Ok(());
+                }
+                let function = function.unwrap_or_default();
+                let wanted = talks::command::Wanted { device, function, args, within, json };
                 outcome(talks::command::call(&state.path()?, &wanted)?)
             }
             Command::Status { state, json, timeout } => {
@@ -237,6 +261,9 @@ fn serve(settings: Settings) -> anyhow::Result<()> {
     ] {
         text += &address.map(|a| format!("{name} {a}\n")).unwrap_or_default();
     }
+    for (name, address) in &at.messages {
+        text += &format!("{name} {address}\n");
+    }
     text += &at.dhcp.as_ref().map(|place| format!("dhcp {place}\n")).unwrap_or_default();
     print(&text)?;
     server.run()
@@ -245,11 +272,13 @@ fn serve(settings: Settings) -> anyhow::Result<()> {
 /// The exit code for what went wrong: 1, or the one that the command documents.
 #[must_use]
 pub fn exit_code(e: &anyhow::Error) -> u8 {
-    match (e.downcast_ref::<TransferError>(), e.downcast_ref::<Unreachable>()) {
-        (Some(e), _) => e.exit_code(),
-        (None, Some(_)) => Unreachable::EXIT_CODE,
-        (None, None) => 1,
+    if let Some(e) = e.downcast_ref::<TransferError>() {
+        return e.exit_code();
     }
+    if let Some(e) = e.downcast_ref::<MessagesError>() {
+        return e.exit_code();
+    }
+    if e.is::<Unreachable>() { Unreachable::EXIT_CODE } else { 1 }
 }
 
 /// What functions there are.
@@ -258,6 +287,12 @@ fn call_help() -> String {
     for Function { opcode, name, help } in FUNCTIONS {
         text.push_str(&format!("  {name:10} {opcode:3}  {help}\n"));
     }
+    text.push_str(
+        "\nIn arguments, and in what --json prints, values that JSON has no word for are objects with one key:\n  \
+         {\"$bytes\": \"00ff\"}  {\"$float\": \"inf\"}  {\"$tuple\": [1, 2]}  {\"$set\": [1, 2]}\n  \
+         {\"$dict\": [[1, \"a\"]]} (keys that are no texts); in results {\"$class\": ...} and {\"$object\": ...} too\n\
+         A text that looks like JSON or NAME=VALUE is written in double quotes: '\"a=b\"'\n",
+    );
     text
 }
 

@@ -15,8 +15,10 @@ use piman_core::transfer::PORT as TRANSFER_PORT;
 use serde::Deserialize;
 
 use crate::files::{StreamSettings, TransferSettings};
+use crate::messages;
 use crate::netboot::dhcp::{Fixed, Mode, Range};
 use crate::netboot::{self, dhcp};
+use crate::pace::{Limits, SLOWEST, UNANSWERED};
 use crate::span::Span;
 use crate::stream::Rotation;
 use crate::transport::Patience;
@@ -73,9 +75,12 @@ pub struct Options {
     /// How long a Pi may be silent after that, while it installs, say [default: 2h]
     #[arg(long, value_name = "TIME")]
     pub idle_timeout: Option<Span>,
-    /// How long a transfer may make no progress [default: 5m]
+    /// How long a transfer may make no progress [default: 5m; no limit for old peers whose system answers]
     #[arg(long, value_name = "TIME")]
     pub stall_timeout: Option<Span>,
+    /// Bytes per second that a transfer must move on average over the stall time-out [default: 12, old peers: 0]
+    #[arg(long, value_name = "BYTES")]
+    pub min_rate: Option<u64>,
     /// Folder whose files are sent and taken on the transfer port; without it there is no such service
     #[arg(long, value_name = "DIR")]
     pub transfer_dir: Option<PathBuf>,
@@ -100,6 +105,23 @@ pub struct Options {
     /// Begin a new file of records when one is this old [default: never]
     #[arg(long, value_name = "TIME")]
     pub stream_rotate_age: Option<Span>,
+    /// Port of a message channel: what one sends, all others get [default: none; 9123 is usual]
+    #[arg(long, value_name = "PORT")]
+    pub messages_port: Option<u16>,
+    /// One more message channel, or one more address of a channel; repeat
+    #[arg(long, value_name = "NAME=[IP:]PORT")]
+    #[serde(default)]
+    pub messages_channel: Vec<messages::Named>,
+    /// As --messages-channel, but a chat: lines of text with the sender's name, and who comes and goes; repeat
+    #[arg(long, value_name = "NAME=[IP:]PORT")]
+    #[serde(default)]
+    pub messages_chat: Vec<messages::Named>,
+    /// The largest message that is taken, in KiB, up to 65536 [default: 1024]
+    #[arg(long, value_name = "KIB", value_parser = clap::value_parser!(u32).range(1..=65536))]
+    pub messages_limit_kib: Option<u32>,
+    /// Messages that may wait for a slow receiver before it is disconnected [default: 256]
+    #[arg(long, value_name = "N")]
+    pub messages_queue: Option<usize>,
     /// Serial line on which a Pi reaches all services, as /dev/ttyUSB0:115200; repeat
     #[arg(long, value_name = "DEVICE[:BAUD]")]
     #[serde(default)]
@@ -178,10 +200,16 @@ pub struct Settings {
     /// For control connections.
     pub patience: Patience,
     pub stall: Duration,
+    /// For those who take bytes from us and can go on where they were.
+    pub ours: Limits,
+    /// For those who take bytes from us and may be old.
+    pub old: Limits,
     /// Only with a folder.
     pub transfer: Option<TransferSettings>,
     /// Only with a folder.
     pub stream: Option<StreamSettings>,
+    /// Only with a port.
+    pub messages: Option<messages::Settings>,
     /// Only with a folder.
     pub netboot: Option<netboot::Settings>,
     pub serial: Vec<Line>,
@@ -222,6 +250,7 @@ impl Options {
             first_report_timeout: self.first_report_timeout.or(file.first_report_timeout),
             idle_timeout: self.idle_timeout.or(file.idle_timeout),
             stall_timeout: self.stall_timeout.or(file.stall_timeout),
+            min_rate: self.min_rate.or(file.min_rate),
             transfer_dir: self.transfer_dir.or(file.transfer_dir),
             transfer_port: self.transfer_port.or(file.transfer_port),
             transfer_keep: self.transfer_keep.or(file.transfer_keep),
@@ -230,6 +259,11 @@ impl Options {
             stream_sync: self.stream_sync.or(file.stream_sync),
             stream_rotate_mib: self.stream_rotate_mib.or(file.stream_rotate_mib),
             stream_rotate_age: self.stream_rotate_age.or(file.stream_rotate_age),
+            messages_port: self.messages_port.or(file.messages_port),
+            messages_channel: first(self.messages_channel, file.messages_channel),
+            messages_chat: first(self.messages_chat, file.messages_chat),
+            messages_limit_kib: self.messages_limit_kib.or(file.messages_limit_kib),
+            messages_queue: self.messages_queue.or(file.messages_queue),
             serial: if self.serial.is_empty() { file.serial } else { self.serial },
             bluetooth: self.bluetooth.or(file.bluetooth),
             netboot: self.netboot.or(file.netboot),
@@ -249,6 +283,10 @@ impl Options {
     }
 }
 
+fn first<T>(one: Vec<T>, other: Vec<T>) -> Vec<T> {
+    if one.is_empty() { other } else { one }
+}
+
 impl TryFrom<Options> for Settings {
     type Error = anyhow::Error;
 
@@ -258,6 +296,14 @@ impl TryFrom<Options> for Settings {
         let netboot = netboot(&mut o)?;
         let span = |given: Option<Span>, seconds| given.map_or(Duration::from_secs(seconds), |s| s.0);
         let stall = span(o.stall_timeout, 300);
+        let ours = Limits {
+            stall: Some(stall),
+            slowest: o.min_rate.unwrap_or(SLOWEST),
+            span: stall,
+            unanswered: UNANSWERED,
+        };
+        // An old peer cannot go on where it was, so only the operator gives it a limit.
+        let old = Limits { stall: o.stall_timeout.map(|s| s.0), slowest: o.min_rate.unwrap_or(0), ..ours };
         let transfer = o.transfer_dir.map(|folder| TransferSettings {
             port: o.transfer_port.unwrap_or(TRANSFER_PORT),
             folder,
@@ -272,13 +318,31 @@ impl TryFrom<Options> for Settings {
                 age: o.stream_rotate_age.map_or(Duration::ZERO, |s| s.0),
             },
         });
+        let messages_limit = o.messages_limit_kib.unwrap_or(1024);
+        if !(1..=65536).contains(&messages_limit) {
+            bail!("--messages-limit-kib is {messages_limit}: it must be from 1 to 65536");
+        }
+        let messages_queue = o.messages_queue.unwrap_or(256);
+        if !(1..=65536).contains(&messages_queue) {
+            bail!("--messages-queue is {messages_queue}: it must be from 1 to 65536");
+        }
+        let listen = o.listen.unwrap_or(Ipv4Addr::UNSPECIFIED.into());
+        let messages = messages::Settings::new(
+            listen,
+            o.messages_port,
+            o.messages_channel,
+            o.messages_chat,
+            messages_limit << 10,
+            messages_queue,
+        );
+        let messages = messages.map_err(anyhow::Error::msg)?;
         let serial =
             o.serial.iter().map(|line| line.parse().map_err(anyhow::Error::msg)).collect::<Result<_, _>>();
         let serial = serial.context("--serial")?;
         let settings = Self {
             rootfs: o.rootfs,
             install_only,
-            listen: o.listen.unwrap_or(Ipv4Addr::UNSPECIFIED.into()),
+            listen,
             control_port: o.control_port.unwrap_or(CONTROL_PORT),
             rootfs_port: o.rootfs_port.unwrap_or(ROOTFS_PORT),
             fetch_port: o.fetch_port.unwrap_or(FETCH_PORT),
@@ -297,8 +361,11 @@ impl TryFrom<Options> for Settings {
                 write: stall.min(Duration::from_secs(60)),
             },
             stall,
+            ours,
+            old,
             transfer,
             stream,
+            messages,
             netboot,
             serial,
             bluetooth: o.bluetooth,
@@ -372,6 +439,21 @@ mod tests {
     }
 
     #[test]
+    fn old_peers_have_no_limit_but_the_operators() {
+        let limits = |text: &str| {
+            let settings = Settings::try_from(parse(text).unwrap()).unwrap();
+            [settings.old, settings.ours].map(|l| (l.stall.map(|s| s.as_secs()), l.slowest, l.span.as_secs()))
+        };
+        assert_eq!(limits("rootfs = '/a'"), [(None, 0, 300), (Some(300), SLOWEST, 300)]);
+        assert_eq!(
+            limits("rootfs = '/a'\nstall-timeout = '1m'"),
+            [(Some(60), 0, 60), (Some(60), SLOWEST, 60)]
+        );
+        assert_eq!(limits("rootfs = '/a'\nmin-rate = 500"), [(None, 500, 300), (Some(300), 500, 300)]);
+        assert_eq!(limits("rootfs = '/a'\nmin-rate = 0")[1], (Some(300), 0, 300));
+    }
+
+    #[test]
     fn what_is_wrong_in_a_file_is_named() {
         for (text, names) in [
             ("rootsf = '/a'", "rootsf"),
@@ -409,6 +491,40 @@ mod tests {
     }
 
     #[test]
+    fn message_channels() {
+        let settings = |text: &str| parse(text).and_then(Settings::try_from);
+        assert_eq!(settings("").unwrap().messages, None);
+        let all = settings(
+            "messages-port = 9123\nmessages-channel = ['lab=9124', 'lab=127.0.0.1:9125']\nmessages-chat = ['talk=9126']",
+        );
+        let all = all.unwrap();
+        assert!(all.check(false).is_ok(), "it is something to serve");
+        let messages = all.messages.unwrap();
+        assert_eq!((messages.limit, messages.queue), (1 << 20, 256));
+        assert_eq!(messages.channels.iter().map(|c| c.at.len()).collect::<Vec<_>>(), [1, 2, 1]);
+        for (text, names) in [
+            ("messages-channel = ['lab']", "NAME=PORT"),
+            ("messages-channel = ['a=1']\nmessages-chat = ['a=2']", "not both"),
+            ("messages-port = 1\nmessages-limit-kib = 0", "--messages-limit-kib"),
+            ("messages-port = 1\nmessages-queue = 0", "--messages-queue"),
+        ] {
+            let error = format!("{:#}", settings(text).unwrap_err());
+            assert!(error.contains(names), "{text}: {error}");
+        }
+        for (text, names) in [
+            ("messages-port = 9123\nmessages-channel = ['a=9123']", "--messages-channel"),
+            ("messages-port = 5003\nstream-dir = '/s'", "--stream-port"),
+            ("talks-port = 7\nmessages-chat = ['a=127.0.0.1:7']", "--messages-chat"),
+        ] {
+            let error = settings(text).unwrap().check(false).unwrap_err().to_string();
+            assert!(error.contains(names), "{text}: {error}");
+        }
+        // Two addresses, one port.
+        let two = settings("messages-channel = ['a=127.0.0.1:7', 'b=127.0.0.2:7', 'c=[::1]:7']").unwrap();
+        assert!(two.check(false).is_ok());
+    }
+
+    #[test]
     fn impossible_settings() {
         let rootfs = || Some("/a".into());
         let check = |options, install| Settings::try_from(options).and_then(|s| s.check(install));
@@ -440,6 +556,8 @@ mod tests {
             ("stream-sync = true", "--stream-dir"),
             ("stream-rotate-mib = 1", "--stream-dir"),
             ("stream-rotate-age = '1h'", "--stream-dir"),
+            ("messages-limit-kib = 1", "--messages-port"),
+            ("messages-queue = 1", "--messages-port"),
             ("transfer-keep = '1h'", "--transfer-dir"),
             ("tftp-transfers = 9", "--netboot"),
             ("dhcp-router = '10.0.0.1'", "--dhcp"),

@@ -4,7 +4,6 @@ use std::fmt::Write as _;
 use std::io::ErrorKind;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use piman_core::hash::Hash;
 use piman_core::install::layout::filesystem_bytes;
@@ -22,7 +21,7 @@ use crate::busy::BusyWith;
 use crate::service::{Advance, Service};
 use crate::sign;
 use crate::state::{Change, Facts, Happening, Identity, now_ms};
-use crate::transport::{Timed, tune};
+use crate::transport::{Heard, Timed, tune};
 
 /// After how many seconds a Pi should ask again while its image is being prepared.
 const ASK_AGAIN: u16 = 2;
@@ -38,19 +37,21 @@ const NOISE_SHOWN: usize = 120;
 
 /// Talks to one Pi until it or the conversation ends.
 pub async fn attend(stream: TcpStream, address: IpAddr, service: Arc<Service>) {
-    tune(&stream, service.settings.patience.write.saturating_mul(2));
+    tune(&stream);
     let date = if service.settings.date { local_time() } else { None };
-    let reported = AtomicBool::new(false);
-    let mut io = Timed::new(stream, &service.settings.patience, &reported);
-    let mut guest = Guest::new(&service, address, &reported);
+    let heard = Heard::default();
+    let mut io = Timed::new(stream, &service.settings.patience, &heard);
+    let mut guest = Guest::new(&service, address, &heard);
     let mut buf = [0; LINE];
     match drive::serve(&mut io, &mut buf, date, &mut guest).await {
-        Ok(()) => log::debug!("{}: the connection has ended", guest.pi()),
         Err(Error::Io(e)) if e.kind() == ErrorKind::TimedOut => {
             log::info!("{}: closed: {e}", guest.pi());
+            return;
         }
+        Ok(()) => log::debug!("{}: the connection has ended", guest.pi()),
         Err(e) => log::debug!("{}: {e}", guest.pi()),
     }
+    guest.gone();
 }
 
 /// The local time of this machine, as the Pi's clock will show it.
@@ -69,7 +70,7 @@ struct Guest<'a> {
     address: IpAddr,
     /// Who it said it is, and what it can do.
     said: Option<Box<Said>>,
-    reported: &'a AtomicBool,
+    heard: &'a Heard,
     since: Instant,
     events: u64,
     /// It was told to wait and asks again, so what it says first is known.
@@ -79,12 +80,25 @@ struct Guest<'a> {
     installing: Option<BusyWith>,
     /// What it was doing when it last said so.
     at: Option<Stage>,
+    /// How far it is on its way into the system on its card.
+    boot: Boot,
     /// What it is told to install.
     image: Option<Hash>,
     /// How that is called.
     installation: Option<Installation>,
     /// How many orders it carries out by that.
     orders: usize,
+}
+
+/// How far a Pi is that was told to boot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Boot {
+    /// It was not told to.
+    No,
+    /// It was told.
+    Told,
+    /// It has mounted its root filesystem since.
+    Mounted,
 }
 
 struct Said {
@@ -95,18 +109,19 @@ struct Said {
 }
 
 impl<'a> Guest<'a> {
-    fn new(service: &'a Service, address: IpAddr, reported: &'a AtomicBool) -> Self {
+    fn new(service: &'a Service, address: IpAddr, heard: &'a Heard) -> Self {
         Self {
             service,
             address,
             said: None,
-            reported,
+            heard,
             since: Instant::now(),
             events: 0,
             quiet: false,
             wrong: String::new(),
             installing: None,
             at: None,
+            boot: Boot::No,
             image: None,
             installation: None,
             orders: 0,
@@ -252,8 +267,13 @@ impl<'a> Guest<'a> {
         self.installing = None;
         let pi = self.pi();
         let ordered = if self.service.recorder.complete(&pi, number) > 0 { " as ordered" } else { "" };
-        let change =
-            Change { stage: Some("installed".into()), image: Some(id), error: Some(None), ..Change::of(pi) };
+        let change = Change {
+            stage: Some("installed".into()),
+            image: Some(id),
+            error: Some(None),
+            progress: Some((0, 0)),
+            ..Change::of(pi)
+        };
         self.happened("installed", format!("installed{ordered}: image {id:.12} is on its card"), change);
     }
 }
@@ -338,7 +358,7 @@ impl Fleet for Guest<'_> {
             Event::TooLong => log::debug!("{}: noise: a line without an end", self.address),
             Event::Hello(hello) => self.hello(hello),
             Event::Found { installed } => {
-                self.reported.store(true, Ordering::Relaxed);
+                self.heard.report();
                 if self.said.is_none() {
                     // Whoever had this address before, this one gives no name.
                     self.service.heard.put(self.address, Identity::of(self.address));
@@ -350,11 +370,13 @@ impl Fleet for Guest<'_> {
             }
             Event::Boot => {
                 self.decided();
-                let change = stage("booting", self.change());
+                self.boot = Boot::Told;
+                let change = stage("booting", Change { progress: Some((0, 0)), ..self.change() });
                 self.happened("boot", "told to boot".into(), change);
             }
             Event::Format { ordered } => {
                 self.decided();
+                self.boot = Boot::No;
                 let pi = self.pi();
                 if self.said.is_none() {
                     self.service.installs.told(self.address);
@@ -373,14 +395,18 @@ impl Fleet for Guest<'_> {
                 self.happened("wait", "told to wait and ask again".into(), change);
                 self.service.waiting.put(pi.key(), std::mem::take(&mut self.wrong));
             }
-            Event::Milestone(Milestone::ReceivedDate | Milestone::SetDate) => {
+            // That it got the time says nothing of whether its clock could be set.
+            Event::Milestone(Milestone::ReceivedDate) => log::debug!("{}: got the time", self.pi()),
+            Event::Milestone(Milestone::SetDate) => {
                 let change = self.change();
-                self.happened("milestone", "sets its clock".into(), change);
+                self.happened("milestone", "has set its clock".into(), change);
             }
             Event::Milestone(milestone) => {
-                self.reported.store(true, Ordering::Relaxed);
-                if milestone == Milestone::ReceivedBoot {
-                    self.installing = None;
+                self.heard.report();
+                match milestone {
+                    Milestone::ReceivedBoot => self.installing = None,
+                    Milestone::FinishedMounting if self.boot == Boot::Told => self.boot = Boot::Mounted,
+                    _ => {}
                 }
                 let words = milestone.word().to_ascii_lowercase().replace('_', " ");
                 let change = stage(&words, self.change());
@@ -398,7 +424,7 @@ impl Fleet for Guest<'_> {
             Event::Committed { id, installation } => self.installed(id, installation),
             Event::Failed { stage: at, text } => self.failed(at, text),
             Event::Formatted => {
-                self.reported.store(true, Ordering::Relaxed);
+                self.heard.end();
                 self.installing = None;
                 if self.said.is_some() {
                     return; // It says `committed`.
@@ -413,6 +439,15 @@ impl Fleet for Guest<'_> {
 }
 
 impl Guest<'_> {
+    /// It closed the connection.
+    fn gone(&mut self) {
+        if self.boot == Boot::Mounted {
+            let change = Change { stage: Some("booted".into()), error: Some(None), ..self.change() };
+            let text = "booted, as far as can be seen: it mounted its root filesystem and hung up";
+            self.happened("booted", text.into(), change);
+        }
+    }
+
     fn failed(&mut self, at: Stage, text: &str) {
         self.installing = None;
         // From the network, for terminals.
@@ -448,7 +483,7 @@ mod tests {
             card: Some(Hash([255; 32])),
             installation: Some(Installation(u64::MAX)),
             paths: Paths { stream: true, image: true },
-            can: Can { signed: true },
+            can: Can { signed: true, answer: true },
             revision: u16::MAX,
         };
         let text = "x".repeat(TEXT_MAX + 1);

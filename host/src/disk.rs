@@ -1,7 +1,9 @@
 //! What all that keep files have in common: names that are taken, disks that are full.
 
-use std::io::{self, ErrorKind};
+use std::fs::{File, Permissions};
+use std::io::{self, ErrorKind, Write};
 use std::os::fd::AsFd;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use rustix::fs::{AtFlags, RenameFlags, linkat, renameat, renameat_with, statat, unlinkat};
@@ -43,6 +45,35 @@ pub(crate) fn rename_new(
     }
 }
 
+/// The folder that a file is in.
+pub(crate) fn parent(path: &Path) -> &Path {
+    path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+/// Brings the names in a folder to the disk: a file that was brought there itself may still be without its name
+/// after a power cut, or have its old one.
+///
+/// # Errors
+/// The filesystem's.
+pub(crate) fn sync_folder(folder: &Path) -> io::Result<()> {
+    File::open(folder)?.sync_all()
+}
+
+/// Writes a whole file, in place of the one of this name. Whoever reads it meanwhile, and whoever reads it after a
+/// power cut, finds the old one or the new one; once this returns, the new one.
+///
+/// # Errors
+/// The filesystem's; the old file stays then.
+pub(crate) fn replace(path: &Path, mode: u32, bytes: &[u8]) -> io::Result<()> {
+    let folder = parent(path);
+    let mut file = tempfile::NamedTempFile::new_in(folder)?;
+    file.write_all(bytes)?;
+    file.as_file().set_permissions(Permissions::from_mode(mode))?;
+    file.as_file().sync_all()?;
+    file.persist(path)?;
+    sync_folder(folder)
+}
+
 #[cfg(test)]
 mod tests {
     use std::fs;
@@ -50,6 +81,20 @@ mod tests {
     use rustix::fs::CWD;
 
     use super::*;
+
+    #[test]
+    fn a_file_is_replaced_as_a_whole() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file");
+        for text in ["old", "new"] {
+            replace(&path, 0o640, text.as_bytes()).unwrap();
+            assert_eq!(fs::read_to_string(&path).unwrap(), text);
+        }
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o7777, 0o640);
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "nothing else is left there");
+        assert!(replace(&folder.path().join("none/file"), 0o640, b"x").is_err());
+        assert_eq!([parent(Path::new("a/b")), parent(Path::new("b"))], [Path::new("a"), Path::new(".")]);
+    }
 
     #[test]
     fn a_name_that_is_taken_stays() {

@@ -152,8 +152,11 @@ fn ports(checkup: &mut Checkup, settings: &Settings, install: bool) {
     ports.extend(settings.talks_port.map(|port| (port, "--talks-port")));
     ports.extend(settings.transfer.as_ref().map(|t| (t.port, "--transfer-port")));
     ports.extend(settings.stream.as_ref().map(|s| (s.port, "--stream-port")));
-    for (port, flag) in ports {
-        let free = listen::bind(settings.listen, port, flag);
+    let mut ports: Vec<_> = ports.into_iter().map(|(port, flag)| (settings.listen, port, flag)).collect();
+    let channels = settings.messages.iter().flat_map(|m| &m.channels);
+    ports.extend(channels.flat_map(|c| &c.at).map(|(address, flag)| (address.ip(), address.port(), *flag)));
+    for (ip, port, flag) in ports {
+        let free = listen::bind(ip, port, flag);
         checkup.result("port", free.map(|_| format!("TCP {port} is free ({flag})")));
     }
     if let Some(file) = &settings.talks_password_file {

@@ -16,6 +16,7 @@ use tokio::time::{Instant, sleep, timeout};
 use crate::archive::Archive;
 use crate::content::Content;
 use crate::image::Image;
+use crate::pace::Watch;
 use crate::sendfile;
 use crate::service::Service;
 use crate::sign;
@@ -35,7 +36,7 @@ const LOOK: Duration = Duration::from_millis(100);
 
 /// Answers the requests of one connection.
 pub async fn answer(stream: TcpStream, address: IpAddr, service: Arc<Service>) {
-    tune(&stream, service.settings.stall);
+    tune(&stream);
     let pi = service.who(address);
     let mut session = Session { stream, service: &service, pi, slot: None, held: None };
     if let Err(e) = session.run().await {
@@ -149,14 +150,14 @@ impl Session<'_> {
             }
         }
         self.line(Answer::Ok(length), length > 0).await?;
-        let stall = self.service.settings.stall;
+        let mut watch = Watch::new(&self.stream, self.service.settings.ours)?;
         match &object {
             Object::Archive(_, archive) => {
-                sendfile::send(&self.stream, archive.file(), offset, length, stall, |_| archive.unchanged())
-                    .await?;
+                let unchanged = |_| archive.unchanged();
+                sendfile::send(&self.stream, archive.file(), offset, length, &mut watch, unchanged).await?;
             }
             Object::Chunks(image) => {
-                sendfile::send(&self.stream, image.chunks(), offset, length, stall, |_| Ok(())).await?;
+                sendfile::send(&self.stream, image.chunks(), offset, length, &mut watch, |_| Ok(())).await?;
             }
             Object::Table(image) => self.part(image.table(), offset, length).await?,
             Object::Sums(facts) => self.part(&facts.sums, offset, length).await?,
@@ -211,13 +212,12 @@ impl Session<'_> {
 
     async fn bytes(&self, mut rest: &[u8], more: bool) -> io::Result<()> {
         let flags = if more { SendFlags::MORE | SendFlags::NOSIGNAL } else { SendFlags::NOSIGNAL };
+        let mut watch = Watch::new(&self.stream, self.service.settings.ours)?;
         while !rest.is_empty() {
             let piece = self.stream.async_io(Interest::WRITABLE, || {
                 rustix::net::send(&self.stream, rest, flags).map_err(io::Error::from)
             });
-            let n = timeout(self.service.settings.stall, piece)
-                .await
-                .map_err(|_| io::Error::new(ErrorKind::TimedOut, "the peer takes no more bytes"))??;
+            let n = watch.over(piece).await?;
             rest = rest.get(n..).unwrap_or_default();
         }
         Ok(())

@@ -11,13 +11,11 @@ use tokio::task::JoinHandle;
 
 use crate::busy::Busy;
 use crate::listen::{Gate, bind};
+use crate::pace::Limits;
 use crate::stream::{Rotation, Shelf, Streams};
 use crate::transfer::{Folder, Patience, Transfers};
 use crate::transport::tune;
 use crate::{stream, transfer};
-
-/// How long one that sends or takes nothing may leave data unanswered.
-const UNANSWERED: Duration = Duration::from_secs(120);
 
 /// Says as whom an address is known.
 pub type Who = Arc<dyn Fn(IpAddr) -> String + Send + Sync>;
@@ -63,19 +61,21 @@ enum Kind {
 }
 
 impl Bound {
-    /// Opens the folder and binds the port of the transfer service.
+    /// Opens the folder and binds the port of the transfer service. `limits`: how long a client may send nothing
+    /// of a file, and what it must do beyond that.
     ///
     /// # Errors
     /// If one of them cannot be used; the message says what to do.
     pub fn transfer(
         settings: &TransferSettings,
         ip: IpAddr,
-        stall: Duration,
+        limits: (Duration, Limits),
         gate: Arc<Gate>,
     ) -> anyhow::Result<Self> {
         let folder =
             Folder::open(&settings.folder).with_context(|| unusable("--transfer-dir", &settings.folder))?;
-        let patience = Patience { talk: stall.min(Duration::from_secs(60)), stall, ..Patience::default() };
+        let (stall, limits) = limits;
+        let patience = Patience { talk: stall.min(Duration::from_secs(60)), stall, limits };
         let transfers = Arc::new(Transfers::new(Arc::new(folder), patience));
         Self::bind(ip, settings.port, "--transfer-port", gate, Kind::Transfer(transfers, settings.keep))
     }
@@ -104,14 +104,14 @@ impl Bound {
             let ended = match self.kind {
                 Kind::Transfer(transfers, keep) => {
                     let begin = move |socket: &_| {
-                        tune(socket, UNANSWERED);
+                        tune(socket);
                         busy.transfer()
                     };
                     transfer::run(self.listener, self.gate, transfers, keep, begin).await
                 }
                 Kind::Stream(streams) => {
                     let who = move |address| who(address);
-                    stream::run(self.listener, self.gate, streams, who, |s| tune(s, UNANSWERED)).await
+                    stream::run(self.listener, self.gate, streams, who, tune).await
                 }
             };
             if let Err(e) = ended {

@@ -9,6 +9,7 @@
 //! | [`service`], [`busy`] | what all connections share; what a stop waits for |
 //! | [`archive`], [`content`], [`library`], [`image`], [`builds`], [`sign`] | what is installed |
 //! | [`frame`] | messages in both directions: servers and clients for programs |
+//! | [`messages`] | channels: what one sends, the others get; its commands |
 //! | [`talks`] | calls in both directions; the Pis that are connected |
 //! | [`demo`] | the main job on any machine |
 //! | [`transfer`], [`stream`] | files up and down, records; servers and clients |
@@ -56,6 +57,7 @@ pub mod library;
 pub mod lines;
 pub mod listen;
 mod lock;
+pub mod messages;
 pub mod netboot;
 pub mod orders;
 pub mod pace;
@@ -73,6 +75,7 @@ pub mod state;
 pub mod state_folder;
 pub mod stream;
 pub mod talks;
+pub mod tcp;
 pub mod transfer;
 pub mod transport;
 pub mod words;

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 
+use crate::disk::{parent, sync_folder};
 use crate::orders::resolve;
 use crate::state::{Ordered, State};
 
@@ -97,7 +98,9 @@ fn look(file: &Path, state: &dyn State, stop: &Stop) -> anyhow::Result<()> {
         }
     }
     import(file, &taken, state)?;
-    fs::remove_file(&taken).with_context(|| format!("removing {}", taken.display()))
+    // Or it would come back after a power cut, and its orders with it.
+    let removed = fs::remove_file(&taken).and_then(|()| sync_folder(parent(&taken)));
+    removed.with_context(|| format!("removing {}", taken.display()))
 }
 
 /// Whether nobody wrote to it for a moment.

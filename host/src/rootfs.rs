@@ -5,11 +5,11 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::io::{AsyncWriteExt, Interest};
 use tokio::net::TcpStream;
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 
 use crate::archive::Archive;
+use crate::pace::Watch;
 use crate::sendfile;
 use crate::service::{Advance, Service};
 use crate::state::{Change, Identity};
@@ -20,11 +20,14 @@ const NOTE: Duration = Duration::from_millis(500);
 /// How long a Pi waits for an archive that is good.
 const ARCHIVE_WAIT: Duration = Duration::from_secs(600);
 
+/// How long a Pi that has everything may take to close.
+const PART: Duration = Duration::from_secs(60);
+
 /// Sends the archive on one connection.
-pub async fn send(mut stream: TcpStream, address: IpAddr, service: Arc<Service>) {
-    tune(&stream, service.settings.stall);
+pub async fn send(stream: TcpStream, address: IpAddr, service: Arc<Service>) {
+    tune(&stream);
     let pi = service.who(address);
-    let _busy = service.busy.transfer();
+    let busy = service.busy.transfer();
     let good = async {
         match service.library.of(&pi) {
             Ok(source) => Ok(timeout(ARCHIVE_WAIT, source.good()).await),
@@ -32,11 +35,15 @@ pub async fn send(mut stream: TcpStream, address: IpAddr, service: Arc<Service>)
         }
     };
     let ended = match good.await {
-        Ok(Ok((archive, _))) => transfer(&mut stream, &pi, &archive, &service).await,
+        Ok(Ok((archive, _))) => transfer(&stream, &pi, &archive, &service).await,
         Ok(Err(_)) => Err(io::Error::other("there is still no archive that can be installed")),
         Err(e) => Err(e),
     };
-    let Err(e) = ended else { return };
+    let Err(e) = ended else {
+        drop(busy);
+        part(stream).await;
+        return;
+    };
     // Not whole: the Pi must see an error, and not an end that looks like the archive's.
     reset_at_close(&stream);
     match e.kind() {
@@ -51,12 +58,7 @@ pub async fn send(mut stream: TcpStream, address: IpAddr, service: Arc<Service>)
     }
 }
 
-async fn transfer(
-    stream: &mut TcpStream,
-    pi: &Identity,
-    archive: &Archive,
-    service: &Service,
-) -> io::Result<()> {
+async fn transfer(stream: &TcpStream, pi: &Identity, archive: &Archive, service: &Service) -> io::Result<()> {
     let mut line = service.line_up(pi.clone());
     let _slot = loop {
         // What says how many are first reaches an old Pi nowhere.
@@ -69,7 +71,8 @@ async fn transfer(
     log::info!("{pi}: gets the archive, {} bytes", archive.bytes());
     let old = pi.serial.is_none() && pi.mac.is_none();
     let mut noted = began;
-    sendfile::send(stream, archive.file(), 0, archive.bytes(), service.settings.stall, |sent| {
+    let mut watch = Watch::new(stream, service.settings.old)?;
+    sendfile::send(stream, archive.file(), 0, archive.bytes(), &mut watch, |sent| {
         // Our own agents report what they have done, which is what counts.
         if old && noted.elapsed() >= NOTE {
             noted = Instant::now();
@@ -82,7 +85,7 @@ async fn transfer(
         archive.unchanged()
     })
     .await?;
-    delivered(stream, service.settings.stall).await?;
+    watch.delivered(archive.bytes()).await?;
     let seconds = began.elapsed().as_secs_f64();
     let rate = archive.bytes() as f64 / seconds.max(1e-6) / 1e6;
     let mut change = Change::of(pi.clone());
@@ -99,41 +102,8 @@ async fn transfer(
     Ok(())
 }
 
-/// Ends our direction and waits until the peer's system has acknowledged every byte. What the
-/// peer sends is read and dropped: unread bytes would turn the end into a reset, and the
-/// peer would lose what is still on its way.
-async fn delivered(stream: &mut TcpStream, at_most: Duration) -> io::Result<()> {
-    stream.shutdown().await?;
-    let end = async {
-        let mut bin = [0; 512];
-        loop {
-            stream.ready(Interest::READABLE).await?;
-            match stream.try_read(&mut bin) {
-                Ok(0) => break,
-                Ok(_) => {}
-                Err(e) if e.kind() == ErrorKind::WouldBlock => {}
-                Err(e) => return Err(e),
-            }
-        }
-        // Whoever ended its own direction long ago may still be receiving. The socket has no
-        // peer any more when both directions are over and acknowledged.
-        let mut pause = Duration::from_millis(1);
-        loop {
-            match stream.peer_addr() {
-                Err(e) if e.kind() == ErrorKind::NotConnected => break,
-                Err(e) => return Err(e),
-                Ok(_) => sleep(pause).await,
-            }
-            pause = (pause * 2).min(Duration::from_millis(200));
-        }
-        match stream.take_error()? {
-            Some(e) => Err(e),
-            None => Ok(()),
-        }
-    };
-    match timeout(at_most + Duration::from_secs(1), end).await {
-        Ok(ended) => ended,
-        // The peer keeps its end open. Unacknowledged bytes would have been an error by now.
-        Err(_) => Ok(()),
-    }
+/// Waits, for a while, until the peer closes too; a close with bytes unread would be a reset.
+async fn part(mut stream: TcpStream) {
+    // It has everything: how it ends its own direction is its own affair.
+    let _ = timeout(PART, tokio::io::copy(&mut stream, &mut tokio::io::sink())).await;
 }

@@ -20,7 +20,7 @@ use crate::config::Settings;
 use crate::files::{Bound, Who};
 use crate::listen::{Gate, bind};
 use crate::state::{self, Identity, Recorder, Sqlite, State};
-use crate::{install, lines, netboot, talks};
+use crate::{install, lines, messages, netboot, talks};
 
 /// How often a server that is being stopped looks whether everything has finished.
 const LOOK: Duration = Duration::from_millis(50);
@@ -38,6 +38,8 @@ pub struct Addresses {
     /// The mode and the interface.
     pub dhcp: Option<String>,
     pub talks: Option<SocketAddr>,
+    /// The channels with their names.
+    pub messages: Vec<(String, SocketAddr)>,
 }
 
 impl Addresses {
@@ -50,6 +52,7 @@ impl Addresses {
             (piman_core::transfer::PORT, self.transfer),
             (piman_core::stream::PORT, self.stream),
             (piman_core::talks::PORT, self.talks),
+            (piman_core::frame::PORT, self.messages.first().map(|(_, address)| *address)),
         ];
         lines::Services(all.into_iter().filter_map(|(port, address)| Some((port, address?))).collect())
     }
@@ -68,6 +71,7 @@ pub struct Server {
     listeners: Vec<tokio::task::JoinHandle<()>>,
     state_thread: JoinHandle<()>,
     talks: Option<talks::Server>,
+    messages: Option<messages::Running>,
     lines: Vec<Listening>,
 }
 
@@ -94,12 +98,15 @@ impl Server {
         let ip = settings.listen;
         let install = installs.then(|| install::Bound::open(&settings, source)).transpose()?;
         let gate = |name| Gate::new(name, settings.connections, settings.connections_per_address);
-        let transfer =
-            settings.transfer.as_ref().map(|s| Bound::transfer(s, ip, settings.stall, gate("transfer")));
+        let transfer = settings
+            .transfer
+            .as_ref()
+            .map(|s| Bound::transfer(s, ip, (settings.stall, settings.old), gate("transfer")));
         let stream = settings.stream.as_ref().map(|s| Bound::stream(s, ip, gate("stream")));
         let (transfer, stream) = (transfer.transpose()?, stream.transpose()?);
         let netboot = settings.netboot.as_ref().map(|n| netboot::Bound::open(n, ip)).transpose()?;
         let talks_listener = settings.talks_port.map(|port| bind(ip, port, "--talks-port")).transpose()?;
+        let messages = settings.messages.as_ref().map(messages::Bound::open).transpose()?;
         let secret = secret(&settings)?;
         let addresses = Addresses {
             install: install.as_ref().map(|i| i.addresses),
@@ -108,6 +115,7 @@ impl Server {
             tftp: netboot.as_ref().map(|n| n.tftp),
             dhcp: netboot.as_ref().and_then(netboot::Bound::dhcp),
             talks: talks_listener.as_ref().map(std::net::TcpListener::local_addr).transpose()?,
+            messages: messages.as_ref().map_or_else(Vec::new, |m| m.addresses.clone()),
         };
 
         let (recorder, state_thread) = Recorder::start(Arc::clone(&state)).context("starting a thread")?;
@@ -135,6 +143,12 @@ impl Server {
         });
         let talks = talks.transpose()?;
         drop(here);
+        // Bulk bytes like any others: decisions have threads of their own.
+        let messages = {
+            let _here = bulk.enter();
+            let (all, per_address) = (settings.connections, settings.connections_per_address);
+            messages.map(|m| m.start(all, per_address, settings.stall)).transpose()?
+        };
         let mut listeners = Vec::new();
         if let Some(netboot) = netboot {
             listeners.extend(netboot.start(Arc::clone(&recorder), state, &bulk));
@@ -163,6 +177,7 @@ impl Server {
             listeners,
             state_thread,
             talks,
+            messages,
             lines,
         })
     }
@@ -209,6 +224,7 @@ impl Server {
         // Calls are short: whoever waits for one hears at once that the server is gone.
         drop(self.talks);
         let lines = self.lines;
+        let messages = self.messages;
         self.control.block_on(async {
             let deadline = Instant::now() + at_most;
             let drain = async {
@@ -229,8 +245,13 @@ impl Server {
                 }
                 log::warn!("stopping: the time is up, {:?} transfers and installations are cut", said);
             };
+            let messages = async {
+                if let Some(messages) = messages {
+                    messages.stop(at_most).await;
+                }
+            };
             tokio::select! {
-                () = drain => (),
+                ((), ()) = async { tokio::join!(drain, messages) } => (),
                 () = at_once => log::warn!("stopping at once"),
             }
         });

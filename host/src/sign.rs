@@ -8,9 +8,11 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail, ensure};
 use minisign::{KeyPair, PublicKey, SecretKey, SecretKeyBox, SignatureBox};
+use piman_core::base64;
 use piman_core::hash::Hash;
 use piman_core::install::manifest::{self, BYTES_MAX, Manifest};
 
+use crate::disk::{parent, replace, sync_folder};
 use crate::password;
 
 /// `piman key`.
@@ -85,7 +87,8 @@ fn create(path: &Path, mode: u32, bytes: &[u8]) -> anyhow::Result<()> {
     let written = || -> io::Result<()> {
         let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(path)?;
         file.write_all(bytes)?;
-        file.sync_all()
+        file.sync_all()?;
+        sync_folder(parent(path))
     };
     written().with_context(|| format!("writing {}", path.display()))
 }
@@ -98,35 +101,14 @@ pub fn secret_key(file: &Path, password: &Password) -> anyhow::Result<SecretKey>
     let name = file.display();
     let text = fs::read_to_string(file).with_context(|| format!("reading the secret key {name}"))?;
     // Without a password, minisign writes no checksum, on which the crate would insist.
-    let bytes = text.lines().nth(1).and_then(base64).unwrap_or_default();
+    let line = text.lines().nth(1).unwrap_or_default().trim();
+    let bytes: Vec<u8> = base64::decode(line.as_bytes()).collect::<Option<_>>().unwrap_or_default();
     if bytes.get(2..4) == Some(&[0, 0]) {
         return SecretKey::from_bytes(&bytes).with_context(|| format!("{name} is no secret key"));
     }
     let boxed = SecretKeyBox::from_string(&text).with_context(|| format!("{name} is no secret key"))?;
     let key = boxed.into_secret_key(password.read()?);
     key.with_context(|| format!("opening the secret key {name}: is the password right?"))
-}
-
-/// The bytes of a text in base64; `None` if it is none.
-fn base64(text: &str) -> Option<Vec<u8>> {
-    let mut bytes = Vec::new();
-    let (mut bits, mut held) = (0_u32, 0_u32);
-    for digit in text.trim().trim_end_matches('=').bytes() {
-        let value = match digit {
-            b'A'..=b'Z' => digit - b'A',
-            b'a'..=b'z' => digit - b'a' + 26,
-            b'0'..=b'9' => digit - b'0' + 52,
-            b'+' => 62,
-            b'/' => 63,
-            _ => return None,
-        };
-        (bits, held) = (bits << 6 | u32::from(value), held + 6);
-        if held >= 8 {
-            held -= 8;
-            bytes.push(u8::try_from(bits >> held & 0xff).ok()?);
-        }
-    }
-    Some(bytes)
 }
 
 /// Signs a manifest; returns the text of a `.minisig` file.
@@ -161,13 +143,12 @@ pub fn keep(state: &Path, signature: &str, text: &str) -> anyhow::Result<PathBuf
     let whole = format!("{}\n{text}", signature.join("\n"));
     ensure!(signature.len() == 4 && whole.len() <= BYTES_MAX, "this is no signature of minisign");
     let (folder, file) = (folder(state), file(state, image));
-    let written = || -> io::Result<()> {
-        fs::create_dir_all(&folder)?;
-        let mut new = tempfile::NamedTempFile::new_in(&folder)?;
-        new.write_all(whole.as_bytes())?;
-        new.as_file().sync_all()?;
-        new.persist(&file)?;
-        Ok(())
+    let written = || {
+        if !folder.exists() {
+            fs::create_dir_all(&folder)?;
+            sync_folder(state)?;
+        }
+        replace(&file, 0o600, whole.as_bytes())
     };
     written().with_context(|| format!("writing {}", file.display()))?;
     Ok(file)
@@ -206,19 +187,4 @@ pub fn import(state: &Path, id: Hash, manifest: &Path, signature: &Path) -> anyh
         bail!("{} is the manifest of another image, {:.16}", manifest.display(), found.image);
     }
     keep(state, &signature, &text)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn base64_as_others_write_it() {
-        for (text, bytes) in
-            [("", &b""[..]), ("Zg==", b"f"), ("Zm8=", b"fo"), ("Zm9vYmFy", b"foobar"), ("+/8=", b"\xfb\xff")]
-        {
-            assert_eq!(base64(text).as_deref(), Some(bytes), "{text}");
-        }
-        assert_eq!(base64("Zm9v YmFy"), None);
-    }
 }

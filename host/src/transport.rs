@@ -1,14 +1,91 @@
 //! Time-outs as a decorator around a tokio stream, and the options of every socket.
 
+use std::future::Future;
 use std::io::{self, ErrorKind};
+use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use embedded_io_adapters::tokio_1::FromTokio;
 use embedded_io_async::{ErrorType, Read, Write};
 use socket2::{SockRef, TcpKeepalive};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, Sleep, sleep, timeout, timeout_at};
+
+use crate::pace::UNANSWERED;
+use crate::tcp::Info;
+
+/// How often it is looked whether a peer that says nothing is still there.
+pub const LOOK: Duration = Duration::from_secs(30);
+
+/// A stream that fails with `TimedOut` when it is read from and its peer's system has stopped answering. The
+/// connections of services on which both sides may be silent for hours need it: keepalive says nothing as long as
+/// there is something on its way to the peer.
+#[derive(Debug)]
+pub struct Living {
+    stream: TcpStream,
+    look: Pin<Box<Sleep>>,
+}
+
+impl Living {
+    /// Within a runtime.
+    #[must_use]
+    pub fn new(stream: TcpStream) -> Self {
+        Self { stream, look: Box::pin(sleep(LOOK)) }
+    }
+
+    /// Ready when the peer is gone.
+    fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
+        while self.look.as_mut().poll(cx).is_ready() {
+            match answers(&self.stream) {
+                Ok(()) => self.look.as_mut().reset(Instant::now() + LOOK),
+                Err(e) => return Poll::Ready(e),
+            }
+        }
+        Poll::Pending
+    }
+}
+
+/// Looks whether the peer's system answers what it was sent or asked; every [`LOOK`] is often enough.
+///
+/// # Errors
+/// `TimedOut` if it does not.
+pub fn answers(stream: &TcpStream) -> io::Result<()> {
+    if Info::of(stream)?.unanswered().is_some_and(|silence| silence >= UNANSWERED) {
+        let text = "the peer's system does not answer any more: has it lost power?";
+        return Err(io::Error::new(ErrorKind::TimedOut, text));
+    }
+    Ok(())
+}
+
+impl AsyncRead for Living {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        match Pin::new(&mut self.stream).poll_read(cx, buf) {
+            Poll::Pending => self.poll_gone(cx).map(Err),
+            done => done,
+        }
+    }
+}
+
+impl AsyncWrite for Living {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
 
 /// How long a control connection may be silent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,20 +98,42 @@ pub struct Patience {
     pub write: Duration,
 }
 
+/// How far a Pi's reports are, as whoever hears them says.
+#[derive(Debug, Default)]
+pub struct Heard {
+    reported: AtomicBool,
+    ended: AtomicBool,
+}
+
+impl Heard {
+    /// A report that counts has come.
+    pub fn report(&self) {
+        self.reported.store(true, Ordering::Relaxed);
+    }
+
+    /// The last report that counts has come: from now on the Pi has the time of one pause for all that it still
+    /// sends.
+    pub fn end(&self) {
+        self.report();
+        self.ended.store(true, Ordering::Relaxed);
+    }
+}
+
 /// A stream that fails with `TimedOut` when its peer is too slow.
 pub struct Timed<'a> {
-    stream: FromTokio<TcpStream>,
+    stream: FromTokio<Living>,
     patience: &'a Patience,
     deadline: Instant,
-    reported: &'a AtomicBool,
+    heard: &'a Heard,
+    ended: bool,
 }
 
 impl<'a> Timed<'a> {
-    /// Whoever hears the reports sets `reported` at the first that counts.
+    /// Whoever hears the reports says so to `heard`.
     #[must_use]
-    pub fn new(stream: TcpStream, patience: &'a Patience, reported: &'a AtomicBool) -> Self {
+    pub fn new(stream: TcpStream, patience: &'a Patience, heard: &'a Heard) -> Self {
         let deadline = Instant::now() + patience.first_report;
-        Self { stream: FromTokio::new(stream), patience, deadline, reported }
+        Self { stream: FromTokio::new(Living::new(stream)), patience, deadline, heard, ended: false }
     }
 }
 
@@ -44,8 +143,9 @@ impl ErrorType for Timed<'_> {
 
 impl Read for Timed<'_> {
     async fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        if self.reported.load(Ordering::Relaxed) {
+        if self.heard.reported.load(Ordering::Relaxed) && !self.ended {
             self.deadline = Instant::now() + self.patience.idle;
+            self.ended = self.heard.ended.load(Ordering::Relaxed);
         }
         timeout_at(self.deadline, self.stream.read(buf)).await.unwrap_or_else(|_| Err(silent()))
     }
@@ -87,14 +187,16 @@ pub fn timely(e: io::Error, text: &'static str) -> io::Error {
     }
 }
 
-/// Sets what every connection needs: small lines leave at once, a peer that lost power
-/// is noticed when nothing is sent (keepalive), and when something is (user time-out).
-pub fn tune(stream: &TcpStream, unanswered: Duration) {
+/// Sets what every connection needs: small lines leave at once, a peer that lost power is noticed when
+/// nothing is on its way to it (keepalive).
+///
+/// When something is, the kernel needs a quarter of an hour (`net.ipv4.tcp_retries2`), and whoever waits for it
+/// notices sooner ([`Watch`](crate::pace::Watch), [`Living`]). A user time-out (`TCP_USER_TIMEOUT`) would also cut
+/// a peer that is only slow: it counts the time for which a window is closed, and not whether the peer's system
+/// answers meanwhile.
+pub fn tune(stream: &TcpStream) {
     let socket = SockRef::from(stream);
-    let set = socket
-        .set_tcp_nodelay(true)
-        .and_then(|()| socket.set_tcp_keepalive(&keepalive()))
-        .and_then(|()| socket.set_tcp_user_timeout(Some(unanswered)));
+    let set = socket.set_tcp_nodelay(true).and_then(|()| socket.set_tcp_keepalive(&keepalive()));
     if let Err(e) = set {
         log::debug!("a socket's options cannot be set: {e}");
     }

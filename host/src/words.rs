@@ -1,7 +1,6 @@
 //! Numbers, moments and tables for people.
 
-use std::fmt::Write as _;
-use std::io::{self, ErrorKind, Write as _};
+use std::io::{self, ErrorKind, Write};
 
 use anyhow::Context;
 
@@ -28,6 +27,12 @@ pub fn print(text: &str) -> anyhow::Result<()> {
         Err(e) if e.kind() == ErrorKind::BrokenPipe => Ok(()),
         done => done.context("writing to standard output"),
     }
+}
+
+/// Writes a line to standard error. Where that is closed nobody reads it, and that is no reason to fail: `eprintln`
+/// would panic.
+pub fn print_error(line: std::fmt::Arguments<'_>) {
+    let _ = writeln!(io::stderr().lock(), "{line}");
 }
 
 /// A number of bytes for people.
@@ -79,17 +84,25 @@ pub fn clock(at_ms: u64) -> String {
     )
 }
 
+/// The widest that a column is made, in characters; what is longer pushes the rest of its line aside. A
+/// table of thousands of lines must not take the length of one long cell in every one of them.
+const COLUMN_MAX: usize = 100;
+
 /// A table with columns as wide as their widest cell; the last is as long as it is.
 pub fn columns<const N: usize>(head: [&str; N], rows: impl Iterator<Item = [String; N]>) -> String {
     let rows: Vec<[String; N]> = [head.map(String::from)].into_iter().chain(rows).collect();
     let widths: [usize; N] = std::array::from_fn(|i| {
-        rows.iter().filter_map(|r| r.get(i)).map(|cell| cell.chars().count()).max().unwrap_or(0)
+        let lengths = rows.iter().filter_map(|r| r.get(i)).map(|cell| cell.chars().count());
+        lengths.filter(|length| *length <= COLUMN_MAX).max().unwrap_or(0)
     });
     let mut out = String::new();
     for row in rows {
         let mut line = String::new();
         for (cell, width) in row.iter().zip(widths) {
-            let _ = write!(line, "{cell:width$}  ");
+            line.push_str(cell);
+            // Not by the width of a format: one of 65,536 or more panics, and cells come from peers.
+            let spaces = width.saturating_sub(cell.chars().count()) + 2;
+            line.extend(std::iter::repeat_n(' ', spaces));
         }
         out.push_str(line.trim_end());
         out.push('\n');
@@ -115,5 +128,13 @@ mod tests {
     fn tables() {
         let row = |a: &str, b: &str| [a.into(), b.into()];
         assert_eq!(columns(["A", "B"], [row("xyz", "1"), row("é", "")].into_iter()), "A    B\nxyz  1\né\n");
+        // A cell of any length, in any column: a format's width ends at 65,535.
+        for length in [65_535, 65_536, 1 << 20] {
+            let long = "x".repeat(length);
+            let last = columns(["A", "B"], [row("1", &long), row("2", "b")].into_iter());
+            assert_eq!(last, format!("A  B\n1  {long}\n2  b\n"));
+            let first = columns(["A", "B"], [row(&long, "1"), row("2", "b")].into_iter());
+            assert_eq!(first, format!("A  B\n{long}  1\n2  b\n"), "one long cell makes no others wide");
+        }
     }
 }

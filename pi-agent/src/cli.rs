@@ -54,9 +54,16 @@ pi-agent: installs this Pi from a piman server
       the service on an installed Pi: does what `piman call` asks, for ever
       --port N           the server's talks port                 [25565]
       --password-file F  the password that the server wants, in the first line
+      --protocol P       piman; pickle for an old TCPTalks server; auto for either
+                         [auto; with a password piman, since the other two give
+                         the password to the server in clear]
       --hooks DIR        programs that may be run by name        [/etc/piman/hooks]
       --reboot PROGRAM   what starts the Pi again                [/sbin/reboot]
       --serial S         the identity in place of this machine's
+      --messages H[:P]   joins the message channel on this server and port [9123];
+                         repeat; --server is not needed then. Messages are logged
+      --on-message HOOK  runs this program of --hooks for each message instead: it
+                         reads the message and what it prints, if anything, is sent
   pi-agent init
       what it does as process 1 of an initramfs
   pi-agent --version | --help
@@ -204,16 +211,25 @@ fn run(parser: &mut Parser) -> anyhow::Result<Order> {
         host: String::new(),
         port: talks::PORT,
         password_file: None,
+        protocol: None,
         hooks: "/etc/piman/hooks".into(),
         reboot: "/sbin/reboot".into(),
         root: "/".into(),
         identity: Identity::of_this_machine(),
+        messages: Vec::new(),
+        on_message: None,
     };
     while let Some(arg) = parser.next()? {
         match arg {
+            Arg::Long("messages") => {
+                let address = parser.value()?.string()?.parse().map_err(anyhow::Error::msg);
+                service.messages.push(address.context("--messages")?);
+            }
+            Arg::Long("on-message") => service.on_message = Some(parser.value()?.string()?),
             Arg::Long("server") => service.host = parser.value()?.string()?,
             Arg::Long("port") => service.port = parser.value()?.parse()?,
             Arg::Long("password-file") => service.password_file = Some(parser.value()?.into()),
+            Arg::Long("protocol") => service.protocol = Some(parser.value()?.parse()?),
             Arg::Long("hooks") => service.hooks = parser.value()?.into(),
             Arg::Long("reboot") => service.reboot = parser.value()?.into(),
             Arg::Long("serial") => {
@@ -223,7 +239,8 @@ fn run(parser: &mut Parser) -> anyhow::Result<Order> {
             other => return Err(other.unexpected().into()),
         }
     }
-    ensure!(!service.host.is_empty(), "--server is missing");
+    ensure!(!service.host.is_empty() || !service.messages.is_empty(), "--server or --messages is missing");
+    ensure!(service.on_message.is_none() || !service.messages.is_empty(), "--on-message is for --messages");
     Ok(Order::Run(Arc::new(service)))
 }
 
@@ -298,6 +315,9 @@ mod tests {
             ("check", "--disk"),
             ("run", "--server"),
             ("run --server x --port y", "y"),
+            ("run --server x --protocol telnet", "auto, pickle or piman"),
+            ("run --messages x:y", "x:y"),
+            ("run --server x --on-message y", "--messages"),
             ("install --server x --disk y --layout /nowhere", "/nowhere"),
             ("install --server x --disk y --password-file z", "--service"),
         ] {

@@ -76,6 +76,9 @@ impl View {
         // Nothing is to be done where even standard error is gone.
         let _ = if self.live {
             write!(err, "\r\x1b[K{text}").and_then(|()| if end { writeln!(err) } else { err.flush() })
+        } else if now.is_bare() && matches!(now.stage, Stage::Disk | Stage::Commit | Stage::Boot) {
+            // A moment, and whatever comes of it is said by itself.
+            Ok(())
         } else if new_stage || (changed && (end || self.printed.elapsed() > Duration::from_secs(5))) {
             self.printed = Instant::now();
             writeln!(err, "{text}")
@@ -88,11 +91,11 @@ impl View {
 /// `transfer    312.0 MiB of 651.2 MiB  48 %  84.1 MiB/s  4 s left`
 fn line(now: &Snapshot, elapsed: Duration) -> String {
     let mut text = format!("{:<11}", now.stage.word());
-    if now.done == 0 && now.total == 0 {
-        return text.trim_end().to_owned();
-    }
     if now.stage == Stage::Prepare {
-        return format!("{text} the server makes the image: {} %", now.done);
+        return format!("{text} the server is making the image: {} %", now.done);
+    }
+    if now.is_bare() {
+        return format!("{text} {}", doing(now.stage));
     }
     // Writing to a String cannot fail.
     let _ = write!(text, " {}", size(now.done));
@@ -110,6 +113,21 @@ fn line(now: &Snapshot, elapsed: Duration) -> String {
         }
     }
     text
+}
+
+/// What is done in a stage of which nothing is counted.
+const fn doing(stage: Stage) -> &'static str {
+    match stage {
+        Stage::Disk => "looking at the card",
+        Stage::Prepare => "waiting for the server",
+        Stage::Partition => "writing the partition table",
+        Stage::Filesystem => "making the filesystem",
+        Stage::Transfer => "waiting for the first bytes",
+        Stage::Sync => "writing to the card what is still in memory",
+        Stage::Commit => "writing the proof of the installation",
+        Stage::Mount => "mounting the root filesystem",
+        Stage::Boot => "starting the system",
+    }
 }
 
 /// A number of bytes for people: `0 B`, `1.0 KiB`, `651.2 MiB`.
@@ -151,6 +169,6 @@ mod tests {
         let text = line(&now, Duration::from_secs(10));
         assert_eq!(text, "transfer    10.0 MiB of 40.0 MiB  25 %  1.0 MiB/s  30 s left");
         let none = Snapshot { stage: Stage::Commit, done: 0, total: 0 };
-        assert_eq!(line(&none, Duration::from_secs(10)), "commit");
+        assert_eq!(line(&none, Duration::from_secs(10)), "commit      writing the proof of the installation");
     }
 }

@@ -2,12 +2,14 @@
 
 use std::io;
 use std::mem;
+use std::net::TcpStream;
 use std::path::Path;
 use std::thread;
 use std::time::{Duration, SystemTime};
 
 use embedded_io_adapters::std::FromStd;
 use piman_core::blocking::{Blocking, run};
+use piman_core::error::PeerError;
 use piman_core::stream::{self, Acks};
 
 use crate::backoff::Backoff;
@@ -19,6 +21,8 @@ pub const HEADER: &str = "time_s,cpu_percent,memory_used_kib,memory_total_kib,di
 
 /// How long the server may take to write a record: its disk may be full for a while.
 const ANSWER: Duration = Duration::from_secs(60);
+/// How long a server has for its greeting; one that greets later, or never, gets the record then.
+const GREETING: Duration = Duration::from_secs(1);
 /// Between two attempts to reach it at most.
 const PAUSE_MAX: Duration = Duration::from_secs(30);
 
@@ -80,26 +84,70 @@ pub fn send(host: &str, port: u16, interval: Duration, count: Option<u64>) {
     }
 }
 
-type Line = (Blocking<FromStd<std::net::TcpStream>>, stream::Client);
+type Line = (Blocking<FromStd<TcpStream>>, stream::Client);
 
 /// One record on a connection that is made if there is none.
 fn one(host: &str, port: u16, line: &mut Option<Line>, acks: Acks, record: &str) -> io::Result<Acks> {
-    let is_new = line.is_none();
+    if line.as_ref().is_some_and(|(io, _)| has_closed(io.0.inner())) {
+        *line = None;
+    }
+    let mut text = format!("{record}\n");
     let (io, client) = match line {
         Some(line) => line,
         None => {
             let socket = connect(host, port)?;
+            let greets = says_something(&socket, GREETING)?;
             socket.set_read_timeout(Some(ANSWER))?;
-            line.insert((Blocking(FromStd::new(socket)), stream::Client::new(acks)))
+            let new = line.insert((Blocking(FromStd::new(socket)), stream::Client::new(acks)));
+            if greets {
+                let other =
+                    |_| io::Error::other("what answers there does not greet as a service for records does");
+                run(stream::open(&mut new.0, &mut new.1)).map_err(other)?;
+            }
+            // In one piece: some servers take one for each connection.
+            text.insert_str(0, &format!("{HEADER}\n"));
+            new
         }
     };
-    let failed = |e: piman_core::Error<io::Error>| io::Error::other(e.to_string());
-    if is_new {
-        run(stream::open(io, client)).map_err(failed)?;
-        run(stream::send(io, client, format!("{HEADER}\n").as_bytes())).map_err(failed)?;
-    }
-    run(stream::send(io, client, format!("{record}\n").as_bytes())).map_err(failed)?;
+    run(stream::send(io, client, text.as_bytes())).map_err(failed)?;
     Ok(client.acks())
+}
+
+/// Whether the server says something within this time. One that does not receives first.
+fn says_something(socket: &TcpStream, within: Duration) -> io::Result<bool> {
+    socket.set_read_timeout(Some(within))?;
+    match socket.peek(&mut [0]) {
+        Ok(_) => Ok(true),
+        Err(e) if is_late(&e) => Ok(false),
+        Err(e) => Err(e),
+    }
+}
+
+/// Whether the server has closed the connection since the last record.
+fn has_closed(socket: &TcpStream) -> bool {
+    let peeked = socket.set_nonblocking(true).and_then(|()| socket.peek(&mut [0]));
+    let is_open = match peeked {
+        Ok(n) => n > 0,
+        Err(e) => is_late(&e),
+    };
+    !is_open || socket.set_nonblocking(false).is_err()
+}
+
+fn is_late(e: &io::Error) -> bool {
+    matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut)
+}
+
+fn failed(e: piman_core::Error<io::Error>) -> io::Error {
+    match e {
+        piman_core::Error::Io(e) if is_late(&e) => io::Error::new(
+            io::ErrorKind::TimedOut,
+            format!("the server did not acknowledge the record within {} s", ANSWER.as_secs()),
+        ),
+        piman_core::Error::Peer(PeerError::Closed) => {
+            io::Error::other("the server closed the connection and did not acknowledge the record")
+        }
+        other => io::Error::other(other.to_string()),
+    }
 }
 
 #[cfg(test)]

@@ -65,6 +65,13 @@ pub mod sums;
 pub mod talk;
 pub mod trust;
 
+/// Writes a line to standard error. Where that is closed nobody reads it, and that is no reason to fail: `eprintln`
+/// would panic, and the agent would end in the middle of its work.
+pub fn say_on_stderr(line: std::fmt::Arguments<'_>) {
+    use std::io::Write;
+    let _ = writeln!(std::io::stderr().lock(), "{line}");
+}
+
 /// Sends log lines of level info and worse to standard error.
 pub fn log_to_stderr() {
     struct Stderr;
@@ -76,7 +83,7 @@ pub fn log_to_stderr() {
             if self.enabled(record.metadata()) {
                 logbook::keep(&record.args().to_string());
                 // A console line of its own, also where a progress line is being shown.
-                eprintln!("\r{}", record.args());
+                say_on_stderr(format_args!("\r{}", record.args()));
             }
         }
         fn flush(&self) {}

@@ -7,12 +7,13 @@ use std::sync::Arc;
 
 use pi_agent::cli::{self, HELP, Order};
 use pi_agent::display::{Display, size};
+use pi_agent::failure::in_one_line;
 use pi_agent::figures;
 use pi_agent::init;
 use pi_agent::install::{self, Outcome, Plan};
 use pi_agent::progress::Progress;
 use pi_agent::talk::Machine;
-use pi_agent::{log_to_stderr, logbook, proof, service};
+use pi_agent::{log_to_stderr, logbook, proof, say_on_stderr, service};
 
 fn main() -> ExitCode {
     if let Some(code) = init::dispatch(init::attempt) {
@@ -21,7 +22,7 @@ fn main() -> ExitCode {
     let order = match cli::parse(env::args_os().skip(1)) {
         Ok(order) => order,
         Err(e) => {
-            eprintln!("pi-agent: {e:#}");
+            say_on_stderr(format_args!("pi-agent: {}", in_one_line(&e)));
             return ExitCode::from(2);
         }
     };
@@ -40,13 +41,14 @@ fn main() -> ExitCode {
                 if card.is_installed(false) { ExitCode::SUCCESS } else { ExitCode::from(1) }
             }
             Err(e) => {
-                eprintln!("pi-agent: checking {}: {e:#}", disk.display());
+                let e = in_one_line(&e);
+                say_on_stderr(format_args!("pi-agent: checking {}: {e}", disk.display()));
                 ExitCode::from(2)
             }
         },
         Order::Run(service) => service::run(&service),
         Order::Init => {
-            eprintln!("pi-agent init: {}", init::REFUSAL);
+            say_on_stderr(format_args!("pi-agent init: {}", init::REFUSAL));
             ExitCode::from(2)
         }
     }
@@ -76,7 +78,7 @@ fn run(plan: &Plan, retries: u32, transfer_port: u16) -> ExitCode {
             size(written)
         )),
         Err(failure) => {
-            eprintln!("pi-agent: {failure}");
+            say_on_stderr(format_args!("pi-agent: {failure}"));
             ExitCode::from(1)
         }
     }

@@ -25,6 +25,14 @@ pub struct Snapshot {
     pub total: u64,
 }
 
+impl Snapshot {
+    /// Whether nothing is counted.
+    #[must_use]
+    pub const fn is_bare(&self) -> bool {
+        self.done == 0 && self.total == 0
+    }
+}
+
 impl Progress {
     /// Counters at the first stage.
     #[must_use]

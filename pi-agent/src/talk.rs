@@ -4,21 +4,32 @@
 use std::fmt;
 use std::io;
 use std::net::TcpStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, anyhow};
+use anyhow::anyhow;
 use embedded_io_adapters::std::FromStd;
+use piman_core::Error;
 use piman_core::blocking::{Blocking, run};
 use piman_core::drive;
-use piman_core::install::{Date, Decision, Hello, Notice, Report, Stage, Start};
+use piman_core::install::{Can, Date, Decision, Hello, Notice, Report, Stage, Start};
 use piman_core::line::LINE_MAX;
 
-use crate::failure::{Cause, Failure, OrFail};
+use crate::failure::{Cause, Failure};
 
 /// How long a connection may take to be made.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long piman may take to decide.
 const DECIDE_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long a server may take to answer the greeting before it is taken for an old one, which does not answer.
+const ANSWER_TIMEOUT: Duration = Duration::from_millis(300);
+/// How long a server that did not answer the greeting may take to decide. One that has not by then may have read
+/// the greeting and the report at once and found no word that it knows: it is asked again without a greeting.
+const UNANSWERED_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long an old server is given to read a report by itself.
+const PAUSE: Duration = Duration::from_millis(100);
 /// How long a report may take to be taken.
 const REPORT_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -40,54 +51,111 @@ impl Server {
     /// If the name is unknown or no address of it answers within 10 s.
     pub fn connect(&self, port: u16) -> anyhow::Result<TcpStream> {
         let stream = crate::reach::connect(&self.host, port, CONNECT_TIMEOUT)
-            .with_context(|| format!("connecting to {} port {port}: is piman running there?", self.host))?;
+            .map_err(|e| anyhow!("{e}; check that `piman serve` runs there"))?;
         crate::reach::keepalive(&stream)?;
         Ok(stream)
     }
 }
 
+/// What is known of the server at the other end of a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Peer {
+    /// Nothing: it gets the lines that matter to whoever understands them.
+    #[default]
+    Unknown,
+    /// It understands our lines.
+    Ours,
+    /// It did not answer while it was greeted: it hears what an old Pi says, and nothing else.
+    Old,
+}
+
 /// A control connection that is open.
 pub struct Talk {
     io: Blocking<FromStd<Limited>>,
+    peer: Peer,
 }
 
 impl Talk {
-    /// Connects and talks to a decision.
+    /// Connects and talks to a decision. A server that does not answer the greeting is asked once more, without
+    /// one: some old servers understand a report only if nothing else has come with it.
     ///
     /// # Errors
     /// [`Cause::Network`] if piman cannot be reached or closes without a decision.
     pub fn open(
         server: &Server,
         start: Start<'_>,
-        pi: &mut impl drive::Pi,
+        machine: &mut Machine,
     ) -> Result<(Self, Decision), Failure> {
         let who = format!("{} port {}", server.host, server.control_port);
-        let (talk, decision) = Self::connect(server)
-            .and_then(|mut talk| {
-                let mut buf = [0; LINE_MAX];
-                talk.limit(DECIDE_TIMEOUT);
-                let decision = run(drive::attend(&mut talk.io, &mut buf, &start, pi))
-                    .map_err(|e| anyhow!("{e}"))
-                    .context("waiting for a decision")?;
-                Ok((talk, decision))
-            })
-            .or_fail(Stage::Disk, Cause::Network, format!("talking to piman at {who}"))?;
-        Ok((talk, decision))
+        let plain = Start { hello: None, ..start };
+        if start.hello.is_some() && !machine.old_server {
+            match Self::ask(server, start, machine) {
+                Err(Unheard::Greeting) => {
+                    log::warn!("{who} does not answer this agent's greeting: asking again as an old Pi does");
+                }
+                done => return done.map_err(|e| e.failure(&who)),
+            }
+        }
+        let done = Self::ask(server, plain, machine);
+        machine.old_server = done.is_ok();
+        done.map_err(|e| e.failure(&who))
     }
 
-    /// Connects only to report what has happened since an earlier connection was lost.
+    fn ask(server: &Server, start: Start<'_>, machine: &mut Machine) -> Result<(Self, Decision), Unheard> {
+        let greets = start.hello.is_some();
+        let mut talk = Self::connect(server, Peer::Unknown).map_err(Unheard::Absent)?;
+        let heard = Arc::new(AtomicBool::new(false));
+        let now = Instant::now();
+        let limits = talk.io.0.inner_mut();
+        limits.until = now + DECIDE_TIMEOUT;
+        limits.unheard = greets.then(|| Unanswered {
+            heard: Arc::clone(&heard),
+            answer: Some(now + ANSWER_TIMEOUT),
+            decision: now + UNANSWERED_TIMEOUT,
+        });
+        let mut buf = [0; LINE_MAX];
+        let asked = run(drive::attend(&mut talk.io, &mut buf, &start, &mut Heard { machine, heard: &heard }));
+        let ours = heard.load(Ordering::Relaxed);
+        talk.io.0.inner_mut().unheard = None;
+        talk.peer = match (ours, greets) {
+            (true, _) => Peer::Ours,
+            (false, true) => Peer::Unknown,
+            (false, false) => Peer::Old,
+        };
+        match asked {
+            Ok(decision) => Ok((talk, decision)),
+            Err(Error::Io(e)) if e.kind() == io::ErrorKind::TimedOut && greets && !ours => {
+                Err(Unheard::Greeting)
+            }
+            Err(e) => Err(Unheard::Failed(anyhow!("{e}"))),
+        }
+    }
+
+    /// Connects only to report what has happened since an earlier connection was lost; `peer` is what was known of
+    /// the server then.
     ///
     /// # Errors
     /// If piman cannot be reached.
-    pub fn resume(server: &Server, hello: Hello<'_>) -> anyhow::Result<Self> {
-        let mut talk = Self::connect(server)?;
-        talk.notify(Notice::Hello(hello))?;
+    pub fn resume(server: &Server, hello: Hello<'_>, peer: Peer) -> anyhow::Result<Self> {
+        let mut talk = Self::connect(server, peer)?;
+        // An answer would not be read.
+        let can = Can { answer: false, ..hello.can };
+        talk.notify(Notice::Hello(Hello { can, ..hello }))?;
         Ok(talk)
     }
 
-    fn connect(server: &Server) -> anyhow::Result<Self> {
+    fn connect(server: &Server, peer: Peer) -> anyhow::Result<Self> {
         let stream = server.connect(server.control_port)?;
-        Ok(Self { io: Blocking(FromStd::new(Limited { stream, until: Instant::now() })) })
+        Ok(Self {
+            io: Blocking(FromStd::new(Limited { stream, until: Instant::now(), unheard: None })),
+            peer,
+        })
+    }
+
+    /// What is known of the server.
+    #[must_use]
+    pub const fn peer(&self) -> Peer {
+        self.peer
     }
 
     /// Reports by a word.
@@ -99,11 +167,18 @@ impl Talk {
         run(drive::report(&mut self.io, &report)).map_err(|e| anyhow!("{e}"))
     }
 
-    /// Says a line of ours.
+    /// Says a line of ours, unless the server is an old one that it could only confuse.
     ///
     /// # Errors
     /// If the connection is gone.
     pub fn notify(&mut self, notice: Notice<'_>) -> anyhow::Result<()> {
+        match (self.peer, notice) {
+            // They would reach it together with the report that follows them.
+            (Peer::Old, _) | (Peer::Unknown, Notice::Progress { .. } | Notice::Committed { .. }) => {
+                return Ok(());
+            }
+            _ => {}
+        }
         self.limit(REPORT_TIMEOUT);
         run(drive::notify(&mut self.io, notice)).map_err(|e| anyhow!("{e}"))
     }
@@ -113,42 +188,100 @@ impl Talk {
     }
 }
 
+/// Why there is no decision.
+enum Unheard {
+    /// The server is there and does not answer the greeting.
+    Greeting,
+    /// No connection.
+    Absent(anyhow::Error),
+    /// The connection failed or ended.
+    Failed(anyhow::Error),
+}
+
+impl Unheard {
+    fn failure(self, who: &str) -> Failure {
+        let waiting = || format!("waiting for the decision of the server {who}");
+        let error = match self {
+            Self::Greeting => anyhow::Error::new(late()).context(waiting()),
+            Self::Absent(e) => e,
+            Self::Failed(e) => e.context(waiting()),
+        };
+        Failure { stage: Stage::Disk, cause: Cause::Network, error }
+    }
+}
+
 /// A stream on which everything together has to happen before a deadline: a server that
 /// sends a byte a second does not hold the Pi for ever.
 #[derive(Debug)]
 struct Limited {
     stream: TcpStream,
     until: Instant,
+    /// What counts until the server has shown that it understands our lines.
+    unheard: Option<Unanswered>,
+}
+
+/// The deadlines of a server that has been greeted.
+#[derive(Debug)]
+struct Unanswered {
+    /// It has shown that it understands.
+    heard: Arc<AtomicBool>,
+    /// For the answer to the greeting; a read fails once at this moment.
+    answer: Option<Instant>,
+    /// For the decision.
+    decision: Instant,
 }
 
 impl Limited {
-    fn left(&self) -> io::Result<Duration> {
-        let left = self.until.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            Err(io::Error::new(io::ErrorKind::TimedOut, "no answer in time"))
-        } else {
-            Ok(left)
+    /// When a read has to be over.
+    fn read_until(&mut self) -> Instant {
+        match &mut self.unheard {
+            Some(unheard) if !unheard.heard.load(Ordering::Relaxed) => match unheard.answer {
+                Some(answer) if answer <= Instant::now() => {
+                    unheard.answer = None;
+                    answer
+                }
+                Some(answer) => answer,
+                None => unheard.decision,
+            },
+            _ => self.until,
         }
     }
 }
 
+fn left(until: Instant) -> io::Result<Duration> {
+    let left = until.saturating_duration_since(Instant::now());
+    if left.is_zero() { Err(late()) } else { Ok(left) }
+}
+
 fn in_time<T>(result: io::Result<T>) -> io::Result<T> {
     result.map_err(|e| match e.kind() {
-        io::ErrorKind::WouldBlock => io::Error::new(io::ErrorKind::TimedOut, "no answer in time"),
+        io::ErrorKind::WouldBlock => late(),
         _ => e,
     })
 }
 
+fn late() -> io::Error {
+    io::Error::new(io::ErrorKind::TimedOut, "the server did not answer in time")
+}
+
 impl io::Read for Limited {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        self.stream.set_read_timeout(Some(self.left()?))?;
-        in_time(io::Read::read(&mut self.stream, buf))
+        let until = self.read_until();
+        self.stream.set_read_timeout(Some(left(until)?))?;
+        let read = in_time(io::Read::read(&mut self.stream, buf));
+        if read.as_ref().is_err_and(|e| e.kind() == io::ErrorKind::TimedOut)
+            && let Some(unheard) = &mut self.unheard
+        {
+            // It is said once that the answer is late.
+            unheard.answer = None;
+        }
+        read
     }
 }
 
 impl io::Write for Limited {
     fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
-        self.stream.set_write_timeout(Some(self.left()?))?;
+        self.stream.set_write_timeout(Some(left(self.until)?))?;
         in_time(io::Write::write(&mut self.stream, buf))
     }
 
@@ -166,6 +299,39 @@ pub struct Machine {
     /// Whether piman said that the root filesystem has to go. It goes with the installation
     /// that follows: nothing is erased before it is known what comes in its place.
     pub wiped: bool,
+    /// What was said last of the disk, which is not said again at every try.
+    pub said: String,
+    /// Whether the server decided for an agent that spoke as an old Pi does, and not for one that greeted it.
+    pub old_server: bool,
+}
+
+/// A machine in one talk.
+struct Heard<'a> {
+    machine: &'a mut Machine,
+    /// The server understands our lines.
+    heard: &'a AtomicBool,
+}
+
+impl drive::Pi for Heard<'_> {
+    fn set_date(&mut self, date: Date) -> bool {
+        self.machine.set_date(date)
+    }
+
+    fn addresses(&mut self, out: &mut impl fmt::Write) {
+        self.machine.addresses(out);
+    }
+
+    fn wipe(&mut self) -> bool {
+        self.machine.wipe()
+    }
+
+    fn understood(&mut self) {
+        self.heard.store(true, Ordering::Relaxed);
+    }
+
+    async fn pause(&mut self) {
+        thread::sleep(PAUSE);
+    }
 }
 
 impl drive::Pi for Machine {

@@ -6,13 +6,20 @@
 //! the last without the others, half of one. `PIMAN_POWER_CUTS` says how many cuts each of
 //! the four tests makes, on 200 in all at least.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::Path;
+use std::process::Command;
 
 use pi_agent::install::{Outcome, Plan};
 use pi_agent::proof::Card as Found;
+use piman::netboot::dhcp::pool::Lease;
+use piman::netboot::dhcp::{Mac, store};
+use piman::sign;
+use piman_core::hash::Hash;
 use piman_tests::card::{Card, Cut, Event, Lie, Medium};
 use piman_tests::chance::Random;
+use piman_tests::disk::{Mounted, run};
 use piman_tests::lab::{self, CARD, Root};
 
 /// Cuts of one test.
@@ -144,4 +151,47 @@ fn by_stream_over_another_system() {
 #[cfg_attr(lacks = "fuse", ignore = "needs root and /dev/fuse")]
 fn by_image_over_another_system() {
     over_another_system("image", "stream");
+}
+
+/// The server's own disk: once it said that a lease is kept or an image is signed, it is so after a power cut.
+#[test]
+#[cfg_attr(lacks = "fuse", ignore = "needs root and /dev/fuse")]
+fn what_the_server_keeps_is_there_after_a_power_cut() {
+    const DISK: u64 = 32 << 20;
+    let folder = lab::memory();
+    let image = folder.path().join("disk.img");
+    File::create(&image).unwrap().set_len(DISK).unwrap();
+    run(Command::new("mkfs.ext4").args(["-q", "-E", "lazy_itable_init=0,lazy_journal_init=0"]).arg(&image));
+    let before = std::fs::read(&image).unwrap();
+    let card = Card::new(before.clone(), Lie::None);
+    // The kernel writes nothing by itself in the meantime.
+    let mounted = Mounted::new(card.path(), 0, DISK, "noatime,commit=900");
+    let leases = |until| {
+        let lease = Lease { mac: Mac([0xb8, 0x27, 0xeb, 0, 0, 1]), until };
+        BTreeMap::from([([10, 0, 0, 7].into(), lease)])
+    };
+    store::save(mounted.path(), &leases(1)).unwrap();
+    run(Command::new("sync").arg("-f").arg(mounted.path()));
+    let signature = format!(
+        "untrusted comment: x\nRUQA{}AAA=\ntrusted comment: y\n{}AA==\n",
+        "A".repeat(92),
+        "A".repeat(84)
+    );
+    let id = Hash([7; 32]);
+    let manifest =
+        format!("piman-manifest 1\nimage {id}\nbytes 1\nunpacked 1\nentries 1\nname x\ncounter 1\n");
+    let medium = Medium::new(before);
+    let cut = |events: &[Event], look: &dyn Fn(&Path)| {
+        let path = folder.path().join("cut.img");
+        let file = File::options().read(true).write(true).create(true).truncate(true).open(&path).unwrap();
+        medium.cut(events, Cut::None, &file);
+        drop(file);
+        look(Mounted::new(&path, 0, DISK, "noatime").path());
+    };
+    store::save(mounted.path(), &leases(2)).unwrap();
+    let mut events = card.take_events();
+    cut(&events, &|disk| assert_eq!(store::load(disk).unwrap(), leases(2)));
+    sign::keep(mounted.path(), &signature, &manifest).unwrap();
+    events.extend(card.take_events());
+    cut(&events, &|disk| assert!(sign::signed(disk, id).is_some(), "the signature is lost"));
 }

@@ -8,6 +8,7 @@ mod image;
 mod manifest; // images: what is known, told and sent of them
 mod old_peers;
 mod orders; // to reinstall, exactly once
+mod original_servers; // in Python, as they were
 mod our_agent;
 mod partition;
 mod programs;

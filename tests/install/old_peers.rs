@@ -1,7 +1,7 @@
 //! Old Pis against `piman serve`, byte by byte as they speak, and the life of an order.
 
 use std::fs;
-use std::io::{ErrorKind, Read, Write};
+use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::path::Path;
 use std::process::Command;
@@ -93,8 +93,9 @@ impl Talk {
         block
     }
 
-    /// Waits until piman closes.
+    /// Ends this side, as a Pi that is done, and waits until piman closes.
     fn closed(mut self) {
+        self.0.shutdown(Shutdown::Write).unwrap();
         let mut rest = Vec::new();
         self.0.read_to_end(&mut rest).unwrap();
         assert_eq!(rest, b"");
@@ -391,13 +392,86 @@ fn several_members_and_any_path_of_the_talk() {
     talk.say("RECEIVED_REINSTALL\nUNMOUNTING\nFINISHED_UNMOUNTING\nIS_INSTALLED\n");
     assert_eq!(talk.block(), BOOT);
     talk.say("RECEIVED_BOOT\nMOUNTING\nFINISHED_MOUNTING\n");
-    talk.0.shutdown(Shutdown::Write).unwrap();
     talk.closed();
     let mut talk = lab.talk(PI);
     talk.say("IS_FORMATTED\nIS_UNINSTALLED\n");
-    let end = talk.0.read(&mut [0; 10]);
-    assert!(
-        matches!(&end, Ok(0)) || matches!(&end, Err(e) if e.kind() == ErrorKind::ConnectionReset),
-        "{end:?}"
-    );
+    talk.closed();
+}
+
+/// A shell on a Pi, its trace on the socket as `exec 2>&3` and `set -x` put it there: it reports the end first and
+/// installs then. What it writes to a connection that is closed kills it.
+const TRACED: &str = r#"
+exec 3<>/dev/tcp/127.0.0.1/$1 2>&3
+set -x
+recv() { while read -r line <&3 && [ "$line" != EOM ]; do command=$line; done; }
+echo IS_UNINSTALLED >&3
+recv
+[ "$command" = format ] || exit 2
+echo RECEIVED_FORMAT >&3
+echo IS_FORMATTED >&3
+until [ -e "$3/go" ]; do sleep 0.02; done
+for i in 1 2 3 4 5 6 7 8 9 10; do : sfdisk and mkfs, step $i; sleep 0.01; done
+exec 4<>/dev/tcp/127.0.0.1/$2
+cat <&4 >"$3/got"
+: extracted
+echo UNMOUNTING >&3
+"#;
+
+#[test]
+fn a_traced_shell_that_reports_the_end_first_lives_to_install() {
+    let lab = Lab::new(&["--no-date"]);
+    let place = tempfile::tempdir().unwrap();
+    let port = |name| lab.server.port(name).to_string();
+    let mut bash = Command::new("bash");
+    bash.args(["-c", TRACED, "bash", &port("control"), &port("rootfs")]).arg(place.path());
+    let mut pi = bash.spawn().unwrap();
+    lab.server.wait_log("reports the end");
+    fs::write(place.path().join("go"), "").unwrap();
+    let status = pi.wait().unwrap();
+    assert!(status.success(), "it was killed: {status}");
+    assert!(fs::read(place.path().join("got")).unwrap() == lab.bytes());
+    wait_until("it is installed", || lab.server.piman(&["devices"]).contains("installed"));
+}
+
+#[test]
+fn a_pi_that_ended_is_heard_for_the_time_of_one_pause_and_no_longer() {
+    let lab = Lab::new(&["--no-date", "--idle-timeout", "2s"]);
+    let mut talk = lab.talk(PI);
+    talk.say("IS_FORMATTED\n");
+    let began = Instant::now();
+    // It is never silent for as long, and is closed nevertheless.
+    while talk.0.write_all(b"+ and so on\n").is_ok() {
+        assert!(began.elapsed() < Duration::from_secs(60), "it is heard for ever");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    assert!(began.elapsed() >= Duration::from_millis(1900), "{:?}", began.elapsed());
+}
+
+#[test]
+fn an_old_pi_that_mounted_and_hung_up_has_booted() {
+    let lab = Lab::new(&[]);
+    let stage = || lab.server.piman(&["devices"]);
+    let mut talk = lab.talk(PI);
+    assert!(talk.block().starts_with("busybox date"));
+    talk.say("RECEIVED_DATE\nIS_INSTALLED\n");
+    assert_eq!(talk.block(), BOOT);
+    talk.say("RECEIVED_BOOT\nMOUNTING\nFINISHED_MOUNTING\n");
+    wait_until("it has mounted", || stage().contains("finished mounting"));
+    assert!(!lab.server.log().contains("set its clock"), "it did not say so: {}", lab.server.log());
+    talk.closed();
+    wait_until("it has booted", || stage().contains("booted") && !stage().contains("mounting"));
+    // Only mounted, or only told: not booted.
+    let mut talk = lab.talk([127, 0, 0, 2]);
+    talk.block();
+    talk.say("RECEIVED_DATE\nSET_DATE\nIS_INSTALLED\n");
+    talk.block();
+    talk.say("RECEIVED_BOOT\n");
+    talk.closed();
+    let mut talk = lab.talk([127, 0, 0, 3]);
+    talk.block();
+    talk.say("MOUNTING\nFINISHED_MOUNTING\n");
+    talk.closed();
+    wait_until("all is noted", || stage().contains("received boot") && stage().contains("finished mounting"));
+    assert_eq!(stage().matches("booted").count(), 1, "{}", stage());
+    assert_eq!(lab.server.log().matches("has set its clock").count(), 1, "{}", lab.server.log());
 }

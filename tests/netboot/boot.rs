@@ -2,12 +2,17 @@
 //! clients that others wrote.
 
 use std::fs;
+use std::net::Ipv4Addr;
 use std::process::Command;
 
+use piman_core::dhcp::client::{Asker, QUESTION, Question, Reply};
+use piman_core::dhcp::server::Request;
+use piman_core::dhcp::{Builder, Header, Kind, Message, Op, build, code};
 use piman_tests::binaries;
 use piman_tests::disk::run;
 use piman_tests::netns::{Network, agent, build, ingredients, printed};
 use piman_tests::wait::until;
+use proptest::prelude::*;
 
 /// A public key for the Pis is where the agent looks for it.
 #[test]
@@ -235,4 +240,106 @@ fn ranges_of_another_network_are_refused() {
     refused(&[&server[..], &["10.0.0.1-10.0.0.9"]].concat(), "is not in the network of cable");
     refused(&["--dhcp", "server", "--dhcp-interface", "cable"], "--dhcp-range");
     refused(&["--dhcp", "proxy", "--dhcp-interface", "eth9"], "cable (192.168.77.1)");
+}
+
+fn any_options() -> impl Strategy<Value = Vec<(u8, Vec<u8>)>> {
+    // Fill bytes, the mark of the end, and what moves options elsewhere are not options that one writes.
+    let code = (1..255_u8).prop_filter("no plain option", |code| *code != code::OVERLOAD);
+    prop::collection::vec((code, prop::collection::vec(any::<u8>(), 0..700)), 0..8)
+}
+
+fn any_header() -> impl Strategy<Value = Header<'static>> {
+    let address = || any::<[u8; 4]>().prop_map(Ipv4Addr::from);
+    let numbers = (any::<bool>(), any::<u32>(), any::<u16>(), any::<u16>(), any::<[u8; 6]>());
+    (numbers, address(), address(), address(), address()).prop_map(|(numbers, client, your, next, relay)| {
+        let (is_reply, number, seconds, flags, mac) = numbers;
+        let op = if is_reply { Op::Reply } else { Op::Request };
+        Header {
+            seconds,
+            flags,
+            client_address: client,
+            your_address: your,
+            next_server: next,
+            relay,
+            ..Header::new(op, number, mac)
+        }
+    })
+}
+
+proptest! {
+    #[test]
+    fn a_dhcp_message_that_is_written_is_read(header in any_header(), options in any_options()) {
+        let length = build::length(options.iter().map(|(_, value)| value.len()));
+        let mut out = vec![0xaa; length];
+        let write = |out: &mut [u8]| {
+            let mut builder = Builder::new(out, &header);
+            for (code, value) in &options {
+                builder.option(*code, value);
+            }
+            builder.finish()
+        };
+        prop_assert_eq!(write(&mut out), Ok(length));
+        prop_assert!(write(&mut out.clone()[1..]).is_err(), "it is as long as it says");
+        let message = Message::parse(&out).unwrap();
+        let known = |address: Ipv4Addr| Some(address).filter(|a| !a.is_unspecified());
+        prop_assert_eq!((message.op(), message.mac()), (Some(header.op), Some(header.mac)));
+        prop_assert_eq!((message.number(), message.seconds()), (header.number, header.seconds));
+        prop_assert_eq!((message.flags(), message.is_cut()), (header.flags, false));
+        prop_assert_eq!(message.client_address(), known(header.client_address));
+        prop_assert_eq!(message.your_address(), known(header.your_address));
+        prop_assert_eq!(message.next_server(), known(header.next_server));
+        prop_assert_eq!(message.relay(), known(header.relay));
+        for (code, _) in &options {
+            let want: Vec<u8> = options.iter().filter(|(c, _)| c == code).flat_map(|(_, v)| v.clone()).collect();
+            let value = message.option(*code).unwrap();
+            prop_assert!(value.is(&want) && value.length() == want.len());
+        }
+    }
+
+    /// The client's questions as the server reads them.
+    #[test]
+    fn a_question_arrives(
+        who in (any::<[u8; 6]>(), prop::option::of(any::<u32>()), any::<u32>()),
+        kind in 1..=8_u8,
+        addresses in any::<[Option<[u8; 4]>; 3]>(),
+        seconds in any::<u16>(),
+    ) {
+        let (mac, serial, number) = who;
+        let [has, wants, server] = addresses.map(|a| a.map(Ipv4Addr::from).filter(|a| !a.is_unspecified()));
+        let kind = Kind::from_number(kind);
+        let mut out = [0; QUESTION];
+        let written = Question { kind, has, wants, server, seconds }.write(&Asker { mac, serial, number }, &mut out);
+        prop_assert_eq!(written, Ok(QUESTION));
+        let request = Request::parse(&out).unwrap();
+        prop_assert_eq!((request.kind, request.mac, request.number()), (kind, mac, number));
+        prop_assert_eq!((request.address(), request.requested(), request.server()), (has, wants, server));
+        prop_assert!(request.class().is_some_and(|class| class.is(b"piman")));
+        prop_assert_eq!(request.machine_id().is_some(), serial.is_some());
+        prop_assert!(Reply::parse(&out, &Asker { mac, serial, number }).is_none(), "it is no answer");
+    }
+
+    #[test]
+    fn any_bytes_are_a_message_or_none(
+        bytes in prop::collection::vec(any::<u8>(), 0..600),
+        calm in any::<bool>(),
+    ) {
+        let mut bytes = bytes;
+        if calm && bytes.len() >= 240 {
+            bytes[0] = bytes[0] % 2 + 1;
+            bytes[1..3].copy_from_slice(&[1, 6]);
+            bytes[4..8].fill(7);
+            bytes[236..240].copy_from_slice(&[99, 130, 83, 99]);
+        }
+        if let Some(message) = Message::parse(&bytes) {
+            let all: usize = message.options().map(|(_, value)| value.len()).sum();
+            prop_assert!(all <= bytes.len());
+            prop_assert!(message.options().all(|(code, _)| message.option(code).is_some()));
+        }
+        if let Some(request) = Request::parse(&bytes) {
+            prop_assert!(request.class().is_none_or(|class| class.length() >= 2));
+            let who = Asker { mac: request.mac, serial: None, number: request.number() };
+            bytes[0] = 2;
+            prop_assert!(Reply::parse(&bytes, &who).is_none_or(|r| r.dns.len() <= 4));
+        }
+    }
 }

@@ -88,7 +88,7 @@ fn the_shell_script_with_tracing_on() {
         "Milestone(FinishedMounting)",
         "Formatted",
     ];
-    assert_eq!(notes, want, "what comes after the end is not heard");
+    assert_eq!(notes, want, "what comes after the end does not count");
 }
 
 #[test]
@@ -165,9 +165,15 @@ fn golden_bytes_of_revision_1() {
         card: Some(Hash([0x11; 32])),
         installation: Some(Installation(0xaa)),
         paths: Paths { stream: true, image: true },
-        can: Can { signed: true },
+        can: Can { signed: true, ..Can::default() },
     };
     assert_eq!((found, found.to_string()), (want, hello.clone()));
+    for (signed, answer, field) in [(false, true, " can=answer"), (true, true, " can=signed+answer")] {
+        let asks = Hello { can: Can { signed, answer }, ..want };
+        let line = hello.replace(" can=signed", field);
+        assert_eq!(asks.to_string(), line);
+        assert_eq!(Report::parse(line.as_bytes()), Report::Ours(Notice::Hello(asks)));
+    }
     // What agents said before: what is not known is passed over.
     let before = hello.replace("can=signed", &format!("have={one} have-bytes=7340032 can=resume+signed"));
     assert_eq!(Report::parse(before.as_bytes()), Report::Ours(Notice::Hello(want)));
@@ -385,7 +391,7 @@ proptest! {
             let report = Report::parse(line);
             let step = session.handle(report, &mut lab);
             if matches!(report, Report::Noise(_) | Report::Ours(_) | Report::Milestone(_)) {
-                prop_assert!(matches!(step, Step::Read | Step::Close));
+                prop_assert!(matches!(step, Step::Read | Step::Send(Command::Hello)));
             }
             if let AgentStep::Unknown(unknown) = agent.handle(line) {
                 prop_assert!(!unknown.is_empty());

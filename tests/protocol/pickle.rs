@@ -4,8 +4,8 @@
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, Command, Stdio};
 
-use piman_core::talks::pickle::{Assembler, Pickler, decode};
-use piman_core::talks::{DecodeError, Encode, Memory, Slot, Value};
+use piman_core::talks::pickle::{Assembler, Pickler, decode, head};
+use piman_core::talks::{DecodeError, Encode, Head, Memory, Slot, Value};
 use proptest::prelude::*;
 
 /// Memory for one message.
@@ -167,6 +167,67 @@ fn exceptions_become_errors_with_class_and_message() {
     }
 }
 
+/// Messages that are refused, whole or cut: which call each belongs to, and the error it reports.
+const REFUSED: &str = r#"
+import pickle, traceback
+deep = 7
+for _ in range(100): deep = [deep]
+def failure():
+    try: raise ValueError("no")
+    except ValueError as e:
+        lines = traceback.extract_tb(e.__traceback__)
+        while len(lines) < 3000: lines.extend(lines[:1000])
+        # The first protocols cannot carry the objects of a traceback.
+        return (type(e), e, lines if protocol > 1 else [tuple(line) for line in lines])
+cases = lambda: [
+    ((b"R", 5, 77, (2**100,), {}), 0, "call 77"),
+    ((b"R", 5, 77, (1, 2, 3, 2**100), {}), 0, "call 77"),
+    ((b"R", 5, 77, (), {"key": -2**100}), 0, "call 77"),
+    ((b"R", 2**100, 77, (1,), {}), 0, "call 77"),
+    ((b"R", 5, 4294967295, (deep,), {}), 0, "call 4294967295"),
+    ((b"R", 5, 77, ([None] * 5000,), {}), 0, "call 77"),
+    ((b"R", 5, 77, (b"x" * 90000,), {}), 500, "call 77"),
+    ((b"R", 5, 77, ("x" * 90000, 1), {"a": 1}), 500, "call 77"),
+    ((b"A", 77, (2**100,)), 0, "answer 77"),
+    ((b"A", 77, (deep,)), 0, "answer 77"),
+    ((b"A", 77, ([None] * 5000,)), 0, "answer 77"),
+    ((b"A", 77, (b"x" * 90000,)), 500, "answer 77"),
+    ((b"A", 77, (failure(),)), 0, "answer 77 ValueError: no"),
+    ((b"A", 77, (failure(),)), 800, "answer 77 ValueError: no"),
+    ((b"A", 77, ({*range(5000)},)), 200, "answer 77"),
+    ((b"Z", 77, (2**100,)), 0, "nothing"),
+    ((b"R", 5, 2**32, (2**100,)), 0, "nothing"),
+    ([b"x" * 90000], 500, "nothing"),
+]
+for protocol in range(6):
+    for message, cut, want in cases():
+        for make in (pickle.dumps, pickle._dumps):
+            print((make(message, protocol)[:cut or None]).hex() + " " + want, flush=True)
+"#;
+
+#[test]
+#[cfg_attr(lacks = "python3", ignore = "needs python3")]
+fn what_is_refused_still_tells_which_call_it_belongs_to() {
+    let child = python(REFUSED);
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success());
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(text.lines().count(), 18 * 12);
+    for line in text.lines() {
+        let (message, want) = line.split_once(' ').unwrap();
+        let message = unhex(message);
+        assert!(read(&message).is_err(), "{want}");
+        let mut room = Room::new(4096);
+        let got = match head(&message, room.memory()) {
+            Some(Head::Call { retcode }) => format!("call {retcode}"),
+            Some(Head::Answer { retcode, fault: None }) => format!("answer {retcode}"),
+            Some(Head::Answer { retcode, fault: Some(fault) }) => format!("answer {retcode} {fault}"),
+            None => "nothing".into(),
+        };
+        assert_eq!(got, want, "{}", message[..message.len().min(300)].escape_ascii());
+    }
+}
+
 #[test]
 #[cfg_attr(lacks = "python3", ignore = "needs python3")]
 fn our_errors_are_exceptions_to_python() {
@@ -175,7 +236,7 @@ fn our_errors_are_exceptions_to_python() {
         hex(&write(&piman_core::talks::Tuple(&[&answer])))
     };
     let mut child = python(
-        "import pickle,sys\nfor l in sys.stdin:\n ((t, v, tb),) = pickle.loads(bytes.fromhex(l))\n assert t is type(v) and tb is None\n print(repr(v))",
+        "import pickle,sys\nfor l in sys.stdin:\n ((t, v, tb),) = pickle.loads(bytes.fromhex(l))\n assert t is type(v) and tb == []\n print(repr(v))",
     );
     let mut to = child.stdin.take().unwrap();
     writeln!(to, "{}\n{}", failure("ValueError", "not so"), failure("Busy", "é")).unwrap();
@@ -331,6 +392,7 @@ proptest! {
             1 => any::<u8>(),
         ], 0..200))
     {
+        let _ = head(&bytes, Room::new(64).memory());
         if let Ok(value) = decode(&bytes, Room::new(256).memory()) {
             let again = write(&value);
             prop_assert!(decode(&again, Room::new(4096).memory()).is_ok() || value.fault().is_some());

@@ -2,8 +2,8 @@
 
 use piman_core::talks::auth::{Challenge, Handshake, Keyed, LoginOut, Verdict, admits, same};
 use piman_core::talks::{
-    AnswerOut, CallOut, Codec, DecodeError, Dict, Encode, Failure, Memory, Message, Place, Session, Slot,
-    Step, Tuple, Value,
+    AnswerOut, CallOut, Codec, DecodeError, Dict, Encode, Failure, Head, Memory, Message, Place, Session,
+    Slot, Step, Tuple, Value, postcard,
 };
 
 /// Memory for one message.
@@ -188,11 +188,8 @@ fn what_is_no_message_is_broken() {
             &Tuple(&[]),
             &Tuple(&[&b"R"[..].to_vec().as_slice()]),
             &Tuple(&[&"R", &1_i64, &2_i64, &Tuple(&[]), &empty]),
-            &Tuple(&[&&b"R"[..], &"x", &2_i64, &Tuple(&[]), &empty]),
             &Tuple(&[&&b"R"[..], &1_i64, &-2_i64, &Tuple(&[]), &empty]),
             &Tuple(&[&&b"R"[..], &1_i64, &(1_i64 << 32), &Tuple(&[]), &empty]),
-            &Tuple(&[&&b"R"[..], &1_i64, &2_i64, &3_i64, &empty]),
-            &Tuple(&[&&b"A"[..], &1_i64, &2_i64]),
             &Tuple(&[&&b"Z"[..], &1_i64, &Tuple(&[])]),
         ] {
             let message = encode(codec, value);
@@ -201,6 +198,62 @@ fn what_is_no_message_is_broken() {
             assert!(matches!(side.session.handle(value), Step::Broken), "{value}");
         }
     }
+}
+
+/// A call whose number is known has an answer, and so does our own call whose answer makes no sense.
+#[test]
+fn what_makes_no_sense_but_has_a_number_is_answered() {
+    let empty = Dict(&[]);
+    for codec in CODECS {
+        let mut side = Side::new(codec, 1, 1);
+        for value in [
+            &Tuple(&[&&b"R"[..], &"x", &2_i64, &Tuple(&[]), &empty]),
+            &Tuple(&[&&b"R"[..], &Tuple(&[]), &2_i64, &Tuple(&[]), &empty]),
+            &Tuple(&[&&b"R"[..], &1_i64, &2_i64, &3_i64, &empty]),
+            &Tuple(&[&&b"R"[..], &1_i64, &2_i64, &Tuple(&[]), &3_i64]),
+            &Tuple(&[&&b"R"[..], &1_i64, &2_i64]),
+        ] {
+            let message = encode(codec, value);
+            let mut room = Room::new();
+            let value = room.decode(codec, &message).unwrap();
+            assert!(matches!(side.session.handle(value), Step::Unreadable { retcode: 2 }), "{value}");
+        }
+        let (retcode, place) = side.session.calls.begin(7, 1000).unwrap();
+        let message = encode(codec, &Tuple(&[&&b"A"[..], &retcode, &2_i64]));
+        let mut room = Room::new();
+        let value = room.decode(codec, &message).unwrap();
+        let step = side.session.handle(value);
+        assert!(matches!(step, Step::Spoilt { place: p, fault: None } if p == place), "{step:?}");
+        assert!(matches!(side.session.handle(value), Step::Late), "it waits no more");
+    }
+}
+
+/// Over frames what cannot be decoded is passed over: several messages share a frame.
+#[test]
+fn a_message_that_is_refused_is_passed_over_in_its_frame() {
+    let deep = [vec![7, 1].repeat(100), vec![0]].concat();
+    // (b'R', 1, 5, [[[...]]], {}).
+    let refused = [&[6, 5, 4, 1, b'R', 2, 2, 2, 10][..], &deep, &[9, 0]].concat();
+    let next = encode(Codec::Postcard, &CallOut { opcode: 1, retcode: 6, args: &Tuple(&[]) });
+    let frame = [&refused[..], &next].concat();
+    let mut room = Room::new();
+    assert_eq!(room.decode(Codec::Postcard, &frame).unwrap_err(), DecodeError::TooDeep);
+    let (length, head) = postcard::skip(&frame).unwrap();
+    assert!(matches!(head, Some(Head::Call { retcode: 5 })), "{head:?}");
+    assert_eq!(&frame[length..], next);
+    // A text that is not Unicode, also as the opcode.
+    let refused = [6, 5, 4, 1, b'R', 5, 1, 0xFF, 2, 10, 6, 0, 9, 0];
+    let (length, head) = postcard::skip(&refused).unwrap();
+    assert!(matches!(head, Some(Head::Call { retcode: 5 })) && length == refused.len(), "{head:?}");
+    let answer = [6, 3, 4, 1, b'A', 2, 10, 6, 1, 5, 1, 0xFF];
+    let (length, head) = postcard::skip(&answer).unwrap();
+    assert!(matches!(head, Some(Head::Answer { retcode: 5, .. })) && length == answer.len(), "{head:?}");
+    for end in 0..refused.len() {
+        assert!(postcard::skip(&refused[..end]).is_none());
+    }
+    // More members than any message has.
+    assert!(postcard::skip(&[7, 0xFF, 0xFF, 0xFF, 0xFF, 0x0F, 0, 0]).is_none());
+    assert!(postcard::skip(&[13]).is_none());
 }
 
 #[test]

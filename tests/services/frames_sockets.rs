@@ -197,7 +197,7 @@ async fn errors_of_connecting_say_what_is_wrong() {
     assert!(text.contains("cannot connect") && text.contains("refused"), "{text}");
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     let text = try_it(silent.local_addr().unwrap(), Duration::from_millis(100)).await;
-    assert!(text.contains("does it speak the frames protocol"), "{text}");
+    assert!(text.contains("does it speak the messages protocol"), "{text}");
     let other = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = other.local_addr().unwrap();
     let ssh = thread::spawn(move || other.accept().unwrap().0.write_all(b"SSH-2.0\r\n"));
@@ -234,6 +234,51 @@ async fn an_old_client_at_our_server() {
         stream.write_all(&[0xF0, 0, 0, 0]).unwrap();
         stream.read_exact(&mut byte).unwrap();
         assert_eq!(byte, [TOO_LARGE]);
+    });
+    tokio::task::spawn_blocking(|| old.join().unwrap()).await.unwrap();
+}
+
+/// The old libraries take a size that comes in place of an answer for a refusal: what they have begun goes
+/// first, also where it came while ours was about to begin.
+#[tokio::test]
+async fn what_an_old_peer_has_begun_goes_before_what_waits_here() {
+    struct Slow(Arc<Mutex<std::sync::mpsc::Receiver<()>>>);
+    impl Hooks for Slow {
+        fn message(&mut self, peer: &Peer, message: Vec<u8>) {
+            // Until the next size of the peer is here.
+            self.0.lock().unwrap().recv_timeout(DEADLINE).unwrap();
+            peer.queue(message).unwrap();
+        }
+    }
+    let (begun, may_go_on) = std::sync::mpsc::channel();
+    let may_go_on = Arc::new(Mutex::new(may_go_on));
+    let server = Server::start(plan(&["127.0.0.1:0"], 1, move || Slow(Arc::clone(&may_go_on)))).unwrap();
+    let address = server.addresses()[0];
+    let old = thread::spawn(move || {
+        let mut stream = TcpStream::connect(address).unwrap();
+        stream.set_nodelay(true).unwrap();
+        stream.set_read_timeout(Some(DEADLINE)).unwrap();
+        let mut byte = [0];
+        stream.write_all(&[GO]).unwrap();
+        stream.read_exact(&mut byte).unwrap();
+        for n in 0..5_u8 {
+            stream.write_all(&[0, 0, 0, 1]).unwrap();
+            if n > 0 {
+                begun.send(()).unwrap();
+            }
+            stream.read_exact(&mut byte).unwrap();
+            assert_eq!(byte, [GO], "the answer to message {n}, as the old library reads it");
+            stream.write_all(&[n]).unwrap();
+        }
+        begun.send(()).unwrap();
+        for n in 0..5_u8 {
+            let mut size = [0; 4];
+            stream.read_exact(&mut size).unwrap();
+            assert_eq!(size, [0, 0, 0, 1]);
+            stream.write_all(&[GO]).unwrap();
+            stream.read_exact(&mut byte).unwrap();
+            assert_eq!(byte, [n]);
+        }
     });
     tokio::task::spawn_blocking(|| old.join().unwrap()).await.unwrap();
 }

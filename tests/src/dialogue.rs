@@ -123,8 +123,8 @@ async fn until_formatted<T: Read<Error: Debug> + Write<Error: Debug>>(io: &mut T
         heard.extend(exactly(io, 1).await);
     }
     assert_eq!(heard, b"format\nEOM\n");
-    put(io, b"format\nRECEIVED_FORMAT\nIS_FORMATTED\n").await;
-    assert_eq!(to_the_end(io).await, b"");
+    // The server reads on until this side closes.
+    put(io, b"format\nRECEIVED_FORMAT\nIS_FORMATTED\n+ reboot\n").await;
 }
 
 fn request(operation: u8) -> Vec<u8> {

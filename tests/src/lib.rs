@@ -20,5 +20,6 @@ pub mod server;
 pub mod small;
 pub mod stack;
 pub mod tar;
+pub mod terminal;
 pub mod tree;
 pub mod wait;

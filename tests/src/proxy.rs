@@ -18,7 +18,7 @@ use crate::chance::Random;
 /// If no port can be bound.
 #[must_use]
 pub fn stammer(server: SocketAddr, seed: u64, cut: Option<i64>) -> SocketAddr {
-    stammer_with(server, seed, cut, 4)
+    stammer_with(server, seed, cut, Stammer { one_in: 4, ..QUICK })
 }
 
 /// The same, some four megabytes a second: there is time to be in the middle of something.
@@ -27,11 +27,32 @@ pub fn stammer(server: SocketAddr, seed: u64, cut: Option<i64>) -> SocketAddr {
 /// If no port can be bound.
 #[must_use]
 pub fn stammer_slowly(server: SocketAddr, seed: u64) -> SocketAddr {
-    stammer_with(server, seed, None, 1)
+    stammer_with(server, seed, None, QUICK)
 }
 
-/// After one piece in `pauses` there is a pause.
-fn stammer_with(server: SocketAddr, seed: u64, cut: Option<i64>, pauses: u64) -> SocketAddr {
+/// How a proxy stammers.
+#[derive(Debug, Clone, Copy)]
+pub struct Stammer {
+    /// The largest piece, in bytes; a third of them have one to three.
+    pub piece: usize,
+    /// The longest pause.
+    pub pause: Duration,
+    /// After one piece in so many there is one.
+    pub one_in: u64,
+}
+
+const QUICK: Stammer = Stammer { piece: 20_000, pause: Duration::from_millis(3), one_in: 1 };
+
+/// The same, in a way of its own.
+///
+/// # Panics
+/// If no port can be bound.
+#[must_use]
+pub fn stammer_as(server: SocketAddr, seed: u64, how: Stammer) -> SocketAddr {
+    stammer_with(server, seed, None, how)
+}
+
+fn stammer_with(server: SocketAddr, seed: u64, cut: Option<i64>, how: Stammer) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     // What is in buffers when something is killed is little.
     set_socket_recv_buffer_size(&listener, 64 << 10).expect("a buffer");
@@ -45,7 +66,7 @@ fn stammer_with(server: SocketAddr, seed: u64, cut: Option<i64>, pauses: u64) ->
             for (from, to, seed) in [(&client, &server, seed), (&server, &client, seed + 1)] {
                 if let (Ok(from), Ok(to)) = (from.try_clone(), to.try_clone()) {
                     let left = left.clone();
-                    thread::spawn(move || forward(from, to, seed, pauses, &left));
+                    thread::spawn(move || forward(from, to, seed, how, &left));
                 }
             }
         }
@@ -53,13 +74,14 @@ fn stammer_with(server: SocketAddr, seed: u64, cut: Option<i64>, pauses: u64) ->
     address
 }
 
-fn forward(mut from: TcpStream, mut to: TcpStream, seed: u64, pauses: u64, left: &AtomicI64) {
+fn forward(mut from: TcpStream, mut to: TcpStream, seed: u64, how: Stammer, left: &AtomicI64) {
     let mut random = Random::new(seed);
     let mut next = move |below: u64| random.below(below);
     let _ = to.set_nodelay(true);
-    let mut buf = [0; 20_000];
+    let mut buf = vec![0; how.piece];
+    let pause = u64::try_from(how.pause.as_micros()).unwrap_or(u64::MAX);
     loop {
-        let most = if next(3) == 0 { 1 + next(3) } else { 1 + next(buf.len() as u64 - 1) };
+        let most = if next(3) == 0 { 1 + next(3) } else { 1 + next(buf.len() as u64) };
         let n = match from.read(&mut buf[..most as usize]) {
             Ok(0) | Err(_) => {
                 let _ = to.shutdown(Shutdown::Write);
@@ -67,8 +89,8 @@ fn forward(mut from: TcpStream, mut to: TcpStream, seed: u64, pauses: u64, left:
             }
             Ok(n) => n,
         };
-        if next(pauses) == 0 {
-            thread::sleep(Duration::from_micros(next(3000)));
+        if next(how.one_in) == 0 {
+            thread::sleep(Duration::from_micros(next(pause)));
         }
         let cut = left.fetch_sub(n as i64, Ordering::Relaxed) < n as i64;
         if cut || to.write_all(&buf[..n]).is_err() {

@@ -92,14 +92,26 @@ impl Server {
             BufReader::new(child.stdout.take().expect("it is piped")).lines().map_while(Result::ok);
         let mut ports = BTreeMap::new();
         // What was asked for beyond the install service has a line of its own.
-        let more = ["--transfer-dir", "--stream-dir", "--talks-port"];
+        let more = [
+            "--transfer-dir",
+            "--stream-dir",
+            "--talks-port",
+            "--messages-port",
+            "--messages-channel",
+            "--messages-chat",
+        ];
         let services = command.get_args().filter(|a| more.iter().any(|m| a == m)).count();
         let install =
             if command.get_args().any(|a| a == "--rootfs" || a == "--control-port") { 3 } else { 0 };
         for line in lines.by_ref().take(install + services) {
             let (name, address) = line.split_once(' ').expect("a name and an address");
             let port = address.rsplit(':').next().and_then(|p| p.parse().ok()).expect("a port");
-            ports.insert(name.to_owned(), port);
+            // A second address of one service has a `+` behind its name.
+            let mut name = name.to_owned();
+            while ports.contains_key(&name) {
+                name.push('+');
+            }
+            ports.insert(name, port);
         }
         assert_eq!(ports.len(), install + services, "piman serve ended, or does not say where it listens");
         // So that it is never held up by a full pipe.
@@ -107,7 +119,7 @@ impl Server {
         Self { child, state: state.to_owned(), ports, log }
     }
 
-    /// The port of `control`, `rootfs` or `fetch`, `transfer` or `stream`.
+    /// The port of `control`, `rootfs` or `fetch`, `transfer` or `stream`, `messages` or `messages/NAME`.
     ///
     /// # Panics
     /// If there is no such listener.

@@ -13,6 +13,13 @@ pub struct Start<'a> {
     pub installed: bool,
 }
 
+/// Whether the report waits for an answer to the greeting.
+impl Start<'_> {
+    pub(crate) fn waits(&self) -> bool {
+        self.hello.is_some_and(|hello| hello.can.answer)
+    }
+}
+
 impl Start<'_> {
     /// The report that asks for a decision.
     #[must_use]
@@ -66,6 +73,8 @@ pub struct Agent {
     pending: Pending,
     /// What it decides, then and afterwards: the one place where an offer is kept.
     decision: Decision,
+    /// Whether the server has said a line of ours.
+    ours: bool,
 }
 
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
@@ -80,7 +89,14 @@ impl Agent {
     /// An agent that has said its [`Start`] and read nothing yet.
     #[must_use]
     pub const fn new() -> Self {
-        Self { pending: Pending::Nothing, decision: Decision::Boot }
+        Self { pending: Pending::Nothing, decision: Decision::Boot, ours: false }
+    }
+
+    /// Whether the server has shown that it understands our lines. One that has not may compare
+    /// all that it reads at once with a report, so a report must reach it alone.
+    #[must_use]
+    pub const fn understood(&self) -> bool {
+        self.ours
     }
 
     /// Takes one line and says what to do. A block is carried out at its `EOM`, except for
@@ -122,7 +138,9 @@ impl Agent {
     }
 
     fn extra<'a>(&mut self, line: &'a [u8]) -> Step<'a> {
-        match (ours::split(line), self.pending, &mut self.decision) {
+        let ours = ours::split(line);
+        self.ours |= ours.is_some();
+        match (ours, self.pending, &mut self.decision) {
             (Some((b"offer", fields)), Pending::Decision, Decision::Format(offer)) => {
                 Offer::read(fields, offer);
                 // Without it this would look like a server of old, which sends what nobody checks.
@@ -186,6 +204,20 @@ mod tests {
         let block = Command::Wait { seconds: 3, percent: 40 }.to_string();
         let want = (None, Decision::Wait { seconds: 3, percent: 40 });
         assert_eq!(talk(&mut Agent::new(), &block), Some(want));
+    }
+
+    #[test]
+    fn a_server_is_understood_by_any_line_of_ours() {
+        for (line, want) in [
+            (&b"PIMAN/1 hello rev=1"[..], true),
+            (b"PIMAN/1 wait seconds=1 percent=1", true),
+            (b"PIMAN/2 hello", false),
+            (b"boot", false),
+        ] {
+            let mut agent = Agent::new();
+            let _ = agent.handle(line);
+            assert_eq!(agent.understood(), want, "{line:?}");
+        }
     }
 
     #[test]

@@ -22,6 +22,8 @@ pub enum Command {
     Date(Date),
     /// Answer with the Pi's addresses.
     Ip,
+    /// Ours: the answer to a greeting that asks for one, so that the Pi knows that it is understood.
+    Hello,
     /// Ours: what is to be installed is being prepared; report again after this many seconds.
     Wait {
         /// How long to wait, in seconds.
@@ -66,6 +68,11 @@ impl Words for Command {
             Self::Reinstall => to.text("reinstall"),
             Self::Date(date) => date.words(to),
             Self::Ip => to.text("ip"),
+            Self::Hello => {
+                to.text(super::ours::MARK);
+                to.text(" hello rev=");
+                words::number(to, super::ours::REVISION.into(), 0);
+            }
             Self::Wait { seconds, percent } => {
                 to.text(super::ours::MARK);
                 to.text(" wait seconds=");

@@ -11,6 +11,7 @@
 //! | `table` | the chunk table of an image |
 //! | `manifest` | what is signed of an image |
 //! | `sums` | the chunk hashes of an archive |
+//! | `mbr` | the partition table of a disk, [`mbr::Mbr`] |
 //! | `layout` | where the partitions of a card lie, and how large its file system is |
 //!
 //! Source: the wire as old peers speak it is fixed; what is ours is marked by lines that
@@ -21,6 +22,7 @@ mod command;
 pub mod fetch;
 pub mod layout;
 pub mod manifest;
+pub mod mbr;
 mod ours;
 mod report;
 mod session;

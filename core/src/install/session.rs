@@ -1,7 +1,7 @@
 //! piman's side of the control connection, as pure steps.
 
 use super::command::{Command, Date};
-use super::ours::{Hello, Installation, Notice, Offer, Stage};
+use super::ours::{Can, Hello, Installation, Notice, Offer, Stage};
 use super::report::{Milestone, Report};
 use crate::hash::Hash;
 
@@ -98,7 +98,7 @@ enum State {
     Formatting,
     /// It was told to wait and ask again.
     Waiting,
-    /// The session has ended.
+    /// The Pi reported `IS_FORMATTED`: what it sends until it closes counts no more.
     Ended,
 }
 
@@ -131,8 +131,8 @@ impl Session {
     /// Takes one report and says what to do.
     pub fn handle(&mut self, report: Report<'_>, fleet: &mut impl Fleet) -> Step {
         let (state, event, step) = match (self.state, report) {
-            (State::Ended, _) => return Step::Close,
-            (_, Report::Formatted) => (State::Ended, Event::Formatted, Step::Close),
+            (State::Ended, _) => return self.end(),
+            (_, Report::Formatted) => (State::Ended, Event::Formatted, self.end()),
             (_, Report::Uninstalled) => {
                 fleet.note(Event::Found { installed: false });
                 self.format(false, fleet)
@@ -146,7 +146,13 @@ impl Session {
                 }
             }
             (state, Report::Milestone(milestone)) => (state, Event::Milestone(milestone), Step::Read),
-            (state, Report::Ours(notice)) => (state, self.notice(notice), Step::Read),
+            (state, Report::Ours(notice)) => {
+                let step = match notice {
+                    Notice::Hello(Hello { can: Can { answer: true, .. }, .. }) => Step::Send(Command::Hello),
+                    _ => Step::Read,
+                };
+                (state, self.notice(notice), step)
+            }
             (state, Report::Noise(line)) => (state, Event::Noise(line), Step::Read),
         };
         if self.state != state {
@@ -155,6 +161,12 @@ impl Session {
         }
         fleet.note(event);
         step
+    }
+
+    /// After the last report that counts. An old Pi may work on, with a trace of all that it does on
+    /// this connection: to close it would kill a shell that writes to it. One of ours has said all.
+    const fn end(&self) -> Step {
+        if self.hello { Step::Close } else { Step::Read }
     }
 
     fn format<'a>(&self, ordered: bool, fleet: &mut impl Fleet) -> (State, Event<'a>, Step) {
@@ -257,11 +269,28 @@ mod tests {
     }
 
     #[test]
-    fn formatted_ends_it_first_or_last() {
-        let mut session = Session::open(None).0;
-        assert_eq!(session.handle(Report::Formatted, &mut lab()), Step::Close);
+    fn after_formatted_nothing_counts_and_an_old_pi_closes() {
+        let (mut session, mut lab) = (Session::open(None).0, lab());
+        assert_eq!(session.handle(Report::Formatted, &mut lab), Step::Read);
         assert_eq!(session.state, State::Ended);
-        assert_eq!(session.handle(Report::Uninstalled, &mut lab()), Step::Close);
+        for report in [Report::Uninstalled, Report::Installed, Report::Formatted, Report::Noise(b"+ sfdisk")]
+        {
+            assert_eq!(session.handle(report, &mut lab), Step::Read);
+        }
+        assert_eq!(lab.notes, ["Formatted"]);
+        let mut ours = Session { hello: true, ..Session::open(None).0 };
+        assert_eq!(ours.handle(Report::Formatted, &mut lab), Step::Close);
+        assert_eq!(ours.handle(Report::Uninstalled, &mut lab), Step::Close);
+    }
+
+    #[test]
+    fn a_greeting_is_answered_if_it_asks_for_it() {
+        let mut lab = lab();
+        for (answer, want) in [(false, Step::Read), (true, Step::Send(Command::Hello))] {
+            let hello = Hello { can: Can { answer, ..Can::default() }, ..Hello::default() };
+            let report = Report::Ours(Notice::Hello(hello));
+            assert_eq!(Session::open(None).0.handle(report, &mut lab), want);
+        }
     }
 
     #[test]

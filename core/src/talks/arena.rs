@@ -302,7 +302,12 @@ impl<'m> Arena<'m> {
 
     /// What was built.
     pub(super) fn done(self, root: Id) -> Value<'m> {
-        Values { message: self.message, slots: self.slots, text: self.text }.value(root)
+        self.into_view().value(root)
+    }
+
+    /// All that was built.
+    pub(super) fn into_view(self) -> Values<'m> {
+        Values { message: self.message, slots: self.slots, text: self.text }
     }
 }
 

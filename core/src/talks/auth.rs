@@ -23,8 +23,19 @@ pub const LOGIN: u32 = 0xAA;
 pub const KEY_CONTEXT: &str = "piman talks 1: the key of both peers";
 /// How long a client may take to log in, in milliseconds.
 pub const LOGIN_MS: u64 = 1000;
-/// How long a server lets a client wait that could not log in, in milliseconds.
-pub const PENALTY_MS: u64 = 1000;
+/// How long a server waits before it answers a wrong password, in milliseconds. Old clients wait for 1000 ms and
+/// then report a lost server in place of the wrong password.
+pub const PENALTY_MS: u64 = 250;
+/// The longest login and the longest verdict, in bytes: nobody has proved anything yet.
+pub const LOGIN_MAX: usize = 4096;
+
+/// What a client puts in front of its login, in the same pickle, if it speaks both protocols and does not know
+/// the server: a text that is pushed and dropped again.
+///
+/// An old server sees its usual login and answers it. A server of ours knows by it that the client also speaks
+/// frames: it does not look at the login, answers with the greeting of frames, and the login of our own clients
+/// follows on the same connection. So neither server ever gets what it does not understand.
+pub const EITHER: &[u8] = b"\x80\x02X\x06\0\0\0piman10";
 
 /// Whether two texts are the same, in a time that depends on the length of `given` alone.
 #[must_use]

@@ -1,13 +1,15 @@
 //! What a message says: a call or an answer, the same in both codecs.
 
-use super::arena::Kind;
-use super::value::{Items, Value};
-use super::write::{Encode, NoRoom, Out, Tuple};
+use super::value::{Fault, Items, Value};
+use super::write::{Dict, Encode, NoRoom, Out, Tuple};
 
 /// Marks a call.
 const CALL: &[u8] = b"R";
 /// Marks an answer.
 const ANSWER: &[u8] = b"A";
+
+/// What is wrong with a call that was read but makes no sense, for its caller.
+pub const NO_CALL: &str = "the call is malformed: an opcode is an integer, arguments are a tuple, arguments by name are a dictionary";
 
 /// A message from the peer.
 #[derive(Debug, Clone, Copy)]
@@ -62,6 +64,41 @@ impl<'m> Message<'m> {
     }
 }
 
+/// Which call a message belongs to that cannot be read to its end or makes no sense: enough to tell the
+/// caller why, instead of letting it wait.
+#[derive(Debug, Clone, Copy)]
+pub enum Head<'m> {
+    /// A call of the peer.
+    Call {
+        /// The number by which the peer finds the answer.
+        retcode: u32,
+    },
+    /// The answer to a call of ours.
+    Answer {
+        /// The number of our call.
+        retcode: u32,
+        /// The error that it reports, if that much can be read: its traceback may be what cannot.
+        fault: Option<Fault<'m>>,
+    },
+}
+
+impl<'m> Head<'m> {
+    /// The head of a message that [`Message::parse`] does not take, by its parts as far as they are known.
+    pub fn of(mut items: impl Iterator<Item = Value<'m>>) -> Option<Self> {
+        match items.next()?.bytes()? {
+            CALL => {
+                let _opcode = items.next()?;
+                Some(Self::Call { retcode: retcode(items.next()?)? })
+            }
+            ANSWER => {
+                let retcode = retcode(items.next()?)?;
+                Some(Self::Answer { retcode, fault: items.next().and_then(Value::fault) })
+            }
+            _ => None,
+        }
+    }
+}
+
 fn retcode(value: Value<'_>) -> Option<u32> {
     u32::try_from(value.int()?).ok()
 }
@@ -79,14 +116,23 @@ pub struct CallOut<'a> {
 
 impl Encode for CallOut<'_> {
     fn encode(&self, out: &mut dyn Out) -> Result<(), NoRoom> {
-        out.begin(Kind::Tuple, 5)?;
-        out.bytes(CALL)?;
-        out.int(self.opcode.into())?;
-        out.int(self.retcode.into())?;
-        self.args.encode(out)?;
-        out.begin(Kind::Dict, 0)?;
-        out.end(Kind::Dict, 0)?;
-        out.end(Kind::Tuple, 5)
+        NamedCallOut { call: *self, keywords: &Dict(&[]) }.encode(out)
+    }
+}
+
+/// A call on its way out that has arguments by name, too.
+#[derive(Clone, Copy)]
+pub struct NamedCallOut<'a> {
+    /// The call with its arguments by place.
+    pub call: CallOut<'a>,
+    /// The arguments by name, as a dictionary.
+    pub keywords: &'a dyn Encode,
+}
+
+impl Encode for NamedCallOut<'_> {
+    fn encode(&self, out: &mut dyn Out) -> Result<(), NoRoom> {
+        let CallOut { opcode, retcode, args } = self.call;
+        Tuple(&[&CALL, &opcode, &retcode, &args, &self.keywords]).encode(out)
     }
 }
 

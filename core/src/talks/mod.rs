@@ -10,12 +10,14 @@
 //! | `session` | one side of an open talk, [`Session`] |
 //! | [`auth`] | who may call |
 //! | `drive` | the login of our own clients over frames (feature `postcard`) |
+//! | `protocol` | which protocol a client speaks, [`Protocol`] |
 //! | `function` | opcodes, names, bindings |
 //! | [`pickle`] | the codec of the old peers |
 //! | `postcard` | the codec between our own peers, over frames (feature `postcard`) |
 //!
 //! On the port our own peers begin with the greeting of frames, 0xFF, which no pickle begins
-//! with: so a server knows from the first byte who is there.
+//! with: so a server knows from the first byte who is there. A client cannot ask an old server in that way: it
+//! would wait for ever for the rest of a pickle. [`auth::EITHER`] is what such a client says.
 
 mod arena;
 pub mod auth;
@@ -27,6 +29,7 @@ mod message;
 pub mod pickle;
 #[cfg(feature = "postcard")]
 pub mod postcard;
+mod protocol;
 mod session;
 mod value;
 mod write;
@@ -38,7 +41,8 @@ pub use drive::{LoginError, prove};
 pub use function::{
     BindError, Bindings, FUNCTIONS, Function, ID, IDENTIFY, IDENTITY, LOG, REBOOT, REINSTALL, RUN, STATUS,
 };
-pub use message::{AnswerOut, Call, CallOut, Message};
+pub use message::{AnswerOut, Call, CallOut, Head, Message, NO_CALL, NamedCallOut};
+pub use protocol::{Protocol, UnknownProtocol};
 pub use session::{Session, Step};
 pub use value::{Class, Fault, Items, Value};
 pub use write::{Dict, Encode, Failure, NoRoom, Out, Tuple};

@@ -2,13 +2,15 @@
 //!
 //! In terms of serde a value is an enum with the variants `None`, `Bool(bool)`, `Int(i64)`, `Float(f64)`,
 //! `Bytes(&[u8])`, `Str(&str)`, `Tuple(Vec)`, `List(Vec)`, `Set(Vec)`, `Dict(Vec)` (keys and values in
-//! turn) and `Error(class, message)`, in this order. It is written and read value by value, since there
+//! turn), `Error(class, message)`, `Class(module, name)` and `Object(Vec)` (its class, its arguments and
+//! its state, as an old peer sent them), in this order. It is written and read value by value, since there
 //! is no allocator to build the enum with.
 
 use serde::Deserialize;
 
 use super::arena::{Arena, DecodeError, Id, Inner, Kind, Memory};
-use super::value::Value;
+use super::message::Head;
+use super::value::{Class, Value};
 use super::write::{Buffer, NoRoom, Out};
 
 const NONE: u8 = 0;
@@ -22,6 +24,8 @@ const LIST: u8 = 7;
 const SET: u8 = 8;
 const DICT: u8 = 9;
 const ERROR: u8 = 10;
+const CLASS: u8 = 11;
+const OBJECT: u8 = 12;
 
 /// Reads one whole message, in a time in proportion to its length.
 ///
@@ -45,6 +49,56 @@ pub fn decode_first<'m>(message: &'m [u8], memory: Memory<'m>) -> Result<(Value<
     let root = reader.value(depth_max)?;
     let used = message.len() - reader.rest.len();
     Ok((reader.arena.done(root), used))
+}
+
+/// Passes over the first of several messages that [`decode_first`] refuses: its length in bytes and the call
+/// that it belongs to, if that can be told. `None` if it cannot be told where it ends: then nothing that
+/// follows in the frame can be read.
+#[must_use]
+pub fn skip(message: &[u8]) -> Option<(usize, Option<Head<'_>>)> {
+    let mut rest = message;
+    let head = head(message);
+    // Values that are still to come; counted, since they may lie in each other deeper than a stack is.
+    let mut left = 1_u64;
+    while left > 0 {
+        left -= 1;
+        let (tag, after) = postcard::take_from_bytes::<u8>(rest).ok()?;
+        rest = match tag {
+            NONE => after,
+            BOOL => after.get(1..)?,
+            INT => postcard::take_from_bytes::<i64>(after).ok()?.1,
+            FLOAT => after.get(8..)?,
+            // Texts that are not Unicode have an end, too.
+            BYTES | STR => postcard::take_from_bytes::<&[u8]>(after).ok()?.1,
+            ERROR | CLASS => postcard::take_from_bytes::<(&[u8], &[u8])>(after).ok()?.1,
+            TUPLE | LIST | SET | DICT | OBJECT => {
+                let (count, after) = postcard::take_from_bytes::<u32>(after).ok()?;
+                left = left.saturating_add(count.into());
+                after
+            }
+            _ => return None,
+        };
+    }
+    Some((message.len() - rest.len(), head))
+}
+
+/// The first parts of a message, which are small in every message that makes sense.
+fn head(message: &[u8]) -> Option<Head<'_>> {
+    let (tag, rest) = message.split_first()?;
+    let (_count, mut rest) = postcard::take_from_bytes::<u32>(rest).ok().filter(|_| *tag == TUPLE)?;
+    let parts = core::iter::from_fn(|| {
+        let (tag, after) = rest.split_first()?;
+        let (value, after) = match *tag {
+            BYTES => postcard::take_from_bytes::<&[u8]>(after).map(|(b, after)| (Value::Bytes(b), after)),
+            INT => postcard::take_from_bytes::<i64>(after).map(|(i, after)| (Value::Int(i), after)),
+            STR => postcard::take_from_bytes::<&[u8]>(after).map(|(_, after)| (Value::None, after)),
+            _ => return None,
+        }
+        .ok()?;
+        rest = after;
+        Some(value)
+    });
+    Head::of(parts)
 }
 
 struct Reader<'m> {
@@ -92,6 +146,11 @@ impl<'m> Reader<'m> {
             }
             STR => return self.str(),
             ERROR => return self.error(),
+            CLASS => {
+                let (module, name) = (self.str()?, self.str()?);
+                return self.arena.add(Inner::Class { module, name });
+            }
+            OBJECT => Kind::Object,
             TUPLE => Kind::Tuple,
             LIST => Kind::List,
             SET => Kind::Set,
@@ -191,7 +250,8 @@ impl Out for Writer<'_> {
 
     fn begin(&mut self, kind: Kind, count: usize) -> Result<(), NoRoom> {
         let tag = match kind {
-            Kind::Tuple | Kind::Object => TUPLE,
+            Kind::Tuple => TUPLE,
+            Kind::Object => OBJECT,
             Kind::List => LIST,
             Kind::Set => SET,
             Kind::Dict => DICT,
@@ -208,6 +268,12 @@ impl Out for Writer<'_> {
         self.out.put(&[ERROR])?;
         self.counted(class.as_bytes())?;
         self.counted(message.as_bytes())
+    }
+
+    fn class(&mut self, class: Class<'_>) -> Result<(), NoRoom> {
+        self.out.put(&[CLASS])?;
+        self.counted(class.module.as_bytes())?;
+        self.counted(class.name.as_bytes())
     }
 }
 
@@ -254,6 +320,8 @@ mod tests {
         Set(Vec<Self>),
         Dict(Vec<Self>),
         Error(&'a str, &'a str),
+        Class(&'a str, &'a str),
+        Object(Vec<Self>),
     }
 
     #[test]
@@ -281,8 +349,26 @@ mod tests {
     }
 
     #[test]
+    fn objects_go_through_as_notes() {
+        use Model as M;
+        let parts = vec![M::Class("geometry", "Pose"), M::Tuple(vec![M::Int(1)]), M::Dict(vec![])];
+        let mut buf = [0; 100];
+        let bytes = postcard::to_slice(&M::Object(parts), &mut buf).unwrap();
+        assert_eq!(read(bytes).as_deref(), Ok("<geometry.Pose: 1>"));
+        let mut written = [0; 100];
+        let mut out = Writer::new(&mut written);
+        out.begin(Kind::Object, 3).unwrap();
+        out.class(Class { module: "geometry", name: "Pose" }).unwrap();
+        Tuple(&[&1_i64]).encode(&mut out).unwrap();
+        crate::talks::Dict(&[]).encode(&mut out).unwrap();
+        let n = out.finish();
+        assert_eq!(&written[..n], bytes);
+        assert_eq!(read(&[CLASS, 1, b'm', 1, b'C']).as_deref(), Ok("<class m.C>"));
+    }
+
+    #[test]
     fn hostile_messages_are_refused() {
-        assert_eq!(read(&[11]), Err(DecodeError::Unknown(11)));
+        assert_eq!(read(&[13]), Err(DecodeError::Unknown(13)));
         assert_eq!(read(&[NONE, NONE]), Err(DecodeError::Trailing));
         assert_eq!(read(&[DICT, 1, NONE]), Err(DecodeError::Malformed));
         assert_eq!(read(&[STR, 2, 0xC3, 0x28]), Err(DecodeError::BadText));

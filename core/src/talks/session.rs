@@ -1,8 +1,8 @@
 //! One side of an open talk: what to do about each message, with bounds on what is under way.
 
 use super::calls::{Calls, Place};
-use super::message::{Call, Message};
-use super::value::{Items, Value};
+use super::message::{Call, Head, Message};
+use super::value::{Fault, Items, Value};
 
 /// What is to be done about a message.
 #[derive(Debug, Clone, Copy)]
@@ -21,6 +21,18 @@ pub enum Step<'m> {
         place: usize,
         /// What was returned; a fault in it is the error of the function.
         values: Items<'m>,
+    },
+    /// A call that cannot be read or makes no sense: send an error as the answer.
+    Unreadable {
+        /// The number of the call.
+        retcode: u32,
+    },
+    /// The call in this place has an answer that cannot be read or makes no sense; it waits no more.
+    Spoilt {
+        /// Which call.
+        place: usize,
+        /// The error of the function, if that much could be read.
+        fault: Option<Fault<'m>>,
     },
     /// An answer that nobody waits for: too late, twice, or never asked for. Drop it.
     Late,
@@ -58,7 +70,18 @@ impl<P: AsMut<[Place]>> Session<P> {
                 Some(place) => Step::Answered { place, values },
                 None => Step::Late,
             },
-            None => Step::Broken,
+            None => message.tuple().and_then(Head::of).map_or(Step::Broken, |head| self.unreadable(head)),
+        }
+    }
+
+    /// A message has come that could not be decoded; this is what was found out about it.
+    pub fn unreadable<'m>(&mut self, head: Head<'m>) -> Step<'m> {
+        match head {
+            Head::Call { retcode } => Step::Unreadable { retcode },
+            Head::Answer { retcode, fault } => match self.calls.end(retcode) {
+                Some(place) => Step::Spoilt { place, fault },
+                None => Step::Late,
+            },
         }
     }
 

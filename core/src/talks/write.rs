@@ -3,7 +3,7 @@
 use core::fmt;
 
 use super::arena::Kind;
-use super::value::{Items, Value};
+use super::value::{Class, Items, Value};
 
 /// The message does not fit the buffer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,12 +37,14 @@ pub trait Out {
     /// A text.
     fn str(&mut self, value: &str) -> Result<(), NoRoom>;
     /// A group of `count` members; they follow, then [`end`](Self::end). A dictionary has keys and values
-    /// in turn and counts both. Objects are not written.
+    /// in turn and counts both. The first member of an object is its class.
     fn begin(&mut self, kind: Kind, count: usize) -> Result<(), NoRoom>;
     /// The end of the group that was begun last, of this kind and count.
     fn end(&mut self, kind: Kind, count: usize) -> Result<(), NoRoom>;
     /// What the called function reports instead of a value.
     fn error(&mut self, class: &str, message: &str) -> Result<(), NoRoom>;
+    /// The name of a class, for a reader that looks nothing up.
+    fn class(&mut self, class: Class<'_>) -> Result<(), NoRoom>;
 }
 
 /// What can be written as a value.

@@ -5,6 +5,34 @@ use super::step::{Ask, Body, End, Input, Machine, Step, Value, refusal};
 use super::wire::{self, Message, Operation, Refusal, Status};
 use crate::hash::Hash;
 
+/// Asking whether the server knows ranges, on a connection of its own, in a way that every old server can answer:
+/// one that gets the operation `R` may say nothing and never close. It ends with [`End::Ranges`] or
+/// [`End::NoRanges`], and has no use for a storage.
+#[derive(Debug, Default)]
+pub struct Probe {
+    over: bool,
+}
+
+impl Machine for Probe {
+    fn handle<'m>(&'m mut self, input: Input<'_>) -> Step<'m> {
+        match input {
+            Input::Start => Step::Send(Message::Probe),
+            Input::Sent if self.over => Step::End(End::NoRanges),
+            Input::Sent => Step::Read(9),
+            Input::Received(bytes) => match (status(bytes), wire::number(bytes, 1)) {
+                (Ok(Status::No), Some(wire::RANGES)) => Step::End(End::Ranges),
+                // It has a file of that name, and waits for what we think of it.
+                (Ok(Status::Go), _) => {
+                    self.over = true;
+                    Step::Send(Message::Status(Status::No))
+                }
+                _ => Step::End(End::NoRanges),
+            },
+            _ => Step::End(End::NoRanges),
+        }
+    }
+}
+
 /// Getting a file.
 #[derive(Debug)]
 pub struct Download {
@@ -59,17 +87,11 @@ enum Getting {
 }
 
 impl Download {
-    /// Gets `name`. With `ranges`, what the storage kept of an earlier attempt is not fetched again.
+    /// Gets `name`. With `ranges`, what the storage kept of an earlier attempt is not fetched again: only from a
+    /// server that knows them, see [`Probe`].
     #[must_use]
     pub fn new(name: Name, ranges: bool) -> Self {
         Self { name, ranges, state: Getting::Creating, known: Known::NOTHING }
-    }
-
-    /// Whether an old server may just have been asked something that it does not know:
-    /// if the connection fails now, it may work without ranges.
-    #[must_use]
-    pub fn doubtful(&self) -> bool {
-        matches!(self.state, Getting::Greeted)
     }
 
     fn reserve(&mut self, start: u64, size: u64) -> (Getting, Step<'static>) {
@@ -180,18 +202,11 @@ enum Putting {
 }
 
 impl Upload {
-    /// Puts a file under `name`. With `ranges`, what the server kept of an earlier attempt
-    /// is not sent again.
+    /// Puts a file under `name`. With `ranges`, what the server kept of an earlier attempt is not sent again:
+    /// only to a server that knows them, see [`Probe`].
     #[must_use]
     pub fn new(name: Name, ranges: bool) -> Self {
         Self { name, ranges, state: Putting::Opening, known: Known::NOTHING }
-    }
-
-    /// Whether an old server may just have been asked something that it does not know:
-    /// if the connection fails now, it may work without ranges.
-    #[must_use]
-    pub fn doubtful(&self) -> bool {
-        matches!(self.state, Putting::Greeted)
     }
 
     /// Our file's hash of as many bytes is wanted.

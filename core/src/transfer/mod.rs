@@ -6,10 +6,19 @@
 //! | `wire` | the messages as bytes, [`Message`] |
 //! | `step` | what goes into a session and what comes out, the same for all three |
 //! | `server` | the side that has a folder, [`Server`] |
-//! | `client` | the side that asks, [`Download`] and [`Upload`] |
+//! | `client` | the side that asks, [`Probe`], [`Download`] and [`Upload`] |
 //! | `drive` | sessions over a byte stream and a [`Storage`] |
 //!
-//! The operations `D` and `U` are as old peers speak them. `R` is ours; numbers are big-endian:
+//! The operations `D` and `U` are as old peers speak them. `R` is ours. Some old servers answer nothing to an
+//! operation that they do not know, never close, and turn in circles from then on. So a client first asks, on a
+//! connection of its own, for something that each of them can answer ([`Probe`]); numbers are big-endian:
+//!
+//! | who | bytes | meaning |
+//! |---|---|---|
+//! | client | 256 | `D` and the name `.piman-ranges`, which no file has |
+//! | server | 9 | `F`, and `ranges-1` in place of the size if it knows `R`. From an old server: `F` and 0 (there is no such file), or anything else |
+//!
+//! and then
 //!
 //! | who | bytes | meaning |
 //! |---|---|---|
@@ -42,12 +51,12 @@ mod server;
 mod step;
 mod wire;
 
-pub use client::{Download, Upload};
+pub use client::{Download, Probe, Upload};
 pub use drive::{Pause, Storage, advance, run};
 pub use name::{BadName, NAME_MAX, Name};
 pub use server::Server;
 pub use step::{Ask, Body, End, Input, Machine, Step, Value};
-pub use wire::{Message, Operation, REQUEST_LEN, Refusal, Request, Status};
+pub use wire::{Message, Operation, PROBE, RANGES, REQUEST_LEN, Refusal, Request, Status};
 
 /// Where the service listens.
 pub const PORT: u16 = 50001;

@@ -225,6 +225,7 @@ fn asked(operation: Option<Operation>, name: Option<&Name>) -> (State, Step<'_>)
             (State::Creating(None), Step::Ask(Ask::Create { name, keep: false }))
         }
         (Some(Operation::Ranges), _) => (State::Direction, Step::Send(Message::Status(Status::Ranges))),
+        (Some(Operation::Probe), _) => last(Message::Offer(Status::No, wire::RANGES), End::Ranges),
         (Some(Operation::Download), None) => {
             last(Message::Offer(Status::No, 0), End::Refused(Refusal::Refused))
         }

@@ -125,6 +125,8 @@ pub enum End {
     Stopped,
     /// The storage on our side failed.
     Broken(Refusal),
+    /// The client asked whether the server knows ranges, and it does.
+    Ranges,
     /// The server does not know ranges; without them it may work.
     NoRanges,
     /// The stream ended too early.

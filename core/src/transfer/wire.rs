@@ -6,6 +6,14 @@ use crate::hash::Hash;
 /// The length of a request in bytes, and of the longest message.
 pub const REQUEST_LEN: usize = 1 + NAME_MAX;
 
+/// A name that no file can have, since it begins with a dot. To download it is to ask whether the server
+/// knows ranges. An old server has no such file and says `F` and 0, which it can; a server that knows them says
+/// `F` and [`RANGES`].
+pub const PROBE: &[u8] = b".piman-ranges";
+
+/// Where the size would be in the answer to [`PROBE`]: the server knows the operation `R` in its first form.
+pub const RANGES: u64 = u64::from_be_bytes(*b"ranges-1");
+
 /// What a client wants.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
@@ -16,6 +24,8 @@ pub enum Operation {
     Upload,
     /// `R`, ours: get or put what is missing of a file.
     Ranges,
+    /// `D` with the name [`PROBE`], ours: does the server know `R`?
+    Probe,
 }
 
 impl Operation {
@@ -23,7 +33,7 @@ impl Operation {
 
     const fn byte(self) -> u8 {
         match self {
-            Self::Download => b'D',
+            Self::Download | Self::Probe => b'D',
             Self::Upload => b'U',
             Self::Ranges => b'R',
         }
@@ -44,7 +54,11 @@ impl Request {
     #[must_use]
     pub fn parse(bytes: &[u8]) -> Option<Self> {
         let (first, name) = bytes.split_first()?;
-        let operation = Operation::ALL.into_iter().find(|o| o.byte() == *first)?;
+        let mut operation = Operation::ALL.into_iter().find(|o| o.byte() == *first)?;
+        let probes = |name: &[u8]| name.strip_prefix(PROBE).is_some_and(|rest| rest.iter().all(|b| *b == 0));
+        if operation == Operation::Download && probes(name) {
+            operation = Operation::Probe;
+        }
         Some(Self { operation, name: Name::parse(name) })
     }
 }
@@ -122,6 +136,8 @@ impl Status {
 pub enum Message<'m> {
     /// The client's first 256 bytes.
     Request(Operation, &'m Name),
+    /// The same, for the name [`PROBE`].
+    Probe,
     /// One byte.
     Status(Status),
     /// The server's 9 bytes before a download: whether, and how large.
@@ -147,6 +163,11 @@ impl Message<'_> {
             Self::Request(operation, name) => {
                 out.put(&[operation.byte()]);
                 out.put(name.as_str().as_bytes());
+                out.len = REQUEST_LEN;
+            }
+            Self::Probe => {
+                out.put(&[Operation::Probe.byte()]);
+                out.put(PROBE);
                 out.len = REQUEST_LEN;
             }
             Self::Status(status) => out.put(&[status.byte()]),

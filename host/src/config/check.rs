@@ -1,5 +1,7 @@
 //! Options that contradict each other, or do nothing without others.
 
+use std::net::SocketAddr;
+
 use anyhow::bail;
 
 use super::{Options, Settings};
@@ -14,6 +16,9 @@ pub(super) fn without_effect(o: &Options) -> anyhow::Result<()> {
     let talks = "--talks-port PORT, where Pis connect";
     let transfer = "--transfer-dir DIR, the folder of the service";
     let stream = "--stream-dir DIR, the folder of the service";
+    let messages = "--messages-port PORT, --messages-channel or --messages-chat NAME=PORT";
+    let no_messages =
+        o.messages_port.is_none() && o.messages_channel.is_empty() && o.messages_chat.is_empty();
     let [no_dhcp, no_netboot] = [o.dhcp.is_none(), o.netboot.is_none()];
     let [no_transfer, no_stream] = [o.transfer_dir.is_none(), o.stream_dir.is_none()];
     let given = [
@@ -35,6 +40,8 @@ pub(super) fn without_effect(o: &Options) -> anyhow::Result<()> {
         (no_stream && o.stream_sync.is_some(), "stream-sync", stream),
         (no_stream && o.stream_rotate_mib.is_some(), "stream-rotate-mib", stream),
         (no_stream && o.stream_rotate_age.is_some(), "stream-rotate-age", stream),
+        (no_messages && o.messages_limit_kib.is_some(), "messages-limit-kib", messages),
+        (no_messages && o.messages_queue.is_some(), "messages-queue", messages),
     ];
     match given.iter().find(|(given, ..)| *given) {
         Some((_, flag, needs)) => bail!("--{flag} has no effect without {needs}"),
@@ -54,6 +61,14 @@ pub(super) fn install_only(o: &Options) -> Option<&'static str> {
     given.into_iter().find_map(|(given, flag)| given.then_some(flag))
 }
 
+/// Whether two listeners want the same.
+fn clash(a: &SocketAddr, b: &SocketAddr) -> bool {
+    let covers = |a: &SocketAddr, b: &SocketAddr| {
+        a.ip() == b.ip() || a.ip().is_unspecified() && a.is_ipv4() == b.is_ipv4()
+    };
+    a.port() == b.port() && a.port() != 0 && (covers(a, b) || covers(b, a))
+}
+
 impl Settings {
     /// Whether a server can be as it is told, with something to `install` or without.
     ///
@@ -63,19 +78,22 @@ impl Settings {
         if !install {
             self.without_install()?;
         }
-        let mut ports = vec![("talks-port", self.talks_port.unwrap_or(0))];
+        let here = |port| SocketAddr::new(self.listen, port);
+        let mut ports = vec![("--talks-port", here(self.talks_port.unwrap_or(0)))];
         if install {
             ports.extend([
-                ("control-port", self.control_port),
-                ("rootfs-port", self.rootfs_port),
-                ("fetch-port", self.fetch_port),
+                ("--control-port", here(self.control_port)),
+                ("--rootfs-port", here(self.rootfs_port)),
+                ("--fetch-port", here(self.fetch_port)),
             ]);
         }
-        ports.extend(self.transfer.iter().map(|t| ("transfer-port", t.port)));
-        ports.extend(self.stream.iter().map(|s| ("stream-port", s.port)));
-        for (i, (one, port)) in ports.iter().enumerate() {
-            if let Some((other, _)) = ports.iter().skip(i + 1).find(|(_, p)| p == port && *port != 0) {
-                bail!("--{one} and --{other} are both {port}: each needs a port of its own");
+        ports.extend(self.transfer.iter().map(|t| ("--transfer-port", here(t.port))));
+        ports.extend(self.stream.iter().map(|s| ("--stream-port", here(s.port))));
+        let channels = self.messages.iter().flat_map(|m| &m.channels);
+        ports.extend(channels.flat_map(|c| &c.at).map(|(address, flag)| (*flag, *address)));
+        for (i, (one, at)) in ports.iter().enumerate() {
+            if let Some((other, _)) = ports.iter().skip(i + 1).find(|(_, b)| clash(at, b)) {
+                bail!("{one} and {other} are both {}: each needs a port of its own", at.port());
             }
         }
         Ok(())
@@ -91,11 +109,13 @@ impl Settings {
         let services = self.netboot.is_some()
             || self.transfer.is_some()
             || self.stream.is_some()
+            || self.messages.is_some()
             || self.talks_port.is_some();
         if !services {
             bail!(
                 "nothing to serve: name the archive of a root filesystem (.tar.gz or .tar.zst) with --rootfs FILE, \
-                 or another service: --transfer-dir DIR, --stream-dir DIR, --talks-port PORT, --netboot DIR"
+                 or another service: --transfer-dir DIR, --stream-dir DIR, --talks-port PORT, \
+                 --messages-port PORT, --netboot DIR"
             );
         }
         Ok(())

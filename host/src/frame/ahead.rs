@@ -1,7 +1,9 @@
 //! A tokio stream as the core's drivers want it, which can also wait for the peer without reading
 //! past what is wanted, and which gives up on a peer that stands still.
 
+use std::future::Future;
 use std::io::{self, ErrorKind};
+use std::task::Poll;
 use std::time::Duration;
 
 use embedded_io_async::{ErrorType, Read, Write};
@@ -34,6 +36,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Ahead<S> {
             self.first = (self.stream.read(&mut byte).await? > 0).then_some(byte[0]);
         }
         Ok(self.first)
+    }
+
+    /// Whether the peer has said something, or closed, already.
+    pub(crate) async fn has_input(&mut self) -> bool {
+        let mut peek = std::pin::pin!(self.peek());
+        std::future::poll_fn(|cx| Poll::Ready(peek.as_mut().poll(cx).is_ready())).await
     }
 
     /// The stream itself; a byte that was peeked at is not in it any more.

@@ -10,6 +10,7 @@ use tokio::time::timeout;
 use super::ahead::Ahead;
 use super::peer::{Failure, Hooks, Peer, Settings, run};
 use super::plugins::{MakePlugins, Plugins};
+use crate::transport::Living;
 
 /// Why there is no connection.
 #[derive(Debug, thiserror::Error)]
@@ -58,12 +59,12 @@ pub async fn connect(
         let failed = |source| ConnectError::Connect { server: name.clone(), source };
         let stream = TcpStream::connect(server).await.map_err(failed)?;
         let address = stream.peer_addr().map_err(failed)?;
-        crate::transport::tune(&stream, settings.stall);
-        let (peer, ends) = Peer::new(address, &settings);
+        crate::transport::tune(&stream);
+        let (peer, ends) = Peer::new(address, 0, &settings);
         let (opened, open) = oneshot::channel();
         let this = peer.clone();
         tokio::spawn(async move {
-            let stream = Ahead::new(stream, settings.stall);
+            let stream = Ahead::new(Living::new(stream), settings.stall);
             run(stream, Role::Client, (this, ends), &settings, plugins, &mut hooks, opened).await;
         });
         match open.await {

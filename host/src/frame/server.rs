@@ -1,4 +1,4 @@
-//! A server of the frames service, on one or several addresses.
+//! A server of the messages service, on one or several addresses.
 
 use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr};
@@ -16,7 +16,10 @@ use super::ahead::Ahead;
 use super::peer::{Failure, Hooks, Peer, Settings, run};
 use super::plugins::{MakePlugins, Plugins};
 use crate::listen::{Gate, accept, bind};
+use crate::transport::Living;
 
+/// How many at once are told that they are too many; others are only closed.
+const REFUSALS: usize = 256;
 /// How often a server that is being stopped looks whether all connections are closed.
 const LOOK: Duration = Duration::from_millis(20);
 
@@ -52,22 +55,36 @@ impl Server {
         let listeners: Vec<_> = plan
             .addresses
             .iter()
-            .map(|a| bind(a.ip(), a.port(), "another port in the address"))
+            .map(|a| bind(a.ip(), a.port(), "the port in the address"))
             .collect::<Result<_, _>>()?;
+        Self::start_on(listeners, plan)
+    }
+
+    /// As [`start`](Self::start), on listeners that are there already; [`Plan::addresses`] counts for
+    /// nothing.
+    ///
+    /// # Errors
+    /// If a listener cannot be used.
+    pub fn start_on<H: Hooks, M: Fn() -> H + Send + Sync + 'static>(
+        listeners: Vec<std::net::TcpListener>,
+        plan: Plan<M>,
+    ) -> anyhow::Result<Self> {
         let addresses = listeners.iter().map(std::net::TcpListener::local_addr).collect::<Result<_, _>>()?;
-        let gate = Gate::new("frames", plan.connections, plan.connections);
+        let gate = Gate::new("messages", plan.connections, plan.settings.per_address);
         let (stop, stopped) = watch::channel(false);
         let plan = Arc::new(plan);
+        // Whoever is too many is told so; that is done here and not at the door, for a few at a time.
+        let door = Gate::new("messages", plan.connections.saturating_add(REFUSALS), usize::MAX);
         let listeners = listeners
             .into_iter()
-            .map(|listener| {
+            .enumerate()
+            .map(|(number, listener)| {
                 let (plan, gate, stopped) = (Arc::clone(&plan), Arc::clone(&gate), stopped.clone());
-                // Whoever is too many is told so; that is done here and not at the door.
-                let door = Gate::new("frames", usize::MAX, usize::MAX);
+                let door = Arc::clone(&door);
                 let serve = move |stream, address, door| {
                     let (plan, gate, stopped) = (Arc::clone(&plan), Arc::clone(&gate), stopped.clone());
                     async move {
-                        serve(stream, address, &gate, &plan, stopped).await;
+                        serve(stream, (address, number), &gate, &plan, stopped).await;
                         drop(door);
                     }
                 };
@@ -115,7 +132,7 @@ impl Drop for Server {
 
 async fn serve<H: Hooks, M: Fn() -> H>(
     mut stream: TcpStream,
-    address: IpAddr,
+    (address, listener): (IpAddr, usize),
     gate: &Arc<Gate>,
     plan: &Plan<M>,
     mut stopped: watch::Receiver<bool>,
@@ -127,12 +144,12 @@ async fn serve<H: Hooks, M: Fn() -> H>(
         return;
     };
     let Ok(remote) = stream.peer_addr() else { return };
-    crate::transport::tune(&stream, plan.settings.stall);
-    let (peer, ends) = Peer::new(remote, &plan.settings);
+    crate::transport::tune(&stream);
+    let (peer, ends) = Peer::new(remote, listener, &plan.settings);
     let (opened, open) = oneshot::channel();
     let plugins = Plugins(plan.plugins.as_ref().map_or_else(Vec::new, |make| make()));
     let mut hooks = (plan.hooks)();
-    let stream = Ahead::new(stream, plan.settings.stall);
+    let stream = Ahead::new(Living::new(stream), plan.settings.stall);
     let talk = run(stream, Role::Server, (peer.clone(), ends), &plan.settings, plugins, &mut hooks, opened);
     let stopping = async {
         if stopped.wait_for(|stop| *stop).await.is_ok() {
@@ -146,7 +163,7 @@ async fn serve<H: Hooks, M: Fn() -> H>(
         () = stopping => true,
     };
     match open.await {
-        Ok(Err(e)) => log::info!("frames: {remote}: {e}"),
+        Ok(Err(e)) => log::info!("messages: {remote}: {e}"),
         Ok(Ok(())) if cut => {
             let why = Failure::Link(Error::Io(ErrorKind::ConnectionAborted.into()));
             hooks.close(&peer, Some(&why));

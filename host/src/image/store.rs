@@ -15,6 +15,7 @@ use rustix::fs::{FlockOperation, flock};
 
 use super::pack::{UNFINISHED, temporary};
 use super::{Built, Error, Order, Progress, build};
+use crate::disk::sync_folder;
 use crate::lock::lock;
 
 const TABLE: &str = "table";
@@ -212,7 +213,7 @@ impl Images {
             remove(&self.folder, hash);
             e.error
         })?;
-        File::open(&self.folder)?.sync_all()?;
+        sync_folder(&self.folder)?;
         Image::open(&self.folder, hash)
     }
 

@@ -44,10 +44,13 @@ pub struct StreamArgs {
     timeout: crate::span::Span,
 }
 
-/// The connection could not be had or kept.
+/// The connection could not be had or kept, or a record was not acknowledged.
 #[derive(Debug, thiserror::Error)]
-#[error("the server cannot be reached: {0}")]
-pub struct Unreachable(#[source] io::Error);
+#[error("sending a record to {server}: {why}")]
+pub struct Unreachable {
+    server: String,
+    why: io::Error,
+}
 
 /// `piman stream`.
 ///
@@ -70,10 +73,13 @@ pub fn run_stream(args: &StreamArgs) -> anyhow::Result<()> {
             Next::Record(record) => {
                 let mut tell = |e: &io::Error| {
                     if !std::mem::replace(&mut said, true) {
-                        log::warn!("{e}; trying again");
+                        log::warn!("{} port {}: {e}; trying again", args.host, args.port);
                     }
                 };
-                client.send(record, &mut tell).map_err(Unreachable)?;
+                client.send(record, &mut tell).map_err(|why| Unreachable {
+                    server: format!("{} port {}", args.host, args.port),
+                    why,
+                })?;
                 if std::mem::take(&mut said) {
                     log::info!("records are written again");
                 }
@@ -89,6 +95,7 @@ pub fn run_stream(args: &StreamArgs) -> anyhow::Result<()> {
             place.write(follow.mark())?;
         }
     }
+    client.finish();
     // That it cannot be said is no failure: they were sent.
     let _ = crate::words::print(&format!("{records} records\n"));
     Ok(())

@@ -17,6 +17,7 @@ use super::shelf::Shelf;
 use crate::disk::is_full;
 use crate::listen::{Gate, accept};
 use crate::lock::lock;
+use crate::transport::{LOOK, answers};
 
 /// A client that takes no acknowledgement for so long is gone.
 const DEAF: Duration = Duration::from_secs(60);
@@ -108,7 +109,10 @@ impl ErrorType for Line {
 impl Read for Line {
     async fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         loop {
-            self.0.readable().await?;
+            match timeout(LOOK, self.0.readable()).await {
+                Ok(ready) => ready?,
+                Err(_) => answers(&self.0)?,
+            }
             match self.0.try_read(buf) {
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
                 done => return done,

@@ -2,14 +2,15 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use piman_core::talks::Codec;
+use piman_core::talks::Protocol;
 use tokio::net::{TcpStream, ToSocketAddrs, UnixStream};
 use tokio::time::timeout;
 
 use super::engine::{Answer, Functions, Peer, Request};
 use super::login::{NoTalk, Secret, join};
+use crate::transport::Living;
 
 /// Binds nothing.
 #[derive(Debug, Clone, Copy)]
@@ -22,22 +23,28 @@ impl Functions for Nothing {
     }
 }
 
-/// Connects and logs in within `within`. [`Codec::Pickle`] is for old servers, [`Codec::Postcard`] for ours. The
-/// connection lives in a task of its own until [`Peer::close`] or the end.
+/// Connects and logs in within `within`. The protocol is a [`Protocol`], or the one of a [`Codec`]; both
+/// [`Protocol::Auto`] and [`Protocol::Pickle`] give the password to the server in clear. The connection lives in
+/// a task of its own until [`Peer::close`] or the end.
 ///
 /// # Errors
 /// [`NoTalk`].
 pub async fn connect(
     server: impl ToSocketAddrs,
-    codec: Codec,
+    protocol: impl Into<Protocol>,
     secret: Secret,
     functions: Arc<dyn Functions>,
     within: Duration,
 ) -> Result<Peer, NoTalk> {
-    let stream = timeout(within, TcpStream::connect(server)).await.map_err(|_| NoTalk::Silent(within))??;
-    crate::transport::tune(&stream, Duration::from_secs(60));
+    let protocol = protocol.into();
+    let began = Instant::now();
+    let stream =
+        timeout(within, TcpStream::connect(server)).await.map_err(|_| NoTalk::Unreachable(within))??;
+    let within = within.saturating_sub(began.elapsed());
+    crate::transport::tune(&stream);
     let address = Some(stream.peer_addr()?.ip().to_canonical());
-    let (peer, running) = join(stream, address, codec, Some(secret), functions, within).await?;
+    let (peer, running) =
+        join(Living::new(stream), address, protocol, Some(secret), functions, within).await?;
     tokio::spawn(running);
     Ok(peer)
 }
@@ -48,7 +55,7 @@ pub async fn connect(
 /// [`NoTalk`].
 pub async fn connect_operator(socket: &Path, within: Duration) -> Result<Peer, NoTalk> {
     let stream = UnixStream::connect(socket).await?;
-    let (peer, running) = join(stream, None, Codec::Postcard, None, Arc::new(Nothing), within).await?;
+    let (peer, running) = join(stream, None, Protocol::Piman, None, Arc::new(Nothing), within).await?;
     tokio::spawn(running);
     Ok(peer)
 }

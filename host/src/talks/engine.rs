@@ -9,8 +9,8 @@ use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use piman_core::talks::{
-    AnswerOut, CALLS_MAX, Call, CallOut, Codec, DEPTH_MAX, Encode, Failure, Items, Memory, NoRoom, Place,
-    Session, Slot, Step, Value, WEIGHT_MAX, postcard,
+    AnswerOut, CALLS_MAX, Call, CallOut, Codec, DEPTH_MAX, DecodeError, Encode, Failure, Fault, Items,
+    Memory, NO_CALL, NamedCallOut, NoRoom, Place, Session, Slot, Step, Value, WEIGHT_MAX, pickle, postcard,
 };
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -20,6 +20,8 @@ use super::data::Data;
 pub(super) const MESSAGE_MAX: usize = 4 << 20;
 /// The most values of one message.
 const SLOTS_MAX: usize = 1 << 19;
+/// How much of a pickle that is too long is looked at, to find out which call it belongs to.
+const BEGINNING: usize = 64 << 10;
 /// How many calls of a peer may be under way at once.
 const ANSWERING_MAX: u32 = 10_000;
 /// How many messages may wait to be sent.
@@ -70,6 +72,9 @@ pub enum CallError {
     /// The arguments are too large.
     #[error("the arguments are larger than a message may be")]
     TooLarge,
+    /// The answer has come, but it cannot be read.
+    #[error("the answer cannot be read: {0}")]
+    Unreadable(String),
     /// The function failed; its error.
     #[error("{0}")]
     Function(String),
@@ -80,7 +85,7 @@ type Reply = oneshot::Sender<Result<Data, CallError>>;
 /// What is to be sent.
 #[derive(Debug)]
 pub(super) enum Outgoing {
-    Call { opcode: u8, args: Vec<Data>, within: Duration, reply: Reply },
+    Call { opcode: u8, args: Vec<Data>, keywords: Vec<(Data, Data)>, within: Duration, reply: Reply },
     Answer { retcode: u32, result: Result<Data, String> },
 }
 
@@ -131,9 +136,23 @@ impl Peer {
     /// # Errors
     /// [`CallError`].
     pub async fn call(&self, opcode: u8, args: Vec<Data>, within: Duration) -> Result<Data, CallError> {
+        self.call_with(opcode, args, Vec::new(), within).await
+    }
+
+    /// As [`call`](Self::call), with arguments by name.
+    ///
+    /// # Errors
+    /// [`CallError`].
+    pub async fn call_with(
+        &self,
+        opcode: u8,
+        args: Vec<Data>,
+        keywords: Vec<(Data, Data)>,
+        within: Duration,
+    ) -> Result<Data, CallError> {
         let (reply, answer) = oneshot::channel();
         let deadline = tokio::time::Instant::now() + within;
-        let send = self.queue.send(Outgoing::Call { opcode, args, within, reply });
+        let send = self.queue.send(Outgoing::Call { opcode, args, keywords, within, reply });
         match tokio::time::timeout_at(deadline, send).await {
             Ok(Ok(())) => {}
             Ok(Err(_)) => return Err(CallError::Closed),
@@ -200,39 +219,38 @@ impl Room {
         }
     }
 
-    /// Decodes the first message of `bytes`, hands it to `look`, and says how long it is.
-    fn first<'m, T>(
-        &'m mut self,
-        codec: Codec,
-        bytes: &'m [u8],
-        look: impl FnOnce(Value<'m>) -> T,
-    ) -> Option<(T, usize)> {
-        let memory = Memory {
+    fn memory(&mut self) -> Memory<'_> {
+        Memory {
             slots: &mut self.slots,
             stack: &mut self.stack,
             memo: &mut self.memo,
             text: &mut self.text,
             depth_max: DEPTH_MAX,
             weight_max: WEIGHT_MAX,
-        };
-        let decoded = match codec {
-            Codec::Postcard => postcard::decode_first(bytes, memory),
-            _ => codec.decode(bytes, memory).map(|value| (value, bytes.len())),
-        };
-        match decoded {
-            Ok((value, used)) => Some((look(value), used)),
-            Err(e) => {
-                log::warn!("talks: a message is dropped: {e}");
-                None
-            }
         }
+    }
+
+    /// Decodes the first message of `bytes`, hands it to `look`, and says how long it is.
+    fn first<'m, T>(
+        &'m mut self,
+        codec: Codec,
+        bytes: &'m [u8],
+        look: impl FnOnce(Value<'m>) -> T,
+    ) -> Result<(T, usize), DecodeError> {
+        let memory = self.memory();
+        let (value, used) = match codec {
+            Codec::Postcard => postcard::decode_first(bytes, memory)?,
+            _ => (codec.decode(bytes, memory)?, bytes.len()),
+        };
+        Ok((look(value), used))
     }
 }
 
 /// Decodes one message and hands it to `look`.
 pub(super) fn decode<T>(codec: Codec, message: &[u8], look: impl FnOnce(Value<'_>) -> T) -> Option<T> {
     let mut room = Room::new(codec, message.len());
-    room.first(codec, message, look).map(|(seen, _)| seen)
+    let first = room.first(codec, message, look);
+    first.inspect_err(|e| log::warn!("talks: a message is dropped: {e}")).ok().map(|(seen, _)| seen)
 }
 
 /// The peer does not speak this protocol.
@@ -278,7 +296,7 @@ impl Engine {
                 Some((message.ok()?, 0))
             }
             Outgoing::Call { reply, .. } if reply.is_closed() => None,
-            Outgoing::Call { opcode, args, within, reply } => {
+            Outgoing::Call { opcode, args, keywords, within, reply } => {
                 let (retcode, place) = match self.begin(within) {
                     Ok(begun) => begun,
                     Err(e) => {
@@ -287,7 +305,8 @@ impl Engine {
                         return None;
                     }
                 };
-                match encode(codec, &CallOut { opcode, retcode, args: &Data::Tuple(args) }) {
+                let call = CallOut { opcode, retcode, args: &Data::Tuple(args) };
+                match encode(codec, &NamedCallOut { call, keywords: &Data::Dict(keywords) }) {
                     Ok(message) => {
                         if let Some(waiting) = self.waiting.get_mut(place) {
                             *waiting = Some((reply, within));
@@ -329,28 +348,66 @@ impl Engine {
         let mut answers = Vec::new();
         while !bytes.is_empty() {
             let session = &mut self.session;
-            let first = room.first(self.peer.codec, bytes, |value| match session.handle(value) {
-                Step::Run(call) => Done::Run(request(call), call.retcode),
-                Step::Busy { retcode } => Done::Busy(retcode),
-                Step::Answered { place, mut values } => Done::Answered(place, result(&mut values)),
-                Step::Late => Done::Late,
-                Step::Broken => Done::Broken,
-            });
-            // What cannot be decoded is dropped; the caller's time-out tells it.
-            let Some((done, used)) = first else { break };
-            bytes = bytes.get(used..).unwrap_or_default();
-            match done {
-                Done::Run(request, retcode) => answers.extend(self.run(request, retcode)),
-                Done::Busy(retcode) => {
-                    let value = Failure { class: "RuntimeError", message: "too many calls are under way" };
-                    answers.extend(encode(self.peer.codec, &AnswerOut { retcode, value: &value }).ok());
+            let first = room.first(self.peer.codec, bytes, |value| Done::of(session.handle(value), None));
+            match first {
+                Ok((done, used)) => {
+                    bytes = bytes.get(used..).unwrap_or_default();
+                    answers.extend(self.finish(done)?);
                 }
-                Done::Answered(place, result) => self.reply(place, |_| result),
-                Done::Late => log::debug!("talks: {}: an answer that nobody waits for", self.peer),
-                Done::Broken => return Err(Broken),
+                Err(e) => {
+                    let (answer, used) = self.unreadable(bytes, &mut room, &e);
+                    answers.extend(answer);
+                    bytes = bytes.get(used..).unwrap_or_default();
+                }
             }
         }
         Ok(answers)
+    }
+
+    /// The beginning of a pickle has come that is too long, for the reason given; the rest of it is skipped.
+    /// What is to be sent at once.
+    pub(super) fn overlong(&mut self, mut beginning: &[u8], why: &str) -> Option<Vec<u8>> {
+        // What matters comes first, and memory to decode with is in proportion.
+        beginning = beginning.get(..BEGINNING).unwrap_or(beginning);
+        let mut room = Room::new(self.peer.codec, beginning.len());
+        self.unreadable(beginning, &mut room, &why).0
+    }
+
+    /// A message cannot be decoded: whoever waits for it learns it now, and why. What is to be sent at once,
+    /// and the length of the message.
+    fn unreadable(
+        &mut self,
+        bytes: &[u8],
+        room: &mut Room,
+        why: &dyn fmt::Display,
+    ) -> (Option<Vec<u8>>, usize) {
+        let (head, used) = match self.peer.codec {
+            Codec::Postcard => match postcard::skip(bytes) {
+                Some((used, head)) => (head, used),
+                None => (None, bytes.len()),
+            },
+            _ => (pickle::head(bytes, room.memory()), bytes.len()),
+        };
+        log::warn!("talks: {}: a message cannot be read: {why}", self.peer);
+        let Some(head) = head else { return (None, used) };
+        let done = Done::of(self.session.unreadable(head), Some(why));
+        // It is no answer and no call for nobody: nothing is broken.
+        (self.finish(done).ok().flatten(), used)
+    }
+
+    /// What is to be sent at once.
+    fn finish(&mut self, done: Done) -> Result<Option<Vec<u8>>, Broken> {
+        match done {
+            Done::Run(request, retcode) => return Ok(self.run(request, retcode)),
+            Done::Refused(retcode, class, message) => {
+                let value = Failure { class, message: &message };
+                return Ok(encode(self.peer.codec, &AnswerOut { retcode, value: &value }).ok());
+            }
+            Done::Answered(place, result) => self.reply(place, |_| result),
+            Done::Late => log::debug!("talks: {}: an answer that nobody waits for", self.peer),
+            Done::Broken => return Err(Broken),
+        }
+        Ok(None)
     }
 
     /// Runs a function: one that is done at once is answered at once, any other gets a task.
@@ -394,10 +451,35 @@ impl Engine {
 /// What came of a message.
 enum Done {
     Run(Request, u32),
-    Busy(u32),
+    /// A call that is answered by an error of this class.
+    Refused(u32, &'static str, String),
     Answered(usize, Result<Data, CallError>),
     Late,
     Broken,
+}
+
+impl Done {
+    /// `why` is the reason if the message could not be read; otherwise it makes no sense.
+    fn of(step: Step<'_>, why: Option<&dyn fmt::Display>) -> Self {
+        let reason = |senseless: &str| why.map_or_else(|| senseless.into(), ToString::to_string);
+        match step {
+            Step::Run(call) => Self::Run(request(call), call.retcode),
+            Step::Busy { retcode } => {
+                Self::Refused(retcode, "RuntimeError", "too many calls are under way".into())
+            }
+            Step::Unreadable { retcode } => Self::Refused(retcode, "ValueError", reason(NO_CALL)),
+            Step::Answered { place, mut values } => Self::Answered(place, result(&mut values)),
+            Step::Spoilt { place, fault } => {
+                let error = match fault {
+                    Some(fault) => CallError::Function(fault_text(fault)),
+                    None => CallError::Unreadable(reason("it is no tuple of values")),
+                };
+                Self::Answered(place, Err(error))
+            }
+            Step::Late => Self::Late,
+            Step::Broken => Self::Broken,
+        }
+    }
 }
 
 /// The calls that still wait learn that the connection is over by their senders being dropped.
@@ -415,11 +497,44 @@ fn request(call: Call<'_>) -> Request {
     }
 }
 
+/// The longest error of a function, in bytes.
+const ERROR_MAX: usize = 64 << 10;
+
+/// An error for people, cut where it is longer than anybody reads.
+fn fault_text(fault: Fault<'_>) -> String {
+    let mut text = fault.to_string();
+    let length = text.len();
+    if length > ERROR_MAX {
+        let end = (0..=ERROR_MAX).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
+        text.truncate(end);
+        text.push_str(&format!("... ({length} bytes)"));
+    }
+    text
+}
+
+/// What a function reports as its error. The old library sends the type, the instance and the traceback, as
+/// one value or as three; our own peers send an error that is of no module. Any other object is a value.
+fn error<'m>(values: Items<'m>) -> Option<Fault<'m>> {
+    let triple = |mut items: Items<'m>| {
+        let (length, class, instance) = (items.len(), items.next()?, items.next()?);
+        match (length, class, instance) {
+            (3, Value::Class(_), Value::Object(_)) => instance.fault(),
+            (3, Value::Class(_), _) => class.fault(),
+            _ => None,
+        }
+    };
+    let mut one = values;
+    match (values.len(), one.next()) {
+        (1, Some(Value::Tuple(items))) => triple(items),
+        (1, Some(object @ Value::Object(_))) => object.fault().filter(|f| f.class.module.is_empty()),
+        _ => triple(values),
+    }
+}
+
 /// One value is itself, none is nothing, several are a tuple.
 fn result(values: &mut Items<'_>) -> Result<Data, CallError> {
-    let mut all = *values;
-    if let Some(fault) = all.find_map(Value::fault) {
-        return Err(CallError::Function(fault.to_string()));
+    if let Some(fault) = error(*values) {
+        return Err(CallError::Function(fault_text(fault)));
     }
     Ok(match values.len() {
         0 => Data::None,

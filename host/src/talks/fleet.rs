@@ -1,12 +1,13 @@
 //! The Pis that are connected, what they may ask of the server, and what its operator may ask of them.
 
+use std::collections::HashSet;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use piman_core::talks::{Codec, ID, IDENTITY, STATUS};
 
 use super::data::Data;
-use super::engine::{Answer, Functions, Peer, Request};
+use super::engine::{Answer, CallError, Functions, Peer, Request};
 use crate::lock::lock;
 use crate::state::now_ms;
 
@@ -27,6 +28,8 @@ struct Member {
     model: Option<String>,
     agent: Option<String>,
     since_ms: u64,
+    /// Which one it is of those at its address, from 1.
+    number: usize,
     peer: Peer,
 }
 
@@ -35,10 +38,21 @@ impl Member {
         self.peer.to_string()
     }
 
+    /// The name of this connection, which no other has: several old peers may be at one address.
+    fn connection(&self) -> String {
+        match self.number {
+            1 => self.address(),
+            n => format!("{}#{n}", self.address()),
+        }
+    }
+
     fn key(&self) -> String {
-        self.serial.clone().unwrap_or_else(|| self.address())
+        self.serial.clone().unwrap_or_else(|| self.connection())
     }
 }
+
+/// The longest serial number, hardware address, model and version that a Pi may claim, in bytes.
+const CLAIM_MAX: usize = 128;
 
 /// All Pis that are connected.
 #[derive(Debug, Clone, Default)]
@@ -61,10 +75,14 @@ impl Fleet {
         self.lock().is_empty()
     }
 
-    /// The connection of a Pi, by its serial number or else its address, as the list has it.
+    /// The connection of a Pi, by its serial number or the name of its connection, as the list has it. A Pi
+    /// keeps the latter when it has said who it is.
     #[must_use]
     pub fn find(&self, key: &str) -> Option<Peer> {
-        self.lock().iter().find(|m| m.key() == key).map(|m| m.peer.clone())
+        let members = self.lock();
+        let by_serial = members.iter().find(|m| m.serial.as_deref() == Some(key));
+        let found = by_serial.or_else(|| members.iter().find(|m| m.connection() == key));
+        found.map(|m| m.peer.clone())
     }
 
     /// Closes all connections.
@@ -75,7 +93,9 @@ impl Fleet {
     /// Asks a Pi who it is. Old peers have no such function and stay with their address.
     async fn introduce(self, peer: Peer) {
         let known = peer.call(IDENTITY, Vec::new(), INTRODUCTION).await;
-        let text = |key: &str| known.as_ref().ok()?.find(key)?.str().map(str::to_owned);
+        // What is printed in tables is one short line.
+        let fits = |text: &&str| text.len() <= CLAIM_MAX && !text.chars().any(char::is_control);
+        let text = |key: &str| known.as_ref().ok()?.find(key)?.str().filter(fits).map(str::to_owned);
         // Names are compared exactly, so they are kept in one spelling.
         let name = |key: &str| text(key).map(|name| name.to_ascii_lowercase());
         let (serial, mac) = (name("serial"), name("mac"));
@@ -90,7 +110,10 @@ impl Fleet {
         if let Some(member) = members.iter_mut().find(|m| m.peer.is(&peer)) {
             (member.serial, member.mac) = (serial, mac);
             (member.model, member.agent) = (text("model"), text("agent"));
-            log::info!("talks: {} is {}", member.address(), member.key());
+            match &member.serial {
+                Some(serial) => log::info!("talks: {} is {serial}", member.connection()),
+                None => log::info!("talks: {} does not say who it is", member.connection()),
+            }
         }
     }
 }
@@ -113,22 +136,32 @@ impl Functions for Fleet {
     }
 
     fn opened(&self, peer: &Peer) {
+        let mut members = self.lock();
+        // The first number that is free: names stay short, and each is one connection's as long as it lives.
+        let taken: HashSet<usize> =
+            members.iter().filter(|m| m.peer.address() == peer.address()).map(|m| m.number).collect();
+        let number = (1..).find(|n| !taken.contains(n)).unwrap_or(usize::MAX);
         let member = Member {
             serial: None,
             mac: None,
             model: None,
             agent: None,
             since_ms: now_ms(),
+            number,
             peer: peer.clone(),
         };
-        self.lock().push(member);
-        log::info!("talks: {peer} is connected");
+        log::info!("talks: {} is connected", member.connection());
+        members.push(member);
+        drop(members);
         tokio::spawn(self.clone().introduce(peer.clone()));
     }
 
     fn closed(&self, peer: &Peer) {
-        self.lock().retain(|m| !m.peer.is(peer));
-        log::info!("talks: {peer} is gone");
+        let mut members = self.lock();
+        let gone = members.iter().position(|m| m.peer.is(peer)).map(|at| members.swap_remove(at));
+        drop(members);
+        // One that has come again meanwhile took the place of this connection.
+        log::info!("talks: {} is gone", gone.map_or_else(|| peer.to_string(), |m| m.key()));
     }
 }
 
@@ -156,6 +189,7 @@ impl Operator {
         let list = members.iter().map(|m| {
             Data::dict([
                 ("device", m.key().into()),
+                ("connection", m.connection().into()),
                 ("serial", optional(&m.serial)),
                 ("mac", optional(&m.mac)),
                 ("model", optional(&m.model)),
@@ -174,8 +208,15 @@ async fn relay(fleet: Fleet, request: Request) -> Result<Data, String> {
     else {
         return Err("this server does not understand the command".into());
     };
+    let keywords = request.keywords.clone();
     let peer = fleet.find(device).ok_or_else(|| format!("{device} is not connected"))?;
     let opcode = u8::try_from(*opcode).map_err(|_| "an opcode is a number from 0 to 255".to_owned())?;
     let within = Duration::from_millis(u64::try_from(*within_ms).unwrap_or(0));
-    peer.call(opcode, args.clone(), within).await.map_err(|e| e.to_string())
+    // An error of the Pi's function is an outcome like its result; the operator tells it from a Pi that
+    // does not answer.
+    match peer.call_with(opcode, args.clone(), keywords, within).await {
+        Ok(value) => Ok(Data::Tuple(vec![true.into(), value])),
+        Err(CallError::Function(text)) => Ok(Data::Tuple(vec![false.into(), text.into()])),
+        Err(e) => Err(e.to_string()),
+    }
 }

@@ -5,16 +5,18 @@ use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use tokio::net::UnixListener;
 use tokio::task::JoinHandle;
 
+use super::attempts::Attempts;
 use super::engine::Functions;
 use super::fleet::{Fleet, Operator};
-use super::login::{Secret, serve};
+use super::login::{NoTalk, Secret, serve};
 use crate::listen::{Gate, accept};
+use crate::transport::Living;
 
 /// What a server is told.
 #[derive(Debug)]
@@ -56,13 +58,17 @@ impl Server {
             let operator: Arc<dyn Functions> = Arc::new(Operator(fleet.clone()));
             tasks.push(tokio::spawn(operate(listener, operator)));
         }
-        let secret = Arc::new(plan.secret);
+        let secret = Arc::new((plan.secret, Attempts::new(Instant::now())));
         let attend = move |stream, address, pass| {
             let (secret, functions) = (Arc::clone(&secret), Arc::clone(&functions));
             async move {
-                crate::transport::tune(&stream, Duration::from_secs(60));
-                if let Err(e) = serve(stream, Some(address), &secret, &functions).await {
-                    log::info!("talks: {address}: {e}");
+                crate::transport::tune(&stream);
+                let (secret, attempts) = &*secret;
+                match serve(Living::new(stream), Some(address), secret, attempts, &functions).await {
+                    Ok(()) => {}
+                    // The limit has a line of its own, which does not flood the log.
+                    Err(e @ NoTalk::Unseen) => log::debug!("talks: {address}: {e}"),
+                    Err(e) => log::info!("talks: {address}: {e}"),
                 }
                 drop(pass);
             }
@@ -125,9 +131,9 @@ async fn operate(listener: UnixListener, operator: Arc<dyn Functions>) {
     loop {
         match listener.accept().await {
             Ok((stream, _)) => {
-                let operator = Arc::clone(&operator);
+                let (operator, attempts) = (Arc::clone(&operator), Attempts::new(Instant::now()));
                 tokio::spawn(async move {
-                    if let Err(e) = serve(stream, None, &Secret::new(None), &operator).await {
+                    if let Err(e) = serve(stream, None, &Secret::new(None), &attempts, &operator).await {
                         log::debug!("talks: operator: {e}");
                     }
                 });

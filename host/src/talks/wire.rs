@@ -2,10 +2,13 @@
 
 use std::future::pending;
 use std::io;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use piman_core::Error;
 use piman_core::frame::{Frames, Mail, SendError};
+use piman_core::talks::DecodeError;
+use piman_core::talks::auth::LOGIN_MAX;
 use piman_core::talks::pickle::Scanner;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::watch;
@@ -23,6 +26,9 @@ const FRAME: usize = 32 << 10;
 /// The memory of an idle connection for reading, in bytes.
 const READ: usize = 2048;
 
+/// The most that is read at once, in bytes.
+const READ_MAX: u64 = 16 << 10;
+
 /// Why a talk ended, other than in order.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Lost {
@@ -33,9 +39,57 @@ pub(super) enum Lost {
     #[error("{0}")]
     Broken(#[from] Broken),
     #[error("the peer sends what is no pickle, or one that is too long: {0}")]
-    Pickle(piman_core::talks::DecodeError),
+    Pickle(DecodeError),
     #[error("the peer takes nothing for {} s", .0.as_secs())]
     Stalled(Duration),
+}
+
+/// A connection may hold so many bytes of a message that has not come whole.
+const PART: usize = 64 << 10;
+/// Beyond that all connections together may hold so many: a thousand peers that each send most of a long
+/// message must not take all memory.
+const PARTS_MAX: usize = 64 << 20;
+/// What they hold beyond it.
+static PARTS: AtomicUsize = AtomicUsize::new(0);
+
+/// The part of [`PARTS_MAX`] that one connection has taken.
+#[derive(Debug, Default)]
+struct Share(usize);
+
+impl Share {
+    /// Takes what `bytes` need; whether there was enough.
+    fn take(&mut self, bytes: usize) -> bool {
+        let need = bytes.saturating_sub(PART);
+        if need <= self.0 {
+            return true;
+        }
+        let more = need - self.0;
+        let taken = PARTS.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |held| {
+            held.checked_add(more).filter(|sum| *sum <= PARTS_MAX)
+        });
+        if taken.is_ok() {
+            self.0 = need;
+        }
+        taken.is_ok()
+    }
+
+    fn give_back(&mut self) {
+        PARTS.fetch_sub(std::mem::take(&mut self.0), Ordering::Relaxed);
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        self.give_back();
+    }
+}
+
+/// What comes off the stream.
+pub(super) enum Pickle {
+    /// A whole message.
+    Whole(Vec<u8>),
+    /// The beginning of one that is not taken, and why; the rest of it is skipped.
+    Overlong(Vec<u8>, String),
 }
 
 /// Takes whole pickles off the front of what was read.
@@ -43,35 +97,94 @@ pub(super) struct Pickles {
     bytes: Vec<u8>,
     scanned: usize,
     scanner: Scanner,
+    share: Share,
+    /// In the midst of a message that is not taken.
+    skips: bool,
 }
 
 impl Pickles {
-    /// `first` is what was read already.
-    pub(super) fn new(first: Option<u8>) -> Self {
-        Self { bytes: first.into_iter().collect(), scanned: 0, scanner: Scanner::new(MESSAGE_MAX as u64) }
+    /// For a connection whose login is still to come: nothing long is taken before. `first` is what was read
+    /// already.
+    pub(super) fn login(first: Option<u8>) -> Self {
+        let scanner = Scanner::new(LOGIN_MAX as u64);
+        Self {
+            bytes: first.into_iter().collect(),
+            scanned: 0,
+            scanner,
+            share: Share::default(),
+            skips: false,
+        }
+    }
+
+    /// From now on messages may have their full length.
+    pub(super) fn logged_in(&mut self) {
+        // Without a limit of its own: also of a message that is too long the end has to be found.
+        self.scanner.set_limit(u64::MAX);
+    }
+
+    /// Whether nothing was read that is not yet taken off.
+    pub(super) fn is_idle(&self) -> bool {
+        self.bytes.is_empty()
     }
 
     /// Reads more; `false` at the end of the stream. Loses nothing when it is cancelled.
     pub(super) async fn read(&mut self, from: &mut (impl AsyncRead + Unpin)) -> io::Result<bool> {
         self.bytes.reserve(READ);
-        Ok(from.read_buf(&mut self.bytes).await? > 0)
+        // Behind a long message there may be room for megabytes of short ones; what follows a message is
+        // moved to the front, so it must not be much.
+        Ok(from.take(READ_MAX).read_buf(&mut self.bytes).await? > 0)
     }
 
-    /// The next whole message.
+    /// The next whole message of a login; there a message that is too long is the end.
     pub(super) fn next(&mut self) -> Result<Option<Vec<u8>>, Lost> {
-        let fresh = self.bytes.get(self.scanned..).unwrap_or_default();
-        match self.scanner.feed(fresh).map_err(Lost::Pickle)? {
-            Some(n) => {
-                let rest = self.bytes.split_off(self.scanned + n);
-                self.scanned = 0;
-                Ok(Some(std::mem::replace(&mut self.bytes, rest)))
-            }
-            None => {
-                self.scanned = self.bytes.len();
-                Ok(None)
-            }
+        match self.take()? {
+            Some(Pickle::Whole(message)) => Ok(Some(message)),
+            Some(Pickle::Overlong(..)) => Err(Lost::Pickle(DecodeError::NoRoom)),
+            None => Ok(None),
         }
     }
+
+    /// The next message. One that is too long is reported once, as soon as that is clear, and then skipped in
+    /// constant memory.
+    fn take(&mut self) -> Result<Option<Pickle>, Lost> {
+        loop {
+            let fresh = self.bytes.get(self.scanned..).unwrap_or_default();
+            let end = self.scanner.feed(fresh).map_err(Lost::Pickle)?;
+            if let Some(n) = end {
+                let rest = self.bytes.split_off(self.scanned + n);
+                let message = std::mem::replace(&mut self.bytes, rest);
+                self.scanned = 0;
+                self.share.give_back();
+                if std::mem::take(&mut self.skips) {
+                    continue;
+                }
+                if message.len() > MESSAGE_MAX {
+                    return Ok(Some(Pickle::Overlong(message, too_long())));
+                }
+                return Ok(Some(Pickle::Whole(message)));
+            }
+            self.scanned = self.bytes.len();
+            if self.skips {
+                self.bytes.clear();
+                self.scanned = 0;
+                return Ok(None);
+            }
+            let why = if self.scanner.at_least() > MESSAGE_MAX as u64 {
+                too_long()
+            } else if !self.share.take(self.bytes.len()) {
+                format!("peers are sending {} MB of long messages: send it again later", PARTS_MAX >> 20)
+            } else {
+                return Ok(None);
+            };
+            (self.skips, self.scanned) = (true, 0);
+            self.share.give_back();
+            return Ok(Some(Pickle::Overlong(std::mem::take(&mut self.bytes), why)));
+        }
+    }
+}
+
+fn too_long() -> String {
+    format!("the message is longer than {MESSAGE_MAX} bytes")
 }
 
 /// Talks in pickles until the end. Reading and writing go on at the same time, so that two peers
@@ -87,8 +200,15 @@ pub(super) async fn pickles<S: AsyncRead + AsyncWrite + Unpin>(
     let (mut pending_bytes, mut written) = (Vec::new(), 0);
     let mut moved = Instant::now();
     loop {
-        while let Some(message) = incoming.next()? {
-            pending_bytes.extend(engine.incoming(&message)?.into_iter().flatten());
+        while let Some(message) = incoming.take()? {
+            match message {
+                Pickle::Whole(message) => {
+                    pending_bytes.extend(engine.incoming(&message)?.into_iter().flatten());
+                }
+                Pickle::Overlong(beginning, why) => {
+                    pending_bytes.extend(engine.overlong(&beginning, &why).into_iter().flatten());
+                }
+            }
         }
         let waiting = pending_bytes.get(written..).unwrap_or_default();
         let left = waiting.len();

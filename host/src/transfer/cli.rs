@@ -48,6 +48,9 @@ pub struct PutArgs {
     /// Where to, and under which name [default: the file's own]
     #[arg(value_name = "HOST:[NAME]")]
     to: String,
+    /// How long the server may take no byte of the file [default: as long as its system answers]
+    #[arg(long, value_name = "TIME")]
+    stall_timeout: Option<crate::span::Span>,
     #[command(flatten)]
     common: Common,
 }
@@ -81,7 +84,7 @@ pub fn run_get(args: &GetArgs) -> anyhow::Result<()> {
         Some(file) => file.clone(),
     };
     let what = format!("getting {name} from {host} to {}", to.display());
-    report(&args.common, name.as_str(), "get", what, |deadlines, tell| {
+    report(&args.common, None, name.as_str(), "get", what, |deadlines, tell| {
         let mut target = Target::open(&to, args.force).map_err(TransferError::Local)?;
         get((host, args.common.port), &name, &mut target, deadlines, tell)
     })
@@ -95,8 +98,9 @@ pub fn run_put(args: &PutArgs) -> anyhow::Result<()> {
     let (host, name) = split(&args.to)?;
     let name = if name.is_empty() { own_name(&args.from)? } else { name.to_owned() };
     let name = Name::parse(name.as_bytes()).with_context(|| format!("the name {name:?}"))?;
+    let stall = args.stall_timeout.map(|s| s.0);
     let what = format!("putting {} to {host} as {name}", args.from.display());
-    report(&args.common, name.as_str(), "put", what, |deadlines, tell| {
+    report(&args.common, stall, name.as_str(), "put", what, |deadlines, tell| {
         put(&args.from, (host, args.common.port), &name, deadlines, tell)
     })
 }
@@ -119,12 +123,14 @@ fn split(text: &str) -> anyhow::Result<(&str, &str)> {
 /// Runs it, showing how far it is, and says what was done.
 fn report(
     common: &Common,
+    stall: Option<Duration>,
     name: &str,
     verb: &str,
     what: String,
     run: impl FnOnce(Deadlines, &mut dyn FnMut(Progress<'_>)) -> Result<Outcome, TransferError>,
 ) -> anyhow::Result<()> {
-    let deadlines = Deadlines { silence: common.timeout.0, tries: common.tries, ..Deadlines::default() };
+    let deadlines =
+        Deadlines { silence: common.timeout.0, stall, tries: common.tries, ..Deadlines::default() };
     let mut display = Display::new();
     let began = Instant::now();
     let done = run(deadlines, &mut |progress| display.show(progress));

@@ -4,27 +4,29 @@ use std::io::{self, Read as _};
 use std::net::TcpStream;
 use std::path::Path;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use embedded_io_adapters::std::FromStd;
 use piman_core::Error;
 use piman_core::blocking::{self, Blocking};
 use piman_core::error::PeerError;
+use piman_core::hash::Hash;
 use piman_core::transfer::{
-    Body, Download, End, Input, Machine, Name, Pause, Refusal, Storage, Upload, advance,
+    Body, Download, End, Input, Machine, Name, Pause, Probe, Refusal, Storage, Upload, advance,
 };
+use rustix::io::Errno;
 
 use super::local::{Source, Target};
 use super::part::HASH_PACE;
 use crate::disk::is_full;
+use crate::pace::{Limits, Watch};
+use crate::tcp::Info;
 use crate::transport::{dial, timely};
 
 /// What is moved at once.
 const PIECE: usize = 256 * 1024;
-/// A server that hangs up on our question about ranges is asked once more, since it may have been
-/// the network; then it is taken for an old one and gets the whole file.
-const DOUBTS: u32 = 2;
-/// How long the other side may need to bring a file to its disk.
+/// How long the other side may need to bring a file to its disk, and longer by what the bytes took: something
+/// slow in between may still have some of them.
 const COMMIT: Duration = Duration::from_secs(15 * 60);
 
 /// How long is waited, and how often tried.
@@ -34,6 +36,8 @@ pub struct Deadlines {
     pub connect: Duration,
     /// For an answer, or the next byte.
     pub silence: Duration,
+    /// How long the server may take no byte of a file; `None`: for as long as its system answers.
+    pub stall: Option<Duration>,
     /// So many attempts in a row may fail without a byte moved.
     pub tries: u32,
     /// Between two attempts at first; it doubles up to 30 s.
@@ -45,6 +49,7 @@ impl Default for Deadlines {
         Self {
             connect: Duration::from_secs(10),
             silence: Duration::from_secs(60),
+            stall: None,
             tries: 5,
             pause: Duration::from_secs(1),
         }
@@ -103,10 +108,10 @@ pub enum TransferError {
     Strange,
     /// Our file.
     #[error("{0}")]
-    Local(#[source] io::Error),
+    Local(io::Error),
     /// The connection.
     #[error("the connection failed: {0}")]
-    Connection(#[source] io::Error),
+    Connection(io::Error),
 }
 
 impl TransferError {
@@ -133,18 +138,15 @@ pub fn get(
     deadlines: Deadlines,
     tell: &mut dyn FnMut(Progress<'_>),
 ) -> Result<Outcome, TransferError> {
-    let mut doubts = 0;
+    let mut ranges = Ranges::default();
     attempts(deadlines, tell, |tell, moved| {
-        let mut machine = Download::new(name.clone(), doubts < DOUBTS);
         // Before there is a server that waits for it.
         let have = target.prepare().map_err(|e| Failure::Final(TransferError::Local(e)))?;
+        let mut machine = Download::new(name.clone(), have == 0 || ranges.are_known(server, deadlines)?);
         let stream = connect(server, deadlines)?;
         patience(&stream, deadlines, have)?;
-        let end = one(&stream, &mut machine, target, |_| None, tell, moved);
-        if machine.doubtful() || matches!(end, Ok(End::NoRanges)) {
-            doubts += 1;
-            return Err(Failure::AtOnce);
-        }
+        let end = one(&stream, &mut machine, target, |_| None, (deadlines, tell), moved);
+        ranges.after(&end)?;
         if let Some(e) = target.failure.take() {
             return Err(Failure::Final(local(e)));
         }
@@ -165,22 +167,99 @@ pub fn put(
     tell: &mut dyn FnMut(Progress<'_>),
 ) -> Result<Outcome, TransferError> {
     let mut source = Source::open(path).map_err(TransferError::Local)?;
-    let mut doubts = 0;
+    let mut ranges = Ranges::default();
     attempts(deadlines, tell, |tell, moved| {
-        let mut machine = Upload::new(name.clone(), doubts < DOUBTS);
+        let mut machine = Upload::new(name.clone(), ranges.are_known(server, deadlines)?);
         let stream = connect(server, deadlines)?;
         patience(&stream, deadlines, source.size)?;
         let file = source.file.try_clone().map_err(|e| Failure::Final(TransferError::Local(e)))?;
-        let end = one(&stream, &mut machine, &mut source, |_| Some(&file), tell, moved);
-        if machine.doubtful() || matches!(end, Ok(End::NoRanges)) {
-            doubts += 1;
-            return Err(Failure::AtOnce);
-        }
+        let end = one(&stream, &mut machine, &mut source, |_| Some(&file), (deadlines, tell), moved);
+        ranges.after(&end)?;
         if let Some(e) = source.failure.take() {
             return Err(Failure::Final(local(e)));
         }
         end
     })
+}
+
+/// Whether the server knows ranges. It is not asked for any before it has shown that.
+#[derive(Default)]
+struct Ranges(Known);
+
+#[derive(Default)]
+enum Known {
+    /// Nobody has asked.
+    #[default]
+    Nothing,
+    /// It has said so.
+    Yes,
+    /// It said so, and then did not know them after all.
+    Never,
+}
+
+impl Ranges {
+    /// Asks on a connection of its own if need be, in a way that an old server can answer.
+    fn are_known(&mut self, server: (&str, u16), deadlines: Deadlines) -> Result<bool, Failure> {
+        match self.0 {
+            Known::Yes => return Ok(true),
+            Known::Never => return Ok(false),
+            Known::Nothing => {}
+        }
+        let stream = connect(server, deadlines)?;
+        let mut io = Blocking(FromStd::new(&stream));
+        let known = match blocking::run(advance(&mut io, &mut Probe::default(), &mut NoFile, Input::Start)) {
+            Ok(end) => matches!(end, Pause::End(End::Ranges)),
+            // So does one that does not expect the question; if it was the network, the next attempt asks again.
+            Err(Error::Io(e)) if e.kind() == io::ErrorKind::ConnectionReset => false,
+            Err(e) => return Err(again(e)),
+        };
+        if known {
+            self.0 = Known::Yes;
+        }
+        Ok(known)
+    }
+
+    /// Takes note of how an attempt ended.
+    fn after(&mut self, end: &Result<End, Failure>) -> Result<(), Failure> {
+        if matches!(end, Ok(End::NoRanges)) {
+            self.0 = Known::Never;
+            return Err(Failure::AtOnce);
+        }
+        Ok(())
+    }
+}
+
+/// What a session that moves no file has for a storage.
+struct NoFile;
+
+impl Storage for NoFile {
+    async fn open(&mut self, _: &Name) -> Result<u64, Refusal> {
+        Err(Refusal::Failed)
+    }
+
+    async fn create(&mut self, _: &Name, _: bool) -> Result<u64, Refusal> {
+        Err(Refusal::Failed)
+    }
+
+    async fn hash(&mut self, _: u64) -> Result<Hash, Refusal> {
+        Err(Refusal::Failed)
+    }
+
+    async fn reserve(&mut self, _: u64, _: u64) -> Result<(), Refusal> {
+        Err(Refusal::Failed)
+    }
+
+    async fn read_at(&mut self, _: u64, _: &mut [u8]) -> Result<usize, Refusal> {
+        Err(Refusal::Failed)
+    }
+
+    async fn write_at(&mut self, _: u64, _: &[u8]) -> Result<(), Refusal> {
+        Err(Refusal::Failed)
+    }
+
+    async fn commit(&mut self) -> Result<(), Refusal> {
+        Err(Refusal::Failed)
+    }
 }
 
 /// How an attempt failed.
@@ -261,7 +340,7 @@ fn one<'f, S: Storage>(
     machine: &mut dyn Machine,
     storage: &mut S,
     file: impl Fn(&S) -> Option<&'f std::fs::File>,
-    tell: &mut dyn FnMut(Progress<'_>),
+    (deadlines, tell): (Deadlines, &mut dyn FnMut(Progress<'_>)),
     moved: &mut u64,
 ) -> Result<End, Failure> {
     let mut io = Blocking(FromStd::new(stream));
@@ -272,20 +351,11 @@ fn one<'f, S: Storage>(
             Pause::Body(Body::Out { start, size }) => {
                 tell(Progress::Begins { start, size });
                 let Some(file) = file(storage) else { return Err(Failure::Again(closed())) };
-                let mut at = start;
-                while at < size {
-                    let before = at;
-                    let want = usize::try_from(size - at).map_or(PIECE, |left| left.min(PIECE));
-                    match rustix::fs::sendfile(stream, file, Some(&mut at), want) {
-                        Ok(0) => break,
-                        Ok(_) | Err(rustix::io::Errno::INTR) => {}
-                        Err(e) => return Err(Failure::Again(late(e.into()))),
-                    }
-                    *moved += at - before;
+                let mut sent = |at| {
+                    *moved = at - start;
                     tell(Progress::Moved(at));
-                }
-                // Now the server brings it to its disk.
-                stream.set_read_timeout(Some(COMMIT)).map_err(Failure::Again)?;
+                };
+                let at = send(stream, file, start..size, deadlines.stall, &mut sent)?;
                 if at < size { Input::Broken(Refusal::Failed) } else { Input::Moved }
             }
             Pause::Body(Body::In { start, size }) => {
@@ -294,6 +364,42 @@ fn one<'f, S: Storage>(
             }
         };
     }
+}
+
+/// Sends a part of the file; returns how far it got if the file has become shorter. A server that takes nothing
+/// for a while is not silent as long as its system answers.
+fn send(
+    stream: &TcpStream,
+    file: &std::fs::File,
+    part: std::ops::Range<u64>,
+    stall: Option<Duration>,
+    sent: &mut dyn FnMut(u64),
+) -> Result<u64, Failure> {
+    let began = Instant::now();
+    let mut watch = Watch::new(stream, Limits { stall, ..Limits::NONE }).map_err(Failure::Again)?;
+    stream.set_write_timeout(Some(watch.tick())).map_err(Failure::Again)?;
+    let (mut at, end) = (part.start, part.end);
+    while at < end {
+        let want = usize::try_from(end - at).map_or(PIECE, |left| left.min(PIECE));
+        let asked = Instant::now();
+        match rustix::fs::sendfile(stream, file, Some(&mut at), want) {
+            Ok(0) => break,
+            Ok(_) | Err(Errno::INTR | Errno::AGAIN) => {}
+            Err(e) => return Err(Failure::Again(e.into())),
+        }
+        watch.waited(asked.elapsed()).map_err(Failure::Again)?;
+        sent(at);
+    }
+    // The server's time begins when it has everything.
+    let mut pause = Duration::from_millis(1);
+    while at == end && Info::of(stream).map_err(Failure::Again)?.is_outstanding() {
+        thread::sleep(pause);
+        watch.waited(pause).map_err(Failure::Again)?;
+        pause = (pause * 2).min(Duration::from_millis(100));
+    }
+    // Now it brings it to its disk.
+    stream.set_read_timeout(Some(COMMIT + began.elapsed())).map_err(Failure::Again)?;
+    Ok(at)
 }
 
 fn receive<'i>(

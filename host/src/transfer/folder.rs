@@ -61,7 +61,7 @@ pub enum FileRefusal {
         free: u64,
     },
     /// The disk or its filesystem.
-    #[error("{0}")]
+    #[error(transparent)]
     Io(#[from] io::Error),
 }
 

@@ -10,7 +10,9 @@ use std::time::Duration;
 use embedded_io_adapters::tokio_1::FromTokio;
 use piman_core::Error;
 use piman_core::error::PeerError;
-use piman_core::transfer::{Body, End, Input, Name, Pause, Refusal, Server, advance};
+use piman_core::transfer::{
+    BadName, Body, End, Input, Machine, Name, Pause, REQUEST_LEN, Refusal, Request, Server, Step, advance,
+};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout, timeout_at};
@@ -18,7 +20,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use super::folder::{FileRefusal, Folder};
 use super::part::HASH_PACE;
 use super::shelf::{Hands, PIECE, Pulse, Shelf};
-use crate::pace::{Pace, SLOWEST};
+use crate::pace::{Limits, Pace, Watch};
 use crate::sendfile;
 
 /// What a peer sends after the end is read for so long, so that it sees the answer and not a reset.
@@ -31,15 +33,15 @@ const LINGER_BYTES: u64 = 16 << 20;
 pub struct Patience {
     /// For everything that it says before the bytes of the file, together.
     pub talk: Duration,
-    /// Without a single byte of the file.
+    /// Without a single byte of the file that it sends.
     pub stall: Duration,
-    /// The least that a client must send of a file in any such time, in bytes a second.
-    pub slowest: u64,
+    /// For the bytes of a file. A client that sends one is held to the pace alone.
+    pub limits: Limits,
 }
 
 impl Default for Patience {
     fn default() -> Self {
-        Self { talk: Duration::from_secs(60), stall: Duration::from_secs(60), slowest: SLOWEST }
+        Self { talk: Duration::from_secs(60), stall: Duration::from_secs(60), limits: Limits::NONE }
     }
 }
 
@@ -56,6 +58,8 @@ pub struct Transfers {
 pub struct Served {
     /// What it was about, if the client said so.
     pub name: Option<Name>,
+    /// The name that it said, if it is none that can be served, and why not.
+    pub bad_name: Option<(String, BadName)>,
     /// How it ended.
     pub end: Result<End, io::Error>,
     /// Why it was refused.
@@ -86,33 +90,36 @@ impl Transfers {
         let mut shelf = Shelf::new(self.folder.clone(), self.hands.clone(), pulse.clone());
         let mut io = FromTokio::new(stream);
         let mut upload = false;
-        let end = self.drive(&mut io, &mut shelf, &pulse, &mut upload).await;
+        let mut server = Noting::default();
+        let end = self.drive(&mut io, &mut server, &mut shelf, &pulse, &mut upload).await;
         let (name, refusal) = (shelf.name.take(), shelf.refusal.take());
         // The name is free before the client can know that it is over.
         drop(shelf);
         if !matches!(end, Ok(End::Closed) | Err(_)) {
             linger(io.inner_mut()).await;
         }
-        Served { name, end, refusal, upload, took: began.elapsed() }
+        Served { name, bad_name: server.bad_name, end, refusal, upload, took: began.elapsed() }
     }
 
     async fn drive(
         &self,
         io: &mut FromTokio<TcpStream>,
+        server: &mut Noting,
         shelf: &mut Shelf,
         pulse: &Pulse,
         upload: &mut bool,
     ) -> Result<End, io::Error> {
-        let mut server = Server::default();
         let mut input = Input::Start;
         loop {
-            let talk = advance(io, &mut server, shelf, input);
+            let talk = advance(io, server, shelf, input);
             let moved = match self.patiently(pulse, talk).await?? {
                 Pause::End(end) => return Ok(end),
                 Pause::Body(Body::Out { start, size }) => {
                     let file = shelf.file().ok_or_else(|| io::Error::other("no file is open"))?;
-                    sendfile::send(io.inner(), &file, start, size - start, self.patience.stall, |_| Ok(()))
-                        .await?;
+                    let mut watch = Watch::new(io.inner(), self.patience.limits)?;
+                    sendfile::send(io.inner(), &file, start, size - start, &mut watch, |_| Ok(())).await?;
+                    // Nothing follows. A socket that is closed with bytes in it gives a slow peer a minute for them.
+                    watch.delivered(size - start).await?;
                     Ok(())
                 }
                 Pause::Body(Body::In { start, size }) => {
@@ -153,7 +160,7 @@ impl Transfers {
         size: u64,
     ) -> io::Result<Result<(), Refusal>> {
         let mut at = start;
-        let mut pace = Pace::new(self.patience.slowest, self.patience.stall);
+        let mut pace = Pace::new(self.patience.limits.slowest, self.patience.limits.span);
         while at < size {
             let began = Instant::now();
             match timeout(self.patience.stall, stream.readable()).await {
@@ -182,6 +189,27 @@ impl Transfers {
             }
         }
         Ok(Ok(()))
+    }
+}
+
+/// The server's machine, and what the log is to know of a name that it refuses.
+#[derive(Default)]
+struct Noting {
+    server: Server,
+    bad_name: Option<(String, BadName)>,
+}
+
+impl Machine for Noting {
+    fn handle<'m>(&'m mut self, input: Input<'_>) -> Step<'m> {
+        // Nothing else that a client says is as long.
+        if let Input::Received(bytes) = input
+            && bytes.len() == REQUEST_LEN
+            && let Some(Request { name: Err(why), .. }) = Request::parse(bytes)
+        {
+            let name = String::from_utf8_lossy(bytes.get(1..).unwrap_or_default());
+            self.bad_name = Some((name.trim_end_matches('\0').to_owned(), why));
+        }
+        self.server.handle(input)
     }
 }
 
@@ -222,19 +250,24 @@ fn broken(e: Error<io::Error>) -> io::Error {
 }
 
 impl Served {
-    /// Whether the log should have it at the level of what happened.
+    /// How important it is for the log.
     #[must_use]
-    pub fn is_done(&self) -> bool {
-        matches!(self.end, Ok(End::Done { .. }))
+    pub fn level(&self) -> log::Level {
+        match self.end {
+            Ok(End::Done { .. }) => log::Level::Info,
+            Ok(End::Ranges) => log::Level::Debug,
+            _ => log::Level::Warn,
+        }
     }
 }
 
 /// One line for the log.
 impl fmt::Display for Served {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.name {
-            Some(name) => write!(f, "{:?}: ", name.as_str())?,
-            None => f.write_str("no file: ")?,
+        match (&self.name, &self.bad_name) {
+            (Some(name), _) => write!(f, "{:?}: ", name.as_str())?,
+            (None, Some((name, _))) => write!(f, "{name:?}: ")?,
+            (None, None) => f.write_str("no file: ")?,
         }
         match &self.end {
             Ok(End::Done { start, size }) => {
@@ -242,12 +275,14 @@ impl fmt::Display for Served {
                 write!(f, "{what} {} bytes in {:.1} s", size - start, self.took.as_secs_f64())?;
                 if *start > 0 { write!(f, ", resumed at {start}") } else { Ok(()) }
             }
+            Ok(End::Ranges) => f.write_str("the client asked whether uploads and downloads can be resumed"),
             Ok(End::Stopped) => f.write_str("the client has no room for it"),
             Ok(End::Closed) => f.write_str("the client went away"),
             Ok(End::Strange) => f.write_str("the client does not speak this protocol"),
-            Ok(_) => match &self.refusal {
-                Some(why) => write!(f, "refused: {why}"),
-                None => f.write_str("refused: no name that is served"),
+            Ok(_) => match (&self.refusal, &self.bad_name) {
+                (Some(why), _) => write!(f, "refused: {why}"),
+                (None, Some((_, why))) => write!(f, "refused: {why}"),
+                (None, None) => f.write_str("refused"),
             },
             Err(e) => {
                 let what = if self.upload { "broken off, may be resumed" } else { "broken off" };

@@ -29,8 +29,7 @@ pub async fn run<G: Send + 'static>(
             let (transfers, busy) = (transfers.clone(), begin(&stream));
             async move {
                 let served = transfers.serve(stream).await;
-                let level = if served.is_done() { log::Level::Info } else { log::Level::Warn };
-                log::log!(level, "transfer: {address}: {served}");
+                log::log!(served.level(), "transfer: {address}: {served}");
                 drop((busy, pass));
             }
         }

@@ -1,5 +1,7 @@
 //! The records of pax headers: what they say about the entry that follows.
 
+use piman_core::base64;
+
 use super::sparse::Map;
 use super::{Damage, NAME_MAX, Time, XATTRS_MAX, Xattr};
 
@@ -74,7 +76,8 @@ impl Pax {
                     return self.xattr(unescape(name), value.to_vec());
                 }
                 if let Some(name) = key.strip_prefix(b"LIBARCHIVE.xattr.") {
-                    let value = base64(value).ok_or(Damage::Pax("an extended attribute is not base64"))?;
+                    let value: Option<Vec<u8>> = base64::decode(value).collect();
+                    let value = value.ok_or(Damage::Pax("an extended attribute is not base64"))?;
                     return self.xattr(unescape(name), value);
                 }
                 if let Some(key) = key.strip_prefix(b"GNU.sparse.") {
@@ -219,31 +222,6 @@ fn unescape(text: &[u8]) -> Vec<u8> {
     out
 }
 
-/// Base64 as libarchive writes it, with or without `=` at the end.
-fn base64(text: &[u8]) -> Option<Vec<u8>> {
-    let end = text.iter().rposition(|b| *b != b'=').map_or(0, |at| at + 1);
-    let mut out = Vec::with_capacity(text.len() / 4 * 3 + 3);
-    let (mut bits, mut held) = (0_u32, 0);
-    for &symbol in text.get(..end)? {
-        let value = match symbol {
-            b'A'..=b'Z' => symbol - b'A',
-            b'a'..=b'z' => symbol - b'a' + 26,
-            b'0'..=b'9' => symbol - b'0' + 52,
-            b'+' => 62,
-            b'/' => 63,
-            b'\n' => continue,
-            _ => return None,
-        };
-        bits = (bits & 0xff) << 6 | u32::from(value);
-        held += 6;
-        if held >= 8 {
-            held -= 8;
-            out.extend(u8::try_from(bits >> held & 0xff));
-        }
-    }
-    Some(out)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -314,20 +292,5 @@ mod tests {
             assert!(Pax::default().apply(bad).is_err(), "{}", bad.escape_ascii());
         }
         assert!(Pax::default().apply(b"6 a=b\n\0\0\0").is_ok());
-    }
-
-    #[test]
-    fn base64_with_and_without_padding() {
-        for (text, want) in [
-            ("", &b""[..]),
-            ("Zg", b"f"),
-            ("Zg==", b"f"),
-            ("Zm8=", b"fo"),
-            ("Zm9v", b"foo"),
-            ("/+8=", b"\xff\xef"),
-        ] {
-            assert_eq!(base64(text.as_bytes()).as_deref(), Some(want), "{text}");
-        }
-        assert_eq!(base64(b"Z*"), None);
     }
 }

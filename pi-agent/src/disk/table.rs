@@ -1,19 +1,16 @@
 //! The partition table, and the boot partition's file system.
 
 use std::fs::File;
-use std::io::{Cursor, Write};
+use std::io::{Read, Write};
 
 use anyhow::{Context, bail};
 use fatfs::{FatType, FileSystem, FormatVolumeOptions, FsOptions};
-use mbrman::{BOOT_INACTIVE, CHS, MBRHeader, MBRPartitionEntry};
 use piman_core::install::Stage;
 use piman_core::install::layout::{Layout, SECTOR};
+use piman_core::install::mbr::{self, FAT32_LBA, LINUX, Mbr, Partition};
 
 use super::{Disk, RootArea, Window};
 use crate::failure::{Cause, Failure, OrFail};
-
-const FAT32_LBA: u8 = 0x0c;
-const LINUX: u8 = 0x83;
 
 impl Disk {
     /// Writes the partition table and an empty boot partition. What the disk has of these already is left as it
@@ -26,13 +23,14 @@ impl Disk {
         let table =
             table(layout, &root).or_fail(Stage::Partition, Cause::Disk, "making the partition table")?;
         let old = self.read_table().ok();
-        let keep = old.as_ref().is_some_and(|old| place(&old.partition_1) == place(&table.partition_1));
+        let boot = |table: &Mbr| table.partitions.first().map(place);
+        let keep = old.as_ref().is_some_and(|old| boot(old) == boot(&table));
         let same = old.is_some_and(|old| {
-            old.disk_signature == table.disk_signature
-                && old.iter().map(|(_, p)| place(p)).eq(table.iter().map(|(_, p)| place(p)))
+            old.disk_id == table.disk_id
+                && old.partitions.iter().map(place).eq(table.partitions.iter().map(place))
         });
         if !same {
-            self.write_table(&table).or_fail(
+            self.write_table(layout, &table).or_fail(
                 Stage::Partition,
                 Cause::Disk,
                 format!("writing the partition table of {self}"),
@@ -44,18 +42,16 @@ impl Disk {
         Ok(root)
     }
 
-    fn read_table(&self) -> anyhow::Result<MBRHeader> {
-        Ok(MBRHeader::read_from(&mut Window::new(&self.file, 0, SECTOR))?)
+    fn read_table(&self) -> anyhow::Result<Mbr> {
+        read_table(&self.file)
     }
 
-    fn write_table(&self, table: &MBRHeader) -> anyhow::Result<()> {
-        let mut sectors = Cursor::new(Vec::new());
-        table.write_into(&mut sectors)?;
-        let mut sectors = sectors.into_inner();
+    fn write_table(&self, layout: &Layout, table: &Mbr) -> anyhow::Result<()> {
+        let mut sectors = table.write().to_vec();
         // 33 more sectors as zeros: where a GPT would be, which must not come back to life. A partition that begins
         // there may be one that is kept.
-        let zeros = 34.min(table.partition_1.starting_lba.max(1));
-        sectors.resize(zeros as usize * SECTOR as usize, 0);
+        let zeros = 34.min(layout.boot_start.max(1));
+        sectors.resize(usize::try_from(zeros * SECTOR)?, 0);
         Window::new(&self.file, 0, self.bytes).write_all(&sectors)?;
         self.file.sync_all()?;
         Ok(())
@@ -87,48 +83,44 @@ impl Disk {
     }
 }
 
-fn table(layout: &Layout, root: &RootArea) -> anyhow::Result<MBRHeader> {
-    let mut table = MBRHeader::new(layout.disk_id.to_le_bytes());
-    table.partition_1 = partition(FAT32_LBA, layout.boot_start, layout.boot_sectors)?;
-    table.partition_2 = partition(LINUX, layout.root_start, root.length / SECTOR)?;
-    Ok(table)
+fn table(layout: &Layout, root: &RootArea) -> anyhow::Result<Mbr> {
+    let partition = |kind, first: u64, sectors: u64| -> anyhow::Result<Partition> {
+        Ok(Partition::new(kind, u32::try_from(first)?, u32::try_from(sectors)?))
+    };
+    let boot = partition(FAT32_LBA, layout.boot_start, layout.boot_sectors)?;
+    let root = partition(LINUX, layout.root_start, root.length / SECTOR)?;
+    let none = Partition::default();
+    Ok(Mbr { partitions: [boot, root, none, none], ..Mbr::new(layout.disk_id) })
 }
 
-fn partition(sys: u8, start: u64, sectors: u64) -> anyhow::Result<MBRPartitionEntry> {
-    Ok(MBRPartitionEntry {
-        boot: BOOT_INACTIVE,
-        first_chs: CHS::empty(),
-        sys,
-        last_chs: CHS::empty(),
-        starting_lba: u32::try_from(start)?,
-        sectors: u32::try_from(sectors)?,
-    })
+fn read_table(disk: &File) -> anyhow::Result<Mbr> {
+    let mut sector = [0; mbr::BYTES];
+    Window::new(disk, 0, SECTOR).read_exact(&mut sector).context("reading the partition table")?;
+    Ok(Mbr::read(&sector)?)
 }
 
 /// What an entry says of its partition: its type, its first sector, how many it has. The rest differs from one
 /// program to another: places in cylinders, which nobody reads any more, and which one is active.
-fn place(entry: &MBRPartitionEntry) -> (u8, u32, u32) {
-    (entry.sys, entry.starting_lba, entry.sectors)
+fn place(entry: &Partition) -> (u8, u32, u32) {
+    (entry.kind, entry.first, entry.sectors)
 }
 
 /// Where the partition table of a disk of so many bytes has the root partition.
 #[must_use]
 pub fn root_in_table(disk: &File, bytes: u64) -> Option<RootArea> {
-    let table = MBRHeader::read_from(&mut Window::new(disk, 0, SECTOR)).ok()?;
-    let root = &table.partition_2;
-    let area =
-        RootArea { offset: u64::from(root.starting_lba) * SECTOR, length: u64::from(root.sectors) * SECTOR };
-    (root.sys == LINUX && area.offset > 0 && area.length > 0 && area.offset + area.length <= bytes)
+    let [_, root, ..] = read_table(disk).ok()?.partitions;
+    let area = RootArea { offset: u64::from(root.first) * SECTOR, length: u64::from(root.sectors) * SECTOR };
+    (root.kind == LINUX && area.offset > 0 && area.length > 0 && area.offset + area.length <= bytes)
         .then_some(area)
 }
 
 /// The partitions of a disk that begins so, in a few words.
 pub(super) fn describe(start: &[u8]) -> Option<String> {
-    let table = MBRHeader::read_from(&mut Cursor::new(start.get(..512)?)).ok()?;
-    let parts: Vec<String> = table
-        .iter()
+    let table = Mbr::read(start.first_chunk()?).ok()?;
+    let parts: Vec<String> = (1..)
+        .zip(&table.partitions)
         .filter(|(_, p)| p.is_used())
-        .map(|(i, p)| format!("{i}: type {:x}, {} MiB", p.sys, u64::from(p.sectors) >> 11))
+        .map(|(i, p)| format!("{i}: type {:x}, {} MiB", p.kind, u64::from(p.sectors) >> 11))
         .collect();
     Some(parts.join("; "))
 }
@@ -185,7 +177,6 @@ fn partition_line(line: &str) -> anyhow::Result<(u64, Option<u64>)> {
 
 #[cfg(test)]
 mod tests {
-    use std::io::Read;
     use std::process::{Command, Stdio};
 
     use super::*;
@@ -249,6 +240,40 @@ mod tests {
         let shorter = Layout { boot_sectors: 80_000, ..layout };
         disk.partition(&shorter).unwrap();
         assert_eq!(kept(&shorter), None);
+    }
+
+    #[test]
+    fn the_table_is_what_it_was() {
+        let folder = tempfile::tempdir().unwrap();
+        let disk = Disk::create(&folder.path().join("card"), 128 << 20).unwrap();
+        // What was there before is gone, up to where a GPT would end.
+        Window::new(disk.file(), 0, SECTOR * 40).write_all(&[0xaa; 512 * 40]).unwrap();
+        for (layout, entries) in [
+            (
+                Layout::default(),
+                "317a5d5f0000 000000000c0000000020000098590100 00000000830000000080010000800200",
+            ),
+            (
+                Layout {
+                    disk_id: 0x0102_0304,
+                    boot_start: 2048,
+                    boot_sectors: 8192,
+                    root_start: 16384,
+                    root_sectors: Some(4096),
+                },
+                "040302010000 000000000c0000000008000000200000 00000000830000000040000000100000",
+            ),
+        ] {
+            disk.partition(&layout).unwrap();
+            let mut start = vec![0; 512 * 40];
+            Window::new(disk.file(), 0, SECTOR * 40).read_exact(&mut start).unwrap();
+            let hex: String = start[440..510].iter().map(|b| format!("{b:02x}")).collect();
+            assert_eq!(hex, format!("{}{}", entries.replace(' ', ""), "00".repeat(32)));
+            assert_eq!(start[510..512], [0x55, 0xaa]);
+            let zeros = |bytes: &[u8]| bytes.iter().all(|b| *b == 0);
+            assert!(zeros(&start[..440]) && zeros(&start[512..34 * 512]));
+            assert!(start[34 * 512..].iter().all(|b| *b == 0xaa), "what lies behind is another's");
+        }
     }
 
     #[test]

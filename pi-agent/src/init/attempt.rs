@@ -45,7 +45,7 @@ pub fn attempt(options: &Options, server: &Server) -> Outcome {
             password_file: Some(PASSWORD.into()).filter(|p: &PathBuf| p.exists()),
         }),
     };
-    let mut machine = Machine { sets_clock: true, wiped: false };
+    let mut machine = Machine { sets_clock: true, ..Machine::default() };
     let progress = Arc::new(Progress::new());
     let display = Display::start(Arc::clone(&progress));
     let done = install::attempt(&plan, &mut machine, &progress);

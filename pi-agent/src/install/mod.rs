@@ -27,13 +27,13 @@ use piman_core::install::{Can, Decision, Hello, More, Notice, Offer, Paths, REVI
 pub use retry::run;
 
 use crate::disk::{Disk, RootArea};
-use crate::failure::{Cause, Failure, OrFail};
+use crate::failure::{Cause, Failure, OrFail, in_one_line};
 use crate::identity::Identity;
 use crate::mount::Mounted;
 use crate::progress::Progress;
 use crate::proof::{self, Card, Way};
 use crate::service::unit::Enrol;
-use crate::talk::{Machine, Server, Talk};
+use crate::talk::{Machine, Peer, Server, Talk};
 use crate::trust::{self, Key};
 use place::Place;
 use reporter::Reporter;
@@ -162,7 +162,11 @@ pub fn attempt(plan: &Plan, machine: &mut Machine, progress: &Arc<Progress>) -> 
     } else {
         proof::look(disk.file(), disk.bytes())
     };
-    log::info!("{disk}: {found}");
+    let said = format!("{disk}: {found}");
+    if machine.said != said {
+        log::info!("{said}");
+        machine.said = said;
+    }
     // What is reported: a system that has to go counts as none, but what may boot is what is really there.
     let again = plan.reinstall || machine.wiped;
     let card = if again { Card::Empty("it is to be installed again".into()) } else { found.clone() };
@@ -221,7 +225,8 @@ fn open(plan: &Plan) -> Result<(Disk, RootArea), Failure> {
         Some(bytes) => Disk::create(&plan.disk, bytes)?,
         None => Disk::open(&plan.disk)?,
     };
-    let root = RootArea::of(&plan.layout, disk.bytes())?;
+    let root = RootArea::of(&plan.layout, disk.bytes())
+        .map_err(|f| Failure { error: f.error.context(format!("{disk}, of {} bytes", disk.bytes())), ..f })?;
     Ok((disk, root))
 }
 
@@ -236,7 +241,7 @@ fn replay(disk: &Disk) -> Result<(), Failure> {
 fn who(plan: &Plan) -> Hello<'_> {
     Hello {
         revision: REVISION,
-        can: Can { signed: plan.key.is_some() },
+        can: Can { signed: plan.key.is_some(), answer: true },
         serial: plan.identity.serial.as_deref(),
         mac: plan.identity.mac.as_deref(),
         model: plan.identity.model.as_deref(),
@@ -247,8 +252,8 @@ fn who(plan: &Plan) -> Hello<'_> {
 
 /// A Pi without a usable disk has nothing to ask, but somebody should know.
 fn report_early(plan: &Plan, failure: &Failure) {
-    let text = format!("{:#}", failure.error);
-    let told = Talk::resume(&plan.server, who(plan))
+    let text = in_one_line(&failure.error);
+    let told = Talk::resume(&plan.server, who(plan), Peer::Unknown)
         .and_then(|mut talk| talk.notify(Notice::Failed { stage: failure.stage, text: &text }));
     if let Err(e) = told {
         log::warn!("the server cannot be told: {e:#}");

@@ -10,9 +10,9 @@ use piman_core::install::{Hello, Installation, Milestone, Notice, Report};
 
 use super::Plan;
 use crate::backoff::Backoff;
-use crate::failure::Failure;
+use crate::failure::{Failure, in_one_line};
 use crate::progress::Progress;
-use crate::talk::Talk;
+use crate::talk::{Peer, Talk};
 
 /// How often the counters are reported.
 const PERIOD: Duration = Duration::from_secs(1);
@@ -25,6 +25,7 @@ const TELL_TRIES: u32 = 5;
 /// The control connection after the decision.
 pub(super) struct Reporter<'a> {
     talk: Arc<Mutex<Option<Talk>>>,
+    peer: Peer,
     plan: &'a Plan,
     hello: Hello<'a>,
     ticker: Option<(Sender<()>, JoinHandle<()>)>,
@@ -33,6 +34,7 @@ pub(super) struct Reporter<'a> {
 impl<'a> Reporter<'a> {
     /// Reports the counters on `talk` from now on.
     pub(super) fn new(talk: Talk, plan: &'a Plan, hello: Hello<'a>, progress: &Arc<Progress>) -> Self {
+        let peer = talk.peer();
         let talk = Arc::new(Mutex::new(Some(talk)));
         let (stop, stopped) = channel::<()>();
         let (shared, progress) = (Arc::clone(&talk), Arc::clone(progress));
@@ -53,7 +55,7 @@ impl<'a> Reporter<'a> {
                 }
             }
         });
-        Self { talk, plan, hello, ticker: Some((stop, thread)) }
+        Self { talk, peer, plan, hello, ticker: Some((stop, thread)) }
     }
 
     /// Mounts between the reports that say so.
@@ -76,7 +78,7 @@ impl<'a> Reporter<'a> {
     /// Says what went wrong.
     pub(super) fn failed(mut self, failure: &Failure) {
         self.stop();
-        let text = format!("{:#}", failure.error);
+        let text = in_one_line(&failure.error);
         self.tell(&|talk| talk.notify(Notice::Failed { stage: failure.stage, text: &text }));
     }
 
@@ -93,7 +95,7 @@ impl<'a> Reporter<'a> {
         for left in (0..TELL_TRIES).rev() {
             let told = match talk.take() {
                 Some(old) => Ok(old),
-                None => Talk::resume(&self.plan.server, self.hello),
+                None => Talk::resume(&self.plan.server, self.hello, self.peer),
             };
             match told.and_then(|mut open| message(&mut open).map(|()| open)) {
                 Ok(open) => {

@@ -31,7 +31,8 @@ pub fn run(
         }
         left -= 1;
         let pause = backoff.wait();
-        log::warn!("{failure}; trying again in {:.1} s ({left} tries left)", pause.as_secs_f64());
+        let (next, all) = (u64::from(retries - left) + 1, u64::from(retries) + 1);
+        log::warn!("{failure}; try {next} of {all} in {:.1} s", pause.as_secs_f64());
         thread::sleep(pause);
     }
 }

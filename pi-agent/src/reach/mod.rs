@@ -38,7 +38,8 @@ pub fn connect(host: &str, port: u16, within: Duration) -> io::Result<TcpStream>
         return Err(lacks(host, "bluetooth"));
     }
     let mut last = io::Error::new(io::ErrorKind::NotFound, format!("{host} has no address"));
-    for address in (host, port).to_socket_addrs()? {
+    let unknown = |e: io::Error| io::Error::new(e.kind(), format!("looking up the address of {host}: {e}"));
+    for address in (host, port).to_socket_addrs().map_err(unknown)? {
         match TcpStream::connect_timeout(&address, within) {
             Ok(stream) => {
                 stream.set_nodelay(true)?;

@@ -9,7 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use piman_core::talks::{
-    self, Encode, IDENTIFY, IDENTITY, Kind, LOG, NoRoom, Out, REBOOT, REINSTALL, RUN, STATUS,
+    self, Encode, IDENTIFY, IDENTITY, Kind, LOG, NoRoom, Out, REBOOT, REINSTALL, RUN, STATUS, Value,
 };
 
 use super::hook::{self, Keep};
@@ -58,12 +58,34 @@ impl From<Option<&str>> for Data {
 pub(super) struct Call {
     pub(super) opcode: i64,
     pub(super) args: Vec<String>,
+    /// Arguments by name.
+    pub(super) keywords: Vec<(String, String)>,
 }
 
 impl Call {
     pub(super) fn of(call: talks::Call<'_>) -> Self {
-        let args = call.args.map(|value| value.str().map_or_else(|| value.to_string(), String::from));
-        Self { opcode: call.opcode, args: args.collect() }
+        let text = |value: Value<'_>| value.str().map_or_else(|| value.to_string(), String::from);
+        let keywords = call.keywords.pairs().map(|(name, value)| (text(name), text(value))).collect();
+        Self { opcode: call.opcode, args: call.args.map(text).collect(), keywords }
+    }
+
+    /// Puts arguments by name to their places, for a function whose parameters are these.
+    fn place(&self, parameters: &[&str]) -> Result<Self, String> {
+        let mut placed = Self { opcode: self.opcode, args: self.args.clone(), keywords: Vec::new() };
+        for (name, value) in &self.keywords {
+            match parameters.iter().position(|p| p == name) {
+                Some(at) if at == placed.args.len() => placed.args.push(value.clone()),
+                Some(at) if at < placed.args.len() => {
+                    return Err(format!("TypeError: the argument {name} is given twice"));
+                }
+                // No function here has two of them.
+                _ => return Err(format!("TypeError: the function has no argument {name}")),
+            }
+        }
+        match placed.args.get(parameters.len()) {
+            Some(extra) => Err(format!("TypeError: the function does not take the argument {extra}")),
+            None => Ok(placed),
+        }
     }
 
     /// The first argument as a number of 1 to `most`; `default` if there is none.
@@ -82,6 +104,19 @@ const GRACE: Duration = Duration::from_secs(1);
 
 /// Runs one function to its end.
 pub(super) fn run(service: &Service, call: &Call) -> Answer {
+    let parameters: &[&str] = match u8::try_from(call.opcode) {
+        Ok(LOG) => &["lines"],
+        Ok(IDENTIFY) => &["seconds"],
+        _ => &[],
+    };
+    // A hook has as many arguments as it likes, by place alone.
+    let placed = match u8::try_from(call.opcode) {
+        Ok(RUN) if call.keywords.is_empty() => call.clone(),
+        Ok(RUN) => return Err("TypeError: a hook takes no arguments by name".into()),
+        Ok(IDENTITY | STATUS | LOG | REBOOT | REINSTALL | IDENTIFY | talks::ID) => call.place(parameters)?,
+        _ => call.clone(),
+    };
+    let call = &placed;
     match u8::try_from(call.opcode) {
         Ok(IDENTITY) => Ok(identity(service)),
         Ok(STATUS) => Ok(status::now(&service.root)),
@@ -213,15 +248,19 @@ mod tests {
             host: String::new(),
             port: 0,
             password_file: None,
+            protocol: None,
             hooks: root.join("hooks"),
             reboot: PathBuf::from("/bin/false"),
             root: root.to_owned(),
             identity: Identity { serial: Some("10000000abcdef01".into()), ..Identity::default() },
+            messages: Vec::new(),
+            on_message: None,
         }
     }
 
     fn call(opcode: u8, args: &[&str]) -> Call {
-        Call { opcode: opcode.into(), args: args.iter().map(|a| (*a).to_owned()).collect() }
+        let args = args.iter().map(|a| (*a).to_owned()).collect();
+        Call { opcode: opcode.into(), args, keywords: Vec::new() }
     }
 
     #[test]
@@ -234,6 +273,15 @@ mod tests {
         fs::write(root.path().join("var/log/syslog"), text).unwrap();
         let last = |lines: &str| run(&service, &call(LOG, &[lines])).unwrap();
         assert_eq!(last("2"), Data::Str("line 99998\nline 99999".into()));
+        let mut named = call(LOG, &[]);
+        named.keywords.push(("lines".into(), "2".into()));
+        assert_eq!(run(&service, &named), Ok(Data::Str("line 99998\nline 99999".into())));
+        named.args.push("2".into());
+        assert!(run(&service, &named).unwrap_err().contains("the argument lines is given twice"));
+        let mut unknown = call(LOG, &[]);
+        unknown.keywords.push(("count".into(), "2".into()));
+        assert!(run(&service, &unknown).unwrap_err().contains("has no argument count"));
+        assert!(run(&service, &call(LOG, &["1", "2"])).unwrap_err().contains("does not take the argument 2"));
         for wrong in ["0", "5001", "-1", "x"] {
             assert!(run(&service, &call(LOG, &[wrong])).unwrap_err().starts_with("ValueError"));
         }

@@ -1,15 +1,16 @@
 //! Programs of the hook folder: run by name, and nothing else is ever run.
 
 use std::ffi::OsStr;
-use std::fs;
-use std::io::{self, ErrorKind, Read};
+use std::fs::{self, File};
+use std::io::{self, ErrorKind, Read, Seek as _, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::CommandExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::process::{Pid, Signal, kill_process_group};
 
 use super::functions::{Answer, Data};
@@ -25,12 +26,63 @@ const LOOK: Duration = Duration::from_millis(20);
 /// code and what it printed, errors included.
 pub(super) fn run(folder: &Path, args: &[String]) -> Answer {
     let (name, args) = args.split_first().ok_or("TypeError: the name of a hook is missing")?;
+    if args.iter().any(|a| a.contains('\0')) {
+        return Err("ValueError: an argument holds a zero byte".into());
+    }
+    let path = find(folder, name)?;
+    let Ran { code, output } =
+        execute(&path, args, Keep::First(OUTPUT_MAX)).map_err(|e| failed(&path, &e))?;
+    Ok(Data::Dict(vec![
+        ("code", code.map_or(Data::None, |c| Data::Int(c.into()))),
+        ("output", Data::Str(String::from_utf8_lossy(&output).into_owned())),
+    ]))
+}
+
+/// Runs a hook for a message, which it reads from its standard input; what it prints is the answer.
+///
+/// # Errors
+/// If there is no such hook, it fails, or it prints too much.
+pub(super) fn answer(
+    folder: &Path,
+    name: &str,
+    message: &[u8],
+    variables: &[(&str, String)],
+) -> Result<Vec<u8>, String> {
+    let path = find(folder, name)?;
+    let input = input(message).map_err(|e| failed(&path, &e))?;
+    let keep = Keep::First(OUTPUT_MAX + 1);
+    let job = Job { most: TIME_MAX, keep, input: Some(input), variables };
+    let Ran { code, output } = job.run::<&str>(&path, &[]).map_err(|e| failed(&path, &e))?;
+    match code {
+        Some(0) if output.len() > OUTPUT_MAX => {
+            Err(format!("the hook {name} prints more than {OUTPUT_MAX} bytes: nothing is sent"))
+        }
+        Some(0) => Ok(output),
+        Some(code) => Err(format!("the hook {name} ended with exit code {code}: nothing is sent")),
+        None => Err(format!("the hook {name} was ended by a signal: nothing is sent")),
+    }
+}
+
+/// A file without a name that holds this and is at its beginning.
+fn input(bytes: &[u8]) -> io::Result<File> {
+    let mut file = File::from(memfd_create("message", MemfdFlags::CLOEXEC)?);
+    file.write_all(bytes)?;
+    file.rewind()?;
+    Ok(file)
+}
+
+fn failed(path: &Path, e: &io::Error) -> String {
+    match e.kind() {
+        ErrorKind::TimedOut => format!("TimeoutError: {e}"),
+        _ => format!("OSError: {}: {e}", path.display()),
+    }
+}
+
+/// The program of this name, if it may be run.
+pub(super) fn find(folder: &Path, name: &str) -> Result<PathBuf, String> {
     let plain = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
     if name.is_empty() || name.starts_with('.') || !name.bytes().all(plain) {
         return Err(format!("ValueError: {name:?} is no name of a hook: letters, digits, `.`, `_` and `-`"));
-    }
-    if args.iter().any(|a| a.contains('\0')) {
-        return Err("ValueError: an argument holds a zero byte".into());
     }
     let path = folder.join(name);
     let metadata = fs::symlink_metadata(&path)
@@ -42,14 +94,7 @@ pub(super) fn run(folder: &Path, args: &[String]) -> Answer {
     if mode & 0o022 != 0 {
         return Err(format!("PermissionError: {} can be changed by others than its owner", path.display()));
     }
-    let Ran { code, output } = execute(&path, args, Keep::First(OUTPUT_MAX)).map_err(|e| match e.kind() {
-        ErrorKind::TimedOut => format!("TimeoutError: {e}"),
-        _ => format!("OSError: {}: {e}", path.display()),
-    })?;
-    Ok(Data::Dict(vec![
-        ("code", code.map_or(Data::None, |c| Data::Int(c.into()))),
-        ("output", Data::Str(String::from_utf8_lossy(&output).into_owned())),
-    ]))
+    Ok(path)
 }
 
 /// What is kept of an output that is longer, in bytes.
@@ -94,20 +139,43 @@ pub(super) fn execute(program: &Path, args: &[impl AsRef<OsStr>], keep: Keep) ->
 }
 
 fn within(most: Duration, program: &Path, args: &[impl AsRef<OsStr>], keep: Keep) -> io::Result<Ran> {
-    let (output, writer) = io::pipe()?;
-    let mut child = Command::new(program)
-        .args(args)
-        .env_clear()
-        .env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
-        .stdin(Stdio::null())
-        .stdout(writer.try_clone()?)
-        .stderr(writer)
+    Job { most, keep, input: None, variables: &[] }.run(program, args)
+}
+
+/// How a program is run.
+struct Job<'a> {
+    most: Duration,
+    keep: Keep,
+    /// With it, errors are not a part of the output: they go where the agent's own go.
+    input: Option<File>,
+    variables: &'a [(&'a str, String)],
+}
+
+impl Job<'_> {
+    fn run<A: AsRef<OsStr>>(self, program: &Path, args: &[A]) -> io::Result<Ran> {
+        let (output, writer) = io::pipe()?;
+        let mut command = Command::new(program);
+        command.env_clear().env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
+        command.envs(self.variables.iter().map(|(name, value)| (name, value)));
+        match self.input {
+            Some(input) => command.stdin(input).stdout(writer).stderr(Stdio::inherit()),
+            None => command.stdin(Stdio::null()).stdout(writer.try_clone()?).stderr(writer),
+        };
+        command.args(args);
+        finish(command, output, self.most, self.keep)
+    }
+}
+
+/// Starts the program and waits for its end.
+fn finish(mut command: Command, output: io::PipeReader, most: Duration, keep: Keep) -> io::Result<Ran> {
+    let mut child = command
         .current_dir("/")
         // A group of its own, so that what it starts is killed with it.
         .process_group(0)
         .spawn()?;
-    // The command that held the other ends of the pipe is gone: it ends with the program. All is read, so that the
-    // program does not wait for ever.
+    // What held the other ends of the pipe must be gone, so that it ends with the program.
+    drop(command);
+    // All is read, so that the program does not wait for ever.
     let reader = thread::spawn(move || read(output, keep));
     let began = Instant::now();
     let status = loop {
@@ -175,6 +243,26 @@ mod tests {
         let Ok(Data::Dict(result)) = call(folder.path(), &["much"]) else { panic!("much") };
         assert_eq!(result[0], ("code", Data::Int(0)));
         assert!(matches!(&result[1].1, Data::Str(s) if s.len() == OUTPUT_MAX));
+    }
+
+    #[test]
+    fn a_hook_reads_a_message_and_what_it_prints_is_the_answer() {
+        let folder = tempfile::tempdir().unwrap();
+        let answer = |name: &str, message: &[u8]| {
+            answer(folder.path(), name, message, &[("PIMAN_SERIAL", "abc".into())])
+        };
+        hook(folder.path(), "upper", "#!/bin/sh\necho err >&2\ntr a-z A-Z; printf $PIMAN_SERIAL", 0o755);
+        assert_eq!(answer("upper", b"hello\0 "), Ok(b"HELLO\0 abc".to_vec()));
+        // A hook that reads nothing hangs nobody, however long the message is.
+        hook(folder.path(), "deaf", "#!/bin/sh\n", 0o755);
+        assert_eq!(answer("deaf", &[7; 1 << 20]), Ok(Vec::new()));
+        hook(folder.path(), "much", "#!/bin/sh\nhead -c 70000 /dev/zero", 0o755);
+        assert!(answer("much", b"").unwrap_err().contains("more than 65536 bytes"));
+        hook(folder.path(), "fails", "#!/bin/sh\necho half; exit 3", 0o755);
+        assert!(answer("fails", b"").unwrap_err().contains("exit code 3"));
+        for name in ["../upper", "missing"] {
+            assert!(answer(name, b"").is_err(), "{name}");
+        }
     }
 
     #[test]

@@ -120,7 +120,9 @@ fn put(root: &Path, path: &str, mode: u32, bytes: &[u8]) -> anyhow::Result<()> {
         out.write_all(bytes)?;
         rustix::fs::fchmod(&out, rustix::fs::Mode::from_raw_mode(mode))?;
         out.sync_all()?;
-        fs::rename(&new, &file)
+        fs::rename(&new, &file)?;
+        // The name, too: after a power cut the old file would be there.
+        File::open(&folder)?.sync_all()
     };
     write().with_context(what)
 }

@@ -6,7 +6,7 @@ use std::net::TcpStream;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::archive::{Error, Reader};
@@ -29,19 +29,35 @@ enum Verdict {
     More,
 }
 
+/// Why a connection brings no archive.
+#[derive(Debug)]
+pub(super) enum Unfit {
+    /// It broke, or ended too early to tell: another one may do.
+    Broken(anyhow::Error),
+    /// What the server sends cannot be installed.
+    Refused(anyhow::Error),
+}
+
+impl From<anyhow::Error> for Unfit {
+    fn from(error: anyhow::Error) -> Self {
+        Self::Refused(error)
+    }
+}
+
 /// Waits for the beginning of an archive with an entry.
 ///
 /// # Errors
-/// If the server closes first, sends something else, or an archive without entries.
-pub(super) fn expect_archive(stream: &TcpStream, patience: Duration) -> anyhow::Result<()> {
+/// [`Unfit`] if the server closes first, sends something else, or an archive without entries.
+pub(super) fn expect_archive(stream: &TcpStream, patience: Duration) -> Result<(), Unfit> {
     let mut start = vec![0; MOST];
     let deadline = Instant::now() + patience;
     let (mut seen, mut grew) = (0, Instant::now());
     loop {
-        let n = stream.peek(&mut start).context("waiting for its first bytes")?;
+        let n = stream.peek(&mut start).context("waiting for its first bytes").map_err(Unfit::Broken)?;
         let head = start.get(..n).unwrap_or_default();
         if n == 0 {
-            bail!("the server closed the connection without sending anything: it has no archive to send");
+            let text = "the server closed the connection without sending anything: it has no archive to send";
+            return Err(anyhow!(text).into());
         }
         if n > seen {
             (seen, grew) = (n, Instant::now());
@@ -51,14 +67,16 @@ pub(super) fn expect_archive(stream: &TcpStream, patience: Duration) -> anyhow::
         }
         let is_packed = packing(head).is_some();
         let stalled = is_packed && (n == MOST || grew.elapsed() > STALLED);
-        if has_closed(stream) && stream.peek(&mut start)? == n {
-            bail!("the server closed the connection after {n} bytes, which hold no entry of an archive");
+        if has_closed(stream) && stream.peek(&mut start).is_ok_and(|now| now == n) {
+            let error =
+                anyhow!("the server closed the connection after {n} bytes, without an entry of an archive");
+            return Err(Unfit::Broken(error));
         }
         if stalled {
             return Ok(());
         }
         if Instant::now() > deadline {
-            bail!("the server sends nothing more after {n} bytes");
+            return Err(Unfit::Broken(anyhow!("the server sends nothing more after {n} bytes")));
         }
         thread::sleep(PAUSE);
     }
@@ -128,11 +146,11 @@ mod tests {
     }
 
     /// What comes of a server that sends these pieces, and closes.
-    fn hear(pieces: &[&[u8]]) -> anyhow::Result<()> {
-        let listener = TcpListener::bind("127.0.0.1:0")?;
-        let stream = TcpStream::connect(listener.local_addr()?)?;
-        let mut server = listener.accept()?.0;
-        server.set_nodelay(true)?;
+    fn hear(pieces: &[&[u8]]) -> Result<(), Unfit> {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let mut server = listener.accept().unwrap().0;
+        server.set_nodelay(true).unwrap();
         thread::scope(|scope| {
             scope.spawn(move || pieces.iter().for_each(|piece| server.write_all(piece).unwrap()));
             expect_archive(&stream, Duration::from_secs(20))
@@ -163,12 +181,16 @@ mod tests {
             (vec![&good[..20]], "after 20 bytes"),
             (vec![&gzip(&[0; 10_240])[..]], "without entries"),
             (vec![&zstd(&[0; 1024])[..]], "without entries"),
-            (vec![&gzip(b"")[..]], "no entry"),
+            (vec![&gzip(b"")[..]], "after 20"),
             (vec![&gzip(&damaged)[..]], "damaged"),
-            (vec![&gzip(b"<html><body>no such file</body></html>")[..]], "damaged"),
+            (vec![&gzip(&b"<html><body>no such file</body></html>".repeat(20))[..]], "damaged"),
         ] {
-            let error = format!("{:#}", hear(&pieces).unwrap_err());
+            let (passing, error) = match hear(&pieces).unwrap_err() {
+                Unfit::Broken(error) => (true, format!("{error:#}")),
+                Unfit::Refused(error) => (false, format!("{error:#}")),
+            };
             assert!(error.contains(word), "{error} ({word})");
+            assert_eq!(passing, word.starts_with("after"), "{error}");
         }
     }
 }

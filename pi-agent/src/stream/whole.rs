@@ -8,9 +8,9 @@ use std::time::Duration;
 
 use piman_core::hash::Hash;
 
-use super::beginning::expect_archive;
+use super::beginning::{Unfit, expect_archive};
 use super::tap::Source;
-use crate::fetch::{Link, Retry};
+use crate::fetch::{Link, Retry, UNHEARD_TIMES};
 
 /// So often the same is believed: an end at the same place, each time a clean one, or another
 /// archive than before.
@@ -38,10 +38,27 @@ impl<'l, F: FnMut() -> io::Result<TcpStream> + Send> Whole<'l, F> {
     ///
     /// # Errors
     /// If it cannot, or something else is sent.
-    pub fn open(mut connect: F, link: &'l Link, retry: Retry, patience: Duration) -> anyhow::Result<Self> {
-        let stream = connect()?;
-        expect_archive(&stream, patience)?;
+    pub fn open(
+        mut connect: F,
+        link: &'l Link,
+        mut retry: Retry,
+        patience: Duration,
+    ) -> anyhow::Result<Self> {
+        let mut tries = 1;
+        let stream = loop {
+            let begun = connect().map_err(|e| Unfit::Broken(e.into()));
+            let begun = begun.and_then(|stream| expect_archive(&stream, patience).map(|()| stream));
+            match begun {
+                Ok(stream) => break stream,
+                Err(Unfit::Refused(error)) => return Err(error),
+                Err(Unfit::Broken(error)) if tries >= UNHEARD_TIMES => return Err(error),
+                Err(Unfit::Broken(error)) => log::warn!("asking for the archive: {error:#}; trying again"),
+            }
+            tries += 1;
+            link.pause(retry.backoff.wait());
+        };
         link.hold(&stream)?;
+        retry.backoff.reset();
         Ok(Self { connect, link, retry, stream: Some(stream), at: 0, failed: 0, same: 0 })
     }
 

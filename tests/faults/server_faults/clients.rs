@@ -72,6 +72,27 @@ fn a_pi_that_takes_nothing_is_given_up() {
 }
 
 #[test]
+fn a_pi_below_the_minimum_rate_is_given_up() {
+    let lab = Lab::new(64 << 20, &["--min-rate", "10000000", "--stall-timeout", "3s"]);
+    let mut slow = lab.server.connect("rootfs");
+    // It moves all the time, at some hundred kilobytes a second, and its system has no room to hide that.
+    socket2::SockRef::from(&slow).set_recv_buffer_size(64 << 10).unwrap();
+    let slowly = thread::spawn(move || {
+        let mut piece = vec![0; 16 << 10];
+        loop {
+            match slow.read(&mut piece) {
+                Ok(1..) => thread::sleep(Duration::from_millis(50)),
+                end => return end.map_err(|e| e.kind()),
+            }
+        }
+    });
+    lab.server.wait_log("the peer is too slow");
+    lab.server.wait_log("with a minimum rate of 10000000 bytes/s");
+    assert_eq!(slowly.join().unwrap(), Err(ErrorKind::ConnectionReset));
+    assert_eq!(download(&lab.server).unwrap().len(), lab.bytes().len());
+}
+
+#[test]
 fn two_thousand_at_once() {
     raise_file_limit();
     let lab = Lab::new(1 << 20, &["--connections-per-address", "3000"]);

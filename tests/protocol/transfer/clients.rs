@@ -69,3 +69,30 @@ fn a_server_that_lies_about_where_it_goes_on_is_not_believed() {
     let says = join(&[b"RT", &11u64.to_be_bytes(), &hash(b"0123456789")]);
     assert_eq!(asked(true, true, b"", &says).1, End::Closed);
 }
+
+#[test]
+fn old_servers_can_answer_whether_they_know_ranges() {
+    let size = 10u64.to_be_bytes();
+    let probe = |says: &[u8]| {
+        let mut script = Script::new(says, 3);
+        let mut shelf = Shelf::new(&folder(&[]));
+        let end = blocking::run(run(&mut script, &mut [0; 7], &mut Probe::default(), &mut shelf));
+        (script.output, end.unwrap())
+    };
+    let asked = request(b'D', b".piman-ranges");
+    assert_eq!(probe(b"Franges-1"), (asked.clone(), End::Ranges));
+    for says in [
+        &b""[..],
+        b"F",
+        b"F\0\0\0\0\0\0\0\0",
+        b"Franges-0",
+        b"Eranges-1",
+        b"E\0\0\0\0\0\0\0\0",
+        b"T",
+        b"xxxxxxxxx",
+    ] {
+        assert_eq!(probe(says), (asked.clone(), End::NoRanges), "{says:?}");
+    }
+    // It has a file of that name, and is not left waiting.
+    assert_eq!(probe(&join(&[b"T", &size])), (join(&[&asked, b"F"]), End::NoRanges));
+}

@@ -13,6 +13,8 @@ fn golden_bytes() {
     assert_eq!(Message::Request(Operation::Upload, &name("a.log")).encode(&mut buf), padded);
     padded[0] = b'R';
     assert_eq!(Message::Request(Operation::Ranges, &name("a.log")).encode(&mut buf), padded);
+    assert_eq!(Message::Probe.encode(&mut buf), request(b'D', b".piman-ranges"));
+    assert_eq!(RANGES.to_be_bytes(), *b"ranges-1");
     let full = [b'n'; 255];
     let longest = Name::parse(&full).unwrap();
     let sent = Message::Request(Operation::Upload, &longest);
@@ -54,6 +56,24 @@ fn a_download_as_old_peers_do_it() {
         assert_eq!((stopped.0.len(), stopped.1), (9, Ok(End::Stopped)));
         let strange = served(make, &join(&[&request(b'D', b"a b"), b"x"]));
         assert_eq!((strange.0.len(), strange.1), (9, Ok(End::Strange)));
+    }
+}
+
+#[test]
+fn whether_ranges_are_known_is_asked_by_the_name_of_no_file() {
+    let make = || folder(&[(".piman-ranges", b"hidden"), ("f", b"0123")]);
+    let (said, end, _) = served(make, &request(b'D', b".piman-ranges"));
+    assert_eq!((said.as_slice(), end), (&b"Franges-1"[..], Ok(End::Ranges)));
+    // Nothing else has that answer: to old clients there is no such file.
+    for (operation, name, answer) in [
+        (b'D', &b".piman-ranges2"[..], &b"F\0\0\0\0\0\0\0\0"[..]),
+        (b'D', b".piman-range", b"F\0\0\0\0\0\0\0\0"),
+        (b'D', b" .piman-ranges", b"F\0\0\0\0\0\0\0\0"),
+        (b'D', b"none", b"F\0\0\0\0\0\0\0\0"),
+        (b'U', b".piman-ranges", b"F"),
+    ] {
+        let (said, end, _) = served(make, &request(operation, name));
+        assert_eq!((said.as_slice(), end), (answer, Ok(End::Refused(Refusal::Refused))), "{name:?}");
     }
 }
 

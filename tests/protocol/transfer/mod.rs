@@ -10,7 +10,8 @@ use piman_core::blocking;
 use piman_core::error::PeerError;
 use piman_core::hash::Hash;
 use piman_core::transfer::{
-    Download, End, Message, Name, Operation, REQUEST_LEN, Refusal, Server, Status, Storage, Upload, run,
+    Download, End, Message, Name, Operation, Probe, RANGES, REQUEST_LEN, Refusal, Server, Status, Storage,
+    Upload, run,
 };
 use piman_tests::memory::{ROOM, Script, World};
 use proptest::prelude::*;

@@ -4,7 +4,9 @@ use super::*;
 
 /// With those who say and take nothing.
 fn little() -> Patience {
-    Patience { talk: Duration::from_secs(2), stall: Duration::from_secs(2), slowest: 50 }
+    let two = Duration::from_secs(2);
+    let limits = Limits { stall: Some(two), slowest: 50, span: two, ..Limits::NONE };
+    Patience { talk: two, stall: two, limits }
 }
 
 #[test]

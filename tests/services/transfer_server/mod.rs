@@ -11,6 +11,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use piman::listen::Gate;
+use piman::pace::Limits;
 use piman::transfer::{
     Deadlines, Folder, Outcome, Patience, Progress, Target, TransferError, Transfers, get, put, run,
 };
@@ -21,9 +22,11 @@ use piman_tests::small::Small;
 use piman_tests::wait::until;
 
 mod faults;
+mod old_pair;
 mod old_servers;
 mod refusals;
 mod sizes;
+mod slow;
 
 struct Server {
     dir: tempfile::TempDir,
@@ -34,8 +37,12 @@ struct Server {
 }
 
 fn serve_in(dir: tempfile::TempDir, folder: &Path, patience: Patience) -> Server {
+    serve_at("127.0.0.1:0", dir, folder, patience)
+}
+
+fn serve_at(address: &str, dir: tempfile::TempDir, folder: &Path, patience: Patience) -> Server {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let listener = TcpListener::bind(address).unwrap();
     listener.set_nonblocking(true).unwrap();
     let address = listener.local_addr().unwrap();
     let transfers = Arc::new(Transfers::new(Arc::new(Folder::open(folder).unwrap()), patience));

@@ -1,11 +1,15 @@
 //! Our clients with servers of old.
 
+use piman_core::transfer::{PROBE, RANGES};
+
 use super::*;
 
-/// A server of old: it knows `D` and `U`, and does with anything else what `odd` says.
+/// A server of old: it knows `D` and `U`, and does with anything else, and with the name that our clients ask it
+/// for, what `odd` says; `boasts` of ranges, of which it then knows nothing.
 fn old_server(
     content: &'static [u8],
     odd: &'static [u8],
+    boasts: bool,
 ) -> (SocketAddr, std::sync::mpsc::Receiver<Vec<u8>>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
@@ -17,6 +21,11 @@ fn old_server(
                 continue;
             }
             match request[0] {
+                b'D' if request[1..].starts_with(PROBE) && boasts => {
+                    stream.write_all(b"F").unwrap();
+                    stream.write_all(&RANGES.to_be_bytes()).unwrap();
+                }
+                b'D' if request[1..].starts_with(PROBE) => stream.write_all(odd).unwrap(),
                 b'D' => {
                     stream.write_all(b"T").unwrap();
                     stream.write_all(&(content.len() as u64).to_be_bytes()).unwrap();
@@ -42,8 +51,9 @@ fn old_server(
 #[test]
 fn our_clients_with_servers_of_old() {
     let out = tempfile::tempdir().unwrap();
-    for odd in [&b""[..], b"E", b"F\0\0\0\0\0\0\0\0", b"T"] {
-        let (address, told) = old_server(b"0123456789", odd);
+    let odds = [&b""[..], b"E", b"F\0\0\0\0\0\0\0\0", b"T"];
+    for (odd, boasts) in odds.into_iter().flat_map(|odd| [(odd, false), (odd, true)]) {
+        let (address, told) = old_server(b"0123456789", odd, boasts);
         let to = out.path().join(format!("f{}", odd.len()));
         // What is there is of no use without ranges.
         fs::write(part_beside(&to), b"012").unwrap();

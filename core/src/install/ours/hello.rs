@@ -37,12 +37,24 @@ impl Paths {
 pub struct Can {
     /// It has a public key, and installs nothing that is not signed for it.
     pub signed: bool,
+    /// It waits a moment for an answer to this line before it reports: an old server, which does not
+    /// answer, then reads the report by itself.
+    pub answer: bool,
 }
 
 /// Words with `+` between them.
 impl Can {
     fn parse(text: &[u8]) -> Self {
-        Self { signed: has(text, "signed") }
+        Self { signed: has(text, "signed"), answer: has(text, "answer") }
+    }
+
+    const fn word(self) -> Option<&'static str> {
+        match (self.signed, self.answer) {
+            (true, true) => Some("signed+answer"),
+            (true, false) => Some("signed"),
+            (false, true) => Some("answer"),
+            (false, false) => None,
+        }
     }
 }
 
@@ -123,8 +135,9 @@ impl Words for Hello<'_> {
             put_name(to, " cid=", self.card_id, 40);
         }
         put_installation(to, self.installation);
-        if self.can.signed {
-            to.text(" can=signed");
+        if let Some(word) = self.can.word() {
+            to.text(" can=");
+            to.text(word);
         }
     }
 }

@@ -10,6 +10,7 @@
 //! |---|---|---|
 //! | `hello serial= mac= model= agent= disk= root= card= paths=` | Pi | who it is and what it can do, before its first report |
 //! | ... `rev= cid= installation= can=` | | since revision 1: what the card calls itself, which installation it holds, what else the agent can do |
+//! | `hello rev=` | piman | the answer to a greeting with `can=answer`: it understands these lines |
 //! | `progress stage= done= total=` | Pi | how far it is, in bytes (0 of 0: not counted) |
 //! | `committed id=` | Pi | the proof is on the card: this image is installed |
 //! | ... `installation=` | | since revision 1: by which installation |
@@ -327,7 +328,7 @@ mod tests {
             revision: REVISION,
             card_id: Some("02544d53413136471087f2b1c0011700"),
             installation: Some(Installation(0xfeed)),
-            can: Can { signed: true },
+            can: Can { signed: true, ..Can::default() },
             ..hello
         };
         for notice in [

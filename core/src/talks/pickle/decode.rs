@@ -3,7 +3,8 @@
 use super::opcode::{Argument, STOP, argument};
 use super::text;
 use crate::talks::arena::{Arena, DecodeError, Id, Inner, Kind, Memory};
-use crate::talks::value::Value;
+use crate::talks::message::Head;
+use crate::talks::value::{Fault, Value};
 
 /// On the stack, where a group begins.
 const MARK: u32 = u32::MAX;
@@ -15,13 +16,10 @@ const ABSENT: u32 = u32::MAX;
 /// # Errors
 /// [`DecodeError`]: the message cannot be read; what follows it in the stream can.
 pub fn decode<'m>(message: &'m [u8], memory: Memory<'m>) -> Result<Value<'m>, DecodeError> {
-    let Memory { slots, stack, memo, text, depth_max, weight_max } = memory;
     if u32::try_from(message.len()).is_err() {
         return Err(DecodeError::NoRoom);
     }
-    memo.fill(ABSENT);
-    let arena = Arena::new(message, slots, text, depth_max, weight_max);
-    let mut machine = Machine { arena, stack, height: 0, memo, memorized: 0 };
+    let mut machine = Machine::new(message, memory);
     let mut rest = message;
     loop {
         let (opcode, after) = rest.split_first().ok_or(DecodeError::Truncated)?;
@@ -40,6 +38,30 @@ pub fn decode<'m>(message: &'m [u8], memory: Memory<'m>) -> Result<Value<'m>, De
         return Err(DecodeError::Malformed);
     }
     Ok(machine.arena.done(root))
+}
+
+/// Finds out which call a message belongs to that [`decode`] refuses, or of which only the beginning is
+/// there. What is no plain value counts as nothing here; it goes as far as it can, and what it has by then is
+/// the answer.
+#[must_use]
+pub fn head<'m>(message: &'m [u8], memory: Memory<'m>) -> Option<Head<'m>> {
+    u32::try_from(message.len()).ok()?;
+    let mut machine = Machine::new(message, memory);
+    let mut rest = message;
+    while let Some((opcode, after)) = rest.split_first() {
+        rest = after;
+        let Ok(argument) = take(*opcode, &mut rest) else { break };
+        if *opcode == STOP {
+            break;
+        }
+        match machine.step(*opcode, argument) {
+            Ok(()) => {}
+            // One value on the stack that could not be read: what follows can.
+            Err(DecodeError::BigInteger | DecodeError::BadText) if machine.put(Inner::None).is_ok() => {}
+            Err(_) => break,
+        }
+    }
+    machine.head()
 }
 
 /// What follows an instruction; of two lines the second is the other part.
@@ -83,6 +105,40 @@ struct Machine<'m> {
 }
 
 impl<'m> Machine<'m> {
+    fn new(message: &'m [u8], memory: Memory<'m>) -> Self {
+        let Memory { slots, stack, memo, text, depth_max, weight_max } = memory;
+        memo.fill(ABSENT);
+        let arena = Arena::new(message, slots, text, depth_max, weight_max);
+        Self { arena, stack, height: 0, memo, memorized: 0 }
+    }
+
+    /// Which call the message on the stack belongs to, as far as it has been built.
+    fn head(self) -> Option<Head<'m>> {
+        let Self { arena, stack, height, .. } = self;
+        let values = arena.into_view();
+        let stack = stack.get(..height)?;
+        if let [whole] = *stack
+            && whole != MARK
+        {
+            return Head::of(values.value(whole).tuple()?);
+        }
+        // Its parts lie above its mark, or at the bottom where a short tuple has none. Those of an answer
+        // follow: the type of an error and the instance, without the traceback that was too much.
+        let parts = stack.iter().filter(|id| **id != MARK).map(|id| values.value(*id));
+        let head = Head::of(parts.clone())?;
+        let mut error = parts.skip(2);
+        match (head, error.next(), error.next().and_then(Value::fault)) {
+            // A class alone may be what bytes or a set are being made by.
+            (
+                Head::Answer { retcode, .. },
+                Some(Value::Class(class)),
+                fault @ Some(Fault { class: of, .. }),
+            ) if class == of => Some(Head::Answer { retcode, fault }),
+            (Head::Answer { retcode, .. }, _, _) => Some(Head::Answer { retcode, fault: None }),
+            (call, _, _) => Some(call),
+        }
+    }
+
     fn step(&mut self, opcode: u8, (argument, second): (&'m [u8], &'m [u8])) -> Result<(), DecodeError> {
         match opcode {
             b'(' => self.push(MARK),
@@ -378,5 +434,35 @@ impl<'m> Machine<'m> {
             }
             _ => Ok(None),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::talks::Slot;
+    use std::format;
+    use std::string::String;
+
+    fn seen(message: &[u8]) -> String {
+        let (mut slots, mut stack, mut memo, mut text) = ([Slot::default(); 40], [0; 20], [0; 5], [0; 20]);
+        let (slots, stack, memo, text) = (&mut slots[..], &mut stack[..], &mut memo[..], &mut text[..]);
+        match head(message, Memory { slots, stack, memo, text, depth_max: 9, weight_max: 99 }) {
+            Some(Head::Answer { retcode, fault: Some(fault) }) => format!("{retcode} {fault}"),
+            Some(Head::Answer { retcode, fault: None } | Head::Call { retcode }) => format!("{retcode}"),
+            None => String::new(),
+        }
+    }
+
+    #[test]
+    fn heads_of_messages_that_are_cut() {
+        let bytes =
+            b"\x80\x02c_codecs\nencode\nX\x01\0\0\0AX\x06\0\0\0latin1\x86RKMc_codecs\nencode\nX\x09\0\0\0xx";
+        assert_eq!(seen(bytes), "77");
+        let error =
+            b"\x80\x03C\x01AKMcbuiltins\nValueError\ncbuiltins\nValueError\nX\x02\0\0\0no\x85R](X\x09\0\0\0x";
+        assert_eq!(seen(error), "77 ValueError: no");
+        assert_eq!(seen(b"\x80\x03(C\x01R\x8a\x09\0\0\0\0\0\0\0\0\x01KM)}t."), "77");
+        assert_eq!(seen(b"\x80\x03(C\x01RK"), "");
     }
 }

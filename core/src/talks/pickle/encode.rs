@@ -1,6 +1,7 @@
 //! Values as a pickle of protocol 3, which every Python 3 reads.
 
 use crate::talks::arena::Kind;
+use crate::talks::value::Class;
 use crate::talks::write::{Buffer, NoRoom, Out};
 
 /// Writes one value as one pickle into a buffer of the caller's.
@@ -77,7 +78,7 @@ impl Out for Pickler<'_> {
 
     fn begin(&mut self, kind: Kind, count: usize) -> Result<(), NoRoom> {
         match (kind, count) {
-            (Kind::Tuple, 0..=3) => Ok(()),
+            (Kind::Tuple | Kind::Object, 0..=3) => Ok(()),
             (Kind::Tuple | Kind::Object, _) => self.out.put(b"("),
             (Kind::List, _) => self.out.put(b"]("),
             (Kind::Set, _) => self.out.put(b"cbuiltins\nset\n]("),
@@ -87,10 +88,10 @@ impl Out for Pickler<'_> {
 
     fn end(&mut self, kind: Kind, count: usize) -> Result<(), NoRoom> {
         match (kind, count) {
-            (Kind::Tuple, 0) => self.out.put(b")"),
-            (Kind::Tuple, 1) => self.out.put(&[0x85]),
-            (Kind::Tuple, 2) => self.out.put(&[0x86]),
-            (Kind::Tuple, 3) => self.out.put(&[0x87]),
+            (Kind::Tuple | Kind::Object, 0) => self.out.put(b")"),
+            (Kind::Tuple | Kind::Object, 1) => self.out.put(&[0x85]),
+            (Kind::Tuple | Kind::Object, 2) => self.out.put(&[0x86]),
+            (Kind::Tuple | Kind::Object, 3) => self.out.put(&[0x87]),
             (Kind::Tuple | Kind::Object, _) => self.out.put(b"t"),
             (Kind::List, _) => self.out.put(b"e"),
             (Kind::Set, _) => self.out.put(&[b'e', 0x85, b'R']),
@@ -98,7 +99,20 @@ impl Out for Pickler<'_> {
         }
     }
 
-    /// As the old library sends it: the type, the instance, and no traceback.
+    /// As a text: an old peer would import the class, and run what is in its module. An object goes out as a
+    /// tuple of this text and its parts.
+    fn class(&mut self, class: Class<'_>) -> Result<(), NoRoom> {
+        let length = class.module.len() + 1 + class.name.len();
+        self.out.put(b"X")?;
+        self.out.put(&i32::try_from(length).map_err(|_| NoRoom)?.to_le_bytes())?;
+        for part in [class.module, ".", class.name] {
+            self.out.put(part.as_bytes())?;
+        }
+        Ok(())
+    }
+
+    /// As the old library sends it: the type, the instance, and the lines of the traceback. There are
+    /// none, but they must be a list: the caller's `execute` joins them before it raises the error.
     fn error(&mut self, class: &str, message: &str) -> Result<(), NoRoom> {
         let known = KNOWN.contains(&class);
         let name = if known { class } else { "RuntimeError" };
@@ -118,7 +132,7 @@ impl Out for Pickler<'_> {
                 self.out.put(part.as_bytes())?;
             }
         }
-        self.out.put(&[0x85, b'R', b'N', 0x87])
+        self.out.put(&[0x85, b'R', b']', 0x87])
     }
 }
 

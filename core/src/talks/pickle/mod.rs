@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `opcode` | the instructions and the form of their arguments |
 //! | `scan` | where a message ends in a stream, [`Assembler`] |
-//! | `decode` | a whole message into values, [`decode`] |
+//! | `decode` | a whole message into values, [`decode`]; what can be known of one that is refused, [`head`] |
 //! | `text` | numbers and strings of the text protocols |
 //! | `float` | numbers in decimal, without the tables of the standard library |
 //! | `encode` | values as protocol 3, [`Pickler`] |
@@ -19,6 +19,6 @@ mod opcode;
 mod scan;
 mod text;
 
-pub use decode::decode;
+pub use decode::{decode, head};
 pub use encode::Pickler;
 pub use scan::{Assembler, Scanner};

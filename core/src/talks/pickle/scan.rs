@@ -27,6 +27,11 @@ impl Scanner {
         Self { state: State::Opcode, limit, seen: 0 }
     }
 
+    /// Changes the longest message, also for the one that is under way.
+    pub fn set_limit(&mut self, limit: u64) {
+        self.limit = limit;
+    }
+
     /// Looks at the next bytes. If the message ends in them: how many of them belong to it.
     ///
     /// # Errors
@@ -79,6 +84,16 @@ impl Scanner {
             self.count(1)?;
         }
         Ok(None)
+    }
+
+    /// How long the message is at least, in bytes: what was seen of it, and what it has announced. Whoever
+    /// takes no message of that length skips it: a scanner without a limit finds its end in constant memory.
+    #[must_use]
+    pub fn at_least(&self) -> u64 {
+        match self.state {
+            State::Skip(left) => self.seen.saturating_add(left),
+            _ => self.seen,
+        }
     }
 
     fn count(&mut self, n: u64) -> Result<(), DecodeError> {
@@ -182,5 +197,19 @@ mod tests {
         assert_eq!(Scanner::new(100).feed(b"\x8d\xff\xff\xff\xff\xff\xff\xff\xff"), Err(DecodeError::NoRoom));
         assert_eq!(Scanner::new(4).feed(b"NNNN."), Err(DecodeError::NoRoom));
         assert_eq!(Scanner::new(4).feed(b"\xff"), Err(DecodeError::Unknown(0xFF)));
+    }
+
+    #[test]
+    fn what_is_too_long_can_be_skipped() {
+        let mut scanner = Scanner::new(u64::MAX);
+        assert_eq!(scanner.feed(b"NX\0\0\0\x08"), Ok(None));
+        // Known before it has come.
+        assert_eq!(scanner.at_least(), 6 + (8 << 24));
+        let piece = [b'.'; 1 << 16];
+        for _ in 0..(8 << 24) / piece.len() {
+            assert_eq!(scanner.feed(&piece), Ok(None));
+        }
+        assert_eq!(scanner.feed(b"0.N."), Ok(Some(2)));
+        assert_eq!((scanner.at_least(), scanner.feed(b"N.")), (0, Ok(Some(2))));
     }
 }

@@ -9,7 +9,6 @@ pub mod modules;
 use std::fmt::Write as _;
 use std::fs;
 use std::io::Write;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
@@ -18,6 +17,8 @@ use pi_agent::trust::{self, Key};
 
 use cpio::{Cpio, Kind};
 use lint::{Finding, Weight};
+
+use crate::disk::replace;
 
 /// How an initramfs is packed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
@@ -180,11 +181,7 @@ fn write(folder: &Path, name: &str, bytes: &[u8]) -> anyhow::Result<()> {
     let folder = path.parent().unwrap_or(folder);
     let written = || -> std::io::Result<()> {
         fs::create_dir_all(folder)?;
-        let mut file = tempfile::NamedTempFile::new_in(folder)?;
-        file.write_all(bytes)?;
-        file.as_file().set_permissions(fs::Permissions::from_mode(0o644))?;
-        file.persist(&path)?;
-        Ok(())
+        replace(&path, 0o644, bytes)
     };
     written().with_context(|| format!("writing {}", path.display()))
 }

@@ -1,20 +1,17 @@
 //! What a client asks, and replies with the boot information that Pis look for.
 
+use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddrV4};
 
-use dhcproto::v4::{DhcpOption, Flags, HType, Message, MessageType, Opcode, OptionCode};
-use dhcproto::{Decodable, Decoder, Encodable, Encoder};
+use piman_core::dhcp::server::Request;
+use piman_core::dhcp::{
+    Builder, CLIENT_PORT, Full, Header, Kind, Message, Op, PIMAN, SERVER_PORT, Value, build, code,
+};
 
 use super::{Mac, Who};
 
-/// Clients may not take shorter replies (RFC 1542, 2.1).
-const REPLY_MIN: usize = 300;
-/// The port of clients, and the one of servers and relays.
-const CLIENT_PORT: u16 = 68;
-const SERVER_PORT: u16 = 67;
-
-/// What piman's own agent says it is; to say it back says that piman is here.
-const AGENT: &[u8] = b"piman";
+/// The largest packet of UDP.
+const REPLY_MAX: usize = 65_507;
 
 /// Option 43 as the boot ROM wants it: no discovery by broadcast (6), a prompt that waits for
 /// nobody (10), and a menu (9) whose one entry must have exactly this name.
@@ -23,64 +20,67 @@ const PI_MENU: &[u8] = b"\x06\x01\x03\x0a\x04\0PXE\x09\x14\0\0\x11Raspberry Pi B
 /// A request.
 #[derive(Debug, Clone)]
 pub struct Ask {
-    message: Message,
+    /// The fields of a reply to it.
+    reply: Header<'static>,
     /// What kind.
-    pub kind: MessageType,
+    pub kind: Kind,
     /// From whom.
     pub mac: Mac,
+    address: Option<Ipv4Addr>,
+    requested: Option<Ipv4Addr>,
+    server: Option<Ipv4Addr>,
+    class: Vec<u8>,
+    machine: Option<Vec<u8>>,
+    id: Option<Vec<u8>>,
 }
 
 impl Ask {
     /// Reads a packet; `None` if it is no request of a client with an Ethernet address.
     #[must_use]
     pub fn parse(packet: &[u8]) -> Option<Self> {
-        let message = Message::decode(&mut Decoder::new(&clean(packet)?)).ok()?;
-        let kind = message.opts().msg_type()?;
-        let mac = Mac(message.chaddr().try_into().ok()?);
-        Some(Self { message, kind, mac })
-    }
-
-    fn option(&self, code: OptionCode) -> Option<&DhcpOption> {
-        self.message.opts().get(code)
+        let request = Request::parse(packet)?;
+        let bytes = |value: Value<'_>| value.bytes().collect();
+        Some(Self {
+            reply: request.reply(),
+            kind: request.kind,
+            mac: Mac(request.mac),
+            address: request.address(),
+            requested: request.requested(),
+            server: request.server(),
+            class: request.class().map(bytes).unwrap_or_default(),
+            machine: request.machine_id().map(bytes),
+            id: request.client_id().map(bytes),
+        })
     }
 
     /// The address that it has and uses.
     #[must_use]
     pub fn address(&self) -> Option<Ipv4Addr> {
-        Some(self.message.ciaddr()).filter(|ip| !ip.is_unspecified())
+        self.address
     }
 
     /// The relay that it came through.
     #[must_use]
     pub fn relay(&self) -> Option<Ipv4Addr> {
-        Some(self.message.giaddr()).filter(|ip| !ip.is_unspecified())
+        Some(self.reply.relay).filter(|ip| !ip.is_unspecified())
     }
 
     /// The address that it would like.
     #[must_use]
     pub fn requested(&self) -> Option<Ipv4Addr> {
-        match self.option(OptionCode::RequestedIpAddress) {
-            Some(DhcpOption::RequestedIpAddress(ip)) => Some(*ip),
-            _ => None,
-        }
+        self.requested
     }
 
     /// The server whose offer it takes.
     #[must_use]
     pub fn server(&self) -> Option<Ipv4Addr> {
-        match self.option(OptionCode::ServerIdentifier) {
-            Some(DhcpOption::ServerIdentifier(ip)) => Some(*ip),
-            _ => None,
-        }
+        self.server
     }
 
     /// What it says it is.
     #[must_use]
     pub fn class(&self) -> &[u8] {
-        match self.option(OptionCode::ClassIdentifier) {
-            Some(DhcpOption::ClassIdentifier(class)) => class,
-            _ => &[],
-        }
+        &self.class
     }
 
     /// Whether it boots from the network by PXE, as the boot ROM of a Pi does.
@@ -92,15 +92,12 @@ impl Ask {
     /// Whether it is piman's own agent, which looks for piman.
     #[must_use]
     pub fn is_agent(&self) -> bool {
-        self.class() == AGENT
+        self.class() == PIMAN
     }
 
     /// The machine's own number, after the byte that says its kind.
     fn guid(&self) -> Option<&[u8]> {
-        match self.option(OptionCode::ClientMachineIdentifier) {
-            Some(DhcpOption::ClientMachineIdentifier(guid)) => guid.get(1..),
-            _ => None,
-        }
+        self.machine.as_deref()?.get(1..)
     }
 
     /// Whether it is a Raspberry Pi, by its hardware address or what its boot ROM says.
@@ -137,136 +134,124 @@ impl Ask {
 
     /// The beginning of a reply of this kind, from the server with this address.
     #[must_use]
-    pub fn reply(&self, kind: MessageType, server: Ipv4Addr) -> Message {
-        let asked = &self.message;
-        let mut reply = Message::default();
-        reply
-            .set_opcode(Opcode::BootReply)
-            .set_htype(HType::Eth)
-            .set_xid(asked.xid())
-            .set_flags(asked.flags())
-            .set_giaddr(asked.giaddr())
-            .set_chaddr(&self.mac.0);
-        let options = reply.opts_mut();
-        options.insert(DhcpOption::MessageType(kind));
-        options.insert(DhcpOption::ServerIdentifier(server));
-        if let Some(guid) = self.option(OptionCode::ClientMachineIdentifier) {
-            options.insert(guid.clone());
+    pub fn reply(&self, kind: Kind, server: Ipv4Addr) -> Reply {
+        let header = Header { mac: self.mac.0, ..self.reply };
+        let mut reply = Reply { kind, header, file: String::new(), options: BTreeMap::new() };
+        reply.set(code::KIND, &[kind.number()]);
+        reply.set(code::SERVER, &server.octets());
+        if let Some(guid) = &self.machine {
+            reply.set(code::MACHINE_ID, guid);
         }
         // RFC 6842: what identifies the client comes back.
-        if let Some(id) = self.option(OptionCode::ClientIdentifier) {
-            options.insert(id.clone());
+        if let Some(id) = &self.id {
+            reply.set(code::CLIENT_ID, id);
         }
         reply
     }
 
     /// Adds where to boot from: this server, this file.
-    pub fn add_boot(&self, reply: &mut Message, server: Ipv4Addr, file: &str) {
-        reply.set_siaddr(server);
+    pub fn add_boot(&self, reply: &mut Reply, server: Ipv4Addr, file: &str) {
+        reply.header.next_server = server;
         // Longer names do not fit; 127 bytes and their end do.
         if file.len() < 128 {
-            reply.set_fname(file.as_bytes());
+            reply.file = file.to_owned();
         }
-        let options = reply.opts_mut();
-        options.insert(DhcpOption::TFTPServerName(server.to_string().into_bytes()));
-        options.insert(DhcpOption::BootfileName(file.as_bytes().to_vec()));
+        reply.set(code::BOOT_SERVER, server.to_string().as_bytes());
+        reply.set(code::BOOT_FILE, file.as_bytes());
         if self.is_agent() {
-            options.insert(DhcpOption::ClassIdentifier(AGENT.to_vec()));
+            reply.set(code::CLASS, PIMAN);
         }
         if !self.is_pxe() {
             return;
         }
-        options.insert(DhcpOption::ClassIdentifier(b"PXEClient".to_vec()));
+        reply.set(code::CLASS, b"PXEClient");
         if self.is_pi() {
-            options.insert(DhcpOption::VendorExtensions(PI_MENU.to_vec()));
+            reply.set(code::VENDOR, PI_MENU);
         }
     }
 
     /// Where a reply goes: to the relay, to an address that is in use, or to everybody, since a
     /// client without address cannot be asked for it.
     #[must_use]
-    pub fn destination(&self, kind: MessageType) -> SocketAddrV4 {
+    pub fn destination(&self, kind: Kind) -> SocketAddrV4 {
         match (self.relay(), self.address()) {
             (Some(relay), _) => SocketAddrV4::new(relay, SERVER_PORT),
-            (None, Some(address)) if kind != MessageType::Nak => SocketAddrV4::new(address, CLIENT_PORT),
+            (None, Some(address)) if kind != Kind::Nak => SocketAddrV4::new(address, CLIENT_PORT),
             (None, _) => SocketAddrV4::new(Ipv4Addr::BROADCAST, CLIENT_PORT),
         }
     }
-
-    /// Whether the client wants its reply by broadcast.
-    #[must_use]
-    pub fn flags(&self) -> Flags {
-        self.message.flags()
-    }
 }
 
-/// A request of a client with an Ethernet address, with nothing in it but the options that are looked
-/// at, each of a possible length. The codec trusts the lengths of hardware addresses and of some
-/// options, and one that it does not understand makes it give up; a boot ROM is not to fail by that.
-fn clean(packet: &[u8]) -> Option<Vec<u8>> {
-    if packet.get(..3) != Some(&[1, 1, 6]) || packet.get(236..240) != Some(&[99, 130, 83, 99]) {
-        return None;
+/// A reply that is being put together.
+#[derive(Debug, Clone)]
+pub struct Reply {
+    kind: Kind,
+    /// Its fields, but for the file.
+    pub header: Header<'static>,
+    file: String,
+    /// In the order of their numbers, in which they are sent.
+    options: BTreeMap<u8, Vec<u8>>,
+}
+
+impl Reply {
+    /// What kind.
+    #[must_use]
+    pub fn kind(&self) -> Kind {
+        self.kind
     }
-    let mut clean = packet.get(..240)?.to_vec();
-    // Server name and file are not looked at, and may hold anything.
-    clean.get_mut(44..236)?.fill(0);
-    let mut rest = packet.get(240..)?;
-    while let Some((&code, after)) = rest.split_first() {
-        match code {
-            0 => rest = after,
-            255 => break,
-            _ => {
-                let (&length, after) = after.split_first()?;
-                let data = after.get(..length.into())?;
-                rest = after.get(length.into()..)?;
-                let possible = match code {
-                    53 => length == 1,
-                    50 | 54 => length == 4,
-                    60 | 61 | 97 => length >= 2,
-                    _ => false,
-                };
-                if possible {
-                    clean.extend_from_slice(&[code, length]);
-                    clean.extend_from_slice(data);
-                }
-            }
+
+    /// Gives an option this value; one without a value is left out.
+    pub fn set(&mut self, code: u8, value: &[u8]) {
+        if !value.is_empty() {
+            self.options.insert(code, value.to_vec());
         }
     }
-    clean.push(255);
-    Some(clean)
+
+    /// The value of an option.
+    #[must_use]
+    pub fn get(&self, code: u8) -> Option<&[u8]> {
+        self.options.get(&code).map(Vec::as_slice)
+    }
 }
 
 /// A request of a machine that only wants to know which servers there are.
 #[must_use]
 pub fn search(mac: Mac, number: u32) -> Option<Vec<u8>> {
-    let mut message = Message::default();
-    message.set_opcode(Opcode::BootRequest).set_htype(HType::Eth).set_chaddr(&mac.0).set_xid(number);
     // It has no address to be answered at.
-    message.set_flags(Flags::default().set_broadcast());
-    message.opts_mut().insert(DhcpOption::MessageType(MessageType::Discover));
-    encode(&message)
+    let header = Header { flags: Header::BROADCAST, ..Header::new(Op::Request, number, mac.0) };
+    write(&header, [(code::KIND, &[Kind::Discover.number()][..])].into_iter()).ok()
 }
 
 /// The server that answered [`search`], if this packet is such an answer.
 #[must_use]
 pub fn found(packet: &[u8], number: u32) -> Option<Ipv4Addr> {
-    let mut request = packet.to_vec();
-    let opcode = request.first_mut().filter(|o| **o == 2)?;
-    // Read as if it were a request: the same fields, checked in the same way.
-    *opcode = 1;
-    let answer = Ask::parse(&request)?;
-    (answer.message.xid() == number).then(|| answer.server())?
+    let answer = Message::parse(packet).filter(|m| m.op() == Some(Op::Reply) && !m.is_cut())?;
+    if answer.number() != number || answer.mac().is_none() || answer.kind().is_none() {
+        return None;
+    }
+    answer.option(code::SERVER)?.fixed().map(Ipv4Addr::from_octets)
 }
 
 /// The bytes of a reply; `None` if it does not fit (a configured name is too long, say).
 #[must_use]
-pub fn encode(reply: &Message) -> Option<Vec<u8>> {
-    let mut bytes = Vec::with_capacity(512);
-    reply.encode(&mut Encoder::new(&mut bytes)).ok()?;
-    if bytes.len() < REPLY_MIN {
-        bytes.resize(REPLY_MIN, 0);
+pub fn encode(reply: &Reply) -> Option<Vec<u8>> {
+    let header = Header { file: reply.file.as_bytes(), ..reply.header };
+    write(&header, reply.options.iter().map(|(code, value)| (*code, value.as_slice()))).ok()
+}
+
+fn write<'a>(
+    header: &Header<'_>,
+    options: impl Iterator<Item = (u8, &'a [u8])> + Clone,
+) -> Result<Vec<u8>, Full> {
+    let length = build::length(options.clone().map(|(_, value)| value.len()));
+    let mut bytes = vec![0; length.min(REPLY_MAX)];
+    let mut builder = Builder::new(&mut bytes, header);
+    for (code, value) in options {
+        builder.option(code, value);
     }
-    Some(bytes)
+    let length = builder.finish()?;
+    bytes.truncate(length);
+    Ok(bytes)
 }
 
 #[cfg(test)]
@@ -274,40 +259,46 @@ pub(super) mod tests {
     use super::*;
 
     /// A request with these options, from `b8:27:eb:00:00:NN`.
-    pub(crate) fn ask(kind: MessageType, last: u8, options: &[DhcpOption]) -> Ask {
+    pub(crate) fn ask(kind: Kind, last: u8, options: &[Opt]) -> Ask {
         ask_with(kind, last, Ipv4Addr::UNSPECIFIED, options)
     }
 
     /// The same from a client that has an address.
-    pub(crate) fn ask_with(kind: MessageType, last: u8, address: Ipv4Addr, options: &[DhcpOption]) -> Ask {
-        let mut message = Message::default();
-        message.set_chaddr(&[0xb8, 0x27, 0xeb, 0, 0, last]).set_xid(7).set_ciaddr(address);
-        message.opts_mut().insert(DhcpOption::MessageType(kind));
-        for option in options {
-            message.opts_mut().insert(option.clone());
-        }
-        Ask::parse(&encode(&message).unwrap()).unwrap()
+    pub(crate) fn ask_with(kind: Kind, last: u8, address: Ipv4Addr, options: &[Opt]) -> Ask {
+        Ask::parse(&bytes(kind, last, address, options)).unwrap()
+    }
+
+    /// An option: its number and its value.
+    pub(crate) type Opt = (u8, Vec<u8>);
+
+    fn bytes(kind: Kind, last: u8, address: Ipv4Addr, options: &[Opt]) -> Vec<u8> {
+        let mac = [0xb8, 0x27, 0xeb, 0, 0, last];
+        let header = Header { client_address: address, ..Header::new(Op::Request, 7, mac) };
+        let kind = [kind.number()];
+        let options = options.iter().map(|(code, value)| (*code, value.as_slice()));
+        write(&header, [(code::KIND, &kind[..])].into_iter().chain(options)).unwrap()
     }
 
     /// What a Pi's boot ROM says.
-    pub(crate) fn rom() -> Vec<DhcpOption> {
+    pub(crate) fn rom() -> Vec<Opt> {
         let guid = b"\0RPi4\x11\x31\xc0\0\0\x01\x02\x03\x01\xef\xcd\xab".to_vec();
         vec![
-            DhcpOption::ClassIdentifier(b"PXEClient:Arch:00000:UNDI:002001".to_vec()),
-            DhcpOption::ClientSystemArchitecture(0.into()),
-            DhcpOption::ClientMachineIdentifier(guid),
+            (code::CLASS, b"PXEClient:Arch:00000:UNDI:002001".to_vec()),
+            // Its architecture.
+            (93, vec![0, 0]),
+            (code::MACHINE_ID, guid),
         ]
     }
 
     #[test]
     fn a_boot_rom() {
-        let ask = ask(MessageType::Discover, 1, &rom());
+        let ask = ask(Kind::Discover, 1, &rom());
         assert!(ask.is_pxe() && ask.is_pi());
         assert!(ask.is(Who::Serial(0xabcd_ef01)) && !ask.is(Who::Serial(0xabcd_ef02)));
         assert!(ask.is(Who::Mac(ask.mac)));
         assert_eq!(ask.describe(), "the boot ROM");
         let me = Ipv4Addr::new(10, 0, 0, 1);
-        let mut reply = ask.reply(MessageType::Offer, me);
+        let mut reply = ask.reply(Kind::Offer, me);
         ask.add_boot(&mut reply, me, "bootcode.bin");
         let bytes = encode(&reply).unwrap();
         assert!(bytes.len() >= 300);
@@ -317,7 +308,7 @@ pub(super) mod tests {
         assert!(has(b"\x61\x11\0RPi4"), "its number comes back");
         assert_eq!(bytes[20..24], [10, 0, 0, 1], "the next server");
         assert_eq!(bytes[108..120], *b"bootcode.bin");
-        assert_eq!(ask.destination(MessageType::Offer).to_string(), "255.255.255.255:68");
+        assert_eq!(ask.destination(Kind::Offer).to_string(), "255.255.255.255:68");
     }
 
     #[test]
@@ -341,14 +332,14 @@ pub(super) mod tests {
     fn servers_are_found() {
         let me = Ipv4Addr::new(10, 0, 0, 1);
         let asked = Ask::parse(&search(Mac([2; 6]), 9).unwrap()).unwrap();
-        let offer = encode(&asked.reply(MessageType::Offer, me)).unwrap();
+        let offer = encode(&asked.reply(Kind::Offer, me)).unwrap();
         assert_eq!((found(&offer, 9), found(&offer, 8)), (Some(me), None));
         assert_eq!(found(&search(Mac([2; 6]), 9).unwrap(), 9), None, "our own question");
     }
 
     #[test]
     fn any_bytes_are_survived() {
-        let good = encode(&ask(MessageType::Discover, 1, &rom()).message).unwrap();
+        let good = bytes(Kind::Discover, 1, Ipv4Addr::UNSPECIFIED, &rom());
         let mut seed = 1u32;
         for _ in 0..20_000 {
             let mut bytes = good.clone();
@@ -359,7 +350,7 @@ pub(super) mod tests {
             }
             if let Some(ask) = Ask::parse(&bytes) {
                 let _ = (ask.is_pi(), ask.describe(), ask.requested(), ask.is(Who::Serial(1)));
-                let _ = encode(&ask.reply(MessageType::Ack, Ipv4Addr::LOCALHOST));
+                let _ = encode(&ask.reply(Kind::Ack, Ipv4Addr::LOCALHOST));
             }
         }
     }

@@ -2,7 +2,7 @@
 //!
 //! [`message`] reads requests and builds replies, [`network`] says what clients are told of theirs, [`proxy`] and [`pool`] decide without clock or
 //! socket, [`store`] keeps leases over a restart, [`probe`] asks whether somebody has an address
-//! already, and [`server`] moves packets. `dhcproto` is the codec.
+//! already, and [`server`] moves packets. [`piman_core::dhcp`] is the codec.
 //!
 //! Nothing here answers unless it was configured for an interface, and only on that interface.
 
@@ -13,6 +13,9 @@ pub mod probe;
 pub mod proxy;
 pub mod server;
 pub mod store;
+
+#[cfg(test)]
+mod golden;
 
 use std::fmt;
 use std::net::Ipv4Addr;

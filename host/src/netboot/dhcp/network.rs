@@ -2,7 +2,9 @@
 
 use std::net::Ipv4Addr;
 
-use dhcproto::v4::{DhcpOption, Message};
+use piman_core::dhcp::code;
+
+use super::message::Reply;
 
 /// What a server's network is like.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,15 +39,13 @@ impl Network {
     }
 
     /// Tells a client of it.
-    pub fn describe(&self, reply: &mut Message) {
-        let options = reply.opts_mut();
-        options.insert(DhcpOption::SubnetMask(self.mask));
-        options.insert(DhcpOption::BroadcastAddr(self.broadcast()));
+    pub fn describe(&self, reply: &mut Reply) {
+        reply.set(code::SUBNET_MASK, &self.mask.octets());
+        reply.set(code::BROADCAST, &self.broadcast().octets());
         if let Some(router) = self.router {
-            options.insert(DhcpOption::Router(vec![router]));
+            reply.set(code::ROUTER, &router.octets());
         }
-        if !self.dns.is_empty() {
-            options.insert(DhcpOption::DomainNameServer(self.dns.clone()));
-        }
+        let dns: Vec<u8> = self.dns.iter().flat_map(Ipv4Addr::octets).collect();
+        reply.set(code::NAME_SERVER, &dns);
     }
 }

@@ -3,9 +3,9 @@
 use std::collections::{BTreeMap, HashMap};
 use std::net::Ipv4Addr;
 
-use dhcproto::v4::{DhcpOption, Message, MessageType};
+use piman_core::dhcp::{Header, Kind, code};
 
-use super::message::Ask;
+use super::message::{Ask, Reply};
 use super::network::Network;
 use super::proxy::Boot;
 use super::{Fixed, Mac, Range};
@@ -30,7 +30,7 @@ pub struct Lease {
 #[derive(Debug, Clone)]
 pub enum Step {
     /// Send this.
-    Reply(Box<Message>),
+    Reply(Box<Reply>),
     /// Find out whether somebody has this address, then call [`Pool::probed`].
     Probe(Ipv4Addr),
     /// Say nothing; why, for the log.
@@ -84,15 +84,15 @@ impl Pool {
         self.offers.retain(|_, offer| offer.until > now);
         self.clashes.retain(|_, until| *until > now);
         match ask.kind {
-            MessageType::Discover => self.discover(ask, net, boot, now),
-            MessageType::Request => self.request(ask, net, boot, now),
-            MessageType::Decline => {
+            Kind::Discover => self.discover(ask, net, boot, now),
+            Kind::Request => self.request(ask, net, boot, now),
+            Kind::Decline => {
                 if let Some(ip) = ask.requested() {
                     self.clash(ip, ask.mac, now);
                 }
                 Step::Nothing("it found that somebody else has its address")
             }
-            MessageType::Release => {
+            Kind::Release => {
                 if let Some(lease) = ask.address().and_then(|ip| self.leases.get_mut(&ip))
                     && lease.mac == ask.mac
                 {
@@ -102,8 +102,8 @@ impl Pool {
                 Step::Nothing("it gave its address back")
             }
             // It has an address from elsewhere, and only asks for the rest.
-            MessageType::Inform => {
-                let mut reply = ask.reply(MessageType::Ack, net.me);
+            Kind::Inform => {
+                let mut reply = ask.reply(Kind::Ack, net.me);
                 net.describe(&mut reply);
                 if boot.is_for(ask) {
                     ask.add_boot(&mut reply, net.me, &boot.file);
@@ -218,7 +218,7 @@ impl Pool {
             // As good as a lease, and kept like one.
             self.keep(ip, ask.mac, until);
         }
-        Step::Reply(Box::new(self.grant(ask, MessageType::Offer, ip, net, boot)))
+        Step::Reply(Box::new(self.grant(ask, Kind::Offer, ip, net, boot)))
     }
 
     fn keep(&mut self, ip: Ipv4Addr, mac: Mac, until: u64) {
@@ -228,16 +228,19 @@ impl Pool {
         self.changed = true;
     }
 
-    fn grant(&self, ask: &Ask, kind: MessageType, ip: Ipv4Addr, net: &Network, boot: &Boot) -> Message {
+    fn grant(&self, ask: &Ask, kind: Kind, ip: Ipv4Addr, net: &Network, boot: &Boot) -> Reply {
         let mut reply = ask.reply(kind, net.me);
-        reply.set_yiaddr(ip);
+        reply.header.your_address = ip;
         if let Some(address) = ask.address() {
-            reply.set_ciaddr(address);
+            reply.header.client_address = address;
         }
-        let options = reply.opts_mut();
-        options.insert(DhcpOption::AddressLeaseTime(self.lease_s));
-        options.insert(DhcpOption::Renewal(self.lease_s / 2));
-        options.insert(DhcpOption::Rebinding(self.lease_s / 8 * 7));
+        for (code, seconds) in [
+            (code::LEASE_TIME, self.lease_s),
+            (code::RENEWAL_TIME, self.lease_s / 2),
+            (code::REBINDING_TIME, self.lease_s / 8 * 7),
+        ] {
+            reply.set(code, &seconds.to_be_bytes());
+        }
         net.describe(&mut reply);
         if boot.is_for(ask) {
             ask.add_boot(&mut reply, net.me, &boot.file);
@@ -257,28 +260,32 @@ impl Pool {
         if self.may_have(ask, wanted, net, now) {
             self.offers.remove(&ask.mac);
             self.keep(wanted, ask.mac, now + u64::from(self.lease_s));
-            return Step::Reply(Box::new(self.grant(ask, MessageType::Ack, wanted, net, boot)));
+            return Step::Reply(Box::new(self.grant(ask, Kind::Ack, wanted, net, boot)));
         }
         let ours = self.range.is_some_and(|r| r.contains(wanted)) || self.fixed(ask).is_some();
         if ask.server().is_none() && net.contains(wanted) && !ours {
             return Step::Nothing("another server may know about that address");
         }
-        let mut reply = ask.reply(MessageType::Nak, net.me);
+        let mut reply = ask.reply(Kind::Nak, net.me);
         // So that it is heard: the client has no address that is right (RFC 2131, 4.3.2).
-        reply.set_flags(ask.flags().set_broadcast());
+        reply.header.flags |= Header::BROADCAST;
         Step::Reply(Box::new(reply))
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::message::tests::{ask, ask_with, rom};
+    use super::super::message::tests::{Opt, ask, ask_with, rom};
     use super::*;
 
     const ME: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 1);
 
     fn ip(last: u8) -> Ipv4Addr {
         [10, 0, 0, last].into()
+    }
+
+    fn option(code: u8, ip: Ipv4Addr) -> Opt {
+        (code, ip.octets().to_vec())
     }
 
     fn net() -> Network {
@@ -300,13 +307,13 @@ mod tests {
         }
         match step {
             Step::Reply(reply) => {
-                let kind = match reply.opts().msg_type() {
-                    Some(MessageType::Offer) => "offer",
-                    Some(MessageType::Ack) => "ack",
-                    Some(MessageType::Nak) => "nak",
+                let kind = match reply.kind() {
+                    Kind::Offer => "offer",
+                    Kind::Ack => "ack",
+                    Kind::Nak => "nak",
                     other => panic!("{other:?}"),
                 };
-                (kind, reply.yiaddr())
+                (kind, reply.header.your_address)
             }
             Step::Nothing(_) => ("nothing", Ipv4Addr::UNSPECIFIED),
             Step::Probe(ip) => panic!("{ip} again"),
@@ -314,20 +321,20 @@ mod tests {
     }
 
     fn discover(last: u8) -> Ask {
-        ask(MessageType::Discover, last, &[])
+        ask(Kind::Discover, last, &[])
     }
 
     fn selects(last: u8, requested: Ipv4Addr) -> Ask {
-        let options = [DhcpOption::ServerIdentifier(ME), DhcpOption::RequestedIpAddress(requested)];
-        ask(MessageType::Request, last, &options)
+        let options = [option(code::SERVER, ME), option(code::REQUESTED_ADDRESS, requested)];
+        ask(Kind::Request, last, &options)
     }
 
     fn init_reboot(last: u8, requested: Ipv4Addr) -> Ask {
-        ask(MessageType::Request, last, &[DhcpOption::RequestedIpAddress(requested)])
+        ask(Kind::Request, last, &[option(code::REQUESTED_ADDRESS, requested)])
     }
 
     fn renew(last: u8, address: Ipv4Addr) -> Ask {
-        ask_with(MessageType::Request, last, address, &[])
+        ask_with(Kind::Request, last, address, &[])
     }
 
     #[test]
@@ -348,31 +355,30 @@ mod tests {
     fn what_a_client_is_told() {
         let mut pool = pool(10, 12);
         let boot = Boot { file: "bootcode.bin".into(), everybody: false };
-        let asked = ask(MessageType::Discover, 1, &rom());
+        let asked = ask(Kind::Discover, 1, &rom());
         let Step::Probe(at) = pool.handle(&asked, &net(), &boot, 0) else { panic!() };
         let Step::Reply(reply) = pool.probed(&asked, at, false, &net(), &boot, 0) else { panic!() };
-        let text = format!("{:?}", reply.opts());
-        for option in [
-            "SubnetMask(255.255.255.0)",
-            "Router([10.0.0.254])",
-            "DomainNameServer([10.0.0.253])",
-            "AddressLeaseTime(3600)",
-            "Renewal(1800)",
-            "Rebinding(3150)",
-            "ServerIdentifier(10.0.0.1)",
-            "BroadcastAddr(10.0.0.255)",
-            "VendorExtensions(",
-            "TFTPServerName(",
+        for (code, want) in [
+            (code::SUBNET_MASK, [255, 255, 255, 0]),
+            (code::ROUTER, [10, 0, 0, 254]),
+            (code::NAME_SERVER, [10, 0, 0, 253]),
+            (code::LEASE_TIME, 3600_u32.to_be_bytes()),
+            (code::RENEWAL_TIME, 1800_u32.to_be_bytes()),
+            (code::REBINDING_TIME, 3150_u32.to_be_bytes()),
+            (code::SERVER, [10, 0, 0, 1]),
+            (code::BROADCAST, [10, 0, 0, 255]),
         ] {
-            assert!(text.contains(option), "{option}: {text}");
+            assert_eq!(reply.get(code), Some(&want[..]), "{code}");
         }
-        assert_eq!(reply.siaddr(), ME);
+        assert!(reply.get(code::VENDOR).is_some());
+        assert_eq!(reply.get(code::BOOT_SERVER), Some(&b"10.0.0.1"[..]));
+        assert_eq!(reply.header.next_server, ME);
     }
 
     #[test]
     fn a_boot_rom_that_never_requests_keeps_what_it_was_offered() {
         let mut pool = pool(10, 11);
-        assert_eq!(ends(&mut pool, &ask(MessageType::Discover, 1, &rom()[..1]), 0), ("offer", ip(10)));
+        assert_eq!(ends(&mut pool, &ask(Kind::Discover, 1, &rom()[..1]), 0), ("offer", ip(10)));
         assert_eq!(pool.changes().map(BTreeMap::len), Some(1), "it survives a restart");
         assert_eq!(ends(&mut pool, &discover(2), 100), ("offer", ip(11)));
         assert_eq!(ends(&mut pool, &discover(3), 100), ("nothing", Ipv4Addr::UNSPECIFIED), "all are in use");
@@ -385,7 +391,7 @@ mod tests {
     fn fixed_addresses_by_hardware_address_and_serial_number() {
         let mut pool = pool(10, 60);
         assert_eq!(ends(&mut pool, &discover(0x99), 0), ("offer", ip(50)));
-        let rom = ask(MessageType::Discover, 2, &rom());
+        let rom = ask(Kind::Discover, 2, &rom());
         assert_eq!(ends(&mut pool, &rom, 0), ("offer", ip(51)));
         for taken in [50, 51] {
             assert_eq!(ends(&mut pool, &selects(3, ip(taken)), 0).0, "nak");
@@ -417,9 +423,9 @@ mod tests {
             "nak",
             "it has moved here"
         );
-        let other = [DhcpOption::ServerIdentifier(ip(9)), DhcpOption::RequestedIpAddress(ip(10))];
+        let other = [option(code::SERVER, ip(9)), option(code::REQUESTED_ADDRESS, ip(10))];
         ends(&mut pool, &discover(1), 0);
-        assert_eq!(ends(&mut pool, &ask(MessageType::Request, 1, &other), 0).0, "nothing");
+        assert_eq!(ends(&mut pool, &ask(Kind::Request, 1, &other), 0).0, "nothing");
         assert_eq!(ends(&mut pool, &discover(2), 0), ("offer", ip(10)), "the offer was given up");
         for not_usable in [ME, ip(0), ip(255), ip(254)] {
             assert!(!net().is_usable(not_usable));
@@ -436,9 +442,9 @@ mod tests {
         let Step::Probe(second) = pool.probed(&asked, first, true, &net(), &boot, 0) else { panic!() };
         assert_eq!((first, second), (ip(10), ip(11)));
         let Step::Reply(reply) = pool.probed(&asked, second, false, &net(), &boot, 0) else { panic!() };
-        assert_eq!(reply.yiaddr(), ip(11));
+        assert_eq!(reply.header.your_address, ip(11));
         // The client itself finds that somebody has it.
-        let declines = |ip| ask(MessageType::Decline, 1, &[DhcpOption::RequestedIpAddress(ip)]);
+        let declines = |ip| ask(Kind::Decline, 1, &[option(code::REQUESTED_ADDRESS, ip)]);
         ends(&mut pool, &selects(1, ip(11)), 1);
         assert_eq!(ends(&mut pool, &declines(ip(12)), 2).0, "nothing", "it never had that one");
         assert_eq!(ends(&mut pool, &declines(ip(11)), 2).0, "nothing");
@@ -454,10 +460,10 @@ mod tests {
             ends(&mut pool, &discover(pi), 0);
             ends(&mut pool, &selects(pi, ip(at)), 0);
         }
-        assert_eq!(ends(&mut pool, &ask_with(MessageType::Release, 1, ip(11), &[]), 1).0, "nothing");
+        assert_eq!(ends(&mut pool, &ask_with(Kind::Release, 1, ip(11), &[]), 1).0, "nothing");
         assert_eq!(ends(&mut pool, &discover(3), 1).0, "nothing", "only its own can be given back");
-        ends(&mut pool, &ask_with(MessageType::Release, 1, ip(10), &[]), 2);
+        ends(&mut pool, &ask_with(Kind::Release, 1, ip(10), &[]), 2);
         assert_eq!(ends(&mut pool, &discover(3), 3), ("offer", ip(10)));
-        assert_eq!(ends(&mut pool, &ask_with(MessageType::Inform, 9, ip(99), &[]), 4).0, "ack");
+        assert_eq!(ends(&mut pool, &ask_with(Kind::Inform, 9, ip(99), &[]), 4).0, "ack");
     }
 }

@@ -7,12 +7,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, bail};
-use dhcproto::v4::{Message, MessageType};
+use piman_core::dhcp::{CLIENT_PORT, Kind, SERVER_PORT};
 use serde::Deserialize;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::sync::mpsc;
 
-use super::message::{Ask, encode, found, search};
+use super::message::{Ask, Reply, encode, found, search};
 use super::network::Network;
 use super::pool::{Pool, Step};
 use super::proxy::{self, Boot, Port};
@@ -20,10 +20,8 @@ use super::{Fixed, Mac, Range, probe, store};
 use crate::state::now_ms;
 
 /// Where requests come, and those of PXE clients that have a proxy's offer.
-const DHCP_PORT: u16 = 67;
+const DHCP_PORT: u16 = SERVER_PORT;
 const PXE_PORT: u16 = 4011;
-/// Where clients are.
-const CLIENT_PORT: u16 = 68;
 /// How many addresses are looked at at the same time; more clients wait until they ask again.
 const PROBES_MAX: usize = 128;
 
@@ -257,7 +255,7 @@ impl Dhcp {
                 let Some(reply) = proxy::answer(&ask, port, net.me, &self.settings.boot) else { return };
                 let to = match (port, peer) {
                     (Port::Pxe, SocketAddr::V4(peer)) if !peer.ip().is_unspecified() => peer,
-                    _ => ask.destination(kind(&reply)),
+                    _ => ask.destination(reply.kind()),
                 };
                 self.send(&ask, &reply, to, socket, tell).await;
             }
@@ -291,7 +289,7 @@ impl Dhcp {
         }
         match step {
             Step::Reply(reply) => {
-                let to = ask.destination(kind(&reply));
+                let to = ask.destination(reply.kind());
                 self.send(ask, &reply, to, socket, tell).await;
             }
             Step::Nothing(why) if why.contains("no address is left") => {
@@ -316,7 +314,7 @@ impl Dhcp {
     async fn send(
         &self,
         ask: &Ask,
-        reply: &Message,
+        reply: &Reply,
         to: SocketAddrV4,
         socket: &tokio::net::UdpSocket,
         tell: &Tell,
@@ -332,13 +330,13 @@ impl Dhcp {
         if !self.settings.boot.is_told_of(ask) {
             return;
         }
-        let given = Some(reply.yiaddr()).filter(|ip| !ip.is_unspecified());
+        let given = Some(reply.header.your_address).filter(|ip| !ip.is_unspecified());
         let who = ask.describe();
-        let text = match (kind(reply), given) {
-            (MessageType::Offer, Some(ip)) => format!("{who} is offered {ip}"),
-            (MessageType::Offer, None) => format!("{who} is told where to boot from"),
-            (MessageType::Ack, Some(ip)) => format!("{who} has {ip}"),
-            (MessageType::Nak, _) => format!("{who} may not have the address that it asks for"),
+        let text = match (reply.kind(), given) {
+            (Kind::Offer, Some(ip)) => format!("{who} is offered {ip}"),
+            (Kind::Offer, None) => format!("{who} is told where to boot from"),
+            (Kind::Ack, Some(ip)) => format!("{who} has {ip}"),
+            (Kind::Nak, _) => format!("{who} may not have the address that it asks for"),
             _ => format!("{who} is told what it asks for"),
         };
         tell(Report { mac: ask.mac, ip: given.or(ask.address()), text });
@@ -349,10 +347,6 @@ impl Settings {
     fn network(&self, me: Ipv4Addr, mask: Ipv4Addr) -> Network {
         Network { me, mask, router: self.router, dns: self.dns.clone() }
     }
-}
-
-fn kind(reply: &Message) -> MessageType {
-    reply.opts().msg_type().unwrap_or(MessageType::Ack)
 }
 
 fn now() -> u64 {

@@ -3,13 +3,14 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs;
-use std::io::{ErrorKind, Write as _};
+use std::io::ErrorKind;
 use std::net::Ipv4Addr;
 use std::path::Path;
 
 use anyhow::Context;
 
 use super::pool::Lease;
+use crate::disk::replace;
 
 /// The name of the file in the state folder.
 pub const FILE: &str = "dhcp-leases";
@@ -53,14 +54,8 @@ pub fn save(folder: &Path, leases: &BTreeMap<Ipv4Addr, Lease>) -> anyhow::Result
         // Writing to a string does not fail.
         let _ = writeln!(text, "{ip} {} {}", lease.mac, lease.until);
     }
-    let write = || -> std::io::Result<()> {
-        let mut file = tempfile::NamedTempFile::new_in(folder)?;
-        file.write_all(text.as_bytes())?;
-        file.as_file().sync_data()?;
-        file.persist(folder.join(FILE))?;
-        Ok(())
-    };
-    write().with_context(|| format!("writing the leases to {}", folder.display()))
+    let written = replace(&folder.join(FILE), 0o600, text.as_bytes());
+    written.with_context(|| format!("writing the leases to {}", folder.display()))
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
-use super::message::{Asker, Question, Reply, ask, kind};
+use super::message::{Asker, Kind, Question, Reply, ask};
 use crate::backoff::Backoff;
 
 /// Between repeated questions; a switch that learns passes nothing on for 50 s.
@@ -121,16 +121,11 @@ impl Client {
             self.state = State::Selecting { offer: None, settled: Duration::MAX };
         }
         let (question, to) = match &mut self.state {
-            State::Selecting { .. } => {
-                (Question { kind: kind::DISCOVER, ..Question::default() }, To::Everybody)
-            }
+            State::Selecting { .. } => (Question::new(Kind::Discover), To::Everybody),
             State::Requesting { wants, server, tries } => {
                 *tries += 1;
                 let wants = Some(*wants);
-                (
-                    Question { kind: kind::REQUEST, wants, server: *server, ..Question::default() },
-                    To::Everybody,
-                )
+                (Question { wants, server: *server, ..Question::new(Kind::Request) }, To::Everybody)
             }
             State::Bound { lease, since } => {
                 let over = *since + lease.time;
@@ -142,7 +137,7 @@ impl Client {
                 // Half of what is left (RFC 2131, 4.4.5); and after the end it may come back, too.
                 self.due = now + (over.saturating_sub(now) / 2).max(RENEW_MIN);
                 let has = Some(lease.address);
-                let question = Question { kind: kind::REQUEST, has, seconds, ..Question::default() };
+                let question = Question { has, seconds, ..Question::new(Kind::Request) };
                 return Some((ask(&self.who, &question), to));
             }
         };
@@ -154,9 +149,9 @@ impl Client {
     pub fn handle(&mut self, message: &[u8], now: Duration) -> Option<Event> {
         let reply = Reply::parse(message, &self.who)?;
         match (&mut self.state, reply.kind) {
-            (State::Selecting { offer, settled }, kind::OFFER) => {
+            (State::Selecting { offer, settled }, Kind::Offer) => {
                 if reply.marked && self.marked.is_none() {
-                    self.marked = reply.boot_server();
+                    self.marked = boot_server(&reply);
                 }
                 // One that gives no address only says where piman is.
                 if reply.address.is_some() && reply.server.is_some() && (offer.is_none() || reply.marked) {
@@ -171,21 +166,21 @@ impl Client {
                 }
                 None
             }
-            (State::Requesting { wants, server, .. }, kind::ACK) => {
+            (State::Requesting { wants, server, .. }, Kind::Ack) => {
                 let right = reply.address == Some(*wants) && (server.is_none() || reply.server == *server);
                 right.then(|| self.bind(reply, now))?
             }
-            (State::Requesting { server, .. }, kind::NAK) => {
+            (State::Requesting { server, .. }, Kind::Nak) => {
                 let right = server.is_none() || reply.server == *server;
                 right.then(|| {
                     self.restart(now);
                     Event::Lost
                 })
             }
-            (State::Bound { lease, .. }, kind::ACK) => {
+            (State::Bound { lease, .. }, Kind::Ack) => {
                 (reply.address == Some(lease.address)).then(|| self.bind(reply, now))?
             }
-            (State::Bound { .. }, kind::NAK) => {
+            (State::Bound { .. }, Kind::Nak) => {
                 // Nothing is begun anew: who uses the address has to say whether it can be given up.
                 self.due = Duration::MAX;
                 Some(Event::Lost)
@@ -197,12 +192,12 @@ impl Client {
     fn bind(&mut self, reply: Reply, now: Duration) -> Option<Event> {
         let address = reply.address?;
         let mask = reply.mask.map_or_else(|| class_prefix(address), |m| m.to_bits().leading_ones() as u8);
-        let boot = self.marked.clone().or_else(|| reply.boot_server());
+        let boot = self.marked.clone().or_else(|| boot_server(&reply));
         let lease = Lease {
             address,
             prefix: mask,
             router: reply.router,
-            dns: reply.dns,
+            dns: reply.dns.to_vec(),
             boot,
             server: reply.server?,
             time: Duration::from_secs(reply.seconds.unwrap_or(u32::MAX).max(4).into()),
@@ -211,6 +206,10 @@ impl Client {
         self.state = State::Bound { lease: lease.clone(), since: now };
         Some(Event::Bound(lease))
     }
+}
+
+fn boot_server(reply: &Reply) -> Option<String> {
+    reply.boot_server().map(|name| name.as_str().to_owned())
 }
 
 /// The network's part of an address whose mask nobody said, in bits: by its class, as long ago.
@@ -236,17 +235,17 @@ mod tests {
         Duration::from_millis(n)
     }
 
-    fn says(kind: u8, last: u8, more: &[&[u8]]) -> Vec<u8> {
+    fn says(kind: Kind, last: u8, more: &[&[u8]]) -> Vec<u8> {
         let address = if last == 0 { [0; 4] } else { [10, 0, 0, last] };
-        answer(address, [0; 4], &[&[53, 1, kind], SERVER, REST, &more.concat(), &[255]].concat())
+        answer(address, [0; 4], &[&[53, 1, kind.number()], SERVER, REST, &more.concat(), &[255]].concat())
     }
 
     /// The kind of the question that is sent now, and to whom.
     #[track_caller]
-    fn asks(client: &mut Client, at: u64) -> (u8, To) {
+    fn asks(client: &mut Client, at: u64) -> (Kind, To) {
         let (bytes, to) = client.poll(ms(at)).expect("a question");
         assert_eq!(bytes[240..242], [53, 1]);
-        (bytes[242], to)
+        (Kind::from_number(bytes[242]), to)
     }
 
     fn client() -> Client {
@@ -256,22 +255,22 @@ mod tests {
     #[test]
     fn from_nothing_to_an_address_that_is_renewed() {
         let mut client = client();
-        assert_eq!(asks(&mut client, 0), (kind::DISCOVER, To::Everybody));
+        assert_eq!(asks(&mut client, 0), (Kind::Discover, To::Everybody));
         assert_eq!(client.poll(ms(1)), None);
-        assert_eq!(client.handle(&says(kind::ACK, 5, &[]), ms(1)), None, "nothing was asked for");
-        client.handle(&says(kind::OFFER, 5, &[]), ms(2));
-        assert_eq!(asks(&mut client, 2), (kind::REQUEST, To::Everybody));
-        assert_eq!(client.handle(&says(kind::ACK, 6, &[]), ms(3)), None, "another address");
-        let Some(Event::Bound(lease)) = client.handle(&says(kind::ACK, 5, &[]), ms(3)) else { panic!() };
+        assert_eq!(client.handle(&says(Kind::Ack, 5, &[]), ms(1)), None, "nothing was asked for");
+        client.handle(&says(Kind::Offer, 5, &[]), ms(2));
+        assert_eq!(asks(&mut client, 2), (Kind::Request, To::Everybody));
+        assert_eq!(client.handle(&says(Kind::Ack, 6, &[]), ms(3)), None, "another address");
+        let Some(Event::Bound(lease)) = client.handle(&says(Kind::Ack, 5, &[]), ms(3)) else { panic!() };
         assert_eq!((lease.address, lease.prefix), ([10, 0, 0, 5].into(), 24));
         assert_eq!((lease.time, client.due()), (ms(3_600_000), ms(1_800_003)));
         // T1: its server; T2: anybody.
-        assert_eq!(asks(&mut client, 1_800_003), (kind::REQUEST, To::Server([10, 0, 0, 1].into())));
+        assert_eq!(asks(&mut client, 1_800_003), (Kind::Request, To::Server([10, 0, 0, 1].into())));
         assert_eq!(client.due(), ms(2_700_003));
-        assert_eq!(asks(&mut client, 3_200_000), (kind::REQUEST, To::Everybody));
-        assert!(matches!(client.handle(&says(kind::ACK, 5, &[]), ms(3_300_000)), Some(Event::Bound(_))));
+        assert_eq!(asks(&mut client, 3_200_000), (Kind::Request, To::Everybody));
+        assert!(matches!(client.handle(&says(Kind::Ack, 5, &[]), ms(3_300_000)), Some(Event::Bound(_))));
         assert_eq!(client.due(), ms(5_100_000));
-        assert_eq!(client.handle(&says(kind::NAK, 0, &[]), ms(5_200_000)), Some(Event::Lost));
+        assert_eq!(client.handle(&says(Kind::Nak, 0, &[]), ms(5_200_000)), Some(Event::Lost));
         assert_eq!(client.poll(ms(9_999_999)), None, "no other address is taken while one is in use");
     }
 
@@ -280,7 +279,7 @@ mod tests {
         let mut client = client();
         let mut at = 0;
         for n in 0..1000 {
-            assert_eq!(asks(&mut client, at).0, kind::DISCOVER);
+            assert_eq!(asks(&mut client, at).0, Kind::Discover);
             let next = u64::try_from(client.due().as_millis()).unwrap() + 1;
             let wait = next - at;
             assert!((900..=8_001).contains(&wait) && (n > 0 || wait <= 2_001), "{n}: {wait}");
@@ -292,17 +291,17 @@ mod tests {
     fn who_does_not_confirm_is_left() {
         let mut client = client();
         asks(&mut client, 0);
-        client.handle(&says(kind::OFFER, 5, &[]), ms(1));
+        client.handle(&says(Kind::Offer, 5, &[]), ms(1));
         let mut kinds = Vec::new();
         for n in 1..=5 {
             kinds.push(asks(&mut client, n * 10_000).0);
         }
-        assert_eq!(kinds, [3, 3, 3, 3, kind::DISCOVER]);
-        client.handle(&says(kind::OFFER, 5, &[]), ms(50_001));
+        assert_eq!(kinds, [Kind::Request, Kind::Request, Kind::Request, Kind::Request, Kind::Discover]);
+        client.handle(&says(Kind::Offer, 5, &[]), ms(50_001));
         asks(&mut client, 50_001);
-        assert_eq!(client.handle(&says(kind::NAK, 0, &[]), ms(50_002)), Some(Event::Lost));
+        assert_eq!(client.handle(&says(Kind::Nak, 0, &[]), ms(50_002)), Some(Event::Lost));
         assert_eq!(client.poll(ms(50_003)), None, "a server that says no is not flooded");
-        assert_eq!(asks(&mut client, 60_000).0, kind::DISCOVER);
+        assert_eq!(asks(&mut client, 60_000).0, Kind::Discover);
     }
 
     #[test]
@@ -312,11 +311,11 @@ mod tests {
         let (bytes, _) = client.poll(ms(0)).unwrap();
         let has = |what: &[u8]| bytes.windows(what.len()).any(|w| w == what);
         assert!(has(&[50, 4, 10, 0, 0, 5]) && !has(&[54, 4]), "no server is named");
-        assert!(matches!(client.handle(&says(kind::ACK, 5, &[]), ms(1)), Some(Event::Bound(_))));
+        assert!(matches!(client.handle(&says(Kind::Ack, 5, &[]), ms(1)), Some(Event::Bound(_))));
         let mut client = Client::new(WHO, before, false, ms(0));
         asks(&mut client, 0);
-        assert_eq!(client.handle(&says(kind::NAK, 0, &[]), ms(1)), Some(Event::Lost));
-        assert_eq!(asks(&mut client, 10_000).0, kind::DISCOVER);
+        assert_eq!(client.handle(&says(Kind::Nak, 0, &[]), ms(1)), Some(Event::Lost));
+        assert_eq!(asks(&mut client, 10_000).0, Kind::Discover);
     }
 
     #[test]
@@ -324,12 +323,12 @@ mod tests {
         // The server's offer comes first, piman's a little later; it gives no address.
         let mut client = Client::new(WHO, None, true, ms(0));
         asks(&mut client, 0);
-        client.handle(&says(kind::OFFER, 5, &[b"\x42\x06router"]), ms(100));
+        client.handle(&says(Kind::Offer, 5, &[b"\x42\x06router"]), ms(100));
         assert_eq!((client.poll(ms(101)), client.due()), (None, ms(600)));
         let marked = answer([0; 4], [10, 0, 0, 9], &[&[53, 1, 2], SERVER, PIMAN, &[255]].concat());
         client.handle(&marked, ms(200));
-        assert_eq!(asks(&mut client, 200).0, kind::REQUEST);
-        let Some(Event::Bound(lease)) = client.handle(&says(kind::ACK, 5, &[b"\x42\x06router"]), ms(201))
+        assert_eq!(asks(&mut client, 200).0, Kind::Request);
+        let Some(Event::Bound(lease)) = client.handle(&says(Kind::Ack, 5, &[b"\x42\x06router"]), ms(201))
         else {
             panic!()
         };
@@ -337,9 +336,9 @@ mod tests {
         // If nobody says it, the server's own word counts.
         let mut client = Client::new(WHO, None, true, ms(0));
         asks(&mut client, 0);
-        client.handle(&says(kind::OFFER, 5, &[]), ms(100));
-        assert_eq!(asks(&mut client, 600).0, kind::REQUEST);
-        let ack = says(kind::ACK, 5, &[b"\x42\x06router"]);
+        client.handle(&says(Kind::Offer, 5, &[]), ms(100));
+        assert_eq!(asks(&mut client, 600).0, Kind::Request);
+        let ack = says(Kind::Ack, 5, &[b"\x42\x06router"]);
         let Some(Event::Bound(lease)) = client.handle(&ack, ms(601)) else { panic!() };
         assert_eq!(lease.boot.as_deref(), Some("router"));
     }
@@ -348,10 +347,10 @@ mod tests {
     fn what_is_missing_is_made_up_with_care() {
         let mut client = client();
         asks(&mut client, 0);
-        let bare = |kind| answer([172, 16, 0, 5], [0; 4], &[&[53, 1, kind], SERVER].concat());
-        client.handle(&bare(kind::OFFER), ms(1));
+        let bare = |kind: Kind| answer([172, 16, 0, 5], [0; 4], &[&[53, 1, kind.number()], SERVER].concat());
+        client.handle(&bare(Kind::Offer), ms(1));
         asks(&mut client, 1);
-        let Some(Event::Bound(lease)) = client.handle(&bare(kind::ACK), ms(2)) else { panic!() };
+        let Some(Event::Bound(lease)) = client.handle(&bare(Kind::Ack), ms(2)) else { panic!() };
         assert_eq!((lease.prefix, lease.boot), (16, None));
         assert!(lease.time > Duration::from_secs(1 << 31), "no end");
         assert_eq!([10, 172, 192].map(|a| class_prefix([a, 0, 0, 1].into())), [8, 16, 24]);

@@ -1,180 +1,20 @@
-//! What a DHCP client sends and hears (RFC 2131, 2132), and the IP and UDP around it: a client
-//! without an address has no socket that would do that.
+//! The IP and UDP around the messages of DHCP: a client without an address has no socket that would do that. The
+//! messages themselves are in [`piman_core::dhcp`].
 
-use std::net::Ipv4Addr;
+pub use piman_core::dhcp::client::{Asker, Question, Reply};
+pub use piman_core::dhcp::{CLIENT_PORT, Kind, SERVER_PORT};
 
-/// The ports of servers and clients.
-pub const SERVER_PORT: u16 = 67;
-/// The port of clients.
-pub const CLIENT_PORT: u16 = 68;
-
-/// Kinds of messages, as option 53 has them.
-pub mod kind {
-    #![expect(missing_docs, reason = "the names of RFC 2131")]
-    pub const DISCOVER: u8 = 1;
-    pub const OFFER: u8 = 2;
-    pub const REQUEST: u8 = 3;
-    pub const ACK: u8 = 5;
-    pub const NAK: u8 = 6;
-}
-
-/// What the agent says it is. A server that says the same back is piman, and where it is is where
-/// the agent should go, whoever gave the address.
-pub const CLASS: &[u8] = b"piman";
-
-const COOKIE: [u8; 4] = [99, 130, 83, 99];
-/// Relays and old servers take nothing shorter (RFC 1542, 2.1).
-const LENGTH_MIN: usize = 300;
 /// Headers of IP and UDP.
 const HEADERS: usize = 28;
-
-/// Who asks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Asker {
-    /// The hardware address.
-    pub mac: [u8; 6],
-    /// The last digits of the serial number, if there is one.
-    pub serial: Option<u32>,
-    /// The number of this talk.
-    pub number: u32,
-}
-
-/// What is asked.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Question {
-    /// A [`kind`].
-    pub kind: u8,
-    /// The address that the asker has and uses.
-    pub has: Option<Ipv4Addr>,
-    /// The address that it would like.
-    pub wants: Option<Ipv4Addr>,
-    /// The server whose offer it takes.
-    pub server: Option<Ipv4Addr>,
-    /// Seconds since it began to ask.
-    pub seconds: u16,
-}
 
 /// The bytes of a question.
 #[must_use]
 pub fn ask(who: &Asker, question: &Question) -> Vec<u8> {
-    let mut out = Vec::with_capacity(LENGTH_MIN + 28);
-    out.extend([1, 1, 6, 0]);
-    out.extend(who.number.to_be_bytes());
-    out.extend(question.seconds.to_be_bytes());
-    // Who has no address asks to be answered by broadcast: some servers would ask for its hardware
-    // address first, which it cannot say yet.
-    out.extend([if question.has.is_some() { 0 } else { 0x80 }, 0]);
-    out.extend(question.has.unwrap_or(Ipv4Addr::UNSPECIFIED).octets());
-    out.extend([0; 12]);
-    out.extend(who.mac);
-    out.extend([0; 10 + 64 + 128]);
-    out.extend(COOKIE);
-    let mut option = |code: u8, bytes: &[u8]| {
-        // All of them are short.
-        out.extend([code, bytes.len() as u8]);
-        out.extend(bytes);
-    };
-    option(53, &[question.kind]);
-    for (code, ip) in [(50, question.wants), (54, question.server)] {
-        if let Some(ip) = ip {
-            option(code, &ip.octets());
-        }
-    }
-    // Mask, router, name servers, name and address of the boot server, lease, server.
-    option(55, &[1, 3, 6, 66, 51, 54]);
-    option(57, &1472u16.to_be_bytes());
-    option(60, CLASS);
-    if let Some(serial) = who.serial {
-        // In the form of the boot ROM, so that an address fixed by serial number is the same here.
-        let mut id = *b"\0RPi\0\0\0\0\0\0\0\0\0\0\0\0\0";
-        if let Some(end) = id.last_chunk_mut() {
-            *end = serial.to_le_bytes();
-        }
-        option(97, &id);
-    }
-    out.push(255);
-    out.resize(out.len().max(LENGTH_MIN), 0);
+    let mut out = vec![0; piman_core::dhcp::client::QUESTION];
+    // It has room for every question.
+    let length = question.write(who, &mut out).unwrap_or(0);
+    out.truncate(length);
     out
-}
-
-/// What a server says.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Reply {
-    /// A [`kind`].
-    pub kind: u8,
-    /// The address that is given.
-    pub address: Option<Ipv4Addr>,
-    /// The next server to ask.
-    pub next: Option<Ipv4Addr>,
-    /// Who says it.
-    pub server: Option<Ipv4Addr>,
-    /// The mask of the network.
-    pub mask: Option<Ipv4Addr>,
-    /// The first router.
-    pub router: Option<Ipv4Addr>,
-    /// Name servers, four at most.
-    pub dns: Vec<Ipv4Addr>,
-    /// How long the address may be used, in seconds.
-    pub seconds: Option<u32>,
-    /// The boot server by name.
-    pub name: Option<String>,
-    /// Whether piman says it.
-    pub marked: bool,
-}
-
-impl Reply {
-    /// Reads a DHCP message; `None` if it is no answer to this asker.
-    #[must_use]
-    pub fn parse(bytes: &[u8], who: &Asker) -> Option<Self> {
-        let ours = bytes.get(..3)? == [2, 1, 6]
-            && bytes.get(4..8)? == who.number.to_be_bytes()
-            && bytes.get(28..34)? == who.mac
-            && bytes.get(236..240)? == COOKIE;
-        let mut rest = bytes.get(240..).filter(|_| ours)?;
-        let mut reply = Self { address: ip(bytes.get(16..)?), next: ip(bytes.get(20..)?), ..Self::default() };
-        // A message that is cut ends where it is cut: what came before holds.
-        while let Some((&code, after)) = rest.split_first() {
-            rest = after;
-            let Some((&length, after)) = after.split_first().filter(|_| code != 0 && code != 255) else {
-                if code == 0 {
-                    continue;
-                }
-                break;
-            };
-            let Some((value, after)) = after.split_at_checked(length.into()) else { break };
-            rest = after;
-            match code {
-                1 => reply.mask = ip(value),
-                3 => reply.router = ip(value),
-                6 => reply.dns = value.chunks_exact(4).filter_map(ip).take(4).collect(),
-                51 => reply.seconds = value.first_chunk().map(|b| u32::from_be_bytes(*b)),
-                53 => reply.kind = value.first().copied().unwrap_or(0),
-                54 => reply.server = ip(value),
-                60 => reply.marked = value == CLASS,
-                66 => reply.name = host(value),
-                _ => {}
-            }
-        }
-        (reply.kind != 0).then_some(reply)
-    }
-
-    /// Where the agent should go, as far as this reply says.
-    #[must_use]
-    pub fn boot_server(&self) -> Option<String> {
-        self.next.map(|ip| ip.to_string()).or_else(|| self.name.clone())
-    }
-}
-
-/// The first address in a value; all zeros are none.
-fn ip(value: &[u8]) -> Option<Ipv4Addr> {
-    value.first_chunk::<4>().map(|b| Ipv4Addr::from(*b)).filter(|ip| !ip.is_unspecified())
-}
-
-/// A name or address in a value, which some servers end with a NUL.
-fn host(value: &[u8]) -> Option<String> {
-    let text = std::str::from_utf8(value).ok()?.trim_end_matches('\0');
-    let good = |c: char| c.is_ascii_alphanumeric() || "-.:_".contains(c);
-    (!text.is_empty() && text.chars().all(good)).then(|| text.to_owned())
 }
 
 /// Puts a message into UDP and IP, to everybody.
@@ -227,6 +67,10 @@ pub fn unwrap(packet: &[u8]) -> Option<&[u8]> {
 
 #[cfg(test)]
 pub(super) mod tests {
+    use std::net::Ipv4Addr;
+
+    use piman_core::dhcp::LENGTH_MIN;
+
     use super::*;
 
     pub(crate) const WHO: Asker =
@@ -234,7 +78,7 @@ pub(super) mod tests {
 
     /// A server's answer with these options.
     pub(crate) fn answer(address: [u8; 4], next: [u8; 4], options: &[u8]) -> Vec<u8> {
-        let mut bytes = ask(&WHO, &Question::default());
+        let mut bytes = ask(&WHO, &Question::new(Kind::Discover));
         bytes[0] = 2;
         bytes[16..20].copy_from_slice(&address);
         bytes[20..24].copy_from_slice(&next);
@@ -246,7 +90,7 @@ pub(super) mod tests {
     #[test]
     fn a_question() {
         let wants = Some(Ipv4Addr::new(10, 0, 0, 5));
-        let bytes = ask(&WHO, &Question { kind: kind::REQUEST, wants, seconds: 3, ..Question::default() });
+        let bytes = ask(&WHO, &Question { wants, seconds: 3, ..Question::new(Kind::Request) });
         assert!(bytes.len() >= LENGTH_MIN);
         assert_eq!(bytes[..16], [1, 1, 6, 0, 0, 0, 0, 7, 0, 3, 0x80, 0, 0, 0, 0, 0]);
         assert_eq!((&bytes[28..34], &bytes[236..243]), (&WHO.mac[..], &[99, 130, 83, 99, 53, 1, 3][..]));
@@ -256,21 +100,55 @@ pub(super) mod tests {
     }
 
     #[test]
+    fn every_question_is_what_it_was() {
+        let hex = |bytes: &[u8]| bytes.iter().map(|b| format!("{b:02x}")).collect::<String>();
+        let ip = |last| Some(Ipv4Addr::new(10, 0, 0, last));
+        let question = |kind, has, wants, server, seconds| Question { kind, has, wants, server, seconds };
+        let plain = Asker { serial: None, ..WHO };
+        for (who, question, head, options) in [
+            (
+                &WHO,
+                question(Kind::Discover, None, None, None, 0),
+                "0101060000000007000080000000000000000000",
+                "638253633501013706010306423336390205c03c0570696d616e61110052506900000000000000000001efcdabff000000000000000000000000000000000000",
+            ),
+            (
+                &plain,
+                question(Kind::Request, None, ip(5), ip(1), 258),
+                "0101060000000007010280000000000000000000",
+                "6382536335010332040a00000536040a0000013706010306423336390205c03c0570696d616eff00000000000000000000000000000000000000000000000000",
+            ),
+            (
+                &WHO,
+                question(Kind::Request, ip(5), None, None, u16::MAX),
+                "0101060000000007ffff00000a00000500000000",
+                "638253633501033706010306423336390205c03c0570696d616e61110052506900000000000000000001efcdabff000000000000000000000000000000000000",
+            ),
+        ] {
+            let bytes = ask(who, &question);
+            assert_eq!(hex(&bytes[..20]), head);
+            assert_eq!(hex(&bytes[20..44]), format!("0000000000000000b827eb000001{}", "00".repeat(10)));
+            assert!(bytes[44..236].iter().all(|b| *b == 0));
+            assert_eq!(hex(&bytes[236..]), options);
+        }
+    }
+
+    #[test]
     fn an_answer() {
         let options =
             b"\x35\x01\x02\x36\x04\x0a\0\0\x01\x00\x01\x04\xff\xff\xff\0\x03\x08\x0a\0\0\xfe\x0a\0\0\xfd\
             \x06\x08\x0a\0\0\x35\x08\x08\x08\x08\x33\x04\0\0\x0e\x10\x42\x08pi.lan\0\0\x3c\x05piman\xff";
         let reply = Reply::parse(&answer([10, 0, 0, 5], [0; 4], options), &WHO).unwrap();
         let want = Reply {
-            kind: kind::OFFER,
+            kind: Kind::Offer,
             address: Some([10, 0, 0, 5].into()),
             next: None,
             server: Some([10, 0, 0, 1].into()),
             mask: Some([255, 255, 255, 0].into()),
             router: Some([10, 0, 0, 254].into()),
-            dns: vec![[10, 0, 0, 53].into(), [8, 8, 8, 8].into()],
+            dns: [[10, 0, 0, 53], [8, 8, 8, 8]].map(Ipv4Addr::from).into_iter().collect(),
             seconds: Some(3600),
-            name: Some("pi.lan".into()),
+            name: Some("pi.lan".try_into().unwrap()),
             marked: true,
         };
         assert_eq!(reply, want);
@@ -303,7 +181,7 @@ pub(super) mod tests {
 
     #[test]
     fn packets() {
-        let message = ask(&WHO, &Question { kind: kind::DISCOVER, ..Question::default() });
+        let message = ask(&WHO, &Question::new(Kind::Discover));
         let mut packet = wrap(&message);
         assert_eq!(checksum(&packet[..20]), 0, "with its checksum it adds up to nothing");
         assert_eq!(unwrap(&packet), None, "it is to the port of servers");

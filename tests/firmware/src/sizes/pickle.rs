@@ -81,7 +81,11 @@ async fn talk(io: &mut Line, buf: &mut [u8]) -> Option<bool> {
                     session.answered();
                 }
                 Step::Answered { mut values, .. } => answered = values.next()?.int()? == 9,
-                Step::Busy { .. } | Step::Late | Step::Broken => return None,
+                Step::Busy { .. }
+                | Step::Unreadable { .. }
+                | Step::Spoilt { .. }
+                | Step::Late
+                | Step::Broken => return None,
             }
         }
         let n = io.read(assembler.spare()).await.ok()?;

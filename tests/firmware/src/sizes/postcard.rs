@@ -63,7 +63,11 @@ async fn talk(io: &mut Line, buf: &mut [u8]) -> Option<bool> {
                     answered = values.next()?.int()? == 9;
                     None
                 }
-                Step::Busy { .. } | Step::Late | Step::Broken => return None,
+                Step::Busy { .. }
+                | Step::Unreadable { .. }
+                | Step::Spoilt { .. }
+                | Step::Late
+                | Step::Broken => return None,
             }
         };
         if let Some((retcode, value)) = answer {
