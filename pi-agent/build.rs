@@ -1,7 +1,12 @@
 //! Leaves the unwind tables out of the agent for the initramfs: a panic ends it there, nothing
-//! unwinds, and they are a seventh of its size.
+//! unwinds, and they are a seventh of its size. And says what this machine lacks for a unit test, as the build
+//! script of the tests does.
 
-use std::env::var;
+use std::env::{split_paths, var, var_os};
+use std::path::PathBuf;
+
+/// Where an ordinary user does not look for programs.
+const SYSTEM: [&str; 2] = ["/usr/sbin", "/sbin"];
 
 fn main() {
     println!("cargo::rerun-if-changed=no-unwind-tables.ld");
@@ -12,5 +17,15 @@ fn main() {
     if let (true, true, Ok(folder)) = (aborts, lld, var("CARGO_MANIFEST_DIR")) {
         println!("cargo::rustc-link-arg-bins=-T{folder}/no-unwind-tables.ld");
         println!("cargo::rustc-link-arg-bins=--no-eh-frame-hdr");
+    }
+    println!("cargo::rustc-check-cfg=cfg(lacks, values(\"sfdisk\"))");
+    for variable in ["PIMAN_REQUIRE", "PATH"] {
+        println!("cargo::rerun-if-env-changed={variable}");
+    }
+    let path = var_os("PATH").unwrap_or_default();
+    let here =
+        split_paths(&path).chain(SYSTEM.map(PathBuf::from)).any(|folder| folder.join("sfdisk").is_file());
+    if !here && var("PIMAN_REQUIRE").as_deref() != Ok("1") {
+        println!("cargo::rustc-cfg=lacks=\"sfdisk\"");
     }
 }

@@ -21,6 +21,7 @@ const SLOW_BYTES_PER_SECOND: u64 = 30 << 20;
 
 fn main() {
     if !is_root() {
+        println!("ignored, needs root");
         return;
     }
     let rounds: usize = setting("PIMAN_BENCH_ROUNDS").and_then(|s| s.parse().ok()).unwrap_or(3);

@@ -4,7 +4,7 @@ use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use piman_tests::binaries;
@@ -33,12 +33,22 @@ pub(crate) enum Root {
     Debian,
 }
 
-impl Root {
-    /// What the console shows when the installed system is up.
-    pub(crate) fn marker(self) -> &'static str {
+/// How far a boot goes: as far as it has something to show.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Until {
+    /// The agent is done.
+    RootSwitched,
+    /// The installed system is up.
+    Up(Root),
+}
+
+impl Until {
+    /// What the console shows then.
+    fn marker(self) -> &'static str {
         match self {
-            Self::Tiny => "EMU-ROOTFS-UP",
-            Self::Debian => "emulated-pi login:",
+            Self::RootSwitched => "becomes process 1",
+            Self::Up(Root::Tiny) => "EMU-ROOTFS-UP",
+            Self::Up(Root::Debian) => "emulated-pi login:",
         }
     }
 }
@@ -49,24 +59,23 @@ const MODULES: [(&str, &[&str]); 2] = [
     ("raspi3b", &["bcm2835", "sdhci-iproc", "phy-generic", "dwc2", "cdc_ether", "bcm2835-rng", "ext4"]),
 ];
 
+/// Where the scripts are.
+pub(crate) fn scripts() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("emulated/machine")
+}
+
 impl Tools {
     /// Finds them; `Err` says what is missing.
     pub(crate) fn find() -> Result<Self, String> {
-        let top = Path::new(env!("CARGO_MANIFEST_DIR")).parent().ok_or("no workspace")?;
         let variable = |name: &str, default: PathBuf| std::env::var_os(name).map_or(default, PathBuf::from);
-        let scripts = variable("PIMAN_TOOLS", top.join("../shared/tools")).join("emulated-pi");
-        for script in ["boot.py", "mkrootfs.sh"] {
-            if !scripts.join(script).exists() {
-                return Err(format!("no {script} in {} (PIMAN_TOOLS)", scripts.display()));
-            }
-        }
         let home = variable("HOME", "/root".into());
-        let cache = variable("EMULATED_PI_CACHE", home.join(".cache/emulated-pi"));
-        if !cache.join(".ready").exists() {
-            return Err(format!(
-                "the emulated Pi's kernel is not fetched: run {}/fetch.sh",
-                scripts.display()
-            ));
+        let cache = variable("PIMAN_EMULATED_CACHE", home.join(".cache/piman-emulated"));
+        let scripts = scripts();
+        match Command::new(scripts.join("fetch.sh")).status() {
+            Ok(status) if status.success() => {}
+            other => {
+                return Err(format!("the emulated Pi's kernel is not here: fetch.sh failed ({other:?})"));
+            }
         }
         for program in ["qemu-system-aarch64", "python3"] {
             if Command::new(program).arg("--version").stdout(Stdio::null()).status().is_err() {
@@ -77,9 +86,15 @@ impl Tools {
         let this = std::env::current_exe().map_err(|e| e.to_string())?;
         let built = this.parent().and_then(Path::parent).ok_or("not built by cargo")?;
         let target = built.parent().ok_or("not built by cargo")?;
-        let agent = variable("PIMAN_AGENT", target.join("aarch64-unknown-linux-musl/agent/pi-agent"));
+        let built = "aarch64-unknown-linux-musl/agent/pi-agent";
+        let agent =
+            [target.join("cross"), target.to_owned()].map(|t| t.join(built)).into_iter().find(|a| a.exists());
+        let agent = variable("PIMAN_AGENT", agent.unwrap_or_default());
         if !agent.exists() {
-            return Err(format!("no agent for the Pi at {} (PIMAN_AGENT)", agent.display()));
+            return Err(
+                "no agent for the Pi is built (`.ci/run agent` builds one), and PIMAN_AGENT names none"
+                    .into(),
+            );
         }
         let folder = target.join("emulated");
         fs::create_dir_all(&folder).map_err(|e| format!("{}: {e}", folder.display()))?;
@@ -92,6 +107,8 @@ impl Tools {
             Root::Tiny => ("tiny.tgz", &["--tiny"]),
             Root::Debian => ("debian-arm64.tgz", &["--debian"]),
         };
+        static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+        let _one = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(given) = std::env::var_os("PIMAN_DEBIAN_ROOT").filter(|_| root == Root::Debian) {
             return Ok(given.into());
         }
@@ -103,7 +120,7 @@ impl Tools {
         let mut command = Command::new(self.scripts.join("mkrootfs.sh"));
         command.args(arguments).arg(&new);
         if root == Root::Tiny {
-            command.args(["--pad", "8"]);
+            command.arg("8");
         }
         match command.status() {
             Ok(status) if status.success() => {}
@@ -116,7 +133,12 @@ impl Tools {
     /// A boot folder for one of [`MODULES`], as `piman netboot build` makes it: our initramfs, with the
     /// modules of Debian's kernel, and nothing of the tools.
     pub(crate) fn boot_folder(&self, machine: &str, packing: &str) -> PathBuf {
-        let out = self.folder.join(format!("boot-{machine}"));
+        static BUILT: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
+        let mut built = BUILT.lock().unwrap_or_else(PoisonError::into_inner);
+        let out = self.folder.join(format!("boot-{machine}-{packing}"));
+        if built.contains(&out) {
+            return out;
+        }
         let version = fs::read_to_string(self.cache.join("kernel-version")).unwrap();
         let modules = MODULES.iter().find(|(name, _)| *name == machine).map_or(&[][..], |(_, all)| all);
         let mut build = Command::new(&self.piman);
@@ -135,6 +157,7 @@ impl Tools {
         let text = String::from_utf8_lossy(&output.stdout);
         assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
         text.lines().filter(|l| l.contains("initramfs")).for_each(|l| println!("{machine}: {l}"));
+        built.push(out.clone());
         out
     }
 
@@ -152,33 +175,31 @@ impl Tools {
     /// Starts a machine; `more` are options of `boot.py`.
     pub(crate) fn start(
         &self,
-        root: Root,
+        until: Until,
         card: &Path,
         size: &str,
         deadline: Duration,
         more: &[&str],
     ) -> Machine {
         let mut command = Command::new("python3");
-        command.arg(self.scripts.join("boot.py")).args(["--marker", root.marker(), "--sd-size", size]);
+        command.arg(self.scripts.join("boot.py")).args(["--marker", until.marker(), "--sd-size", size]);
         command.args(["--fail", "piman: .* failed, and needs somebody", "--fail", "md5sum: WARNING"]);
         command.args(["--timeout", &deadline.as_secs().to_string(), "--sd"]).arg(card).args(more);
         Machine::start(&mut command)
     }
 
-    /// Boots a machine whose kernel and initramfs QEMU loads, until the installed system is up, and
-    /// returns its console. The machine is cut off then, as by pulling the plug.
+    /// Boots a machine whose kernel and initramfs QEMU loads, as far as is said, and returns its console. The machine is cut off then, as by pulling the plug.
     pub(crate) fn boot(&self, boot: &Boot<'_>) -> String {
         let initramfs = self.boot_folder(boot.machine, "gzip").join("initramfs.cpio.gz");
-        // The last `rdinit=` counts: ours, in place of what the tools would start.
-        let append = format!("rdinit=/init piman.server=10.0.2.2:{} {}", boot.control_port, boot.append);
+        let append = format!("piman.server=10.0.2.2:{} {}", boot.control_port, boot.append);
         let more =
             ["--machine", boot.machine, "--append", &append, "--initrd", &initramfs.display().to_string()];
-        self.start(boot.root, boot.card, boot.card_size, boot.deadline, &more).finish()
+        self.start(boot.until, boot.card, boot.card_size, boot.deadline, &more).finish()
     }
 }
 
 /// One boot.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 pub(crate) struct Boot<'a> {
     /// One of [`MODULES`].
     pub(crate) machine: &'a str,
@@ -190,8 +211,8 @@ pub(crate) struct Boot<'a> {
     pub(crate) control_port: u16,
     /// What is added to the kernel command line.
     pub(crate) append: &'a str,
-    /// What is installed.
-    pub(crate) root: Root,
+    /// How far it goes.
+    pub(crate) until: Until,
     /// Four times what an idle machine needs.
     pub(crate) deadline: Duration,
 }
@@ -221,10 +242,11 @@ impl Machine {
         let lines = BufReader::new(boot.stdout.take().unwrap()).split(b'\n');
         let console = Arc::new(Console::default());
         let to = Arc::clone(&console);
+        let test = std::thread::current().name().unwrap_or("emulated").to_owned();
         std::thread::spawn(move || {
             for line in lines.map_while(Result::ok) {
                 let line = String::from_utf8_lossy(&line).into_owned();
-                println!("{line}");
+                println!("{test}: {line}");
                 to.said.lock().unwrap().text.push_str(&(line + "\n"));
                 to.more.notify_all();
             }
@@ -265,7 +287,7 @@ impl Machine {
         seen
     }
 
-    /// Waits until the installed system is up; returns the console.
+    /// Waits until it is as far as was said; returns the console.
     pub(crate) fn finish(mut self) -> String {
         let status = self.boot.wait().unwrap();
         let said = self.console.said.lock().unwrap();

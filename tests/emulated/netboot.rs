@@ -15,7 +15,7 @@ use piman_tests::proxy::Gate;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use super::card::{BLOCK, changed_blocks, copy, settle};
-use super::machine::{Machine, Root, Server, Tools};
+use super::machine::{Machine, Root, Server, Tools, Until};
 use super::{Verdict, assert_installs, assert_only_boots, installed, new_file};
 
 /// The hardware address of the emulated machine.
@@ -52,8 +52,8 @@ struct Network {
 }
 
 impl Network {
-    fn make() -> Self {
-        let network = Self { name: format!("piman-e-{}", std::process::id()) };
+    fn make(root: Root) -> Self {
+        let network = Self { name: format!("piman-e-{}-{root:?}", std::process::id()) };
         let name = &network.name;
         for line in [
             format!("netns add {name}"),
@@ -102,7 +102,7 @@ struct Scene<'a> {
 
 impl Scene<'_> {
     /// The server and the machine; the server is made anew for each boot, as after a restart.
-    fn power_on(&self, control_port: u16) -> (Server, Machine) {
+    fn power_on(&self, control_port: u16, until: Until) -> (Server, Machine) {
         let mut serve = Command::new("ip");
         serve.args(["netns", "exec", &self.network.name]).arg(&self.tools.piman).args(["serve", "--rootfs"]);
         serve.arg(&self.archive).arg("--state").arg(&self.state).arg("--netboot").arg(&self.folder);
@@ -111,13 +111,13 @@ impl Scene<'_> {
         serve.args(["--control-port", &control_port.to_string()]);
         let server = Server::start_by(&mut serve);
         let more = ["--uboot", "--netns", &self.network.name, "--net", "tap:tap0"];
-        let machine = self.tools.start(self.root, &self.card, self.card_size, self.deadline, &more);
+        let machine = self.tools.start(until, &self.card, self.card_size, self.deadline, &more);
         (server, machine)
     }
 
-    /// A boot from power-on to the installed system.
+    /// A boot from power-on until the agent is done.
     fn boot(&self, control_port: u16) -> String {
-        let (_server, machine) = self.power_on(control_port);
+        let (_server, machine) = self.power_on(control_port, Until::RootSwitched);
         machine.finish()
     }
 
@@ -135,7 +135,7 @@ fn from_power_on(tools: &Tools, root: Root, card_size: &str, deadline: Duration)
     }
     tools.needs_uboot()?;
     let folder = tools.boot_folder("virt", "zstd");
-    let script = new_file(tools, "boot.cmd");
+    let script = new_file(tools, &format!("boot-{root:?}.cmd"));
     fs::write(&script, SCRIPT).unwrap();
     let mut mkimage = Command::new("mkimage");
     mkimage.args(["-A", "arm64", "-T", "script", "-C", "none", "-n", "netboot", "-d"]);
@@ -143,13 +143,13 @@ fn from_power_on(tools: &Tools, root: Root, card_size: &str, deadline: Duration)
     assert!(status.success(), "mkimage: {status}");
     let scene = Scene {
         tools,
-        network: Network::make(),
+        network: Network::make(root),
         folder,
         root,
         archive: tools.archive(root)?,
-        card: new_file(tools, "netboot.img"),
+        card: new_file(tools, &format!("netboot-{root:?}.img")),
         card_size,
-        state: new_file(tools, "netboot-state"),
+        state: new_file(tools, &format!("netboot-{root:?}-state")),
         deadline,
     };
 
@@ -186,10 +186,10 @@ fn from_power_on(tools: &Tools, root: Root, card_size: &str, deadline: Duration)
 fn boots_and_nothing_else(scene: &Scene<'_>) {
     // The plug was pulled: so that the kernel has nothing to replay, as after a shutdown.
     settle(&scene.card);
-    let before = new_file(scene.tools, "netboot-before.img");
+    let before = new_file(scene.tools, &format!("netboot-{:?}-before.img", scene.root));
     copy(&scene.card, &before);
     let gate = scene.network.gate();
-    let (server, machine) = scene.power_on(BEHIND);
+    let (server, machine) = scene.power_on(BEHIND, Until::Up(scene.root));
     machine.wait("installed: image");
     // What the agent has to say reaches nobody before the gate is open: it cannot have gone on.
     let changed = changed_blocks(&before, &scene.card);
@@ -216,14 +216,15 @@ fn print_times(what: &str, console: &str) {
         let line = console.lines().find(|l| l.contains(words))?;
         line.strip_prefix('[')?.split_once(']')?.0.trim().parse::<f64>().ok()
     };
-    let login =
-        console.lines().find_map(|l| l.strip_prefix("emulated-pi: marker seen after ")?.split(' ').next());
+    let login = console
+        .lines()
+        .find_map(|l| l.strip_prefix("emulated machine: marker seen after ")?.split(' ').next());
     let show = |words| at(words).map_or("-".to_owned(), |t| format!("{t:.1}"));
     println!(
         "figures: {what}: seconds from power-on: /init {}, address {}, switch of root {}, installed system up {}",
         show("is process 1"),
         show("eth0 has "),
         show("becomes process 1"),
-        login.unwrap_or("-")
+        login.filter(|_| console.contains(" login:") || console.contains("EMU-ROOTFS-UP")).unwrap_or("-")
     );
 }

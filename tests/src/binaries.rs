@@ -1,8 +1,10 @@
-//! The programs under test, as they are built.
+//! The programs under test, as they are built: those in the folder `PIMAN_BIN_DIR`, by whoever has just built them,
+//! or what cargo builds once for each run of a test binary.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 /// The server's program, built as this test is.
 ///
@@ -10,7 +12,7 @@ use std::sync::OnceLock;
 /// If it cannot be built.
 pub fn piman() -> &'static Path {
     static PIMAN: OnceLock<PathBuf> = OnceLock::new();
-    PIMAN.get_or_init(|| built("piman"))
+    PIMAN.get_or_init(|| program("piman"))
 }
 
 /// The agent's program, built as this test is.
@@ -19,7 +21,7 @@ pub fn piman() -> &'static Path {
 /// If it cannot be built.
 pub fn pi_agent() -> &'static Path {
     static PI_AGENT: OnceLock<PathBuf> = OnceLock::new();
-    PI_AGENT.get_or_init(|| built("pi-agent"))
+    PI_AGENT.get_or_init(|| program("pi-agent"))
 }
 
 /// An example of the server's package, built as this test is.
@@ -28,16 +30,35 @@ pub fn pi_agent() -> &'static Path {
 /// If it cannot be built.
 #[must_use]
 pub fn example(name: &str) -> PathBuf {
-    let profile = build(&["--package", "piman", "--example", name]);
-    profile.join("examples").join(name)
+    static BUILT: Mutex<BTreeMap<String, PathBuf>> = Mutex::new(BTreeMap::new());
+    if let Some(folder) = given() {
+        return there(folder.join("examples").join(name));
+    }
+    let mut built = BUILT.lock().unwrap_or_else(PoisonError::into_inner);
+    let make = || build(&["--package", "piman", "--example", name]).join("examples").join(name);
+    built.entry(name.to_owned()).or_insert_with(make).clone()
 }
 
-/// Cargo builds programs only for tests of their own package: so it is asked to once more,
-/// which takes a moment where they are fresh.
-fn built(package: &str) -> PathBuf {
-    // As they are where all packages are built at once.
-    let features = if package == "pi-agent" { "serial,bluetooth" } else { "bluetooth" };
-    build(&["--package", package, "--features", features]).join(package)
+/// Where the programs are, if somebody says so.
+fn given() -> Option<PathBuf> {
+    std::env::var_os("PIMAN_BIN_DIR").filter(|folder| !folder.is_empty()).map(PathBuf::from)
+}
+
+fn there(program: PathBuf) -> PathBuf {
+    assert!(program.is_file(), "PIMAN_BIN_DIR: there is no {}", program.display());
+    program
+}
+
+/// Cargo builds programs only for tests of their own package: so it is asked to once more, for both of them at
+/// once, which takes a moment where they are fresh.
+fn program(name: &str) -> PathBuf {
+    static BUILT: OnceLock<PathBuf> = OnceLock::new();
+    if let Some(folder) = given() {
+        return there(folder.join(name));
+    }
+    let features = "piman/bluetooth,pi-agent/serial,pi-agent/bluetooth";
+    let make = || build(&["--package", "piman", "--package", "pi-agent", "--features", features]);
+    BUILT.get_or_init(make).join(name)
 }
 
 /// Builds, and gives the folder of the profile.

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 use crate::binaries;
-use crate::disk::{is_root, run};
+use crate::disk::run;
 
 /// Runs a command to its end; what it printed.
 ///
@@ -102,19 +102,12 @@ pub struct Network {
 }
 
 impl Network {
-    /// `None` if it cannot be made here, which is said.
+    /// Needs root, and `ip` of iproute2.
     ///
     /// # Panics
-    /// If something fails that should not.
+    /// If it cannot be made.
     #[must_use]
-    pub fn make() -> Option<Self> {
-        if !is_root() {
-            return None;
-        }
-        if Command::new("ip").arg("-V").stdout(Stdio::null()).status().is_err() {
-            println!("skipped: needs ip");
-            return None;
-        }
+    pub fn make() -> Self {
         let dir = tempfile::tempdir().expect("a folder is made");
         let here = dir.path().file_name().expect("it has a name").to_string_lossy().replace('.', "");
         let name = |of: &str| format!("piman-{of}-{}-{here}", std::process::id());
@@ -132,7 +125,7 @@ impl Network {
         }
         let pi = network.pi.clone();
         network.plug_in(&pi, "b8:27:eb:00:00:01");
-        Some(network)
+        network
     }
 
     /// Makes a namespace with a cable to the switch.

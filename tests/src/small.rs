@@ -4,22 +4,17 @@ use std::fs::{self, File};
 use std::path::PathBuf;
 use std::process::Command;
 
-use crate::disk::is_root;
-
-/// A small filesystem of its own, if this user may mount one.
+/// A small filesystem of its own, which only root may mount.
 #[derive(Debug)]
 pub struct Small(tempfile::TempDir);
 
 impl Small {
-    /// An ext4 filesystem of so many KiB without a journal; `None`, and said, if this user may not mount.
+    /// An ext4 filesystem of so many KiB without a journal.
     ///
     /// # Panics
-    /// If it cannot be made or mounted by root.
+    /// If it cannot be made or mounted, which needs root.
     #[must_use]
-    pub fn new(kib: u32) -> Option<Self> {
-        if !is_root() {
-            return None;
-        }
+    pub fn new(kib: u32) -> Self {
         let dir = tempfile::tempdir().expect("a small filesystem");
         let image = dir.path().join("image");
         File::create(&image)
@@ -33,7 +28,7 @@ impl Small {
         let (i, m) = (image.display(), dir.path().join("m"));
         fs::create_dir(&m).expect("a small filesystem");
         sh(&format!("mkfs.ext4 -q -m 0 -O ^has_journal {i} && mount -o loop {i} {}", m.display()));
-        Some(Self(dir))
+        Self(dir)
     }
 
     /// Where it is mounted.

@@ -18,7 +18,7 @@ use smoltcp::socket::tcp;
 use smoltcp::time::{Duration, Instant};
 use smoltcp::wire::{EthernetAddress, IpAddress, IpCidr, IpEndpoint};
 
-use crate::disk::{is_root, run};
+use crate::disk::run;
 use crate::link::{End, Happened, Outside, Weather, cable};
 
 /// A stack outside, with faults of smoltcp's own on top.
@@ -195,15 +195,11 @@ pub fn tap(
 }
 
 /// Runs this on a thread of its own in a network name space of its own, which its children share and which
-/// goes with them; `None` if this is not root.
+/// goes with them.
 ///
 /// # Panics
-/// If it does.
-pub fn alone<T: Send + 'static>(test: impl FnOnce() -> T + Send + 'static) -> Option<T> {
-    if !is_root() {
-        println!("skipped: a TAP device needs root");
-        return None;
-    }
+/// If it does, or this is not root.
+pub fn alone<T: Send + 'static>(test: impl FnOnce() -> T + Send + 'static) -> T {
     let in_name_space = std::thread::spawn(move || {
         #[expect(
             unsafe_code,
@@ -213,7 +209,7 @@ pub fn alone<T: Send + 'static>(test: impl FnOnce() -> T + Send + 'static) -> Op
         unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNET) }.expect("root may");
         test()
     });
-    Some(in_name_space.join().unwrap_or_else(|e| std::panic::resume_unwind(e)))
+    in_name_space.join().unwrap_or_else(|e| std::panic::resume_unwind(e))
 }
 
 /// Connections that are over, and end in order.

@@ -153,11 +153,11 @@ mod tests {
     #[test]
     fn a_refused_direct_write_is_written_in_the_ordinary_way() {
         use std::os::unix::fs::OpenOptionsExt;
-        let file = tempfile::NamedTempFile::new().unwrap();
+        // Beside this program, which is on a disk: not every filesystem in memory can write directly.
+        let file =
+            tempfile::NamedTempFile::new_in(std::env::current_exe().unwrap().parent().unwrap()).unwrap();
         let flags = OFlags::DIRECT.bits().cast_signed();
-        let Ok(direct) = File::options().read(true).write(true).custom_flags(flags).open(file.path()) else {
-            return println!("skipped: no direct writes in the folder for temporary files");
-        };
+        let direct = File::options().read(true).write(true).custom_flags(flags).open(file.path()).unwrap();
         // No disk writes at such a place directly.
         let area = Area::new(file.as_file(), &direct, RootArea { offset: 100, length: 1 << 20 });
         let mut buffer = Aligned::new(8192);

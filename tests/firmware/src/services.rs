@@ -1,5 +1,5 @@
 //! What a Pi does with each service over smoltcp, by the sessions of `piman-core` alone, in constant
-//! memory. Linux runs the same, in `tests/tap.rs`.
+//! memory. Linux runs the same, in `tests/services/tap.rs`.
 
 use core::fmt;
 

@@ -1,0 +1,8 @@
+//! What goes wrong: power cuts, cards that lie, agents and servers that are killed, connections that break.
+
+#![allow(unused_attributes, reason = "a machine may lack two things that a test needs")]
+
+mod power_cut; // what a card may hold after its power was cut
+mod resume; // connections cut, servers killed, bits flipped
+mod right_disk; // cards that lie, broken filesystems, killed agents
+mod server_faults;

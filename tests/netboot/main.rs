@@ -1,0 +1,10 @@
+//! Booting over the network: boot folders, DHCP and TFTP in network namespaces, with clients and servers that
+//! others wrote.
+
+#![allow(unused_attributes, reason = "a machine may lack two things that a test needs")]
+
+mod agent_network; // the agent's own DHCP, with servers of others
+mod boot; // the boot folder; DHCP and TFTP in network namespaces
+mod pxe; // the proxy with iPXE and behind a relay; doctor beside other servers
+mod storm; // more Pis than are served at once
+mod tftp; // also with clients that others wrote
