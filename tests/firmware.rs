@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use piman::frame::{Hooks, Peer, Plan, Server as Frames, Settings};
+use piman::messages::transport::{Hooks, Peer, Plan, Server as Frames, Settings};
 use piman_tests::binaries;
 use piman_tests::chance::noise;
 use piman_tests::running::Running;

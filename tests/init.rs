@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
+use pi_agent::control::Server;
 use pi_agent::init::{self, NEW_ROOT, Options, Outcome};
-use pi_agent::talk::Server;
 use piman_tests::disk::{LoopDevice, run};
 use piman_tests::netns::assert_says;
 use rustix::fs::{FileType, Mode};

@@ -4,7 +4,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use piman::frame::{Failure, Hooks, Peer, Plan, Server, Settings};
+use piman::messages::transport::{Failure, Hooks, Peer, Plan, Server, Settings};
 
 struct Echo;
 

@@ -2,24 +2,20 @@
 //!
 //! | module | what lives there |
 //! |---|---|
-//! | [`serve`] | a server from start to end |
-//! | [`config`], [`span`], [`cli`] | what it is told |
-//! | [`listen`], [`transport`], [`pace`], [`slots`], [`lanes`], [`sendfile`] | sockets: limits, time-outs, turns, threads, bytes |
-//! | [`install`], [`control`], [`rootfs`], [`fetch`] | the install service and its three ports |
-//! | [`service`], [`busy`] | what all connections share; what a stop waits for |
-//! | [`archive`], [`content`], [`library`], [`image`], [`builds`], [`sign`] | what is installed |
-//! | [`frame`] | messages in both directions: servers and clients for programs |
-//! | [`messages`] | channels: what one sends, the others get; its commands |
-//! | [`talks`] | calls in both directions; the Pis that are connected |
-//! | [`demo`] | the main job on any machine |
-//! | [`transfer`], [`stream`] | files up and down, records; servers and clients |
-//! | [`files`] | both as parts of a server |
-//! | [`lines`] | serial lines and Bluetooth in front of a server |
+//! | [`cli`] | the command line: every command |
+//! | [`config`] | options, the configuration file, the checked settings |
+//! | [`server`] | a server from start to end: its services, serial lines and Bluetooth |
+//! | [`provision`] | the install service and its three ports |
+//! | [`images`] | what is installed: archives, images, signatures |
+//! | [`state`] | what is remembered of Pis, orders and archives |
 //! | [`netboot`] | from power-on to our agent: DHCP, TFTP, the folder that Pis boot from |
-//! | [`doctor`] | what is wrong before a Pi finds out |
-//! | [`state`], [`state_folder`] | what is remembered, and where |
-//! | [`words`] | numbers, moments and tables for people |
-//! | [`orders`], [`reinstall_file`], [`devices`] | the commands beside a server |
+//! | [`telemetry`] | records that Pis send: server, files, client |
+//! | [`transfer`] | files up and down: server and client |
+//! | [`rpc`] | calls in both directions; the Pis that are connected |
+//! | [`messages`] | messages in both directions: servers and clients for programs |
+//! | [`net`] | sockets: limits, timeouts, turns, threads, bytes |
+//! | [`text`] | sizes, times, tables, durations and passwords as people write them |
+//! | [`sys`] | files, locks, random bytes, the clock, hardware addresses |
 #![forbid(unsafe_code)]
 // Nothing that may panic: not from the wire, the disk or the command line.
 #![cfg_attr(
@@ -36,46 +32,17 @@
     )
 )]
 
-pub mod archive;
-pub mod builds;
-pub mod busy;
 pub mod cli;
 pub mod config;
-pub mod content;
-pub mod control;
-pub mod demo;
-pub mod devices;
-mod disk;
-pub mod doctor;
-pub mod fetch;
-pub mod files;
-pub mod frame;
-pub mod image;
-pub mod install;
-pub mod lanes;
-pub mod library;
-pub mod lines;
-pub mod listen;
-mod lock;
+pub mod images;
 pub mod messages;
+pub mod net;
 pub mod netboot;
-pub mod orders;
-pub mod pace;
-mod password;
-mod random;
-pub mod reinstall_file;
-pub mod rootfs;
-pub mod sendfile;
-pub mod serve;
-pub mod service;
-pub mod sign;
-pub mod slots;
-pub mod span;
+pub mod provision;
+pub mod rpc;
+pub mod server;
 pub mod state;
-pub mod state_folder;
-pub mod stream;
-pub mod talks;
-pub mod tcp;
+pub mod sys;
+pub mod telemetry;
+pub mod text;
 pub mod transfer;
-pub mod transport;
-pub mod words;

@@ -10,7 +10,7 @@ fn main() -> ExitCode {
     match cli.run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
-            piman::words::print_error(format_args!("piman: {}", pi_agent::failure::in_one_line(&e)));
+            piman::text::human::print_error(format_args!("piman: {}", pi_agent::failure::in_one_line(&e)));
             ExitCode::from(piman::cli::exit_code(&e))
         }
     }

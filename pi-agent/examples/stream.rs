@@ -7,8 +7,8 @@ use std::os::fd::AsFd;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
-use pi_agent::progress::Progress;
-use pi_agent::stream::install;
+use pi_agent::telemetry::progress::Progress;
+use pi_agent::unpack::install;
 
 fn main() -> Result<()> {
     let mut args = std::env::args().skip(1);

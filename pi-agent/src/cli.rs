@@ -13,12 +13,12 @@ use piman_core::stream::PORT as STREAM_PORT;
 use piman_core::talks;
 use piman_core::transfer::PORT as TRANSFER_PORT;
 
-use crate::disk::parse_layout;
+use crate::card::disk::parse_layout;
+use crate::control::Server;
 use crate::identity::Identity;
 use crate::install::{Choice, Plan};
-use crate::service::Service;
-use crate::service::unit::Enrol;
-use crate::talk::Server;
+use crate::rpc::Service;
+use crate::rpc::unit::Enrol;
 use crate::trust::Key;
 
 /// What `--help` prints.

@@ -3,25 +3,19 @@
 //! | module | what lives there |
 //! |---|---|
 //! | [`install`] | the plan: what is done in which order, both paths, retries |
-//! | [`disk`] | disks: what may be written, partitions, nodes to mount |
-//! | [`ext4`] | empty filesystems without mounting |
+//! | [`card`] | the card: disks, partitions, filesystems, and what is on them |
+//! | [`unpack`] | archive path: entries out of a compressed archive, onto the card |
+//! | [`image`] | image path: chunks fetched, checked, written at their place |
 //! | [`fetch`] | ranges from the server, over as many connections as it takes |
-//! | [`image`] | path B: chunks fetched, checked, written at their place |
-//! | [`archive`], [`decode`] | path A: entries out of a compressed archive |
-//! | [`sums`] | the chunk hashes of an archive |
+//! | [`control`] | the control connection |
 //! | [`trust`] | whose images are installed |
-//! | [`mount`] | the root filesystem where it is mounted |
-//! | [`proof`] | the proof of a finished installation, and the check for it |
-//! | [`talk`] | the control connection |
+//! | [`rpc`] | the service on the installed Pi: calls of the server |
+//! | [`telemetry`] | measurements, the log, progress |
+//! | [`init`] | the agent as process 1 |
 //! | [`identity`] | who this Pi is |
-//! | [`progress`], [`display`] | how far it is, and showing it |
 //! | [`backoff`] | how long to wait before trying again |
 //! | [`failure`] | why it failed |
-//! | [`service`] | the service on the installed Pi: calls of the server |
-//! | [`init`] | the agent as process 1 |
-//! | [`machine`] | CPU, memory, disk, temperature and processes of this machine |
-//! | [`figures`] | these as records |
-//! | [`logbook`] | what was logged, sent to the server when it is done |
+//! | [`reach`] | connections: TCP, a serial line, Bluetooth |
 //! | [`cli`] | the command line |
 // Nothing that may panic: not from the wire, the disk or the command line.
 #![cfg_attr(
@@ -38,32 +32,21 @@
     )
 )]
 
-pub mod archive;
 pub mod backoff;
+pub mod card;
 pub mod cli;
-pub mod decode;
-pub mod disk;
-pub mod display;
-pub mod ext4;
-pub mod extract;
+pub mod control;
 pub mod failure;
 pub mod fetch;
-pub mod figures;
 pub mod identity;
 pub mod image;
 pub mod init;
 pub mod install;
-pub mod logbook;
-pub mod machine;
-pub mod mount;
-pub mod progress;
-pub mod proof;
 pub mod reach;
-pub mod service;
-pub mod stream;
-pub mod sums;
-pub mod talk;
+pub mod rpc;
+pub mod telemetry;
 pub mod trust;
+pub mod unpack;
 
 /// Writes a line to standard error. Where that is closed nobody reads it, and that is no reason to fail: `eprintln`
 /// would panic, and the agent would end in the middle of its work.
@@ -81,7 +64,7 @@ pub fn log_to_stderr() {
         }
         fn log(&self, record: &log::Record<'_>) {
             if self.enabled(record.metadata()) {
-                logbook::keep(&record.args().to_string());
+                telemetry::log_buffer::keep(&record.args().to_string());
                 // A console line of its own, also where a progress line is being shown.
                 say_on_stderr(format_args!("\r{}", record.args()));
             }

@@ -5,15 +5,17 @@ use std::io::Write;
 use std::process::ExitCode;
 use std::sync::Arc;
 
+use pi_agent::card::inspect;
 use pi_agent::cli::{self, HELP, Order};
-use pi_agent::display::{Display, size};
+use pi_agent::control::Machine;
 use pi_agent::failure::in_one_line;
-use pi_agent::figures;
 use pi_agent::init;
 use pi_agent::install::{self, Outcome, Plan};
-use pi_agent::progress::Progress;
-use pi_agent::talk::Machine;
-use pi_agent::{log_to_stderr, logbook, proof, say_on_stderr, service};
+use pi_agent::telemetry::display::{Display, size};
+use pi_agent::telemetry::log_buffer;
+use pi_agent::telemetry::metrics;
+use pi_agent::telemetry::progress::Progress;
+use pi_agent::{log_to_stderr, rpc, say_on_stderr};
 
 fn main() -> ExitCode {
     if let Some(code) = init::dispatch(init::attempt) {
@@ -32,10 +34,10 @@ fn main() -> ExitCode {
         Order::Version => say(concat!("pi-agent ", env!("CARGO_PKG_VERSION"), "\n")),
         Order::Install(plan, retries, port) => run(&plan, retries, port),
         Order::Figures { host, port, interval, count } => {
-            figures::send(&host, port, interval, count);
+            metrics::send(&host, port, interval, count);
             ExitCode::SUCCESS
         }
-        Order::Check(disk) => match proof::check(&disk) {
+        Order::Check(disk) => match inspect::check(&disk) {
             Ok(card) => {
                 say(&format!("{}: {card}\n", disk.display()));
                 if card.is_installed(false) { ExitCode::SUCCESS } else { ExitCode::from(1) }
@@ -46,7 +48,7 @@ fn main() -> ExitCode {
                 ExitCode::from(2)
             }
         },
-        Order::Run(service) => service::run(&service),
+        Order::Run(service) => rpc::run(&service),
         Order::Init => {
             say_on_stderr(format_args!("pi-agent init: {}", init::REFUSAL));
             ExitCode::from(2)
@@ -62,12 +64,12 @@ fn run(plan: &Plan, retries: u32, transfer_port: u16) -> ExitCode {
     match &outcome {
         Ok(Outcome::Boot { .. }) => {}
         Ok(Outcome::Installed { image, took, .. }) => {
-            logbook::keep(&format!("installed image {image:.16} in {:.1} s", took.as_secs_f64()));
+            log_buffer::keep(&format!("installed image {image:.16} in {:.1} s", took.as_secs_f64()));
         }
-        Err(failure) => logbook::keep(&failure.to_string()),
+        Err(failure) => log_buffer::keep(&failure.to_string()),
     }
     if transfer_port != 0 && !matches!(outcome, Ok(Outcome::Boot { .. })) {
-        logbook::send(&plan.server.host, transfer_port, &plan.identity);
+        log_buffer::send(&plan.server.host, transfer_port, &plan.identity);
     }
     match outcome {
         Ok(Outcome::Boot { card, .. }) => say(&format!("the server says boot: nothing to do ({card})\n")),

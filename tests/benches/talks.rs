@@ -10,8 +10,8 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use piman::frame;
-use piman::talks::{Answer, Data, Fleet, Functions, Nothing, Peer, Plan, Request, Secret, Server, connect};
+use piman::messages::transport;
+use piman::rpc::{Answer, Data, Fleet, Functions, Nothing, Peer, Plan, Request, Secret, Server, connect};
 use piman_core::talks::Codec;
 use piman_tests::bench::{memory, raise_file_limit};
 use piman_tests::server::connect_from;
@@ -82,8 +82,8 @@ impl Functions for Echo {
 
 struct Ignore;
 
-impl frame::Hooks for Ignore {
-    fn message(&mut self, _peer: &frame::Peer, _message: Vec<u8>) {}
+impl transport::Hooks for Ignore {
+    fn message(&mut self, _peer: &transport::Peer, _message: Vec<u8>) {}
 }
 
 async fn calls(address: SocketAddr, codec: Codec, under_way: usize) -> f64 {
@@ -111,11 +111,11 @@ async fn calls(address: SocketAddr, codec: Codec, under_way: usize) -> f64 {
 
 async fn messages(size: usize) -> f64 {
     let addresses = vec![([127, 0, 0, 1], 0).into()];
-    let settings = frame::Settings::default();
-    let plan = frame::Plan { addresses, connections: 1, settings, plugins: None, hooks: || Ignore };
-    let server = frame::Server::start(plan).unwrap();
-    let settings = frame::Settings::default();
-    let peer = frame::connect(server.addresses()[0], DEADLINE, settings, None, Ignore).await.unwrap();
+    let settings = transport::Settings::default();
+    let plan = transport::Plan { addresses, connections: 1, settings, plugins: None, hooks: || Ignore };
+    let server = transport::Server::start(plan).unwrap();
+    let settings = transport::Settings::default();
+    let peer = transport::connect(server.addresses()[0], DEADLINE, settings, None, Ignore).await.unwrap();
     let message: Arc<[u8]> = vec![0; size].into();
     let (mut n, start) = (0, Instant::now());
     while start.elapsed() < SPAN {
@@ -134,10 +134,11 @@ fn serve_frames() {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     runtime.block_on(async {
         let addresses = vec![([127, 0, 0, 1], 0).into()];
-        let settings = frame::Settings { idle: Duration::from_secs(3600), ..frame::Settings::default() };
+        let settings =
+            transport::Settings { idle: Duration::from_secs(3600), ..transport::Settings::default() };
         let plan =
-            frame::Plan { addresses, connections: 2 * IDLE, settings, plugins: None, hooks: || Ignore };
-        let server = frame::Server::start(plan).unwrap();
+            transport::Plan { addresses, connections: 2 * IDLE, settings, plugins: None, hooks: || Ignore };
+        let server = transport::Server::start(plan).unwrap();
         println!("frames {}", server.addresses()[0]);
         std::future::pending::<()>().await;
     });

@@ -22,7 +22,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use machine::{Boot, Root, Server, Tools, Until};
-use pi_agent::proof::{self, Card, Proof, Way};
+use pi_agent::card::inspect::{self, Card, Proof, Way};
 use piman_tests::netns::assert_says;
 
 /// What one test came to: nothing, or what is missing for it.
@@ -147,7 +147,7 @@ fn new_file(tools: &Tools, name: &str) -> PathBuf {
 }
 
 fn installed(card: &Path) -> Proof {
-    match proof::check(card).unwrap() {
+    match inspect::check(card).unwrap() {
         Card::Installed(proof) => proof,
         other => panic!("{}: {other}", card.display()),
     }

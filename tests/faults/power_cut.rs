@@ -12,11 +12,12 @@ use std::io::Write;
 use std::path::Path;
 use std::process::Command;
 
+use pi_agent::card::inspect::Card as Found;
 use pi_agent::install::{Outcome, Plan};
-use pi_agent::proof::Card as Found;
+use piman::images::sign;
 use piman::netboot::dhcp::pool::Lease;
-use piman::netboot::dhcp::{Mac, store};
-use piman::sign;
+use piman::netboot::dhcp::store;
+use piman::sys::mac::Mac;
 use piman_core::hash::Hash;
 use piman_tests::card::{Card, Cut, Event, Lie, Medium};
 use piman_tests::chance::Random;

@@ -11,9 +11,9 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use pi_agent::card::inspect;
 use pi_agent::failure::Cause;
 use pi_agent::install::{Outcome, Plan};
-use pi_agent::proof;
 use piman_tests::chance::Random;
 use piman_tests::lab::{self, CARD, Root, attempt, behind_a_proxy};
 use piman_tests::port;
@@ -136,7 +136,7 @@ fn a_bit_that_flips_on_the_server_is_named_and_never_installed() {
         let chunk = at >> 20;
         let says = format!("chunk {chunk} of the archive (from byte {} on)", chunk << 20);
         assert!(failure.to_string().contains(&says), "{failure} instead of {says}");
-        let found = proof::check(&card).unwrap();
+        let found = inspect::check(&card).unwrap();
         assert!(!found.is_installed(true), "not even where others are trusted: {found}");
         flip(byte[0]);
         attempt(&lab::plan(&server, &card, "stream")).unwrap();
@@ -221,7 +221,7 @@ fn an_old_server_that_breaks_off_is_asked_again_and_nothing_is_written_twice() {
     let card_path = card(folder.path(), "mix.img");
     let failure = attempt(&plan_with_old(ports, &new, &card_path)).unwrap_err();
     assert!(failure.cause == Cause::Network && failure.to_string().contains("another archive"), "{failure}");
-    assert!(!proof::check(&card_path).unwrap().is_installed(true));
+    assert!(!inspect::check(&card_path).unwrap().is_installed(true));
     attempt(&plan_with_old(ports, &new, &card_path)).unwrap();
     other.assert_on(&card_path);
 }

@@ -8,9 +8,9 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
+use pi_agent::card::inspect::{self, Card as Found, has_journal_to_replay};
 use pi_agent::failure::{Cause, Failure};
 use pi_agent::install::Outcome;
-use pi_agent::proof::{self, Card as Found, has_journal_to_replay};
 use piman_core::install::layout::SECTOR;
 use piman_tests::card::{Card, Lie};
 use piman_tests::chance::Random;
@@ -32,7 +32,7 @@ fn refused(server: &Server, path: &str, bytes: u64, lie: Lie) -> (Failure, bool)
     }
     let card = Card::new(before.clone(), lie);
     let failure = attempt(&lab::plan(server, card.path(), path)).unwrap_err();
-    let found = proof::check(card.path()).unwrap();
+    let found = inspect::check(card.path()).unwrap();
     assert!(!found.is_installed(true), "{path}, {lie:?}: {found}");
     (failure, card.bytes() == before)
 }
@@ -124,14 +124,14 @@ fn a_broken_filesystem_does_not_count_as_installed() {
         install();
         // The kernel has noted an error.
         change_superblock(&card, |sb| sb[0x3a] |= 2);
-        let Found::Empty(why) = proof::check(&card).unwrap() else { panic!("{path}: not seen") };
+        let Found::Empty(why) = inspect::check(&card).unwrap() else { panic!("{path}: not seen") };
         assert!(why.contains("errors"), "{why}");
         install();
         // A group's descriptor is not as its checksum says.
         let mut byte = [0];
         file.read_exact_at(&mut byte, START + 4096 + 12).unwrap();
         file.write_all_at(&[byte[0] ^ 4], START + 4096 + 12).unwrap();
-        let Found::Empty(why) = proof::check(&card).unwrap() else { panic!("{path}: not seen") };
+        let Found::Empty(why) = inspect::check(&card).unwrap() else { panic!("{path}: not seen") };
         assert!(why.contains("group 0"), "{why}");
         install();
         root.assert_on(&card);
@@ -146,7 +146,7 @@ fn a_broken_filesystem_does_not_count_as_installed() {
         drop(mounted);
         let switched_off = File::open(&copy).unwrap();
         assert!(has_journal_to_replay(&switched_off, CARD));
-        assert!(proof::check(&copy).unwrap().is_installed(false));
+        assert!(inspect::check(&copy).unwrap().is_installed(false));
         let outcome = attempt(&lab::plan(&server, &copy, path)).unwrap();
         assert!(matches!(outcome, Outcome::Boot { card: Found::Installed(_), .. }), "{path}: {outcome:?}");
         assert!(!has_journal_to_replay(&switched_off, CARD), "it was replayed");

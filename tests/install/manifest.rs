@@ -7,7 +7,7 @@ use std::net::TcpStream;
 use std::path::Path;
 use std::process::Command;
 
-use pi_agent::sums::Sums;
+use pi_agent::unpack::sums::Sums;
 use piman::state::{Sqlite, State as _};
 use piman_core::hash::Hash;
 use piman_core::install::fetch::{Answer, Kind, Request};
@@ -180,7 +180,7 @@ fn what_is_known_is_not_read_again_and_a_change_is_seen() {
     let (stamp, content) = known.known(&file).unwrap().expect("it is kept");
     assert_eq!((content.id, content.entries), (old, 1));
     // Whoever believes the state finds another hash there, which shows that it was not read.
-    let lie = piman::content::Content { id: Hash([9; 32]), ..content };
+    let lie = piman::state::archive_facts::Content { id: Hash([9; 32]), ..content };
     known.keep(&file, &stamp, &lie).unwrap();
     let server = Server::start(&file, &state, &["--no-images"]);
     server.wait_log("is good");

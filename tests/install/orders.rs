@@ -8,7 +8,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use pi_agent::proof::{self, Card};
+use pi_agent::card::inspect::{self, Card};
 use piman::state::{Sqlite, State as _};
 use piman_core::hash::Hash;
 use piman_core::install::{Agent, AgentStep, Decision, Hello, Installation, Notice, Paths};
@@ -255,9 +255,9 @@ fn orders_of_pis_whose_server_is_killed_again_and_again() {
     assert_eq!(orders.len(), serials.len());
     for order in orders {
         // What is on the card is the installation that was ordered, and not one after it.
-        let Card::Installed(proof) = proof::check(&card(&order.name)).unwrap() else { panic!("no proof") };
+        let Card::Installed(proof) = inspect::check(&card(&order.name)).unwrap() else { panic!("no proof") };
         assert_eq!(proof.installation.map(|n| n.to_string()), order.installation, "{}", order.name);
         assert!(install(&server, &card(&order.name), &order.name).wait().unwrap().success());
-        assert_eq!(proof::check(&card(&order.name)).unwrap(), Card::Installed(proof), "{}", order.name);
+        assert_eq!(inspect::check(&card(&order.name)).unwrap(), Card::Installed(proof), "{}", order.name);
     }
 }

@@ -8,11 +8,11 @@ use std::process::{Child, ChildStdout, Command, Output, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use pi_agent::card::inspect;
+use pi_agent::control::{Machine, Server};
 use pi_agent::identity::Identity;
 use pi_agent::install::{Choice, Outcome, Plan, attempt};
-use pi_agent::progress::Progress;
-use pi_agent::proof;
-use pi_agent::talk::{Machine, Server};
+use pi_agent::telemetry::progress::Progress;
 use piman_core::install::layout::Layout;
 use piman_tests::{binaries, tar};
 
@@ -152,7 +152,7 @@ fn a_server_that_compares_what_one_read_returns_is_understood() {
             late,
             "{habits}: {read:?}"
         );
-        assert!(proof::check(&disk).unwrap().is_installed(false));
+        assert!(inspect::check(&disk).unwrap().is_installed(false));
 
         // It boots, and does not greet again a server that was seen not to answer.
         let began = Instant::now();

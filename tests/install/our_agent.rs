@@ -10,12 +10,12 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use pi_agent::card::inspect::{self, Card, Way};
+use pi_agent::control::{Machine, Server};
 use pi_agent::failure::{Cause, Failure};
 use pi_agent::identity::Identity;
 use pi_agent::install::{Choice, Outcome, Plan, attempt, run};
-use pi_agent::progress::Progress;
-use pi_agent::proof::{self, Card, Way};
-use pi_agent::talk::{Machine, Server};
+use pi_agent::telemetry::progress::Progress;
 use piman_core::hash::Hash;
 use piman_core::install::layout::Layout;
 
@@ -167,7 +167,7 @@ fn old_servers_of_every_habit_install_it() {
         assert_eq!(rest, ["IS_UNINSTALLED", "RECEIVED_FORMAT", "IS_FORMATTED"], "server {i}");
         // A program does not set the clock of the machine it runs on.
         assert_eq!(date, if greeting.is_empty() { &[][..] } else { &["RECEIVED_DATE"] }, "server {i}");
-        let Card::Installed(proof) = proof::check(&disk).unwrap() else { panic!("no proof") };
+        let Card::Installed(proof) = inspect::check(&disk).unwrap() else { panic!("no proof") };
         assert_eq!((proof.image, proof.path), (image, Way::Stream));
     }
 }
@@ -242,7 +242,7 @@ fn an_archive_cut_short_is_never_taken_for_installed() {
         let (server, heard) = Old::with(&Arc::new(good[..cut].to_vec())).start();
         let failure = once(&plan(server, disk.clone(), Choice::Auto)).unwrap_err();
         assert_eq!(failure.cause, Cause::Network, "{failure}");
-        let card = proof::check(&disk).unwrap();
+        let card = inspect::check(&disk).unwrap();
         assert!(!card.is_installed(false), "{card}");
         assert!(!reports(&heard.join().unwrap()).contains(&"IS_FORMATTED"));
     }

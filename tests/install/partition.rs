@@ -5,9 +5,9 @@ use std::fs::{self, File};
 use std::path::Path;
 use std::process::Command;
 
-use pi_agent::disk::{Disk, RootArea};
-use pi_agent::ext4;
-use pi_agent::mount::Mounted;
+use pi_agent::card::disk::{Disk, RootArea};
+use pi_agent::card::ext4;
+use pi_agent::card::mount::Mounted;
 use piman_core::install::layout::Layout;
 use piman_core::install::mbr::{BYTES, Mbr, Partition};
 use piman_tests::disk::LoopDevice;

@@ -8,8 +8,8 @@ use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use pi_agent::disk::{RootArea, root_in_table};
-use pi_agent::proof::{self, Card, Way};
+use pi_agent::card::disk::{RootArea, root_in_table};
+use pi_agent::card::inspect::{self, Card, Way};
 use piman_tests::binaries;
 use piman_tests::disk::LoopDevice;
 use piman_tests::disk::{Mounted, e2fsck, run};
@@ -70,7 +70,7 @@ fn a_real_debian_by_both_paths_onto_a_block_device() {
     for (path, way) in [("image", Way::Image), ("stream", Way::Stream)] {
         let disk = LoopDevice::new(4 << 30);
         run(server.agent(disk.path(), SERIAL).args(["--path", path, "--reinstall"]));
-        let Card::Installed(found) = proof::check(disk.path()).unwrap() else { panic!("{path}: no proof") };
+        let Card::Installed(found) = inspect::check(disk.path()).unwrap() else { panic!("{path}: no proof") };
         assert_eq!(found.path, way);
         let file = File::open(disk.path()).unwrap();
         let RootArea { offset, length } = root_in_table(&file, 4 << 30).unwrap();
@@ -184,7 +184,7 @@ fn the_server_is_told_to_stop_during_eight_installations_and_lets_them_finish() 
     for (card, agent) in agents {
         let output = agent.wait_with_output().unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        assert!(matches!(proof::check(&card).unwrap(), Card::Installed(_)));
+        assert!(matches!(inspect::check(&card).unwrap(), Card::Installed(_)));
     }
     assert!(server.ended(Duration::from_secs(120)).success());
 }

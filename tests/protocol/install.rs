@@ -3,7 +3,7 @@
 
 use std::fmt::Write as _;
 
-use pi_agent::sums::Sums;
+use pi_agent::unpack::sums::Sums;
 use piman_core::blocking;
 use piman_core::drive::{self, attend, serve};
 use piman_core::hash::Hash;

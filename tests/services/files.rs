@@ -385,6 +385,6 @@ fn a_pi_streams_its_figures() {
     assert!(agent.args(arguments).args(["--count", "3"]).status().unwrap().success());
     let kept = fs::read_to_string(lab.path("records/127.0.0.1.csv")).unwrap();
     let lines: Vec<_> = kept.lines().collect();
-    assert_eq!((lines.len(), lines[0]), (4, pi_agent::figures::HEADER));
+    assert_eq!((lines.len(), lines[0]), (4, pi_agent::telemetry::metrics::HEADER));
     assert!(lines.iter().all(|l| l.split(',').count() == 8), "{kept}");
 }

@@ -6,7 +6,9 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
-use piman::frame::{ConnectError, Failure, Hooks, NotSent, Peer, Plan, Server, Settings, connect};
+use piman::messages::transport::{
+    ConnectError, Failure, Hooks, NotSent, Peer, Plan, Server, Settings, connect,
+};
 use piman_core::frame::{FULL, GO, Plugin, PluginError, TOO_LARGE};
 use tokio::sync::mpsc;
 use tokio::time::timeout;

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use embedded_io_async::{ErrorType, Read, Write};
 use pi_agent::reach::serial;
-use piman::frame::{self, Hooks, Peer, Settings};
+use piman::messages::transport::{self, Hooks, Peer, Settings};
 use piman_core::blocking;
 use piman_tests::binaries;
 use piman_tests::cable::{Cable, Faults};
@@ -200,8 +200,8 @@ impl Services {
         let echo = runtime.block_on(async {
             let addresses = vec![(ip, 0).into()];
             let settings = Settings::default();
-            let plan = frame::Plan { addresses, connections: 9, settings, plugins: None, hooks: || Echo };
-            let server = frame::Server::start(plan).expect("it listens");
+            let plan = transport::Plan { addresses, connections: 9, settings, plugins: None, hooks: || Echo };
+            let server = transport::Server::start(plan).expect("it listens");
             let address = server.addresses()[0];
             // Until the runtime ends.
             std::mem::forget(server);

@@ -11,7 +11,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use piman::talks::{
+use piman::rpc::{
     Answer, CallError, Data, Fleet, Functions, NoTalk, Nothing, Peer, Plan, Request, Secret, Server, connect,
 };
 use piman_core::talks::auth::{EITHER, LoginOut, Verdict};

@@ -8,8 +8,9 @@ use std::process::{ChildStdout, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use piman::talks::{
-    Answer, CallError, Data, Fleet, Functions, Nothing, Peer, Plan, Request, Secret, Server, command, connect,
+use piman::cli::call;
+use piman::rpc::{
+    Answer, CallError, Data, Fleet, Functions, Nothing, Peer, Plan, Request, Secret, Server, connect,
 };
 use piman_core::talks::auth::LoginOut;
 use piman_core::talks::{Codec, Encode};
@@ -139,7 +140,7 @@ fn listen(operator: Option<&Path>, fleet: Fleet, functions: Arc<dyn Functions>) 
     listener.set_nonblocking(true).unwrap();
     let plan = Plan {
         listener,
-        operator: operator.map(|state| state.join(piman::talks::SOCKET)),
+        operator: operator.map(|state| state.join(piman::rpc::SOCKET)),
         secret: Secret::new(Some("secret".into())),
         connections: 100,
         connections_per_address: 100,
@@ -269,14 +270,14 @@ async fn two_old_peers_at_one_address_are_two() {
     let folder = state.path().to_owned();
     let calls = move || {
         let call = |device: &str, function: &str, args: &[&str], json| {
-            let wanted = command::Wanted {
+            let wanted = call::Wanted {
                 device: device.into(),
                 function: function.into(),
                 args: args.iter().map(|a| (*a).to_owned()).collect(),
                 within: DEADLINE,
                 json,
             };
-            command::call(&folder, &wanted)
+            call::call(&folder, &wanted)
         };
         let (text, well) = call("all", "24", &[], false).unwrap();
         assert!(well, "{text}");
@@ -311,10 +312,10 @@ async fn two_old_peers_at_one_address_are_two() {
         );
 
         // An old peer has no status; that is no failure.
-        let (text, well) = command::status(&folder, DEADLINE, false).unwrap();
+        let (text, well) = call::status(&folder, DEADLINE, false).unwrap();
         assert!(well && text.matches("an old peer, without a status function").count() == 2, "{text}");
         assert!(!text.contains("KeyError"), "{text}");
-        let (text, well) = command::status(&folder, DEADLINE, true).unwrap();
+        let (text, well) = call::status(&folder, DEADLINE, true).unwrap();
         let row = r#"{"device":"127.0.0.1#2","note":"anoldpeer,withoutastatusfunction","result":null}"#;
         assert!(well && dense(&text).contains(row), "{text}");
     };

@@ -10,8 +10,8 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use piman::listen::Gate;
-use piman::stream::{Client, Rotation, Shelf, Streams, Waits, run};
+use piman::net::listen::Gate;
+use piman::telemetry::{Client, Rotation, Shelf, Streams, Waits, run};
 use piman_tests::proxy::stammer;
 use piman_tests::server::connect_from;
 use piman_tests::small::Small;

@@ -6,9 +6,9 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
-use piman::talks::{
-    Answer, CallError, Data, Fleet, Functions, NoTalk, Nothing, Peer, Plan, Request, Secret, Server, command,
-    connect,
+use piman::cli::call;
+use piman::rpc::{
+    Answer, CallError, Data, Fleet, Functions, NoTalk, Nothing, Peer, Plan, Request, Secret, Server, connect,
 };
 use piman_core::talks::Codec;
 use piman_core::talks::pickle::Pickler;
@@ -406,7 +406,7 @@ async fn the_operator_calls_one_or_all() {
     let (fleet, secret) = (Fleet::default(), Secret::new(Some("secret".into())));
     let plan = Plan {
         listener,
-        operator: Some(state.path().join(piman::talks::SOCKET)),
+        operator: Some(state.path().join(piman::rpc::SOCKET)),
         secret: secret.clone(),
         connections: 10,
         connections_per_address: 10,
@@ -429,16 +429,16 @@ async fn the_operator_calls_one_or_all() {
     timeout(DEADLINE, known).await.unwrap();
     let folder = state.path().to_owned();
     let calls = move || {
-        let wanted = |device: &str, function: &str, json| command::Wanted {
+        let wanted = |device: &str, function: &str, json| call::Wanted {
             device: device.into(),
             function: function.into(),
             args: vec!["41".into()],
             within: DEADLINE,
             json,
         };
-        let (text, well) = command::call(&folder, &wanted("10000000aaaaaaa1", "reboot", false)).unwrap();
+        let (text, well) = call::call(&folder, &wanted("10000000aaaaaaa1", "reboot", false)).unwrap();
         assert!(well && text.contains("10000000aaaaaaa1  ok  42"), "{text}");
-        let (text, well) = command::call(&folder, &wanted("all", "reboot", true)).unwrap();
+        let (text, well) = call::call(&folder, &wanted("all", "reboot", true)).unwrap();
         assert!(!well);
         let json: Vec<_> = text.lines().map(str::trim).filter(|l| l.starts_with('"')).collect();
         let want = [
@@ -448,18 +448,18 @@ async fn the_operator_calls_one_or_all() {
             "\"error\": \"PermissionError: not me\"",
         ];
         assert_eq!(json, want);
-        let error = command::call(&folder, &wanted("30000000", "reboot", false)).unwrap_err().to_string();
+        let error = call::call(&folder, &wanted("30000000", "reboot", false)).unwrap_err().to_string();
         assert!(error.contains("is not connected"), "{error}");
-        let error = command::call(&folder, &wanted("all", "dance", false)).unwrap_err().to_string();
+        let error = call::call(&folder, &wanted("all", "dance", false)).unwrap_err().to_string();
         assert!(error.contains("identity, status, log"), "{error}");
-        let (text, well) = command::status(&folder, DEADLINE, false).unwrap();
+        let (text, well) = call::status(&folder, DEADLINE, false).unwrap();
         assert!(well && text.contains("60 min") && text.contains("12 %"), "{text}");
-        let nobody = command::status(std::path::Path::new("/nonexistent"), DEADLINE, false).unwrap_err();
+        let nobody = call::status(std::path::Path::new("/nonexistent"), DEADLINE, false).unwrap_err();
         assert!(nobody.to_string().contains("piman serve --talks-port"), "{nobody}");
     };
     tokio::task::spawn_blocking(calls).await.unwrap();
     drop(server);
-    assert!(!state.path().join(piman::talks::SOCKET).exists());
+    assert!(!state.path().join(piman::rpc::SOCKET).exists());
     let nothing = connect("127.0.0.1:1", Codec::Postcard, secret, Arc::new(Nothing), DEADLINE).await;
     assert!(matches!(nothing, Err(NoTalk::Io(_))));
 }

@@ -8,7 +8,7 @@ use std::process::Command;
 use std::sync::Mutex;
 use std::time::{Duration, Instant as Moment};
 
-use piman::frame::{Hooks, Peer, Plan, Server as Frames, Settings};
+use piman::messages::transport::{Hooks, Peer, Plan, Server as Frames, Settings};
 use piman_tests::binaries;
 use piman_tests::chance::noise;
 use piman_tests::disk::run;

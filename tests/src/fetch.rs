@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 
-use piman::image::Image;
+use piman::images::ext4::Image;
 use piman_core::install::fetch::{Answer, Kind, Request};
 
 /// What happens to one answer.

@@ -10,10 +10,10 @@ use std::process::Command;
 use std::sync::Arc;
 
 use pi_agent::cli::{self, Order};
+use pi_agent::control::Machine;
 use pi_agent::failure::Failure;
 use pi_agent::install::{self, Outcome, Plan};
-use pi_agent::progress::Progress;
-use pi_agent::talk::Machine;
+use pi_agent::telemetry::progress::Progress;
 use piman_core::hash::Hash;
 use piman_core::install::layout::{Layout, SECTOR};
 

@@ -2,8 +2,6 @@
 
 use core::fmt;
 
-use super::value::Value;
-
 /// Where decoded values go: memory of the caller's, used again for each message.
 ///
 /// It is the bound on what a message may cost: one that needs more is refused.
@@ -298,11 +296,6 @@ impl<'m> Arena<'m> {
     /// What is built so far, to look at.
     pub(super) fn view(&self) -> Values<'_> {
         Values { message: self.message, slots: self.slots, text: self.text }
-    }
-
-    /// What was built.
-    pub(super) fn done(self, root: Id) -> Value<'m> {
-        self.into_view().value(root)
     }
 
     /// All that was built.

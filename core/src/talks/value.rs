@@ -3,7 +3,7 @@
 use core::fmt::{self, Write as _};
 use core::str;
 
-use super::arena::{Group, Id, Inner, Kind, Values};
+use super::arena::{Arena, Group, Id, Inner, Kind, Values};
 
 /// A value that was decoded.
 #[derive(Debug, Clone, Copy)]
@@ -34,6 +34,13 @@ pub enum Value<'m> {
     /// What an instance of a class was to be made of: the class, the arguments, the state. It is not
     /// made.
     Object(Items<'m>),
+}
+
+impl<'m> Arena<'m> {
+    /// What was built.
+    pub(super) fn done(self, root: Id) -> Value<'m> {
+        self.into_view().value(root)
+    }
 }
 
 /// The name of a class.

@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use super::settings::Kind;
-use crate::frame::{NotSent, Peer};
-use crate::lock::lock;
+use crate::messages::transport::{NotSent, Peer};
+use crate::sys::lock::lock;
 
 /// How long senders wait for a member that is behind. After that it must keep up by itself, or its queue is
 /// full and it is disconnected.

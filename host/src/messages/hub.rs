@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use super::channel::Channel;
 use super::settings::{MAIN, Settings};
-use crate::frame::{self, Budget, Failure, Hooks, Peer, Plan, Server};
-use crate::listen::bind;
+use crate::messages::transport::{self, Budget, Failure, Hooks, Peer, Plan, Server};
+use crate::net::listen::bind;
 
 /// What all members together may hold of messages that are not complete.
 const UNFINISHED_MAX: usize = 256 << 20;
@@ -66,14 +66,14 @@ impl Bound {
     /// If a listener cannot be used.
     pub fn start(self, connections: usize, per_address: usize, stall: Duration) -> anyhow::Result<Running> {
         let (of, channels) = (Arc::new(self.of), self.channels);
-        let settings = frame::Settings {
+        let settings = transport::Settings {
             limit: self.limit,
             queue: self.queue,
             queue_bytes: QUEUE_BYTES,
             per_address,
             budget: Some(Budget::new(UNFINISHED_MAX.max(self.limit as usize))),
             stall: stall.min(STALL_MAX),
-            ..frame::Settings::default()
+            ..transport::Settings::default()
         };
         let addresses = Vec::new();
         let hooks = move || Seat { of: Arc::clone(&of), taken: None };

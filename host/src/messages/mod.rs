@@ -6,15 +6,15 @@
 //! | `channel` | what one member sends, the others get; chat |
 //! | `settings` | channels as they are written in options |
 //! | `plugins` | transformations of messages, by name |
-//! | [`cli`] | `piman messages listen`, `send`, `chat` |
+//! | [`messages`](crate::cli::messages) | `piman messages listen`, `send`, `chat` |
 //!
-//! One connection, its queue and its hooks are in [`frame`](crate::frame).
+//! One connection, its queue and its hooks are in [`frame`](crate::messages::transport).
 
 mod channel;
-pub mod cli;
 mod hub;
 mod plugins;
 mod settings;
+pub mod transport;
 
 pub use hub::{Bound, Running};
 pub use plugins::Plugin;

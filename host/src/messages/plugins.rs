@@ -4,7 +4,7 @@ use clap::ValueEnum;
 use flate2::{Compress, Compression, Crc, Decompress, FlushCompress, FlushDecompress, Status};
 use piman_core::frame::{self, PluginError};
 
-use crate::frame::MakePlugins;
+use crate::messages::transport::MakePlugins;
 
 /// A transformation of whole messages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

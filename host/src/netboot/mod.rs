@@ -5,12 +5,12 @@
 //! | [`build`] | makes the folder, and finds what is wrong with it |
 //! | [`tftp`] | sends its files |
 //! | [`dhcp`] | tells Pis where they are, and gives addresses |
-//! | [`timeline`] | notes what each Pi was told and sent |
+//! | [`boot_events`] | notes what each Pi was told and sent |
 
+pub mod boot_events;
 pub mod build;
 pub mod dhcp;
 pub mod tftp;
-pub mod timeline;
 
 use std::future::Future;
 use std::io::ErrorKind;
@@ -23,7 +23,7 @@ use tokio::runtime::Runtime;
 use tokio::task::JoinHandle;
 
 use crate::state::{Recorder, State};
-use timeline::Timeline;
+use boot_events::Timeline;
 
 /// What the services for booting are told.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -2,29 +2,24 @@
 //!
 //! The trait knows no SQL, so that several servers can share one state later.
 
+pub mod archive_facts;
 mod recorder;
+pub mod resolve;
 mod sqlite;
 
 use std::fmt;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use piman_core::hash::Hash;
 use piman_core::install::Installation;
 use serde::Serialize;
 
-use crate::content::{Content, Stamp};
+use crate::sys::clock::now_ms;
+use archive_facts::{Content, Stamp};
 
 pub use recorder::Recorder;
 pub use sqlite::{FILE, Sqlite};
-
-/// Milliseconds since 1970, as all times in the state are.
-#[must_use]
-pub fn now_ms() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
-}
 
 /// Who a Pi is: its serial number, then its hardware address, then its address.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]

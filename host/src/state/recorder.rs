@@ -9,9 +9,10 @@ use std::time::{Duration, Instant};
 
 use piman_core::install::Installation;
 
-use super::{Batch, Change, Identity, OpenOrder, State, StateError, now_ms};
-use crate::lock::lock;
-use crate::random;
+use super::{Batch, Change, Identity, OpenOrder, State, StateError};
+use crate::sys::clock::now_ms;
+use crate::sys::lock::lock;
+use crate::sys::random;
 
 /// How many devices may have unsaved changes; more are not noted.
 const DEVICES_MAX: usize = 20_000;

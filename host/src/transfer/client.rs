@@ -18,10 +18,10 @@ use rustix::io::Errno;
 
 use super::local::{Source, Target};
 use super::part::HASH_PACE;
-use crate::disk::is_full;
-use crate::pace::{Limits, Watch};
-use crate::tcp::Info;
-use crate::transport::{dial, timely};
+use crate::net::min_rate::{Limits, Watch};
+use crate::net::socket::{dial, timely};
+use crate::net::tcp::Info;
+use crate::sys::files::is_full;
 
 /// What is moved at once.
 const PIECE: usize = 256 * 1024;

@@ -6,16 +6,15 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, SystemTime};
 
 use piman_core::transfer::{Name, Refusal};
 use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 
-use super::part::Part;
-use crate::disk::{is_full, rename_new};
-use crate::lock::lock;
+use crate::sys::files::{is_full, rename_new};
+use crate::sys::lock::lock;
 
 /// Where uploads lie until they are complete, in the folder itself: it is the same filesystem,
 /// and no client can name it.
@@ -25,8 +24,8 @@ const PARTS: &str = ".piman-uploads";
 #[derive(Debug)]
 pub struct Folder {
     path: PathBuf,
-    root: OwnedFd,
-    parts: OwnedFd,
+    pub(super) root: OwnedFd,
+    pub(super) parts: OwnedFd,
     /// Bytes that uploads under way still need, by the name of the part.
     claims: Mutex<HashMap<String, u64>>,
 }
@@ -125,43 +124,6 @@ impl Folder {
         if metadata.is_file() { Ok((file, metadata.len())) } else { Err(FileRefusal::NotThere) }
     }
 
-    /// Takes the name for one upload and opens what is there of an earlier attempt.
-    ///
-    /// # Errors
-    /// [`FileRefusal::Exists`], [`FileRefusal::Busy`], or the disk.
-    pub fn part(self: &Arc<Self>, name: &Name, keep: bool) -> Result<Part, FileRefusal> {
-        match rustix::fs::statat(&self.root, name.as_str(), AtFlags::SYMLINK_NOFOLLOW) {
-            Ok(_) => return Err(FileRefusal::Exists),
-            Err(Errno::NOENT) => {}
-            Err(e) => return Err(e.into()),
-        }
-        // By its hash, since a name may be as long as the filesystem allows.
-        let temporary = format!("{:.32}.part", blake3::hash(name.as_str().as_bytes()).to_hex());
-        let mut claims = self.claims();
-        if claims.contains_key(&temporary) {
-            return Err(FileRefusal::Busy);
-        }
-        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let fd = rustix::fs::openat(&self.parts, temporary.as_str(), flags, Mode::RUSR | Mode::WUSR)?;
-        // Against another server on the same folder; it goes with the process.
-        match rustix::fs::flock(&fd, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => {}
-            Err(Errno::WOULDBLOCK) => return Err(FileRefusal::Busy),
-            Err(e) => return Err(e.into()),
-        }
-        let file = File::from(fd);
-        if file.metadata()?.nlink() == 0 {
-            // The other server was done with it in between.
-            return Err(FileRefusal::Busy);
-        }
-        if !keep {
-            file.set_len(0)?;
-        }
-        claims.insert(temporary.clone(), 0);
-        drop(claims);
-        Ok(Part::new(self.clone(), file, temporary, name.clone()))
-    }
-
     /// Removes what was broken off and not taken up again for `age`; returns how many.
     pub fn sweep(&self, age: Duration) -> usize {
         let claims = self.claims();
@@ -255,7 +217,7 @@ impl Folder {
         found
     }
 
-    fn claims(&self) -> MutexGuard<'_, HashMap<String, u64>> {
+    pub(super) fn claims(&self) -> MutexGuard<'_, HashMap<String, u64>> {
         // Every change to the map is one step: it is whole even if a thread died.
         lock(&self.claims)
     }

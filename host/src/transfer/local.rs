@@ -11,7 +11,7 @@ use rustix::fs::{CWD, FlockOperation, OFlags};
 use rustix::io::Errno;
 
 use super::part;
-use crate::disk::{is_full, rename_new};
+use crate::sys::files::{is_full, rename_new};
 
 /// A file that is put.
 #[derive(Debug)]

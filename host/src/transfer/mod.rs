@@ -7,11 +7,10 @@
 //! | `shelf` | one connection's view of the folder, as the core's storage |
 //! | `serve` | one connection of the server: time-outs, and the bytes moved the quick way |
 //! | `service` | the listener, its connections, and the broom |
-//! | [`cli`] | `piman get` and `piman put` |
+//! | [`transfer`](crate::cli::transfer) | `piman get` and `piman put` |
 //! | `client` | getting and putting a file over a blocking socket |
 //! | `local` | the client's file, as the core's storage |
 
-pub mod cli;
 mod client;
 mod folder;
 mod local;

@@ -9,6 +9,9 @@ use piman_core::hash::Hash;
 use piman_core::transfer::Name;
 
 use super::folder::{FileRefusal, Folder};
+use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags};
+use rustix::io::Errno;
+use std::os::unix::fs::MetadataExt;
 
 /// Whoever hashes what it has is expected to do so at this pace at least, in bytes a second.
 pub(super) const HASH_PACE: u64 = 10_000_000;
@@ -25,6 +28,45 @@ pub struct Part {
     temporary: String,
     name: Name,
     published: bool,
+}
+
+impl Folder {
+    /// Takes the name for one upload and opens what is there of an earlier attempt.
+    ///
+    /// # Errors
+    /// [`FileRefusal::Exists`], [`FileRefusal::Busy`], or the disk.
+    pub fn part(self: &Arc<Self>, name: &Name, keep: bool) -> Result<Part, FileRefusal> {
+        match rustix::fs::statat(&self.root, name.as_str(), AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(_) => return Err(FileRefusal::Exists),
+            Err(Errno::NOENT) => {}
+            Err(e) => return Err(e.into()),
+        }
+        // By its hash, since a name may be as long as the filesystem allows.
+        let temporary = format!("{:.32}.part", blake3::hash(name.as_str().as_bytes()).to_hex());
+        let mut claims = self.claims();
+        if claims.contains_key(&temporary) {
+            return Err(FileRefusal::Busy);
+        }
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let fd = rustix::fs::openat(&self.parts, temporary.as_str(), flags, Mode::RUSR | Mode::WUSR)?;
+        // Against another server on the same folder; it goes with the process.
+        match rustix::fs::flock(&fd, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {}
+            Err(Errno::WOULDBLOCK) => return Err(FileRefusal::Busy),
+            Err(e) => return Err(e.into()),
+        }
+        let file = File::from(fd);
+        if file.metadata()?.nlink() == 0 {
+            // The other server was done with it in between.
+            return Err(FileRefusal::Busy);
+        }
+        if !keep {
+            file.set_len(0)?;
+        }
+        claims.insert(temporary.clone(), 0);
+        drop(claims);
+        Ok(Part::new(self.clone(), file, temporary, name.clone()))
+    }
 }
 
 impl Part {
@@ -85,7 +127,7 @@ impl Drop for Part {
         }
         // Before the claim, so that who comes next finds both free. What cannot be unlocked is
         // unlocked when the file is closed, right after this.
-        let _ = rustix::fs::flock(&self.file, rustix::fs::FlockOperation::Unlock);
+        let _ = rustix::fs::flock(&self.file, FlockOperation::Unlock);
         self.folder.release(&self.temporary);
     }
 }

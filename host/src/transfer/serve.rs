@@ -20,8 +20,8 @@ use tokio::time::{Instant, timeout, timeout_at};
 use super::folder::{FileRefusal, Folder};
 use super::part::HASH_PACE;
 use super::shelf::{Hands, PIECE, Pulse, Shelf};
-use crate::pace::{Limits, Pace, Watch};
-use crate::sendfile;
+use crate::net::min_rate::{Limits, Pace, Watch};
+use crate::net::sendfile;
 
 /// What a peer sends after the end is read for so long, so that it sees the answer and not a reset.
 const LINGER: Duration = Duration::from_secs(2);

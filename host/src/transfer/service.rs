@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::net::TcpStream;
 
 use super::serve::Transfers;
-use crate::listen::{Gate, accept};
+use crate::net::listen::{Gate, accept};
 
 /// How often it is looked for what was broken off.
 const SWEEP: Duration = Duration::from_secs(600);

@@ -13,7 +13,7 @@ use tokio::task::spawn_blocking;
 
 use super::folder::{FileRefusal, Folder};
 use super::part::{self, Part};
-use crate::lock::lock;
+use crate::sys::lock::lock;
 
 /// How much of an upload is taken and written at once.
 pub(super) const PIECE: usize = 256 * 1024;

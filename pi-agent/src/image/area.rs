@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use rustix::fs::{Advice, OFlags};
 use rustix::io::Errno;
 
-use crate::disk::RootArea;
+use crate::card::disk::RootArea;
 
 /// What addresses, offsets and lengths of direct writes are a multiple of, in bytes.
 const ALIGN: usize = 4096;

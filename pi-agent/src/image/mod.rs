@@ -21,7 +21,7 @@ use piman_core::install::{ImageOffer, Stage};
 
 use crate::failure::{Cause, Failure, OrFail};
 use crate::fetch::{Link, Source};
-use crate::progress::Progress;
+use crate::telemetry::progress::Progress;
 
 pub use crate::fetch::Retry;
 pub(crate) use area::Aligned;

@@ -17,7 +17,7 @@ use super::area::{Aligned, Medium};
 use super::{Order, Pending, Summary};
 use crate::failure::{Cause, Failure, OrFail};
 use crate::fetch::{DAMAGED_MAX, Link, Source, Trouble};
-use crate::progress::Progress;
+use crate::telemetry::progress::Progress;
 
 /// Requests that are sent ahead, so that the server always has something to send.
 const AHEAD: usize = 4;

@@ -1,91 +1,169 @@
-//! The attempt of a Pi that boots: the plan of an installation, with what the kernel
-//! command line says.
+//! One attempt, in the child of process 1: waits for the card and the network, does the
+//! work, and ends with an exit code that says what is to happen next.
 
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::io::Write;
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Duration;
 
-use piman_core::install::layout::Layout;
+use log::{Level, LevelFilter, Log, Metadata, Record};
 
 use super::options::Options;
-use super::step::Outcome;
-use super::system::{NEW_ROOT, find_init};
-use crate::display::Display;
-use crate::identity::Identity;
-use crate::install::{self, Plan};
-use crate::logbook;
-use crate::progress::Progress;
-use crate::service::unit::{Enrol, PASSWORD};
-use crate::talk::{Machine, Server};
-use crate::trust::Key;
+use super::supervise::{PASSING, PERMANENT, READY};
+use super::{modules, net, system, wait};
+use crate::control::Server;
 
-/// Asks piman once, installs if it says so, and mounts the root filesystem.
-#[must_use]
-pub fn attempt(options: &Options, server: &Server) -> Outcome {
-    // A Pi that should have a key and has none that can be read installs nothing.
-    let key = match Key::find(options.key.as_deref()) {
-        Ok(key) => key,
-        Err(e) => return Outcome::Permanent(format!("the public key: {e:#}")),
-    };
-    let plan = Plan {
-        server: server.clone(),
-        disk: options.disk.clone(),
-        size: None,
-        layout: Layout::default(),
-        choice: options.path,
-        // Who boots a Pi this way gives its card to piman.
-        yes: true,
-        trust_unmarked: options.trust_unmarked,
-        reinstall: false,
-        identity: Identity::of_this_machine(),
-        key,
-        boot_from: Some(NEW_ROOT.into()),
-        service: options.service_port.map(|port| Enrol {
-            host: server.host.clone(),
-            port,
-            password_file: Some(PASSWORD.into()).filter(|p: &PathBuf| p.exists()),
-        }),
-    };
-    let mut machine = Machine { sets_clock: true, ..Machine::default() };
-    let progress = Arc::new(Progress::new());
-    let display = Display::start(Arc::clone(&progress));
-    let done = install::attempt(&plan, &mut machine, &progress);
-    drop(display);
-    let mounted = match done {
-        Ok(install::Outcome::Boot { card, root }) => {
-            log::info!("the server says boot ({card})");
-            root
+/// How long a card may take to be found: slow readers on USB take half a minute.
+const DISK_DEADLINE: Duration = Duration::from_secs(60);
+
+/// How long the network may take: a switch that learns takes 50 s before it forwards.
+const NETWORK_DEADLINE: Duration = Duration::from_secs(120);
+
+/// How an attempt ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// The root filesystem is mounted at [`NEW_ROOT`](super::NEW_ROOT), ready to be booted.
+    Ready,
+    /// It failed, and trying again may help. What happened and what to do, for people.
+    Passing(String),
+    /// It failed, and somebody has to do something before it helps to try again.
+    Permanent(String),
+}
+
+impl Outcome {
+    /// What the child tells process 1.
+    #[must_use]
+    pub const fn code(&self) -> u8 {
+        match self {
+            Self::Ready => READY,
+            Self::Passing(_) => PASSING,
+            Self::Permanent(_) => PERMANENT,
         }
-        Ok(install::Outcome::Installed { image, took, root, .. }) => {
-            log::info!("installed image {image:.16} in {:.1} s", took.as_secs_f64());
-            send_log(options, &plan);
-            root
-        }
-        Err(failure) if failure.cause.is_passing() => return Outcome::Passing(failure.to_string()),
-        Err(failure) => {
-            logbook::keep(&failure.to_string());
-            send_log(options, &plan);
-            return Outcome::Permanent(failure.to_string());
-        }
-    };
-    let Some(mounted) = mounted else {
-        return Outcome::Permanent("the root filesystem was not mounted".into());
-    };
-    // Looked at here, while it can still be a failure like another.
-    match find_init(Path::new(NEW_ROOT), options.init.as_deref()) {
-        Ok(_) => match mounted.keep() {
-            Ok(_) => Outcome::Ready,
-            Err(failure) => Outcome::Permanent(failure.to_string()),
-        },
-        Err(wrong) => Outcome::Permanent(format!(
-            "the installed system has no init that can run here ({wrong}): order piman reinstall with the \
-             archive of a whole system for this Pi"
-        )),
     }
 }
 
-/// What passes is tried again and again: only an end is worth a file on the server.
-fn send_log(options: &Options, plan: &Plan) {
-    if options.transfer_port != 0 {
-        logbook::send(&plan.server.host, options.transfer_port, &plan.identity);
+/// The work between waiting and booting: given the options and where piman is, decides with
+/// piman, installs if ordered, and mounts the root filesystem at
+/// [`NEW_ROOT`](super::NEW_ROOT).
+pub type Attempt = fn(&Options, &Server) -> Outcome;
+
+/// Makes one attempt; its lines go to standard output.
+#[must_use]
+pub fn run(options: &Options, attempt: Attempt) -> ExitCode {
+    log_to_stdout(options.log);
+    let outcome = outcome(options, attempt);
+    match &outcome {
+        Outcome::Ready => {}
+        Outcome::Passing(why) | Outcome::Permanent(why) => say(Level::Error, why),
+    }
+    ExitCode::from(outcome.code())
+}
+
+fn outcome(options: &Options, attempt: Attempt) -> Outcome {
+    // An attempt that was cut short may have left the card mounted.
+    system::unmount(system::NEW_ROOT.as_ref());
+    for complaint in modules::load_all(modules::FOLDER.as_ref()) {
+        log::warn!("a module could not be loaded: {complaint}");
+    }
+    let disk = &options.disk;
+    if let Err(lacking) = wait::wait_for("the disk", DISK_DEADLINE, || wait::disk(disk)) {
+        // The attempt finds the same, and tells piman.
+        log::error!("{lacking}");
+    }
+    // A network that leads to piman needs nothing; an address of an earlier attempt is confirmed. A serial line
+    // needs no network at all.
+    let is_line = options.server.as_ref().is_some_and(|server| server.line().is_some());
+    if !is_line && (wait::network(options).is_err() || Path::new(net::KNOWN).exists()) {
+        let seeks_piman = options.server.is_none();
+        if let Err(lacking) = net::set_up(&options.addressing, seeks_piman, NETWORK_DEADLINE) {
+            // An address is good as long as it was given for, whether its server answers meanwhile or not (RFC 2131, 3.2).
+            if wait::network(options).is_err() {
+                return Outcome::Passing(lacking);
+            }
+            log::warn!("{lacking}; the address of before is used");
+        }
+    }
+    match wait::wait_for("the network", NETWORK_DEADLINE, || wait::network(options)) {
+        Err(lacking) => Outcome::Passing(lacking),
+        Ok(server) => attempt(options, &server),
+    }
+}
+
+/// Lets `log` write plain lines to standard output, once.
+pub fn log_to_stdout(level: LevelFilter) {
+    static LINES: Lines = Lines;
+    if log::set_logger(&LINES).is_ok() {
+        log::set_max_level(level);
+    }
+}
+
+struct Lines;
+
+impl Log for Lines {
+    fn enabled(&self, _: &Metadata<'_>) -> bool {
+        true
+    }
+
+    fn log(&self, record: &Record<'_>) {
+        say(record.level(), record.args());
+    }
+
+    fn flush(&self) {}
+}
+
+/// One line; that nobody reads it is no reason to fail.
+fn say(level: Level, text: impl std::fmt::Display) {
+    let mark = match level {
+        Level::Error => "error: ",
+        Level::Warn => "warning: ",
+        Level::Info => "",
+        Level::Debug => "debug: ",
+        Level::Trace => "trace: ",
+    };
+    let line = format!("{mark}{text}\n");
+    crate::telemetry::log_buffer::keep(line.trim_end());
+    let mut out = std::io::stdout().lock();
+    let _ = out.write_all(line.as_bytes()).and_then(|()| out.flush());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::install::Choice;
+
+    #[test]
+    fn a_disk_that_is_there_and_a_server_on_this_machine() {
+        let disk = std::env::current_exe().unwrap();
+        let options = Options {
+            server: Some("127.0.0.1:5".parse().unwrap()),
+            disk,
+            rootfs_port: Some(6),
+            ..Options::default()
+        };
+        let outcome = outcome(&options, |options, server| {
+            assert_eq!(options.path, Choice::Auto);
+            Outcome::Permanent(format!("{} {} {}", server.host, server.control_port, server.rootfs_port))
+        });
+        assert_eq!(outcome, Outcome::Permanent("127.0.0.1 5 6".into()));
+    }
+
+    #[test]
+    fn over_a_serial_line_no_network_is_waited_for() {
+        let disk = std::env::current_exe().unwrap();
+        let options =
+            Options { server: Some("serial:/dev/null:115200".parse().unwrap()), disk, ..Options::default() };
+        let outcome = outcome(&options, |_, server| {
+            Outcome::Permanent(format!("{} {}", server.host, server.control_port))
+        });
+        assert_eq!(outcome, Outcome::Permanent("serial:/dev/null:115200 3333".into()));
+        let server = Some("serial:/dev/no-such-line".parse().unwrap());
+        let lacking = wait::network(&Options { server, ..options }).unwrap_err();
+        assert!(lacking.contains("/dev/no-such-line"), "{lacking}");
+    }
+
+    #[test]
+    fn codes_are_told_apart() {
+        let all = [Outcome::Ready, Outcome::Passing(String::new()), Outcome::Permanent(String::new())];
+        assert_eq!(all.map(|o| o.code()), [0, 10, 20]);
     }
 }

@@ -31,13 +31,13 @@
 //! | `system` | mounting the installed system, finding its init |
 //! | `switch` | the hand-over |
 
-mod attempt;
+pub mod attempt;
+mod boot_plan;
 pub mod console;
 pub mod modules;
 pub mod mounts;
 pub mod net;
 pub mod options;
-pub mod step;
 pub mod supervise;
 pub mod switch;
 pub mod system;
@@ -49,10 +49,10 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
-pub use attempt::attempt;
+pub use attempt::{Attempt, Outcome};
+pub use boot_plan::attempt;
 use console::Console;
 pub use options::Options;
-pub use step::{Attempt, Outcome};
 use supervise::{End, READY, Supervisor};
 pub use system::NEW_ROOT;
 
@@ -118,7 +118,7 @@ fn take_cmdline(arguments: &mut Vec<OsString>) -> PathBuf {
 pub fn dispatch(attempt: Attempt) -> Option<ExitCode> {
     match Role::of(rustix::process::getpid().is_init(), std::env::args_os()) {
         Role::Init { arguments, cmdline } => process_1(&arguments, &cmdline),
-        Role::Step { cmdline } => Some(step::run(&read_options(&cmdline), attempt)),
+        Role::Step { cmdline } => Some(attempt::run(&read_options(&cmdline), attempt)),
         Role::Program => None,
     }
 }

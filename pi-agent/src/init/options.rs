@@ -31,8 +31,8 @@ use piman_core::talks::PORT as TALKS_PORT;
 use piman_core::transfer::PORT as TRANSFER_PORT;
 
 use super::net::Addressing;
+use crate::control::Server;
 use crate::install::Choice;
-use crate::talk::Server;
 
 /// The longest command line that is read, in bytes; the kernel's own limit is 2048 on arm64.
 pub const CMDLINE_MAX: usize = 64 << 10;

@@ -4,9 +4,9 @@ use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 
-use rustix::io::Errno;
+use crate::card::root_path::resolve;
 use rustix::mount::UnmountFlags;
 
 /// Where the root filesystem is mounted before it becomes `/`.
@@ -14,9 +14,6 @@ pub const NEW_ROOT: &str = "/new_root";
 
 /// Where an installed system keeps its process 1, in the order in which they are tried.
 const USUAL: [&str; 5] = ["/sbin/init", "/lib/systemd/systemd", "/etc/init", "/bin/init", "/bin/sh"];
-
-/// Symbolic links that one path may lead through; the kernel's own limit.
-const LINKS_MAX: usize = 40;
 
 /// Unmounts everything that is mounted at `at`, one on another.
 pub fn unmount(at: &Path) {
@@ -88,48 +85,6 @@ fn read_program(root: &Path, program: &Path) -> Result<Vec<u8>, String> {
     Ok(head)
 }
 
-/// The path outside of `root` of `path` inside it, with every link followed as the system
-/// at `root` would: absolute ones begin at `root`, and `..` does not lead out of it.
-///
-/// # Errors
-/// The kernel's, and `FilesystemLoop` after 40 links.
-pub fn resolve(root: &Path, path: &Path) -> io::Result<PathBuf> {
-    let mut todo: Vec<OsString> = Vec::new();
-    push(&mut todo, path);
-    let mut done = PathBuf::new();
-    let mut links = 0;
-    while let Some(name) = todo.pop() {
-        if name == ".." {
-            done.pop();
-            continue;
-        }
-        let here = root.join(&done).join(&name);
-        if !fs::symlink_metadata(&here)?.file_type().is_symlink() {
-            done.push(&name);
-            continue;
-        }
-        links += 1;
-        if links > LINKS_MAX {
-            return Err(Errno::LOOP.into());
-        }
-        let target = fs::read_link(&here)?;
-        if target.is_absolute() {
-            done.clear();
-        }
-        push(&mut todo, &target);
-    }
-    Ok(root.join(done))
-}
-
-/// Puts the names of `path` on the stack, the first on top.
-fn push(todo: &mut Vec<OsString>, path: &Path) {
-    todo.extend(path.components().rev().filter_map(|c| match c {
-        Component::Normal(name) => Some(name.to_owned()),
-        Component::ParentDir => Some("..".into()),
-        Component::RootDir | Component::CurDir | Component::Prefix(_) => None,
-    }));
-}
-
 /// The `e_machine` numbers that a kernel for this processor runs, its own first.
 const MACHINES: &[u16] = if cfg!(target_arch = "aarch64") {
     &[183, 40]
@@ -180,6 +135,7 @@ fn elf_interpreter(head: &[u8]) -> Result<Option<Vec<u8>>, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use rustix::io::Errno;
     use std::os::unix::fs::symlink;
 
     /// A folder that goes with the test.

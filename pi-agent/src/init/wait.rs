@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use super::net::{self, link, link::Links};
 use super::options::{Host, Options};
-use crate::talk::Server;
+use crate::control::Server;
 
 /// How often it is looked whether what is waited for is there.
 const EVERY: Duration = Duration::from_millis(100);

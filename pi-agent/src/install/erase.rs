@@ -5,8 +5,8 @@ use std::os::unix::fs::FileExt;
 use piman_core::install::Stage;
 use piman_core::install::layout::Layout;
 
-use super::probe::probe;
-use crate::disk::{Disk, RootArea, root_in_table};
+use super::capacity::probe;
+use crate::card::disk::{Disk, RootArea, root_in_table};
 use crate::failure::{Cause, Failure, OrFail};
 use crate::image::Area;
 use crate::trust;

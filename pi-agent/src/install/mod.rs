@@ -3,14 +3,14 @@
 //! Everything that erases is in the two paths; both destroy the
 //! old proof first and write the new one last.
 
+mod archive_path;
+mod capacity;
 mod erase;
-mod image;
-mod place;
-mod probe;
+mod image_path;
+mod readback;
 mod reporter;
 mod retry;
-mod samples;
-mod stream;
+mod scratch_dir;
 
 use std::io;
 use std::net::TcpStream;
@@ -26,17 +26,17 @@ use piman_core::install::{Can, Decision, Hello, More, Notice, Offer, Paths, REVI
 
 pub use retry::run;
 
-use crate::disk::{Disk, RootArea};
+use crate::card::disk::{Disk, RootArea};
+use crate::card::inspect::{self, Card, Way};
+use crate::card::mount::Mounted;
+use crate::control::{Machine, Peer, Server, Talk};
 use crate::failure::{Cause, Failure, OrFail, in_one_line};
 use crate::identity::Identity;
-use crate::mount::Mounted;
-use crate::progress::Progress;
-use crate::proof::{self, Card, Way};
-use crate::service::unit::Enrol;
-use crate::talk::{Machine, Peer, Server, Talk};
+use crate::rpc::unit::Enrol;
+use crate::telemetry::progress::Progress;
 use crate::trust::{self, Key};
-use place::Place;
 use reporter::Reporter;
+use scratch_dir::Place;
 
 /// How long the server may send nothing: it may have other Pis to serve first.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(120);
@@ -149,18 +149,18 @@ pub fn attempt(plan: &Plan, machine: &mut Machine, progress: &Arc<Progress>) -> 
     progress.begin(Stage::Disk, 0);
     let as_root = rustix::process::geteuid().is_root();
     let (mut disk, root) = open(plan).inspect_err(|failure| report_early(plan, failure))?;
-    let found = if as_root && proof::has_journal_to_replay(disk.file(), disk.bytes()) {
+    let found = if as_root && inspect::has_journal_to_replay(disk.file(), disk.bytes()) {
         match replay(&disk) {
             Ok(()) => {
                 // The kernel has let go of the partition; from here on it is ours alone again.
                 drop(disk);
                 disk = open(plan).inspect_err(|failure| report_early(plan, failure))?.0;
-                proof::look(disk.file(), disk.bytes())
+                inspect::look(disk.file(), disk.bytes())
             }
             Err(failure) => Card::Empty(format!("its journal cannot be replayed ({failure})")),
         }
     } else {
-        proof::look(disk.file(), disk.bytes())
+        inspect::look(disk.file(), disk.bytes())
     };
     let said = format!("{disk}: {found}");
     if machine.said != said {
@@ -232,7 +232,7 @@ fn open(plan: &Plan) -> Result<(Disk, RootArea), Failure> {
 
 /// Has the kernel replay the journal of a system that was switched off, as it would to boot it.
 fn replay(disk: &Disk) -> Result<(), Failure> {
-    let Some(root) = crate::disk::root_in_table(disk.file(), disk.bytes()) else { return Ok(()) };
+    let Some(root) = crate::card::disk::root_in_table(disk.file(), disk.bytes()) else { return Ok(()) };
     let place = Place::scratch()?;
     Mounted::new(&disk.root_node(&root)?, place.path()).map(drop)
 }
@@ -307,7 +307,7 @@ fn boot(plan: &Plan, disk: &Disk, card: Card, reporter: Reporter<'_>) -> Result<
         return Err(refuse(reporter, error));
     }
     let mounted = plan.boot_from.as_ref().map(|place| {
-        let root = crate::disk::root_in_table(disk.file(), disk.bytes()).ok_or_else(|| Failure {
+        let root = crate::card::disk::root_in_table(disk.file(), disk.bytes()).ok_or_else(|| Failure {
             stage: Stage::Mount,
             cause: Cause::Refused,
             error: anyhow!("the server says boot, but there is no root partition on {disk}"),
@@ -397,14 +397,14 @@ fn format(
     };
     match (plan.choice, image) {
         (Choice::Auto | Choice::Image, Some((offer, image))) => {
-            image::install(plan, disk, &offer, &image, progress)
+            image_path::install(plan, disk, &offer, &image, progress)
         }
         (Choice::Image, None) => refuse(if plan.key.is_some() {
             "the server offers no image for this disk that is signed: `piman image sign --card SIZE` makes one"
         } else {
             "the server offers no image for this disk (its log says why)"
         }),
-        (Choice::Auto | Choice::Stream, _) if as_root => stream::install(plan, disk, offer, progress),
+        (Choice::Auto | Choice::Stream, _) if as_root => archive_path::install(plan, disk, offer, progress),
         (Choice::Auto, None) => {
             refuse("the server offers no image for this disk, and to extract the archive here needs root")
         }

@@ -10,9 +10,9 @@ use piman_core::install::{Hello, Installation, Milestone, Notice, Report};
 
 use super::Plan;
 use crate::backoff::Backoff;
+use crate::control::{Peer, Talk};
 use crate::failure::{Failure, in_one_line};
-use crate::progress::Progress;
-use crate::talk::{Peer, Talk};
+use crate::telemetry::progress::Progress;
 
 /// How often the counters are reported.
 const PERIOD: Duration = Duration::from_secs(1);

@@ -5,9 +5,9 @@ use std::thread;
 
 use super::{Outcome, Plan, attempt};
 use crate::backoff::Backoff;
+use crate::control::Machine;
 use crate::failure::Failure;
-use crate::progress::Progress;
-use crate::talk::Machine;
+use crate::telemetry::progress::Progress;
 
 /// Tries until it is done, piman refuses, or `retries` passing faults came after the first.
 ///

@@ -14,8 +14,6 @@ use piman_core::serial::{Event, Link, Role, STREAMS};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::sockopt::set_socket_linger;
 
-use super::serial::Services;
-
 /// How often it is looked whether it is to stop.
 const LOOK: Duration = Duration::from_millis(200);
 /// No more frames are made while so many bytes wait for the line.
@@ -304,3 +302,6 @@ impl Bridge {
         self.open.iter_mut().filter_map(Option::take).chain(self.last.drain(..)).for_each(Conn::reset);
     }
 }
+
+/// Connects to the service of this port, for the other end of a line.
+pub type Services = Box<dyn FnMut(u16) -> io::Result<TcpStream> + Send>;

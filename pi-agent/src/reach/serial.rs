@@ -19,6 +19,7 @@ use piman_core::serial::Role;
 use rustix::fs::OFlags;
 use rustix::termios::{ControlModes, OptionalActions, tcgetattr, tcsetattr};
 
+pub use super::bridge::Services;
 use super::bridge::{Bridge, Order, Side};
 
 /// The speed if nobody says another.
@@ -149,9 +150,6 @@ pub struct Listening {
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
-
-/// Connects to the service of this port, for the other end of a line.
-pub type Services = Box<dyn FnMut(u16) -> io::Result<TcpStream> + Send>;
 
 /// Listens on a line: streams that the other end opens are connected by `services`.
 ///

@@ -5,7 +5,7 @@
 //! |---|---|
 //! | `floor` | the counter below which a card takes no image |
 
-mod floor;
+mod rollback;
 
 use std::fmt;
 use std::io;
@@ -18,7 +18,7 @@ use piman_core::install::fetch::{Kind, Request};
 use piman_core::install::manifest::{self, BYTES_MAX, Manifest};
 use piman_core::install::{Offer, Stage};
 
-pub use floor::{floor, raise, remember};
+pub use rollback::{floor, raise, remember};
 
 use crate::failure::{Cause, Failure};
 use crate::fetch::{Link, Retry, Source};

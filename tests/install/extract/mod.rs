@@ -14,8 +14,8 @@ use std::thread;
 use std::time::Duration;
 
 use pi_agent::failure::{Cause, Failure};
-use pi_agent::progress::Progress;
-use pi_agent::stream::{Expected, Summary, install, install_from};
+use pi_agent::telemetry::progress::Progress;
+use pi_agent::unpack::{Expected, Summary, install, install_from};
 use piman_core::hash::Hash;
 use piman_tests::disk::run;
 use piman_tests::tar::{Header, Tar};

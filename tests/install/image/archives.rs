@@ -61,7 +61,7 @@ fn another_archive_than_was_said_and_being_stopped() {
     let state = tempfile::tempdir().unwrap();
     let images = Images::open(state.path()).unwrap();
     let file = File::open(archive.path()).unwrap();
-    let (progress, stop) = (image::Progress::new(), AtomicBool::new(false));
+    let (progress, stop) = (ext4::Progress::new(), AtomicBool::new(false));
     let wrong = images.build(&file, Hash([7; 32]), 64 * MIB, &progress, &stop);
     assert!(matches!(wrong, Err(Error::Changed)));
     let stopped = images.build(&file, hash_of(&file), 64 * MIB, &progress, &AtomicBool::new(true));

@@ -11,12 +11,12 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::time::Duration;
 
 use pi_agent::backoff::Backoff;
-use pi_agent::disk::RootArea;
+use pi_agent::card::disk::RootArea;
+use pi_agent::card::inspect::{Proof, Way};
 use pi_agent::failure::{Cause, Failure};
 use pi_agent::image::{self as agent, Area, Medium, Pending, Retry};
-use pi_agent::progress::Progress;
-use pi_agent::proof::{Proof, Way};
-use piman::image::{self, Error, Image, Images};
+use pi_agent::telemetry::progress::Progress;
+use piman::images::ext4::{self, Error, Image, Images};
 use piman_core::hash::Hash;
 use piman_core::install::fetch::Kind;
 use piman_core::install::table::{HEADER, Table};
@@ -65,7 +65,7 @@ fn made(archive: &Path, filesystem_bytes: u64) -> Result<Made, Error> {
     let state = tempfile::tempdir().unwrap();
     let images = Images::open(state.path()).unwrap();
     let archive = File::open(archive).unwrap();
-    let (progress, stop) = (image::Progress::new(), AtomicBool::new(false));
+    let (progress, stop) = (ext4::Progress::new(), AtomicBool::new(false));
     let made = images.build(&archive, hash_of(&archive), filesystem_bytes, &progress, &stop);
     let files = fs::read_dir(state.path().join("images")).unwrap().count();
     assert_eq!(files, if made.is_ok() { 2 } else { 0 }, "files in the state folder");
@@ -134,9 +134,9 @@ fn faultless(image: &Arc<Image>) -> FetchServer {
 }
 
 /// Compares by our own reader.
-fn compared(disk: &Path, archive: &File) -> image::Comparison {
-    let (progress, stop) = (image::Progress::new(), AtomicBool::new(false));
-    image::compare(&File::open(disk).unwrap(), OFFSET, archive, &progress, &stop).unwrap()
+fn compared(disk: &Path, archive: &File) -> ext4::Comparison {
+    let (progress, stop) = (ext4::Progress::new(), AtomicBool::new(false));
+    ext4::compare(&File::open(disk).unwrap(), OFFSET, archive, &progress, &stop).unwrap()
 }
 
 fn assert_equal(disk: &Path, made: &Made) {

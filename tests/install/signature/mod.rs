@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::thread;
 
-use pi_agent::proof::{self, Card};
+use pi_agent::card::inspect::{self, Card};
 use piman_core::hash::Hash;
 use piman_core::install::layout::{Layout, SECTOR};
 use piman_core::install::manifest;
@@ -94,8 +94,8 @@ impl Lab {
         blake3::hash(&fs::read(self.path(card)).unwrap())
     }
 
-    fn installed(&self, card: &str) -> proof::Proof {
-        match proof::check(Path::new(&self.path(card))).unwrap() {
+    fn installed(&self, card: &str) -> inspect::Proof {
+        match inspect::check(Path::new(&self.path(card))).unwrap() {
             Card::Installed(proof) => proof,
             other => panic!("{other}"),
         }
@@ -181,7 +181,7 @@ fn only_what_is_signed_is_installed_and_nothing_is_erased_for_the_rest() {
     refused(&lab, &server, "card", Some(&one), "is older (counter 99)");
     let card = fs::File::options().write(true).open(lab.path("card")).unwrap();
     card.write_all_at(&[0; 4096], Layout::default().root_start * SECTOR).unwrap();
-    assert!(matches!(proof::check(Path::new(&lab.path("card"))).unwrap(), Card::Empty(_)));
+    assert!(matches!(inspect::check(Path::new(&lab.path("card"))).unwrap(), Card::Empty(_)));
     refused(&lab, &server, "card", Some(&one), "is older (counter 99)");
     lab.sign("one", &["--counter", "100"]);
     let output = lab.install(&server, "card", Some(&one));
@@ -212,7 +212,7 @@ fn an_image_that_was_made_after_signing_is_not_offered() {
     lab.sign("one", &[]);
     let output = lab.install(&server, "fresh", Some(&lab.path("one.pub")));
     assert!(output.status.success(), "{}", said(&output));
-    assert_eq!(lab.installed("fresh").path, proof::Way::Image);
+    assert_eq!(lab.installed("fresh").path, inspect::Way::Image);
 }
 
 #[test]
@@ -229,7 +229,7 @@ fn an_archive_that_is_signed_alone_is_installed_by_stream() {
     agent.args(["--retries", "0", "--transfer-port", "0", "--public-key", &lab.path("one.pub")]);
     let output = agent.output().unwrap();
     assert!(output.status.success(), "{}", said(&output));
-    assert_eq!(lab.installed("card").path, proof::Way::Stream);
+    assert_eq!(lab.installed("card").path, inspect::Way::Stream);
 }
 
 /// A server of the first revision: it makes an offer, and knows nothing of signatures.

@@ -102,7 +102,7 @@ fn a_signed_manifest_without_chunk_hashes_installs_nothing() {
 #[track_caller]
 fn assert_no_root(card: &Path) {
     let disk = fs::File::open(card).unwrap();
-    assert_eq!(pi_agent::disk::root_in_table(&disk, CARD_BYTES), None);
+    assert_eq!(pi_agent::card::disk::root_in_table(&disk, CARD_BYTES), None);
     let dump = piman_tests::disk::run(Command::new("sfdisk").arg("--dump").arg(card));
     let dump = String::from_utf8_lossy(&dump.stdout).into_owned();
     let empty = |line: &&str| line.split(',').any(|field| field.replace(' ', "") == "size=0");

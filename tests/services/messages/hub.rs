@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use piman::frame::{Hooks, Peer, Settings, connect};
+use piman::messages::transport::{Hooks, Peer, Settings, connect};
 use piman_tests::binaries;
 use piman_tests::running::Running;
 use piman_tests::server::{Server, wait_until};

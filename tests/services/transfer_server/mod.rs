@@ -10,8 +10,8 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use piman::listen::Gate;
-use piman::pace::Limits;
+use piman::net::listen::Gate;
+use piman::net::min_rate::Limits;
 use piman::transfer::{
     Deadlines, Folder, Outcome, Patience, Progress, Target, TransferError, Transfers, get, put, run,
 };

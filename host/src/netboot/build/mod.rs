@@ -18,7 +18,7 @@ use pi_agent::trust::{self, Key};
 use cpio::{Cpio, Kind};
 use lint::{Finding, Weight};
 
-use crate::disk::replace;
+use crate::sys::files::replace;
 
 /// How an initramfs is packed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]

@@ -9,7 +9,8 @@ use super::message::{Ask, encode, search};
 use super::network::Network;
 use super::pool::{Pool, Step};
 use super::proxy::{self, Boot, Port};
-use super::{Fixed, Mac, Range};
+use super::{Fixed, Range};
+use crate::sys::mac::Mac;
 
 const ME: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 1);
 

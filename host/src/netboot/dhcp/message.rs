@@ -8,7 +8,8 @@ use piman_core::dhcp::{
     Builder, CLIENT_PORT, Full, Header, Kind, Message, Op, PIMAN, SERVER_PORT, Value, build, code,
 };
 
-use super::{Mac, Who};
+use super::Who;
+use crate::sys::mac::Mac;
 
 /// The largest packet of UDP.
 const REPLY_MAX: usize = 65_507;

@@ -8,7 +8,8 @@ use piman_core::dhcp::{Header, Kind, code};
 use super::message::{Ask, Reply};
 use super::network::Network;
 use super::proxy::Boot;
-use super::{Fixed, Mac, Range};
+use super::{Fixed, Range};
+use crate::sys::mac::Mac;
 
 /// How long an offer is kept for a client that requests it next.
 const OFFER_S: u64 = 60;

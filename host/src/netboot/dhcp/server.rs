@@ -16,8 +16,9 @@ use super::message::{Ask, Reply, encode, found, search};
 use super::network::Network;
 use super::pool::{Pool, Step};
 use super::proxy::{self, Boot, Port};
-use super::{Fixed, Mac, Range, probe, store};
-use crate::state::now_ms;
+use super::{Fixed, Range, probe, store};
+use crate::sys::clock::now_ms;
+use crate::sys::mac::Mac;
 
 /// Where requests come, and those of PXE clients that have a proxy's offer.
 const DHCP_PORT: u16 = SERVER_PORT;

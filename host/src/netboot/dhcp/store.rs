@@ -10,7 +10,7 @@ use std::path::Path;
 use anyhow::Context;
 
 use super::pool::Lease;
-use crate::disk::replace;
+use crate::sys::files::replace;
 
 /// The name of the file in the state folder.
 pub const FILE: &str = "dhcp-leases";

@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use super::Limits;
-use crate::lock::lock;
-use crate::slots::{Slots, Ticket};
+use crate::net::queue::{Slots, Ticket};
+use crate::sys::lock::lock;
 
 /// How much there is to do.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

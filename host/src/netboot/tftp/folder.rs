@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat, openat2};
 use rustix::io::Errno;
 
-use crate::netboot::dhcp::Mac;
+use crate::sys::mac::Mac;
 
 /// The folder that is served: `NAME` for all, `SERIAL/NAME` for one Pi.
 #[derive(Debug, Clone)]

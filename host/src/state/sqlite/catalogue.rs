@@ -8,8 +8,9 @@ use piman_core::hash::Hash;
 use rusqlite::{Connection, OptionalExtension, Row, TransactionBehavior, params};
 
 use super::{signed, unsigned};
-use crate::content::{Content, Stamp};
-use crate::state::{Catalogue, Choice, Edit, Identity, Registered, now_ms};
+use crate::state::archive_facts::{Content, Stamp};
+use crate::state::{Catalogue, Choice, Edit, Identity, Registered};
+use crate::sys::clock::now_ms;
 
 fn path(row: &Row<'_>, at: usize) -> rusqlite::Result<PathBuf> {
     Ok(PathBuf::from(OsStr::from_bytes(row.get_ref(at)?.as_bytes()?)))

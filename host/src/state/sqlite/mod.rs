@@ -22,10 +22,11 @@ use piman_core::install::Installation;
 use rusqlite::{Connection, ErrorCode, OpenFlags, Row};
 
 use super::{
-    Batch, Catalogue, Device, Edit, Happening, Identity, OpenOrder, Order, Ordered, State, StateError, now_ms,
+    Batch, Catalogue, Device, Edit, Happening, Identity, OpenOrder, Order, Ordered, State, StateError,
 };
-use crate::content::{Content, Stamp};
-use crate::lock::lock;
+use crate::state::archive_facts::{Content, Stamp};
+use crate::sys::clock::now_ms;
+use crate::sys::lock::lock;
 use save::save;
 
 /// The name of the database in the state folder.

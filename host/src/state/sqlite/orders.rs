@@ -4,7 +4,8 @@ use piman_core::install::Installation;
 use rusqlite::{Connection, OptionalExtension, TransactionBehavior, params};
 
 use super::{moment, signed, unsigned};
-use crate::state::{Identity, OpenOrder, Order, Ordered, now_ms};
+use crate::state::{Identity, OpenOrder, Order, Ordered};
+use crate::sys::clock::now_ms;
 
 /// Those that are open for this Pi, by any of its names; one that was given to another Pi,
 /// which had the address at that time, is that one's.

@@ -3,7 +3,8 @@
 use rusqlite::{Connection, params};
 
 use super::{DEVICES_KEPT, HAPPENINGS_KEPT, ORDERS_KEPT, signed};
-use crate::state::{Batch, Change, Identity, now_ms};
+use crate::state::{Batch, Change, Identity};
+use crate::sys::clock::now_ms;
 
 pub(super) fn save(db: &mut Connection, batch: &Batch) -> rusqlite::Result<()> {
     let work = db.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;

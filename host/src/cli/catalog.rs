@@ -1,0 +1,352 @@
+//! `piman image add` and what follows: archives with names, who gets which, signatures.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Instant;
+
+use anyhow::{Context, bail, ensure};
+use indicatif::{ProgressBar, ProgressStyle};
+use piman_core::hash::Hash;
+use piman_core::install::layout::{Layout, SECTOR, filesystem_bytes};
+use piman_core::install::manifest::{self, Draft, Manifest};
+
+use crate::cli::state_arg::StateFolder;
+use crate::images::ext4::{Images, Progress};
+use crate::images::sign::{self, Password};
+use crate::images::source::Archive;
+use crate::state::archive_facts::Content;
+use crate::state::resolve::resolve;
+use crate::state::{Catalogue, Edit, Sqlite, State as _};
+use crate::sys::clock::now_ms;
+use crate::text::human::{self, bytes, columns};
+
+/// Gives an archive a name.
+#[derive(Debug, clap::Args)]
+pub struct AddArgs {
+    #[command(flatten)]
+    state: StateFolder,
+    /// The archive: gzip or zstd of tar; it stays where it is
+    #[arg(value_name = "FILE")]
+    file: PathBuf,
+    /// How it is called [default: the file's name]
+    #[arg(long, value_name = "NAME")]
+    name: Option<String>,
+    /// It is for every Pi that has no other, as the first one always is
+    #[arg(long)]
+    default: bool,
+    #[command(flatten)]
+    whom: Whom,
+}
+
+/// Who gets an image.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub struct Whom {
+    /// For this Pi; repeat
+    #[arg(long = "for", value_name = "DEVICE")]
+    devices: Vec<String>,
+    /// For the Pis of this group (`piman group`); repeat
+    #[arg(long = "group", value_name = "GROUP")]
+    groups: Vec<String>,
+}
+
+/// Signs an image.
+#[derive(Debug, clap::Args)]
+pub struct SignArgs {
+    #[command(flatten)]
+    state: StateFolder,
+    /// Its name, or an archive's file
+    #[arg(value_name = "IMAGE")]
+    image: String,
+    /// The secret key (`piman key generate`)
+    #[arg(long, value_name = "FILE", required_unless_present_any = ["signature", "manifest_to"])]
+    key: Option<PathBuf>,
+    #[command(flatten)]
+    password: Password,
+    /// A Pi takes no image with a smaller one than it has [default: the time in seconds]
+    #[arg(long, value_name = "N")]
+    counter: Option<u64>,
+    /// Only for this Pi; repeat
+    #[arg(long = "for", value_name = "DEVICE")]
+    devices: Vec<String>,
+    /// Make the image for cards of this size, too, so that it is signed; repeat
+    #[arg(long = "card", value_name = "SIZE", value_parser = human::size)]
+    cards: Vec<u64>,
+    /// Only write the manifest into this file, to be signed elsewhere: minisign -S -m FILE
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["key", "signature"])]
+    manifest_to: Option<PathBuf>,
+    /// A manifest that was signed elsewhere
+    #[arg(long, value_name = "FILE", requires = "signature", conflicts_with = "key")]
+    manifest: Option<PathBuf>,
+    /// Its signature
+    #[arg(long, value_name = "FILE", requires = "manifest", conflicts_with = "key")]
+    signature: Option<PathBuf>,
+}
+
+/// `piman image add`.
+///
+/// # Errors
+/// If the archive is not usable or the state cannot be written.
+pub fn add(args: &AddArgs) -> anyhow::Result<String> {
+    let state = args.state.open_or_make()?;
+    let path = args.file.canonicalize().with_context(|| format!("opening {}", args.file.display()))?;
+    let stem = || Some(path.file_name()?.to_str()?.split('.').next()?.to_owned());
+    let name = args.name.clone().or_else(stem).unwrap_or_default();
+    ensure!(manifest::is_name(&name), "`{name}` is no name for an image: say --name NAME");
+    let began = Instant::now();
+    let content = facts(&path, &state)?;
+    let packed = fs::metadata(&path)?.len();
+    let first = state.catalogue()?.images.is_empty() && args.whom.is_empty();
+    state.edit(&Edit::Add { name: name.clone(), path })?;
+    let mut out = format!(
+        "image {name}: {} with {} entries, {} unpacked; {} in {:.1} s\n",
+        bytes(packed),
+        content.entries,
+        bytes(content.unpacked_bytes),
+        content.id,
+        began.elapsed().as_secs_f64()
+    );
+    if args.default || first {
+        state.edit(&Edit::Default { name: Some(name.clone()) })?;
+        out.push_str("it is the default\n");
+    }
+    assign(&state, Some(&name), &args.whom, &mut out)?;
+    Ok(out)
+}
+
+/// What is known of an archive, or found out, which is shown on a terminal: it is read to its end.
+fn facts(path: &Path, state: &Sqlite) -> anyhow::Result<Arc<Content>> {
+    // Whether it is there is said by who opens it.
+    let size = fs::metadata(path).map_or(0, |m| m.len());
+    let bar = ProgressBar::new(size);
+    if let Ok(style) = ProgressStyle::with_template("reading {wide_bar} {bytes} of {total_bytes}, {eta} left")
+    {
+        bar.set_style(style);
+    }
+    let facts = Archive::facts_of(path, state, &|at| bar.set_position(at));
+    bar.finish_and_clear();
+    facts
+}
+
+impl Whom {
+    fn is_empty(&self) -> bool {
+        self.devices.is_empty() && self.groups.is_empty()
+    }
+}
+
+fn assign(state: &Sqlite, image: Option<&str>, whom: &Whom, out: &mut String) -> anyhow::Result<()> {
+    let devices = state.devices()?;
+    let named: Vec<_> = whom.devices.iter().map(|d| resolve(d, &devices)).collect::<anyhow::Result<_>>()?;
+    let who = named.into_iter().map(|n| (n.name, false)).chain(whom.groups.iter().map(|g| (g.clone(), true)));
+    for (who, is_group) in who {
+        let what = if is_group { "group " } else { "" };
+        let changed =
+            state.edit(&Edit::Choose { who: who.clone(), is_group, image: image.map(str::to_owned) })?;
+        // Writing to a string does not fail.
+        let _ = match (image, changed) {
+            (Some(image), true) => writeln!(out, "{what}{who} gets {image}"),
+            (Some(image), false) => bail!("there is no image {image}; `piman image list` shows them"),
+            (None, true) => writeln!(out, "{what}{who} gets what all get"),
+            (None, false) => writeln!(out, "{what}{who} had no image of its own"),
+        };
+    }
+    Ok(())
+}
+
+/// `piman image assign`; without an image, who has one of its own gets what all get.
+///
+/// # Errors
+/// If there is no such image or Pi, or the state cannot be written.
+pub fn choose(state: &StateFolder, image: Option<&str>, whom: &Whom) -> anyhow::Result<String> {
+    ensure!(!whom.is_empty(), "for whom? say --for DEVICE or --group GROUP");
+    let mut out = String::new();
+    assign(&state.open()?, image, whom, &mut out)?;
+    Ok(out)
+}
+
+/// `piman image default`.
+///
+/// # Errors
+/// If there is no such image or the state cannot be written.
+pub fn default(state: &StateFolder, name: &str) -> anyhow::Result<String> {
+    let known = state.open()?.edit(&Edit::Default { name: Some(name.to_owned()) })?;
+    ensure!(known, "there is no image {name}; `piman image list` shows them");
+    Ok(format!("{name} is the default\n"))
+}
+
+/// `piman image remove`.
+///
+/// # Errors
+/// If there is no such image or the state cannot be written.
+pub fn remove(state: &StateFolder, name: &str) -> anyhow::Result<String> {
+    let known = state.open()?.edit(&Edit::Remove { name: name.to_owned() })?;
+    ensure!(known, "there is no image {name}; `piman image list` shows them");
+    Ok(format!("{name} is forgotten; its file stays\n"))
+}
+
+/// `piman image list`: those with names.
+///
+/// # Errors
+/// If the state cannot be read.
+pub fn list(folder: &Path, state: &Sqlite) -> anyhow::Result<String> {
+    let Catalogue { images, choices, .. } = state.catalogue()?;
+    if images.is_empty() {
+        return Ok(String::new());
+    }
+    let mut rows = Vec::new();
+    for image in images {
+        let whom = choices.iter().filter(|c| c.image == image.name);
+        let whom = whom.map(|c| if c.is_group { format!("group {}", c.who) } else { c.who.clone() });
+        let whom: Vec<String> =
+            image.is_default.then(|| "all others".to_owned()).into_iter().chain(whom).collect();
+        let known = state.known(&image.path)?.map(|(_, content)| content);
+        let id = known.as_ref().map(|c| c.id);
+        let signed = match id.and_then(|id| sign::signed(folder, id)) {
+            Some(signed) => manifest::split(&signed)
+                .and_then(|(_, text)| Manifest::parse(text))
+                .map_or("no".into(), |m| format!("counter {}", m.counter)),
+            None => "no".into(),
+        };
+        rows.push([
+            image.name,
+            id.map_or("-".into(), |id| format!("{id:.12}")),
+            known.map_or("-".into(), |c| bytes(c.unpacked_bytes)),
+            signed,
+            if whom.is_empty() { "nobody".into() } else { whom.join(", ") },
+            image.path.display().to_string(),
+        ]);
+    }
+    Ok(columns(["IMAGE", "ID", "UNPACKED", "SIGNED", "FOR", "FILE"], rows.into_iter()))
+}
+
+/// `piman image sign`.
+///
+/// # Errors
+/// What cannot be read, made, signed or written.
+pub fn sign(args: &SignArgs) -> anyhow::Result<String> {
+    let folder = args.state.path()?;
+    let state = args.state.open_or_make()?;
+    let known = state.catalogue()?.images.into_iter().find(|i| i.name == args.image);
+    let (name, path) = match known {
+        Some(image) => (image.name, image.path),
+        None => {
+            let path = Path::new(&args.image).canonicalize();
+            let path = path.with_context(|| format!("there is no image and no file {}", args.image))?;
+            let stem = path.file_name().and_then(|n| n.to_str()?.split('.').next());
+            (stem.filter(|n| manifest::is_name(n)).unwrap_or("rootfs").to_owned(), path)
+        }
+    };
+    let content = facts(&path, &state)?;
+    if let (Some(manifest), Some(signature)) = (&args.manifest, &args.signature) {
+        let file = sign::import(&folder, content.id, manifest, signature)?;
+        return Ok(format!("{name} is signed: {}\n", file.display()));
+    }
+    let text = draft(args, &folder, &state, &name, &path, &content)?;
+    if let Some(file) = &args.manifest_to {
+        fs::write(file, text).with_context(|| format!("writing {}", file.display()))?;
+        return Ok(format!("{}: sign it, and take it in with --manifest and --signature\n", file.display()));
+    }
+    let key = args.key.as_deref().context("--key is missing")?;
+    let signature = sign::sign(&text, &sign::secret_key(key, &args.password)?)?;
+    let file = sign::keep(&folder, &signature, &text)?;
+    Ok(format!("{name} is signed: {}\n{text}", file.display()))
+}
+
+fn draft(
+    args: &SignArgs,
+    folder: &Path,
+    state: &Sqlite,
+    name: &str,
+    path: &Path,
+    content: &Arc<Content>,
+) -> anyhow::Result<String> {
+    let images =
+        Images::open(folder).with_context(|| format!("opening the images in {}", folder.display()))?;
+    let archive = fs::File::open(path).with_context(|| format!("opening {}", path.display()))?;
+    for card in &args.cards {
+        let size = filesystem_bytes(Layout::default().root_on(*card)? * SECTOR);
+        let made = images.build(&archive, content.id, size, &Progress::new(), &AtomicBool::new(false));
+        made.with_context(|| format!("making an image for cards of {card} bytes"))?;
+    }
+    let mut tables: Vec<(u64, Hash)> = images
+        .all()
+        .iter()
+        .filter(|i| i.header().archive == content.id)
+        .map(|i| (i.header().filesystem_bytes, i.hash()))
+        .collect();
+    tables.sort_unstable();
+    let known = state.devices()?;
+    let devices = args.devices.iter().map(|d| Ok(resolve(d, &known)?.name));
+    let devices: Vec<String> = devices.collect::<anyhow::Result<_>>()?;
+    let draft = Draft {
+        image: content.id,
+        bytes: archive.metadata()?.len(),
+        unpacked_bytes: content.unpacked_bytes,
+        entries: content.entries,
+        name,
+        counter: args.counter.unwrap_or_else(|| now_ms() / 1000),
+        devices: &devices,
+        tables: &tables,
+    };
+    let text = draft.to_string();
+    ensure!(Manifest::parse(&text).is_some(), "the manifest would be none: `{name}` or a device is no name");
+    Ok(text)
+}
+
+/// `piman group`.
+#[derive(Debug, clap::Subcommand)]
+pub enum GroupCommand {
+    /// Put Pis into a group, out of the one they were in
+    Join {
+        /// Where groups are kept
+        #[command(flatten)]
+        state: StateFolder,
+        /// The group
+        #[arg(value_name = "GROUP")]
+        group: String,
+        /// Which Pis
+        #[arg(value_name = "DEVICE", required = true)]
+        devices: Vec<String>,
+    },
+    /// Take Pis out of their group
+    Leave {
+        /// Where groups are kept
+        #[command(flatten)]
+        state: StateFolder,
+        /// Which Pis
+        #[arg(value_name = "DEVICE", required = true)]
+        devices: Vec<String>,
+    },
+    /// List groups
+    List {
+        /// Where groups are kept
+        #[command(flatten)]
+        state: StateFolder,
+    },
+}
+
+/// Runs `piman group`; returns what to show.
+///
+/// # Errors
+/// If a Pi cannot be meant, or the state cannot be read or written.
+pub fn group(command: &GroupCommand) -> anyhow::Result<String> {
+    let (state, group, devices) = match command {
+        GroupCommand::Join { state, group, devices } => (state, Some(group.clone()), devices.as_slice()),
+        GroupCommand::Leave { state, devices } => (state, None, devices.as_slice()),
+        GroupCommand::List { state } => (state, None, &[][..]),
+    };
+    let state = state.open()?;
+    if let Some(group) = &group {
+        ensure!(manifest::is_name(group), "`{group}` is no name for a group");
+    }
+    let known = state.devices()?;
+    let named = devices.iter().map(|d| Ok(resolve(d, &known)?.name));
+    for device in named.collect::<anyhow::Result<Vec<_>>>()? {
+        let changed = state.edit(&Edit::Join { device: device.clone(), group: group.clone() })?;
+        ensure!(changed, "{device} is in no group");
+    }
+    let rows = state.catalogue()?.members.into_iter().map(|(device, group)| [group, device]);
+    Ok(columns(["GROUP", "DEVICE"], rows))
+}

@@ -1,0 +1,443 @@
+//! `piman doctor`: whether a server with these options would work, and what to do if not.
+
+use std::fmt::Write as _;
+use std::fs::{self, File};
+use std::io::BufReader;
+use std::net::IpAddr;
+use std::path::Path;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, bail};
+use rustix::process::{Resource, getrlimit};
+
+use crate::config::{Options, Settings};
+use crate::images::source::decode;
+use crate::net::listen;
+use crate::netboot::build::lint::{self, Weight};
+use crate::netboot::dhcp::server::{self as dhcp_server, interfaces};
+use crate::netboot::{self, dhcp};
+use crate::rpc;
+use crate::state::{Sqlite, State as _, StateError};
+use crate::sys::clock::now_ms;
+
+/// How long to wait for DHCP servers to answer.
+const DHCP_WAIT: Duration = Duration::from_secs(3);
+/// Files that must be allowed to be open: a few connections for each of a hundred Pis.
+const FILES_MIN: u64 = 1024;
+/// With less free space a database or a file that comes fails before long.
+const SPACE_MIN: u64 = 64 << 20;
+/// No clock that is right shows a moment before this: 2026-01-01.
+const CLOCK_MIN_MS: u64 = 1_767_225_600_000;
+const DAY_MS: u64 = 24 * 3600 * 1000;
+
+/// How one thing is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Health {
+    /// As it should be.
+    Good,
+    /// It works, perhaps not for everyone.
+    Warning,
+    /// It does not work.
+    Bad,
+}
+
+/// What was found of everything.
+#[derive(Debug, Default)]
+pub struct Checkup(Vec<(Health, &'static str, String)>);
+
+impl Checkup {
+    fn note(&mut self, health: Health, what: &'static str, text: impl Into<String>) {
+        self.0.push((health, what, text.into()));
+    }
+
+    fn result(&mut self, what: &'static str, result: anyhow::Result<String>) {
+        match result {
+            Ok(text) => self.note(Health::Good, what, text),
+            Err(e) => self.note(Health::Bad, what, format!("{e:#}")),
+        }
+    }
+
+    /// Everything, a line each.
+    #[must_use]
+    pub fn describe(&self) -> String {
+        let mut text = String::new();
+        for (health, what, found) in &self.0 {
+            let mark = match health {
+                Health::Good => "good",
+                Health::Warning => "warning",
+                Health::Bad => "bad",
+            };
+            // Writing to a string does not fail.
+            let _ = writeln!(text, "{mark:8} {what:12} {found}");
+        }
+        text
+    }
+
+    /// # Errors
+    /// If something is bad.
+    pub fn verdict(&self) -> anyhow::Result<()> {
+        match self.0.iter().filter(|(health, ..)| *health == Health::Bad).count() {
+            0 => Ok(()),
+            1 => bail!("one thing is to be put right before Pis can be installed"),
+            n => bail!("{n} things are to be put right before Pis can be installed"),
+        }
+    }
+}
+
+/// Looks at everything that a server with these options needs. Ports are opened and closed again,
+/// and other DHCP servers are asked for on the interface named; nothing else is touched.
+#[must_use]
+pub fn examine(options: Options) -> Checkup {
+    let mut checkup = Checkup::default();
+    let settings = match Settings::try_from(options) {
+        Ok(settings) => settings,
+        Err(e) => {
+            checkup.note(Health::Bad, "options", format!("{e:#}"));
+            return checkup;
+        }
+    };
+    let has_images = match Sqlite::command(&settings.state).and_then(|state| state.catalogue()) {
+        Ok(catalogue) => !catalogue.images.is_empty(),
+        Err(StateError::Missing { .. }) => false,
+        Err(e) => {
+            checkup.note(Health::Bad, "state", e.to_string());
+            false
+        }
+    };
+    let install = settings.rootfs.is_some() || has_images;
+    if let Err(e) = settings.check(install) {
+        checkup.note(Health::Bad, "options", format!("{e:#}"));
+        return checkup;
+    }
+    match &settings.rootfs {
+        Some(path) => checkup.result("archive", archive(path)),
+        None if install => {
+            checkup.note(Health::Good, "archive", "the images of `piman image list` are installed");
+        }
+        None => checkup.note(Health::Warning, "archive", "--rootfs is not given: nothing is installed"),
+    }
+    ports(&mut checkup, &settings, install);
+    network(&mut checkup);
+    folder(&mut checkup, &settings);
+    if let Some(netboot) = &settings.netboot {
+        boot(&mut checkup, netboot, settings.listen);
+    } else {
+        let text = "--netboot is not given: something else must send Pis their kernel and initramfs";
+        checkup.note(Health::Warning, "boot folder", text);
+    }
+    let made = settings.rootfs.as_ref().and_then(|p| fs::metadata(p).ok()?.modified().ok());
+    system(&mut checkup, made);
+    checkup
+}
+
+/// Reads the whole archive, as a Pi would.
+fn archive(path: &Path) -> anyhow::Result<String> {
+    let name = path.display();
+    let file = File::open(path)
+        .with_context(|| format!("opening {name}: is the path right, and may this user read it?"))?;
+    let bytes = file.metadata().with_context(|| format!("looking at {name}"))?.len();
+    let file = BufReader::with_capacity(1 << 20, file);
+    let (entries, _) =
+        decode(file).with_context(|| format!("{name} is no whole archive: make it again with `tar -czf`"))?;
+    Ok(format!("{name}: {entries} entries in {bytes} bytes, whole"))
+}
+
+/// The ports of all services that are asked for, and what these need besides.
+fn ports(checkup: &mut Checkup, settings: &Settings, install: bool) {
+    let of_install = [
+        (settings.control_port, "--control-port"),
+        (settings.rootfs_port, "--rootfs-port"),
+        (settings.fetch_port, "--fetch-port"),
+    ];
+    let mut ports: Vec<_> = of_install.into_iter().filter(|_| install).collect();
+    ports.extend(settings.talks_port.map(|port| (port, "--talks-port")));
+    ports.extend(settings.transfer.as_ref().map(|t| (t.port, "--transfer-port")));
+    ports.extend(settings.stream.as_ref().map(|s| (s.port, "--stream-port")));
+    let mut ports: Vec<_> = ports.into_iter().map(|(port, flag)| (settings.listen, port, flag)).collect();
+    let channels = settings.messages.iter().flat_map(|m| &m.channels);
+    ports.extend(channels.flat_map(|c| &c.at).map(|(address, flag)| (address.ip(), address.port(), *flag)));
+    for (ip, port, flag) in ports {
+        let free = listen::bind(ip, port, flag);
+        checkup.result("port", free.map(|_| format!("TCP {port} is free ({flag})")));
+    }
+    if let Some(file) = &settings.talks_password_file {
+        let read = rpc::Secret::read(file);
+        checkup.result("password", read.map(|_| format!("{} has one", file.display())));
+    }
+    let folders = [
+        settings.transfer.as_ref().map(|t| (&t.folder, "--transfer-dir")),
+        settings.stream.as_ref().map(|s| (&s.folder, "--stream-dir")),
+    ];
+    for (path, flag) in folders.into_iter().flatten() {
+        let name = path.display();
+        match (writable(path), free_bytes(path)) {
+            (Err(e), _) => {
+                let text = format!(
+                    "{name} cannot be written ({e}): make it writable for this user, or name another with {flag}"
+                );
+                checkup.note(Health::Bad, "folder", text);
+            }
+            (Ok(()), Ok(free)) if free < SPACE_MIN => {
+                let text = format!(
+                    "{name} has {} MB free: make room, or name another with {flag}",
+                    free / 1_000_000
+                );
+                checkup.note(Health::Warning, "folder", text);
+            }
+            (Ok(()), _) => checkup.note(Health::Good, "folder", format!("{name}: writable ({flag})")),
+        }
+    }
+}
+
+/// What is made is made by the server; here only what is there is looked at.
+fn there(path: &Path) -> &Path {
+    path.ancestors().find(|p| p.is_dir()).unwrap_or(Path::new("."))
+}
+
+fn writable(path: &Path) -> std::io::Result<()> {
+    tempfile::tempfile_in(there(path)).map(drop)
+}
+
+fn free_bytes(path: &Path) -> std::io::Result<u64> {
+    let at = rustix::fs::statvfs(there(path))?;
+    Ok(at.f_bavail.saturating_mul(at.f_frsize))
+}
+
+fn network(checkup: &mut Checkup) {
+    let addresses = match interfaces() {
+        Ok(all) => all,
+        Err(e) => return checkup.note(Health::Bad, "network", format!("the interfaces are not known: {e}")),
+    };
+    let v4: Vec<String> =
+        addresses.iter().filter(|(_, ip)| ip.is_ipv4()).map(|(name, ip)| format!("{name} {ip}")).collect();
+    match v4.is_empty() {
+        true => checkup.note(
+            Health::Warning,
+            "network",
+            "no interface has an IPv4 address, so no Pi can connect: `ip address add 192.168.77.1/24 dev NAME` gives it one",
+        ),
+        false => checkup.note(Health::Good, "network", v4.join(", ")),
+    }
+}
+
+/// Whether the state can be written, and whether there is room for the images that are built.
+fn folder(checkup: &mut Checkup, settings: &Settings) {
+    let state = &settings.state;
+    let name = state.display();
+    if let Err(e) = writable(state) {
+        let text = format!(
+            "{name} cannot be written ({e}): make it writable for this user, or name another with --state"
+        );
+        return checkup.note(Health::Bad, "state", text);
+    }
+    let needs =
+        settings.rootfs.as_ref().and_then(|p| fs::metadata(p).ok()).map_or(0, |m| m.len()).saturating_mul(2);
+    match free_bytes(state) {
+        Ok(free) => {
+            let mb = |n: u64| n / 1_000_000;
+            if settings.images && free < needs {
+                let text = format!(
+                    "{name} has {} MB free, and an image of this archive needs up to {} MB: make room, or turn images off with --no-images",
+                    mb(free),
+                    mb(needs)
+                );
+                return checkup.note(Health::Warning, "state", text);
+            }
+            if free < SPACE_MIN {
+                let text =
+                    format!("{name} has {} MB free: make room, or name another with --state", mb(free));
+                return checkup.note(Health::Warning, "state", text);
+            }
+            checkup.note(Health::Good, "state", format!("{name}: writable, {} MB free", mb(free)));
+        }
+        Err(e) => {
+            checkup.note(Health::Warning, "state", format!("how much is free in {name} is not known: {e}"))
+        }
+    }
+}
+
+fn boot(checkup: &mut Checkup, settings: &netboot::Settings, ip: IpAddr) {
+    let free = netboot::bind(ip, settings.tftp_port);
+    checkup.result("port", free.map(|_| format!("UDP {} is free (--tftp-port)", settings.tftp_port)));
+    let findings = lint::folder(&settings.folder);
+    if findings.is_empty() {
+        checkup.note(Health::Good, "boot folder", format!("{}: complete", settings.folder.display()));
+    }
+    for finding in findings {
+        let health = match finding.weight {
+            Weight::Warning => Health::Warning,
+            Weight::Error => Health::Bad,
+        };
+        checkup.note(health, "boot folder", finding.text);
+    }
+    server_of(checkup, &settings.folder);
+    let Some(dhcp) = &settings.dhcp else {
+        let text = "--dhcp is not given: another DHCP server must send Pis here (next server and option 43)";
+        return checkup.note(Health::Warning, "dhcp", text);
+    };
+    // With its ports open, nothing else can take them meanwhile; closed before others are asked for.
+    checkup.result("dhcp", dhcp::Dhcp::open(dhcp.clone()).map(|d| format!("can be answered: {}", d.place())));
+    if let Some(text) = dhcp_server::neighbour(&dhcp.interface) {
+        checkup.note(Health::Warning, "dhcp", text);
+    }
+    let others = match dhcp_server::others(&dhcp.interface, DHCP_WAIT) {
+        Ok(others) => others,
+        Err(e) => {
+            return checkup.note(
+                Health::Warning,
+                "dhcp",
+                format!("other servers cannot be asked for: {e:#}"),
+            );
+        }
+    };
+    let list = others.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    let (health, text) = match (dhcp.mode, others.is_empty()) {
+        (dhcp::Mode::Server, true) => (Health::Good, "no other server answers".to_owned()),
+        (dhcp::Mode::Server, false) => (
+            Health::Bad,
+            format!(
+                "{list} gives addresses on {} already: two servers would contradict each other; use --dhcp proxy",
+                dhcp.interface
+            ),
+        ),
+        (dhcp::Mode::Proxy, true) => (
+            Health::Warning,
+            format!(
+                "no server answers on {}: a proxy gives no addresses; use --dhcp server if there is none",
+                dhcp.interface
+            ),
+        ),
+        (dhcp::Mode::Proxy, false) => (Health::Good, format!("{list} gives the addresses")),
+    };
+    checkup.note(health, "dhcp", text);
+}
+
+/// Whether the address that the boot folder sends Pis to is one of this machine.
+fn server_of(checkup: &mut Checkup, folder: &Path) {
+    let cmdline = fs::read_to_string(folder.join("cmdline.txt")).unwrap_or_default();
+    let word = |name: &str| cmdline.split_whitespace().filter_map(|w| w.strip_prefix(name)).next_back();
+    let Some(server) = word("piman.server=").or_else(|| word("master=")) else { return };
+    let host = server.split(':').next().unwrap_or(server);
+    let (Ok(ip), Ok(own)) = (host.parse::<IpAddr>(), interfaces()) else { return };
+    if own.iter().all(|(_, own)| *own != ip) {
+        let text = format!(
+            "cmdline.txt sends Pis to {ip}, which is no address of this machine: change piman.server= there, or leave it out and let DHCP say it"
+        );
+        checkup.note(Health::Warning, "boot folder", text);
+    }
+}
+
+fn system(checkup: &mut Checkup, newest: Option<SystemTime>) {
+    let files = getrlimit(Resource::Nofile).maximum;
+    match files {
+        Some(n) if n < FILES_MIN => checkup.note(
+            Health::Warning,
+            "open files",
+            format!("at most {n}, so few Pis can connect: raise it with `ulimit -Hn` or LimitNOFILE= of the service"),
+        ),
+        limit => {
+            let text = limit.map_or("no limit".to_owned(), |n| format!("at most {n}"));
+            checkup.note(Health::Good, "open files", text);
+        }
+    }
+    // The archive was made before, by a clock that may have been right.
+    let made = newest.and_then(|at| at.duration_since(UNIX_EPOCH).ok()).map_or(0, |at| at.as_secs() * 1000);
+    if now_ms() < CLOCK_MIN_MS || now_ms() + DAY_MS < made {
+        checkup.note(
+            Health::Warning,
+            "clock",
+            "it shows a time in the past, and Pis get their time from here: set it with `timedatectl set-ntp true`, or use --no-date",
+        );
+    } else {
+        checkup.note(Health::Good, "clock", "plausible");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv4Addr, TcpListener};
+
+    use super::*;
+
+    fn options(dir: &Path) -> Options {
+        let archive = dir.join("root.tar.gz");
+        let mut tar = tar::Builder::new(flate2::write::GzEncoder::new(
+            File::create(&archive).unwrap(),
+            flate2::Compression::fast(),
+        ));
+        tar.append_dir("etc", dir).unwrap();
+        tar.into_inner().unwrap().finish().unwrap();
+        Options {
+            rootfs: Some(archive),
+            state: Some(dir.join("state")),
+            listen: Some(Ipv4Addr::LOCALHOST.into()),
+            control_port: Some(0),
+            rootfs_port: Some(0),
+            fetch_port: Some(0),
+            ..Options::default()
+        }
+    }
+
+    #[track_caller]
+    fn says(checkup: &Checkup, health: Health, word: &str) {
+        let found = checkup.0.iter().any(|(h, _, text)| *h == health && text.contains(word));
+        assert!(found, "{word}: {}", checkup.describe());
+    }
+
+    #[test]
+    fn what_is_good_and_what_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let checkup = examine(options(dir.path()));
+        says(&checkup, Health::Good, "1 entries");
+        says(&checkup, Health::Warning, "--netboot");
+        assert!(checkup.verdict().is_ok(), "{}", checkup.describe());
+
+        let taken = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let port = taken.local_addr().unwrap().port();
+        let checkup = examine(Options {
+            control_port: Some(port),
+            netboot: Some(dir.path().join("boot")),
+            tftp_port: Some(0),
+            ..options(dir.path())
+        });
+        says(&checkup, Health::Bad, "another program has port");
+        says(&checkup, Health::Bad, "netboot build");
+        assert!(checkup.verdict().is_err());
+
+        // Every service that is asked for.
+        let boot = dir.path().join("boot");
+        fs::create_dir(&boot).unwrap();
+        fs::write(boot.join("cmdline.txt"), "quiet piman.server=192.0.2.1:3333\n").unwrap();
+        fs::write(dir.path().join("file"), "").unwrap();
+        let port = |listener: &TcpListener| Some(listener.local_addr().unwrap().port());
+        let others = [(); 3].map(|()| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap());
+        let checkup = examine(Options {
+            talks_port: port(&others[0]),
+            talks_password_file: Some(dir.path().join("none")),
+            transfer_dir: Some(dir.path().join("files")),
+            transfer_port: port(&others[1]),
+            stream_dir: Some(dir.path().join("file/under")),
+            stream_port: port(&others[2]),
+            netboot: Some(boot),
+            tftp_port: Some(0),
+            ..options(dir.path())
+        });
+        for flag in ["--talks-port", "--transfer-port", "--stream-port", "the password in"] {
+            says(&checkup, Health::Bad, flag);
+        }
+        let empty = dir.path().join("empty");
+        fs::write(&empty, "\n").unwrap();
+        let (talks_port, talks_password_file) = (Some(0), Some(empty));
+        let no_password = Options { talks_port, talks_password_file, ..options(dir.path()) };
+        says(&examine(no_password), Health::Bad, "empty is empty");
+        says(&checkup, Health::Good, "files: writable (--transfer-dir)");
+        says(&checkup, Health::Warning, "cmdline.txt sends Pis to 192.0.2.1");
+
+        let cut = options(dir.path());
+        let archive = cut.rootfs.clone().unwrap();
+        let bytes = fs::read(&archive).unwrap();
+        fs::write(&archive, &bytes[..bytes.len() / 2]).unwrap();
+        says(&examine(cut), Health::Bad, "no whole archive");
+        says(&examine(Options::default()), Health::Bad, "--rootfs");
+    }
+}

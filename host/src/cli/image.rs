@@ -1,0 +1,214 @@
+//! `piman image`: making images by hand, and looking at them.
+
+use std::fs::File;
+use std::io::{self, IsTerminal, Write};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use piman_core::hash::Hash;
+use piman_core::install::layout::{Layout, SECTOR, filesystem_bytes};
+
+use super::catalog;
+use crate::cli::state_arg::StateFolder;
+use crate::images::ext4::{Images, Progress};
+use crate::state::{FILE, Sqlite};
+use crate::text::human;
+
+/// Images: the archive as it is written to cards.
+#[derive(Debug, clap::Args)]
+pub struct ImageArgs {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Command {
+    /// Make the image of an archive for one size of card, or find that it is made already
+    Build(BuildArgs),
+    /// Give an archive a name: reads it once, and keeps what a server has to know
+    Add(catalog::AddArgs),
+    /// List archives with names, and the images for cards that were made of them
+    List {
+        #[command(flatten)]
+        state: StateFolder,
+    },
+    /// Make an archive the one for every Pi that has no other
+    Default {
+        #[command(flatten)]
+        state: StateFolder,
+        /// Which
+        #[arg(value_name = "NAME")]
+        name: String,
+    },
+    /// Say which Pis or groups get an archive
+    Assign {
+        #[command(flatten)]
+        state: StateFolder,
+        /// Which; without it they get what all get
+        #[arg(value_name = "NAME")]
+        name: Option<String>,
+        #[command(flatten)]
+        whom: catalog::Whom,
+    },
+    /// Forget an archive; its file stays
+    Remove {
+        #[command(flatten)]
+        state: StateFolder,
+        /// Which
+        #[arg(value_name = "NAME")]
+        name: String,
+    },
+    /// Sign an archive and the images that were made of it, for Pis with a public key
+    Sign(catalog::SignArgs),
+    /// Read all images and compare every hash
+    Check {
+        #[command(flatten)]
+        state: StateFolder,
+    },
+}
+
+#[derive(Debug, clap::Args)]
+struct BuildArgs {
+    /// The archive: gzip or zstd of tar
+    #[arg(long, value_name = "FILE")]
+    rootfs: PathBuf,
+    #[command(flatten)]
+    state: StateFolder,
+    /// The size of the card, as 32G or 31914983424, with the usual layout on it
+    #[arg(long, value_name = "SIZE", value_parser = human::size, conflicts_with = "partition")]
+    card: Option<u64>,
+    /// The size of the root partition, if the layout is another one
+    #[arg(long, value_name = "SIZE", value_parser = human::size, required_unless_present = "card")]
+    partition: Option<u64>,
+}
+
+/// Runs `piman image`.
+///
+/// # Errors
+/// What went wrong, with what was being done.
+pub fn run(args: &ImageArgs) -> anyhow::Result<()> {
+    match &args.command {
+        Command::Build(args) => build(args),
+        Command::List { state } => list(&state.path()?),
+        Command::Check { state } => check(&state.path()?),
+        Command::Add(args) => human::print(&catalog::add(args)?),
+        Command::Default { state, name } => human::print(&catalog::default(state, name)?),
+        Command::Assign { state, name, whom } => {
+            human::print(&catalog::choose(state, name.as_deref(), whom)?)
+        }
+        Command::Remove { state, name } => human::print(&catalog::remove(state, name)?),
+        Command::Sign(args) => human::print(&catalog::sign(args)?),
+    }
+}
+
+fn build(args: &BuildArgs) -> anyhow::Result<()> {
+    let partition = match (args.card, args.partition) {
+        (Some(card), _) => Layout::default().root_on(card)? * SECTOR,
+        (None, Some(partition)) => partition,
+        (None, None) => bail!("say --card SIZE or --partition SIZE"),
+    };
+    let name = args.rootfs.display();
+    let archive = File::open(&args.rootfs).with_context(|| format!("opening {name}"))?;
+    let mut hasher = blake3::Hasher::new();
+    hasher.update_reader(&archive).with_context(|| format!("reading {name}"))?;
+    let id = Hash(*hasher.finalize().as_bytes());
+    let images = open(&args.state.path()?)?;
+    let (progress, stop) = (Progress::new(), AtomicBool::new(false));
+    let bytes = filesystem_bytes(partition);
+    let image = std::thread::scope(|scope| {
+        let work = scope.spawn(|| images.build(&archive, id, bytes, &progress, &stop));
+        let mut out = io::stderr();
+        while out.is_terminal() && !work.is_finished() {
+            // Only a display.
+            let _ = write!(out, "\r{:3} %", progress.percent()).and_then(|()| out.flush());
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        if out.is_terminal() {
+            let _ = write!(out, "\r     \r");
+        }
+        work.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    });
+    let image = image.with_context(|| format!("making an image of {name}"))?;
+    let header = image.header();
+    human::print(&format!(
+        "image {} of archive {:.16}\n{} entries, {} of {} MiB used, {} chunks of {} MiB to be sent\n",
+        image.hash(),
+        header.archive,
+        header.entries,
+        header.used_bytes >> 20,
+        header.filesystem_bytes >> 20,
+        header.chunks,
+        header.stored_bytes >> 20
+    ))
+}
+
+fn list(state: &Path) -> anyhow::Result<()> {
+    if state.join(FILE).exists() {
+        human::print(&catalog::list(state, &Sqlite::command(state)?)?)?;
+    }
+    for image in open(state)?.all() {
+        let header = image.header();
+        human::print(&format!(
+            "{:.16}  archive {:.16}  {:6} MiB filesystem  {:6} MiB stored\n",
+            image.hash(),
+            header.archive,
+            header.filesystem_bytes >> 20,
+            header.stored_bytes >> 20
+        ))?;
+    }
+    Ok(())
+}
+
+fn check(state: &Path) -> anyhow::Result<()> {
+    let mut bad = 0;
+    for image in open(state)?.all() {
+        let damaged = image.damaged().context("reading the chunks")?;
+        match damaged.first() {
+            None => human::print(&format!("{:.16}  good\n", image.hash()))?,
+            Some(first) => {
+                bad += 1;
+                let count = damaged.len();
+                human::print(&format!(
+                    "{:.16}  {count} chunks damaged, the first is {first}\n",
+                    image.hash()
+                ))?;
+            }
+        }
+    }
+    if bad > 0 {
+        bail!("{bad} images are damaged: remove their files in {}/images", state.display());
+    }
+    Ok(())
+}
+
+fn open(state: &Path) -> anyhow::Result<Images> {
+    Images::open(state).with_context(|| format!("opening the images in {}", state.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(clap::Parser)]
+    struct Cli {
+        #[command(flatten)]
+        image: ImageArgs,
+    }
+
+    #[test]
+    fn one_of_both_sizes_is_needed() {
+        let parse = |more: &[&str]| {
+            let all = ["piman", "build", "--rootfs", "r", "--state", "s"].iter().chain(more);
+            Cli::try_parse_from(all).map(|cli| run(&cli.image))
+        };
+        assert!(parse(&[]).is_err());
+        assert!(parse(&["--card", "32G", "--partition", "1G"]).is_err());
+        let missing = parse(&["--card", "32G"]).ok().unwrap().unwrap_err();
+        assert_eq!(missing.to_string(), "opening r");
+        let small = parse(&["--card", "32M"]).ok().unwrap().unwrap_err();
+        assert!(small.to_string().contains("too small"), "{small}");
+    }
+}

@@ -1,0 +1,570 @@
+//! What `piman serve` is told: by flags, by a TOML file with the same names, by defaults.
+
+mod check;
+pub mod services;
+
+use std::fs;
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use pi_agent::reach::serial::Line;
+use piman_core::install::{CONTROL_PORT, FETCH_PORT, ROOTFS_PORT};
+use piman_core::stream::PORT as STREAM_PORT;
+use piman_core::transfer::PORT as TRANSFER_PORT;
+use serde::Deserialize;
+
+use crate::messages;
+use crate::net::min_rate::{Limits, SLOWEST, UNANSWERED};
+use crate::net::timeout::Patience;
+use crate::netboot::dhcp::{Fixed, Mode, Range};
+use crate::netboot::{self, dhcp};
+use crate::telemetry::Rotation;
+use crate::text::duration::Span;
+use services::{StreamSettings, TransferSettings};
+
+/// The options of `piman serve`. The configuration file has the same keys; a flag wins.
+#[derive(Debug, Clone, Default, clap::Args, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Options {
+    /// Root filesystem to install: a tar archive packed by gzip or zstd; without it nothing is installed
+    #[arg(long, value_name = "FILE")]
+    pub rootfs: Option<PathBuf>,
+    /// Address to listen on [default: 0.0.0.0, all of IPv4]
+    #[arg(long, value_name = "IP")]
+    pub listen: Option<IpAddr>,
+    /// Port on which Pis report and are commanded; 0 takes a free one [default: 3333]
+    #[arg(long, value_name = "PORT")]
+    pub control_port: Option<u16>,
+    /// Port that sends the root filesystem [default: 4444]
+    #[arg(long, value_name = "PORT")]
+    pub rootfs_port: Option<u16>,
+    /// Port where piman's own agents fetch ranges [default: 4445]
+    #[arg(long, value_name = "PORT")]
+    pub fetch_port: Option<u16>,
+    /// Port where installed Pis connect for `piman call` and `piman status` [default: none; 25565 is usual]
+    #[arg(long, value_name = "PORT")]
+    pub talks_port: Option<u16>,
+    /// File with the password that Pis must know on that port, in its first line
+    #[arg(long, value_name = "FILE")]
+    pub talks_password_file: Option<PathBuf>,
+    /// Folder for what is known of the Pis, orders and built images
+    #[arg(long, value_name = "DIR")]
+    pub state: Option<PathBuf>,
+    /// Do not send the time to a Pi that connects
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", require_equals = true, value_name = "BOOL")]
+    pub no_date: Option<bool>,
+    /// Do not build images for path B: every Pi extracts the archive by itself
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", require_equals = true, value_name = "BOOL")]
+    pub no_images: Option<bool>,
+    /// File of IPv4 addresses, one per line, that are to be reinstalled; emptied when taken in
+    #[arg(long, value_name = "FILE")]
+    pub reinstall_file: Option<PathBuf>,
+    /// Transfers at the same time; the others wait for their turn [default: no limit]
+    #[arg(long, value_name = "N")]
+    pub slots: Option<usize>,
+    /// Connections on one port in total [default: 16384]
+    #[arg(long, value_name = "N")]
+    pub connections: Option<usize>,
+    /// Connections on one port from one address [default: 256]
+    #[arg(long, value_name = "N")]
+    pub connections_per_address: Option<usize>,
+    /// How long a Pi may take from connecting to its first report [default: 2m]
+    #[arg(long, value_name = "TIME")]
+    pub first_report_timeout: Option<Span>,
+    /// How long a Pi may be silent after that, while it installs, say [default: 2h]
+    #[arg(long, value_name = "TIME")]
+    pub idle_timeout: Option<Span>,
+    /// How long a transfer may make no progress [default: 5m; no limit for old peers whose system answers]
+    #[arg(long, value_name = "TIME")]
+    pub stall_timeout: Option<Span>,
+    /// Bytes per second that a transfer must move on average over the stall time-out [default: 12, old peers: 0]
+    #[arg(long, value_name = "BYTES")]
+    pub min_rate: Option<u64>,
+    /// Folder whose files are sent and taken on the transfer port; without it there is no such service
+    #[arg(long, value_name = "DIR")]
+    pub transfer_dir: Option<PathBuf>,
+    /// Port of the transfer service [default: 50001]
+    #[arg(long, value_name = "PORT")]
+    pub transfer_port: Option<u16>,
+    /// How long an upload that broke off can be resumed [default: 24h]
+    #[arg(long, value_name = "TIME")]
+    pub transfer_keep: Option<Span>,
+    /// Folder for the records that come on the stream port; without it there is no such service
+    #[arg(long, value_name = "DIR")]
+    pub stream_dir: Option<PathBuf>,
+    /// Port of the stream service [default: 5003]
+    #[arg(long, value_name = "PORT")]
+    pub stream_port: Option<u16>,
+    /// Bring every record to the disk before it is acknowledged
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", require_equals = true, value_name = "BOOL")]
+    pub stream_sync: Option<bool>,
+    /// Begin a new file of records before one has more MiB than this; 0: never [default: 100]
+    #[arg(long, value_name = "MIB")]
+    pub stream_rotate_mib: Option<u32>,
+    /// Begin a new file of records when one is this old [default: never]
+    #[arg(long, value_name = "TIME")]
+    pub stream_rotate_age: Option<Span>,
+    /// Port of a message channel: what one sends, all others get [default: none; 9123 is usual]
+    #[arg(long, value_name = "PORT")]
+    pub messages_port: Option<u16>,
+    /// One more message channel, or one more address of a channel; repeat
+    #[arg(long, value_name = "NAME=[IP:]PORT")]
+    #[serde(default)]
+    pub messages_channel: Vec<messages::Named>,
+    /// As --messages-channel, but a chat: lines of text with the sender's name, and who comes and goes; repeat
+    #[arg(long, value_name = "NAME=[IP:]PORT")]
+    #[serde(default)]
+    pub messages_chat: Vec<messages::Named>,
+    /// The largest message that is taken, in KiB, up to 65536 [default: 1024]
+    #[arg(long, value_name = "KIB", value_parser = clap::value_parser!(u32).range(1..=65536))]
+    pub messages_limit_kib: Option<u32>,
+    /// Messages that may wait for a slow receiver before it is disconnected [default: 256]
+    #[arg(long, value_name = "N")]
+    pub messages_queue: Option<usize>,
+    /// Serial line on which a Pi reaches all services, as /dev/ttyUSB0:115200; repeat
+    #[arg(long, value_name = "DEVICE[:BAUD]")]
+    #[serde(default)]
+    pub serial: Vec<String>,
+    /// Bluetooth: stream on this RFCOMM channel, transfer and talks on the next two [without a channel: 1]
+    #[arg(long, value_name = "CHANNEL", num_args = 0..=1, default_missing_value = "1")]
+    pub bluetooth: Option<u8>,
+    /// Folder that Pis boot from (`piman netboot build`), sent by TFTP; without it there is no such service
+    #[arg(long, value_name = "DIR")]
+    pub netboot: Option<PathBuf>,
+    /// UDP port of TFTP; boot ROMs know no other than the default [default: 69]
+    #[arg(long, value_name = "PORT")]
+    pub tftp_port: Option<u16>,
+    /// Files sent by TFTP at the same time; further requests wait for their turn [default: 256]
+    #[arg(long, value_name = "N")]
+    pub tftp_transfers: Option<usize>,
+    /// Answer DHCP: `proxy` beside another server, `server` to give addresses too [default: not at all]
+    #[arg(long, value_name = "MODE")]
+    pub dhcp: Option<Mode>,
+    /// The only network interface on which DHCP is answered
+    #[arg(long, value_name = "NAME")]
+    pub dhcp_interface: Option<String>,
+    /// Addresses to give, such as 192.168.1.100-192.168.1.199
+    #[arg(long, value_name = "FIRST-LAST")]
+    pub dhcp_range: Option<Range>,
+    /// A Pi that always gets the same address: MAC=IP or SERIAL=IP; repeat
+    #[arg(long, value_name = "WHO=IP")]
+    #[serde(default)]
+    pub dhcp_lease: Vec<Fixed>,
+    /// Router that clients are told of [default: none]
+    #[arg(long, value_name = "IP")]
+    pub dhcp_router: Option<Ipv4Addr>,
+    /// Name server that clients are told of; repeat [default: none]
+    #[arg(long, value_name = "IP")]
+    #[serde(default)]
+    pub dhcp_dns: Vec<Ipv4Addr>,
+    /// How long an address is given for [default: 1h]
+    #[arg(long, value_name = "TIME")]
+    pub dhcp_lease_time: Option<Span>,
+    /// File that clients are told to boot; a Pi's boot ROM does not need to be told [default: bootcode.bin]
+    #[arg(long, value_name = "NAME")]
+    pub dhcp_file: Option<String>,
+    /// Tell not only Raspberry Pis where to boot from
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", require_equals = true, value_name = "BOOL")]
+    pub dhcp_everybody: Option<bool>,
+    /// How long transfers may go on after the server was told to stop [default: 60s]
+    #[arg(long, value_name = "TIME")]
+    pub shutdown_timeout: Option<Span>,
+}
+
+/// What a server runs with: every value is there and possible.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(missing_docs, reason = "as in `Options`")]
+pub struct Settings {
+    /// For all Pis that get no other image.
+    pub rootfs: Option<PathBuf>,
+    /// An option that was given and that nothing but the install service heeds.
+    pub install_only: Option<&'static str>,
+    pub listen: IpAddr,
+    pub control_port: u16,
+    pub rootfs_port: u16,
+    pub fetch_port: u16,
+    /// `None`: not at all.
+    pub talks_port: Option<u16>,
+    pub talks_password_file: Option<PathBuf>,
+    pub state: PathBuf,
+    /// Whether the time is sent.
+    pub date: bool,
+    /// Whether images are built.
+    pub images: bool,
+    pub reinstall_file: Option<PathBuf>,
+    /// 0: no limit.
+    pub slots: usize,
+    pub connections: usize,
+    pub connections_per_address: usize,
+    /// For control connections.
+    pub patience: Patience,
+    pub stall: Duration,
+    /// For those who take bytes from us and can go on where they were.
+    pub ours: Limits,
+    /// For those who take bytes from us and may be old.
+    pub old: Limits,
+    /// Only with a folder.
+    pub transfer: Option<TransferSettings>,
+    /// Only with a folder.
+    pub stream: Option<StreamSettings>,
+    /// Only with a port.
+    pub messages: Option<messages::Settings>,
+    /// Only with a folder.
+    pub netboot: Option<netboot::Settings>,
+    pub serial: Vec<Line>,
+    /// The first channel.
+    pub bluetooth: Option<u8>,
+    pub shutdown: Duration,
+}
+
+impl Options {
+    /// Reads a configuration file.
+    ///
+    /// # Errors
+    /// If it cannot be read, or has a key that does not exist or a value that cannot be.
+    pub fn read(path: &Path) -> anyhow::Result<Self> {
+        let name = path.display();
+        let text = fs::read_to_string(path).with_context(|| format!("reading the configuration {name}"))?;
+        toml::from_str(&text).with_context(|| format!("in the configuration {name}"))
+    }
+
+    /// These options, and those of `file` where these say nothing.
+    #[must_use]
+    pub fn or(self, file: Self) -> Self {
+        Self {
+            rootfs: self.rootfs.or(file.rootfs),
+            listen: self.listen.or(file.listen),
+            control_port: self.control_port.or(file.control_port),
+            rootfs_port: self.rootfs_port.or(file.rootfs_port),
+            fetch_port: self.fetch_port.or(file.fetch_port),
+            talks_port: self.talks_port.or(file.talks_port),
+            talks_password_file: self.talks_password_file.or(file.talks_password_file),
+            state: self.state.or(file.state),
+            no_date: self.no_date.or(file.no_date),
+            no_images: self.no_images.or(file.no_images),
+            reinstall_file: self.reinstall_file.or(file.reinstall_file),
+            slots: self.slots.or(file.slots),
+            connections: self.connections.or(file.connections),
+            connections_per_address: self.connections_per_address.or(file.connections_per_address),
+            first_report_timeout: self.first_report_timeout.or(file.first_report_timeout),
+            idle_timeout: self.idle_timeout.or(file.idle_timeout),
+            stall_timeout: self.stall_timeout.or(file.stall_timeout),
+            min_rate: self.min_rate.or(file.min_rate),
+            transfer_dir: self.transfer_dir.or(file.transfer_dir),
+            transfer_port: self.transfer_port.or(file.transfer_port),
+            transfer_keep: self.transfer_keep.or(file.transfer_keep),
+            stream_dir: self.stream_dir.or(file.stream_dir),
+            stream_port: self.stream_port.or(file.stream_port),
+            stream_sync: self.stream_sync.or(file.stream_sync),
+            stream_rotate_mib: self.stream_rotate_mib.or(file.stream_rotate_mib),
+            stream_rotate_age: self.stream_rotate_age.or(file.stream_rotate_age),
+            messages_port: self.messages_port.or(file.messages_port),
+            messages_channel: first(self.messages_channel, file.messages_channel),
+            messages_chat: first(self.messages_chat, file.messages_chat),
+            messages_limit_kib: self.messages_limit_kib.or(file.messages_limit_kib),
+            messages_queue: self.messages_queue.or(file.messages_queue),
+            serial: if self.serial.is_empty() { file.serial } else { self.serial },
+            bluetooth: self.bluetooth.or(file.bluetooth),
+            netboot: self.netboot.or(file.netboot),
+            tftp_port: self.tftp_port.or(file.tftp_port),
+            tftp_transfers: self.tftp_transfers.or(file.tftp_transfers),
+            dhcp: self.dhcp.or(file.dhcp),
+            dhcp_interface: self.dhcp_interface.or(file.dhcp_interface),
+            dhcp_range: self.dhcp_range.or(file.dhcp_range),
+            dhcp_lease: if self.dhcp_lease.is_empty() { file.dhcp_lease } else { self.dhcp_lease },
+            dhcp_router: self.dhcp_router.or(file.dhcp_router),
+            dhcp_dns: if self.dhcp_dns.is_empty() { file.dhcp_dns } else { self.dhcp_dns },
+            dhcp_lease_time: self.dhcp_lease_time.or(file.dhcp_lease_time),
+            dhcp_file: self.dhcp_file.or(file.dhcp_file),
+            dhcp_everybody: self.dhcp_everybody.or(file.dhcp_everybody),
+            shutdown_timeout: self.shutdown_timeout.or(file.shutdown_timeout),
+        }
+    }
+}
+
+fn first<T>(one: Vec<T>, other: Vec<T>) -> Vec<T> {
+    if one.is_empty() { other } else { one }
+}
+
+impl TryFrom<Options> for Settings {
+    type Error = anyhow::Error;
+
+    fn try_from(mut o: Options) -> anyhow::Result<Self> {
+        check::without_effect(&o)?;
+        let install_only = check::install_only(&o);
+        let netboot = netboot(&mut o)?;
+        let span = |given: Option<Span>, seconds| given.map_or(Duration::from_secs(seconds), |s| s.0);
+        let stall = span(o.stall_timeout, 300);
+        let ours = Limits {
+            stall: Some(stall),
+            slowest: o.min_rate.unwrap_or(SLOWEST),
+            span: stall,
+            unanswered: UNANSWERED,
+        };
+        // An old peer cannot go on where it was, so only the operator gives it a limit.
+        let old = Limits { stall: o.stall_timeout.map(|s| s.0), slowest: o.min_rate.unwrap_or(0), ..ours };
+        let transfer = o.transfer_dir.map(|folder| TransferSettings {
+            port: o.transfer_port.unwrap_or(TRANSFER_PORT),
+            folder,
+            keep: span(o.transfer_keep, 24 * 3600),
+        });
+        let stream = o.stream_dir.map(|folder| StreamSettings {
+            port: o.stream_port.unwrap_or(STREAM_PORT),
+            folder,
+            sync: o.stream_sync.unwrap_or(false),
+            rotation: Rotation {
+                bytes: u64::from(o.stream_rotate_mib.unwrap_or(100)) << 20,
+                age: o.stream_rotate_age.map_or(Duration::ZERO, |s| s.0),
+            },
+        });
+        let messages_limit = o.messages_limit_kib.unwrap_or(1024);
+        if !(1..=65536).contains(&messages_limit) {
+            bail!("--messages-limit-kib is {messages_limit}: it must be from 1 to 65536");
+        }
+        let messages_queue = o.messages_queue.unwrap_or(256);
+        if !(1..=65536).contains(&messages_queue) {
+            bail!("--messages-queue is {messages_queue}: it must be from 1 to 65536");
+        }
+        let listen = o.listen.unwrap_or(Ipv4Addr::UNSPECIFIED.into());
+        let messages = messages::Settings::new(
+            listen,
+            o.messages_port,
+            o.messages_channel,
+            o.messages_chat,
+            messages_limit << 10,
+            messages_queue,
+        );
+        let messages = messages.map_err(anyhow::Error::msg)?;
+        let serial =
+            o.serial.iter().map(|line| line.parse().map_err(anyhow::Error::msg)).collect::<Result<_, _>>();
+        let serial = serial.context("--serial")?;
+        let settings = Self {
+            rootfs: o.rootfs,
+            install_only,
+            listen,
+            control_port: o.control_port.unwrap_or(CONTROL_PORT),
+            rootfs_port: o.rootfs_port.unwrap_or(ROOTFS_PORT),
+            fetch_port: o.fetch_port.unwrap_or(FETCH_PORT),
+            talks_port: o.talks_port,
+            talks_password_file: o.talks_password_file,
+            state: o.state.unwrap_or_else(state_folder),
+            date: !o.no_date.unwrap_or(false),
+            images: !o.no_images.unwrap_or(false),
+            reinstall_file: o.reinstall_file,
+            slots: o.slots.unwrap_or(0),
+            connections: o.connections.unwrap_or(16_384),
+            connections_per_address: o.connections_per_address.unwrap_or(256),
+            patience: Patience {
+                first_report: span(o.first_report_timeout, 120),
+                idle: span(o.idle_timeout, 7200),
+                write: stall.min(Duration::from_secs(60)),
+            },
+            stall,
+            ours,
+            old,
+            transfer,
+            stream,
+            messages,
+            netboot,
+            serial,
+            bluetooth: o.bluetooth,
+            shutdown: span(o.shutdown_timeout, 60),
+        };
+        if settings.connections == 0 || settings.connections_per_address == 0 {
+            bail!("--connections and --connections-per-address must be 1 at least, or nobody can connect");
+        }
+        Ok(settings)
+    }
+}
+
+/// What the services for booting are told, if there are any.
+fn netboot(o: &mut Options) -> anyhow::Result<Option<netboot::Settings>> {
+    let Some(folder) = o.netboot.take() else { return Ok(None) };
+    let dhcp = match (o.dhcp, o.dhcp_interface.take()) {
+        (None, _) => None,
+        (Some(_), None) => bail!(
+            "--dhcp needs the interface that the Pis are connected to, with --dhcp-interface NAME; `ip -brief address` shows them"
+        ),
+        (Some(mode), Some(interface)) => Some(dhcp::Settings {
+            mode,
+            interface,
+            range: o.dhcp_range,
+            fixed: std::mem::take(&mut o.dhcp_lease),
+            router: o.dhcp_router,
+            dns: std::mem::take(&mut o.dhcp_dns),
+            lease: o.dhcp_lease_time.map_or(Duration::from_secs(3600), |s| s.0),
+            boot: dhcp::proxy::Boot {
+                file: o.dhcp_file.take().unwrap_or_else(|| "bootcode.bin".into()),
+                everybody: o.dhcp_everybody.unwrap_or(false),
+            },
+            state: o.state.clone().unwrap_or_else(state_folder),
+        }),
+    };
+    let tftp_port = o.tftp_port.unwrap_or(netboot::tftp::PORT);
+    let limits = netboot::tftp::Limits::default();
+    let tftp_transfers = o.tftp_transfers.unwrap_or(limits.transfers).max(1);
+    Ok(Some(netboot::Settings { folder, tftp_port, tftp_transfers, dhcp }))
+}
+
+/// Where the state is if nobody says: `/var/lib/piman` for root, else in the user's own folder.
+#[must_use]
+pub fn state_folder() -> PathBuf {
+    if rustix::process::geteuid().is_root() {
+        return "/var/lib/piman".into();
+    }
+    let folder = |variable: &str| std::env::var_os(variable).map(PathBuf::from).filter(|p| p.is_absolute());
+    folder("XDG_STATE_HOME")
+        .or_else(|| Some(folder("HOME")?.join(".local/state")))
+        .map_or_else(|| "piman-state".into(), |f| f.join("piman"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> anyhow::Result<Options> {
+        Ok(toml::from_str(text)?)
+    }
+
+    #[test]
+    fn flags_win_over_the_file() {
+        let file =
+            parse("rootfs = '/a'\ncontrol-port = 1\nidle-timeout = '5m'\nno-date = true\nstall-timeout = 7");
+        let flags = Options { control_port: Some(2), no_date: Some(false), ..Options::default() };
+        let settings = Settings::try_from(flags.or(file.unwrap())).unwrap();
+        assert_eq!((settings.control_port, settings.date, settings.rootfs_port), (2, true, ROOTFS_PORT));
+        assert_eq!(settings.patience.idle, Duration::from_secs(300));
+        assert_eq!(settings.stall, Duration::from_secs(7));
+    }
+
+    #[test]
+    fn old_peers_have_no_limit_but_the_operators() {
+        let limits = |text: &str| {
+            let settings = Settings::try_from(parse(text).unwrap()).unwrap();
+            [settings.old, settings.ours].map(|l| (l.stall.map(|s| s.as_secs()), l.slowest, l.span.as_secs()))
+        };
+        assert_eq!(limits("rootfs = '/a'"), [(None, 0, 300), (Some(300), SLOWEST, 300)]);
+        assert_eq!(
+            limits("rootfs = '/a'\nstall-timeout = '1m'"),
+            [(Some(60), 0, 60), (Some(60), SLOWEST, 60)]
+        );
+        assert_eq!(limits("rootfs = '/a'\nmin-rate = 500"), [(None, 500, 300), (Some(300), 500, 300)]);
+        assert_eq!(limits("rootfs = '/a'\nmin-rate = 0")[1], (Some(300), 0, 300));
+    }
+
+    #[test]
+    fn what_is_wrong_in_a_file_is_named() {
+        for (text, names) in [
+            ("rootsf = '/a'", "rootsf"),
+            ("control-port = 70000", "70000"),
+            ("idle-timeout = 'soon'", "soon"),
+            ("listen = 'here'", "IP address"),
+        ] {
+            let error = format!("{:#}", parse(text).unwrap_err());
+            assert!(error.contains(names), "{error}");
+        }
+    }
+
+    #[test]
+    fn booting_is_off_unless_it_is_asked_for() {
+        let settings = |text: &str| parse(&format!("rootfs = '/a'\n{text}")).and_then(Settings::try_from);
+        assert_eq!(settings("").unwrap().netboot, None);
+        let on = settings("netboot = '/b'").unwrap().netboot.unwrap();
+        assert_eq!((on.tftp_port, on.dhcp), (69, None));
+        let on = settings(
+            "netboot = '/b'\ndhcp = 'server'\ndhcp-interface = 'eth1'\ndhcp-range = '10.0.0.5-10.0.0.9'\ndhcp-lease = ['abcdef01=10.0.0.7']",
+        );
+        let dhcp = on.unwrap().netboot.unwrap().dhcp.unwrap();
+        assert_eq!((dhcp.mode, dhcp.interface.as_str(), dhcp.fixed.len()), (Mode::Server, "eth1", 1));
+        for (text, names) in [
+            ("dhcp = 'proxy'", "--netboot"),
+            ("tftp-port = 69", "--netboot"),
+            ("netboot = '/b'\ndhcp-interface = 'eth0'", "--dhcp proxy"),
+            ("netboot = '/b'\ndhcp = 'proxy'", "--dhcp-interface"),
+            ("netboot = '/b'\ndhcp-range = '10.0.0.5'", "10.0.0.5"),
+            ("netboot = '/b'\ndhcp = 'maybe'", "maybe"),
+        ] {
+            let error = format!("{:#}", settings(text).unwrap_err());
+            assert!(error.contains(names), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn message_channels() {
+        let settings = |text: &str| parse(text).and_then(Settings::try_from);
+        assert_eq!(settings("").unwrap().messages, None);
+        let all = settings(
+            "messages-port = 9123\nmessages-channel = ['lab=9124', 'lab=127.0.0.1:9125']\nmessages-chat = ['talk=9126']",
+        );
+        let all = all.unwrap();
+        assert!(all.check(false).is_ok(), "it is something to serve");
+        let messages = all.messages.unwrap();
+        assert_eq!((messages.limit, messages.queue), (1 << 20, 256));
+        assert_eq!(messages.channels.iter().map(|c| c.at.len()).collect::<Vec<_>>(), [1, 2, 1]);
+        for (text, names) in [
+            ("messages-channel = ['lab']", "NAME=PORT"),
+            ("messages-channel = ['a=1']\nmessages-chat = ['a=2']", "not both"),
+            ("messages-port = 1\nmessages-limit-kib = 0", "--messages-limit-kib"),
+            ("messages-port = 1\nmessages-queue = 0", "--messages-queue"),
+        ] {
+            let error = format!("{:#}", settings(text).unwrap_err());
+            assert!(error.contains(names), "{text}: {error}");
+        }
+        for (text, names) in [
+            ("messages-port = 9123\nmessages-channel = ['a=9123']", "--messages-channel"),
+            ("messages-port = 5003\nstream-dir = '/s'", "--stream-port"),
+            ("talks-port = 7\nmessages-chat = ['a=127.0.0.1:7']", "--messages-chat"),
+        ] {
+            let error = settings(text).unwrap().check(false).unwrap_err().to_string();
+            assert!(error.contains(names), "{text}: {error}");
+        }
+        // Two addresses, one port.
+        let two = settings("messages-channel = ['a=127.0.0.1:7', 'b=127.0.0.2:7', 'c=[::1]:7']").unwrap();
+        assert!(two.check(false).is_ok());
+    }
+
+    #[test]
+    fn impossible_settings() {
+        let rootfs = || Some("/a".into());
+        let check = |options, install| Settings::try_from(options).and_then(|s| s.check(install));
+        assert!(check(Options::default(), false).is_err());
+        assert!(check(Options::default(), true).is_ok(), "with images of the catalogue");
+        let same = |port| Options { talks_port: Some(1), control_port: Some(port), ..Options::default() };
+        assert!(check(same(4444), true).unwrap_err().to_string().contains("rootfs-port"));
+        assert!(check(same(4444), false).unwrap_err().to_string().contains("--rootfs FILE"));
+        let nothing = Options { talks_port: Some(3333), ..Options::default() };
+        assert!(check(nothing.clone(), false).is_ok(), "nobody else wants the port then");
+        assert!(check(nothing, true).is_err());
+        let none = Options { rootfs: rootfs(), connections: Some(0), ..Options::default() };
+        assert!(Settings::try_from(none).is_err());
+        let any = Some(0);
+        let free = Options {
+            rootfs: rootfs(),
+            control_port: any,
+            rootfs_port: any,
+            fetch_port: any,
+            ..Options::default()
+        };
+        assert!(check(free, true).is_ok());
+    }
+
+    #[test]
+    fn what_would_have_no_effect() {
+        for (text, needs) in [
+            ("talks-password-file = '/p'", "--talks-port"),
+            ("stream-sync = true", "--stream-dir"),
+            ("stream-rotate-mib = 1", "--stream-dir"),
+            ("stream-rotate-age = '1h'", "--stream-dir"),
+            ("messages-limit-kib = 1", "--messages-port"),
+            ("messages-queue = 1", "--messages-port"),
+            ("transfer-keep = '1h'", "--transfer-dir"),
+            ("tftp-transfers = 9", "--netboot"),
+            ("dhcp-router = '10.0.0.1'", "--dhcp"),
+        ] {
+            let error = parse(text).and_then(Settings::try_from).unwrap_err().to_string();
+            assert!(error.contains("no effect") && error.contains(needs), "{text}: {error}");
+        }
+    }
+}

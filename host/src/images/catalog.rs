@@ -1,0 +1,274 @@
+//! The archives of a server: which Pi gets which, and each open once.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::thread::JoinHandle;
+
+use piman_core::hash::Hash;
+
+use crate::images::source::{Archive, Servable, Source};
+use crate::state::{Identity, State, StateError};
+use crate::sys::lock::lock;
+
+/// What became of an archive.
+#[derive(Debug)]
+pub enum News<'a> {
+    /// This version is good, and has this identity.
+    Good(&'a Arc<Archive>, Hash),
+    /// What is wrong and what to do.
+    Bad(&'a str),
+    /// It is no concern of this server any more.
+    Dropped,
+}
+
+/// Hears the news of each version of each archive.
+pub type Tell = Arc<dyn Fn(&Path, News<'_>) + Send + Sync>;
+
+/// The archives that are in use, by path.
+pub struct Library {
+    state: Arc<dyn State>,
+    /// What `--rootfs` names: for everyone who gets nothing else.
+    fallback: Option<PathBuf>,
+    shelf: Mutex<Shelf>,
+    /// Whether the catalogue had an answer when it was last read.
+    answered: AtomicBool,
+    tell: Tell,
+}
+
+#[derive(Default)]
+struct Shelf {
+    sources: HashMap<PathBuf, Arc<Source>>,
+    threads: Vec<JoinHandle<()>>,
+    closed: bool,
+}
+
+impl Library {
+    /// A library with an archive for everyone who gets nothing else, and what the catalogue in
+    /// the state has. All are being checked when this returns.
+    ///
+    /// # Errors
+    /// If the system has no thread left.
+    pub fn open(state: Arc<dyn State>, fallback: Option<Source>, tell: Tell) -> std::io::Result<Arc<Self>> {
+        let library = Arc::new(Self {
+            state,
+            fallback: fallback.as_ref().map(|source| source.path().to_owned()),
+            shelf: Mutex::default(),
+            answered: AtomicBool::new(false),
+            tell,
+        });
+        if let Some(source) = fallback {
+            library.lock().put(Arc::new(source), &library.state, &library.tell)?;
+        }
+        if let Err(e) = library.follow() {
+            log::error!("images cannot be read, so only --rootfs is installed: {e}");
+        }
+        Ok(library)
+    }
+
+    /// Does what the catalogue says now: what is new in it is opened, and what is neither in it nor
+    /// for everyone is dropped.
+    ///
+    /// # Errors
+    /// [`StateError`] if the catalogue cannot be read; then everything stays as it was.
+    pub fn follow(&self) -> Result<(), StateError> {
+        let catalogue = self.state.catalogue()?;
+        self.answered.fetch_or(!catalogue.images.is_empty(), Ordering::Relaxed);
+        for image in &catalogue.images {
+            self.source(&image.path);
+        }
+        let is_meant = |path: &Path| {
+            self.fallback.as_deref() == Some(path) || catalogue.images.iter().any(|i| i.path == path)
+        };
+        let mut dropped = Vec::new();
+        self.lock().sources.retain(|path, source| {
+            let keep = is_meant(path);
+            if !keep {
+                source.close();
+                dropped.push(path.clone());
+            }
+            keep
+        });
+        for path in dropped {
+            log::info!("{} is not in the list of images any more", path.display());
+            (self.tell)(&path, News::Dropped);
+        }
+        Ok(())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Shelf> {
+        lock(&self.shelf)
+    }
+
+    /// The archive that this Pi gets.
+    ///
+    /// # Errors
+    /// Says why there is none, and what to do.
+    pub fn of(&self, pi: &Identity) -> Result<Arc<Source>, String> {
+        let path = match self.state.image_of(pi) {
+            Ok(path) => {
+                self.answered.fetch_or(path.is_some(), Ordering::Relaxed);
+                path.or_else(|| self.fallback.clone())
+            }
+            // Another image than the one that is meant for it is worse than none.
+            Err(e) if self.answered.load(Ordering::Relaxed) => {
+                return Err(format!("which image it gets cannot be read: {e}"));
+            }
+            Err(_) => self.fallback.clone(),
+        };
+        let path = path.ok_or(
+            "no image is meant for it: `piman image default NAME` or `piman image assign NAME --for DEVICE`",
+        )?;
+        self.source(&path).ok_or_else(|| "the server is being stopped".into())
+    }
+
+    /// What is at this path; `None` while the server is being stopped.
+    fn source(&self, path: &Path) -> Option<Arc<Source>> {
+        let mut shelf = self.lock();
+        if let Some(source) = shelf.sources.get(path) {
+            return Some(Arc::clone(source));
+        }
+        let source = Arc::new(Source::at(path));
+        match shelf.put(Arc::clone(&source), &self.state, &self.tell) {
+            Ok(()) => Some(source),
+            Err(e) => {
+                log::error!("{} cannot be watched: {e}", path.display());
+                None
+            }
+        }
+    }
+
+    /// All that are good now.
+    pub fn good(&self) -> Vec<(Arc<Archive>, Hash)> {
+        let sources: Vec<_> = self.lock().sources.values().cloned().collect();
+        let good = |source: Arc<Source>| match source.servable() {
+            Servable::Good(archive, id) => Some((archive, id)),
+            _ => None,
+        };
+        sources.into_iter().filter_map(good).collect()
+    }
+
+    /// Whether any is still being checked.
+    pub fn is_checking(&self) -> bool {
+        let sources: Vec<_> = self.lock().sources.values().cloned().collect();
+        sources.iter().any(|source| matches!(source.servable(), Servable::Checking(_)))
+    }
+
+    /// The hashes of all, if all are known and good: then whatever belongs to another one is
+    /// needed no more.
+    pub fn all(&self) -> Option<Vec<Hash>> {
+        self.follow().inspect_err(|e| log::warn!("images cannot be read, so none is removed: {e}")).ok()?;
+        let good = self.good();
+        (good.len() == self.lock().sources.len()).then(|| good.into_iter().map(|(_, id)| id).collect())
+    }
+
+    /// The one with this hash, if it is good.
+    pub fn by_id(&self, id: Hash) -> Option<Arc<Archive>> {
+        self.good().into_iter().find(|(_, found)| *found == id).map(|(archive, _)| archive)
+    }
+
+    /// Ends the threads, and returns them.
+    #[must_use]
+    pub fn close(&self) -> Vec<JoinHandle<()>> {
+        let mut shelf = self.lock();
+        shelf.closed = true;
+        shelf.sources.values().for_each(|source| source.close());
+        std::mem::take(&mut shelf.threads)
+    }
+}
+
+impl Shelf {
+    fn put(&mut self, source: Arc<Source>, state: &Arc<dyn State>, tell: &Tell) -> std::io::Result<()> {
+        if self.closed {
+            return Err(std::io::Error::other("the server is being stopped"));
+        }
+        let (tell, watched) = (Arc::clone(tell), Arc::clone(&source));
+        let hear = move |found: Result<(&Arc<Archive>, Hash), &str>| {
+            let path = watched.path();
+            match found {
+                Ok((archive, id)) => tell(path, News::Good(archive, id)),
+                Err(reason) => tell(path, News::Bad(reason)),
+            }
+            // It was dropped while this was on its way.
+            if watched.is_closed() {
+                tell(path, News::Dropped);
+            }
+        };
+        self.threads.retain(|thread| !thread.is_finished());
+        self.threads.push(source.watch(Arc::clone(state), hear)?);
+        self.sources.insert(source.path().to_owned(), source);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{self, File};
+    use std::sync::mpsc;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::state::{Edit, Sqlite};
+
+    fn pack(path: &Path, text: &str) {
+        let file = File::create(path).unwrap();
+        let mut tar = tar::Builder::new(flate2::write::GzEncoder::new(file, flate2::Compression::fast()));
+        let mut header = tar::Header::new_ustar();
+        header.set_size(text.len() as u64);
+        header.set_mode(0o644);
+        tar.append_data(&mut header, "file", text.as_bytes()).unwrap();
+        tar.into_inner().unwrap().finish().unwrap();
+    }
+
+    #[test]
+    fn the_library_follows_the_catalogue() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        for name in ["a", "b", "c"] {
+            pack(&path(name), name);
+        }
+        let state: Arc<dyn State> = Arc::new(Sqlite::serve(folder.path()).unwrap());
+        let add = |name: &str| state.edit(&Edit::Add { name: name.into(), path: path(name) }).unwrap();
+        assert!(add("b"));
+        let (told, news) = mpsc::channel();
+        let tell = move |path: &Path, news: News<'_>| {
+            let name = path.file_name().unwrap().to_str().unwrap().to_owned();
+            let kind = match news {
+                News::Good(..) => "good",
+                News::Bad(_) => "bad",
+                News::Dropped => "dropped",
+            };
+            let _ = told.send((name, kind));
+        };
+        let fallback = Source::open(&path("a")).unwrap();
+        let library = Library::open(Arc::clone(&state), Some(fallback), Arc::new(tell)).unwrap();
+        let wait = |name: &str, kind: &str| {
+            while news.recv_timeout(Duration::from_secs(60)).unwrap() != (name.to_owned(), kind) {}
+        };
+        wait("a", "good");
+        let both = || library.all().filter(|all| all.len() == 2);
+        while both().is_none() {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+
+        // Nothing is needed no more before what was added has been read.
+        assert!(add("c"));
+        let all = library.all();
+        assert!(all.is_none_or(|all| all.len() == 3), "c is not known, or it is among them");
+        wait("c", "good");
+        assert_eq!(library.all().unwrap().len(), 3);
+
+        // What was removed stands in nobody's way, also if it is gone.
+        fs::remove_file(path("b")).unwrap();
+        wait("b", "bad");
+        assert_eq!(library.all(), None);
+        assert!(state.edit(&Edit::Remove { name: "b".into() }).unwrap());
+        assert_eq!(library.all().unwrap().len(), 2);
+        wait("b", "dropped");
+        for thread in library.close() {
+            thread.thread().unpark();
+            thread.join().unwrap();
+        }
+    }
+}

@@ -1,0 +1,470 @@
+//! A tree and its archive as an ext4 filesystem in a sparse file, and that as chunks.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::atomic::AtomicBool;
+
+use mkext4::{FsBuilder, InodeHandle, Layout, Meta, RegionSink, SparseSeg, SpecialKind};
+use pi_agent::card::ext4::{Lazy, Misfit, Shape};
+use pi_agent::unpack::archive::{self, Time};
+use piman_core::hash::Hash;
+use piman_core::install::table::{BLOCK, Header, Table};
+use tempfile::NamedTempFile;
+
+use super::scan::Scan;
+use super::tree::{Id, Kind, Node, ROOT, Tree};
+use super::{Error, LOST_FOUND, PROOF, Progress, pack};
+
+/// Seconds that ext4 can store.
+const SECONDS: (i64, i64) = (-(1 << 31), (1 << 34) - (1 << 31) - 1);
+/// The longest target of a symbolic link that needs no block.
+const SHORT_LINK: usize = 59;
+
+/// What to make.
+#[derive(Debug, Clone, Copy)]
+pub struct Order<'a> {
+    /// The archive: gzip or zstd of tar.
+    pub archive: &'a File,
+    /// BLAKE3 of the whole archive, if it is known already.
+    pub id: Option<Hash>,
+    /// The size of the root filesystem, in bytes.
+    pub filesystem_bytes: u64,
+    /// The folder for temporary files, with room for all that is unpacked.
+    pub folder: &'a Path,
+    /// How far it is.
+    pub progress: &'a Progress,
+    /// Ends the work soon when set.
+    pub stop: &'a AtomicBool,
+}
+
+/// An image that was made: its table, and its chunks in a temporary file.
+#[derive(Debug)]
+pub struct Built {
+    /// The chunk table.
+    pub table: Vec<u8>,
+    /// The chunks, on the medium but not under their name.
+    pub chunks: NamedTempFile,
+}
+
+/// Makes an image. Reads the archive twice; takes memory for its names but not for its
+/// content, and room in the folder for what is unpacked, and for what is packed again.
+///
+/// # Errors
+/// [`Error`]; nothing is left behind.
+pub fn build(order: &Order<'_>) -> Result<Built, Error> {
+    let scan = |part| Scan { archive: order.archive, progress: order.progress, part, stop: order.stop };
+    let mut tree = Tree::new();
+    let id = scan((0, 25)).run(|entry, _| tree.add(entry))?;
+    if order.id.is_some_and(|known| known != id) {
+        return Err(Error::Changed);
+    }
+    let plan = Plan::new(&tree, order.filesystem_bytes)?;
+    let spool = tempfile::tempfile_in(order.folder).map_err(Error::io("making a temporary file"))?;
+    spool
+        .set_len(order.filesystem_bytes)
+        .map_err(Error::io("making a temporary file of the image's size"))?;
+    let mut ranges = Ranges { file: &spool, used: Vec::new() };
+    plan.write(&tree, id, &scan((25, 60)), &mut ranges)?;
+    check(&spool, &tree)?;
+    let cuts = pack::cut(ranges.used);
+    let mut chunks = pack::temporary(order.folder).map_err(Error::io("making a file in the state folder"))?;
+    let entries = pack::pack(&spool, &cuts, &mut chunks, order.progress, (60, 100), order.stop)?;
+    let header = Header {
+        chunks: u32::try_from(entries.len()).map_err(|e| Error::Wrong(e.to_string()))?,
+        filesystem_bytes: order.filesystem_bytes,
+        used_bytes: entries.iter().map(|e| u64::from(e.length)).sum(),
+        stored_bytes: entries.iter().map(|e| u64::from(e.stored)).sum(),
+        archive: id,
+        proof_offset: plan.proof_offset()?,
+        entries: tree.entries,
+    };
+    let mut table = header.encode().to_vec();
+    table.extend(entries.iter().flat_map(piman_core::install::table::Entry::encode));
+    Table::parse(&table).map_err(|e| Error::Wrong(e.to_string()))?;
+    chunks.as_file().sync_all().map_err(Error::io("bringing the chunks to the disk"))?;
+    Ok(Built { table, chunks })
+}
+
+/// The frozen layout, and where each entry's content goes.
+struct Plan {
+    layout: Layout,
+    /// By the entry's number.
+    fills: BTreeMap<u64, Id>,
+    /// By node.
+    handles: Vec<Option<InodeHandle>>,
+    proof: InodeHandle,
+}
+
+impl Plan {
+    fn new(tree: &Tree, bytes: u64) -> Result<Self, Error> {
+        let need = Need::of(tree);
+        let too_small = || Error::TooSmall { have: bytes, needed: need.bytes() };
+        let shape = Shape::new(bytes, need.inodes).map_err(|e| match e {
+            Misfit::TooManyEntries | Misfit::TooSmall { .. } => too_small(),
+            source => Error::Size { bytes, source },
+        })?;
+        if shape.free() < need.blocks {
+            return Err(too_small());
+        }
+        let epoch = tree.newest.min(now());
+        let options = shape.options(epoch).map_err(Error::io("making a random UUID"))?;
+        let mut builder = FsBuilder::new(options)?;
+        let names = tree.names();
+        let mut handles = vec![None; tree.nodes.len()];
+        if let Some(root) = tree.nodes.first() {
+            builder.set_meta(mkext4::ROOT, meta(root, epoch))?;
+        }
+        if let Some(handle) = handles.first_mut() {
+            *handle = Some(mkext4::ROOT);
+        }
+        let mut fills = BTreeMap::new();
+        // Directories first: whatever else there is may have its first name in a later one.
+        let is_directory = |node: &Node| matches!(node.kind, Kind::Directory(_));
+        for directories in [true, false] {
+            for (id, (node, names)) in tree.nodes.iter().zip(&names).enumerate() {
+                if id == ROOT || is_directory(node) != directories {
+                    continue;
+                }
+                let Some((parent, name)) = names.first() else { continue };
+                let parent = handles.get(*parent).copied().flatten();
+                let parent = parent.ok_or_else(|| Error::Wrong(format!("`{name}` without a directory")))?;
+                let handle = declare(&mut builder, parent, name, node, epoch)?;
+                if let Kind::File { entry, .. } = node.kind {
+                    fills.insert(entry, id);
+                }
+                if let Some(place) = handles.get_mut(id) {
+                    *place = Some(handle);
+                }
+            }
+        }
+        for (handle, names) in handles.iter().zip(&names) {
+            for (parent, name) in names.iter().skip(1) {
+                let parent = handles.get(*parent).copied().flatten();
+                if let (Some(parent), Some(handle)) = (parent, *handle) {
+                    builder.hardlink(parent, name, handle)?;
+                }
+            }
+        }
+        for (handle, node) in handles.iter().zip(&tree.nodes) {
+            for (name, value) in &node.xattrs {
+                if let Some(handle) = *handle {
+                    builder.set_xattr(handle, name, value)?;
+                }
+            }
+        }
+        let proof = Meta::new(0o444, 0, 0, (epoch, 0));
+        let proof = builder.file(mkext4::ROOT, PROOF, proof, BLOCK)?;
+        let layout = builder.seal().map_err(|e| match e {
+            mkext4::Error::Invalid(why) if why.contains("too small") || why.contains("full") => too_small(),
+            e => e.into(),
+        })?;
+        Ok(Self { layout, fills, handles, proof })
+    }
+
+    fn proof_offset(&self) -> Result<u64, Error> {
+        let place = self.layout.extents(self.proof).first().copied();
+        place.map(|(offset, _)| offset).ok_or_else(|| Error::Wrong("the proof has no place".into()))
+    }
+
+    /// Writes all metadata, then each entry's content as the archive gives it.
+    fn write(&self, tree: &Tree, id: Hash, scan: &Scan<'_>, ranges: &mut Ranges<'_>) -> Result<(), Error> {
+        let mut sink = Lazy::new(ranges);
+        let mut writer = self.layout.writer(&mut sink)?;
+        let mut index = 0;
+        let again = scan.run(|entry, content| {
+            let node = self.fills.get(&index).and_then(|id| Some((tree.nodes.get(*id)?, *id)));
+            index += 1;
+            let Some((Node { kind: Kind::File { size, runs, .. }, .. }, id)) = node else { return Ok(()) };
+            let archive::Kind::File(file) = &entry.kind else { return Err(Error::Changed) };
+            let empty = runs.as_ref().map_or(*size == 0, Vec::is_empty);
+            if file.size != *size {
+                return Err(Error::Changed);
+            }
+            let handle = self.handles.get(id).copied().flatten();
+            let Some(handle) = handle.filter(|_| !empty) else { return Ok(()) };
+            let whole = [(0, *size)];
+            let mut content = Blocks::new(content, file, runs.as_deref().unwrap_or(&whole));
+            writer.fill(handle, &mut content).map_err(|e| content.why(e))
+        })?;
+        if again != id || index != tree.entries {
+            return Err(Error::Changed);
+        }
+        writer.fill(self.proof, &mut io::repeat(b'\n'))?;
+        writer.finish()?;
+        Ok(())
+    }
+}
+
+/// Declares a node under its first name.
+fn declare(
+    builder: &mut FsBuilder,
+    parent: InodeHandle,
+    name: &str,
+    node: &Node,
+    epoch: i64,
+) -> Result<InodeHandle, Error> {
+    let meta = meta(node, epoch);
+    Ok(match &node.kind {
+        Kind::Directory(_) => builder.mkdir(parent, name, meta)?,
+        Kind::File { size, runs: None, .. } => builder.file(parent, name, meta, *size)?,
+        Kind::File { size, runs: Some(runs), .. } => {
+            builder.file_sparse(parent, name, meta, &parts(runs, *size))?
+        }
+        Kind::Symlink(target) => builder.symlink(parent, name, target, meta)?,
+        Kind::CharDevice(major, minor) => {
+            builder.mknod(parent, name, meta, SpecialKind::Char { major: *major, minor: *minor })?
+        }
+        Kind::BlockDevice(major, minor) => {
+            builder.mknod(parent, name, meta, SpecialKind::Block { major: *major, minor: *minor })?
+        }
+        Kind::Fifo => builder.mknod(parent, name, meta, SpecialKind::Fifo)?,
+    })
+}
+
+fn meta(node: &Node, epoch: i64) -> Meta {
+    let Time { seconds, nanos } = node.meta.mtime.unwrap_or(Time { seconds: epoch, nanos: 0 });
+    Meta::new(node.meta.mode, node.meta.uid, node.meta.gid, cut_time(seconds, nanos))
+}
+
+/// What the kernel makes of a time that ext4 cannot store.
+pub(super) fn cut_time(seconds: i64, nanos: u32) -> (i64, u32) {
+    match seconds.clamp(SECONDS.0, SECONDS.1) {
+        cut if cut != seconds => (cut, 0),
+        seconds => (seconds, nanos),
+    }
+}
+
+fn parts(runs: &[(u64, u64)], size: u64) -> Vec<SparseSeg> {
+    let mut parts = Vec::new();
+    let mut at = 0;
+    for (start, end) in runs {
+        if *start > at {
+            parts.push(SparseSeg::Hole(start - at));
+        }
+        parts.push(SparseSeg::Data(end - start));
+        at = *end;
+    }
+    if at < size {
+        parts.push(SparseSeg::Hole(size - at));
+    }
+    parts
+}
+
+fn now() -> i64 {
+    std::time::UNIX_EPOCH.elapsed().map_or(0, |t| i64::try_from(t.as_secs()).unwrap_or(i64::MAX))
+}
+
+/// What a tree needs of a filesystem.
+#[derive(Debug, Clone, Copy)]
+struct Need {
+    inodes: u64,
+    blocks: u64,
+}
+
+impl Need {
+    fn of(tree: &Tree) -> Self {
+        let names = tree.names();
+        // The root, lost+found of four blocks, the proof.
+        let mut need = Self { inodes: 13, blocks: 6 };
+        for (id, (node, names)) in tree.nodes.iter().zip(&names).enumerate() {
+            if id != ROOT && names.is_empty() {
+                continue;
+            }
+            need.inodes += 1;
+            need.blocks += match &node.kind {
+                Kind::File { size, runs: None, .. } => size.div_ceil(BLOCK),
+                Kind::File { runs: Some(runs), .. } => {
+                    // And the tree of its extents.
+                    let data: u64 = runs.iter().map(|(start, end)| (end - start).div_ceil(BLOCK)).sum();
+                    data + if runs.len() > 4 { runs.len() as u64 / 340 + 2 } else { 0 }
+                }
+                Kind::Directory(children) => {
+                    let bytes: usize = children.keys().map(|n| (n.len() + 8).next_multiple_of(4)).sum();
+                    bytes as u64 / 4000 + 1
+                }
+                Kind::Symlink(target) => u64::from(target.len() > SHORT_LINK),
+                _ => 0,
+            };
+            need.blocks += u64::from(!node.xattrs.is_empty());
+        }
+        need
+    }
+
+    /// The smallest filesystem that will do, in bytes, with some room to breathe.
+    fn bytes(&self) -> u64 {
+        const STEP: u64 = 4 << 20;
+        let mut bytes = (self.blocks * BLOCK).next_multiple_of(STEP).max(STEP);
+        while !Shape::new(bytes, self.inodes).is_ok_and(|s| s.free() >= self.blocks + self.blocks / 100 + 64)
+        {
+            if bytes >= 16 << 40 {
+                break;
+            }
+            bytes = (bytes + bytes / 50).next_multiple_of(STEP);
+        }
+        bytes
+    }
+}
+
+/// The content of a file in whole blocks: between the parts that the archive stores there
+/// are zeros.
+pub(super) struct Blocks<'a> {
+    content: &'a mut dyn Read,
+    parts: Vec<archive::Segment>,
+    runs: &'a [(u64, u64)],
+    part: usize,
+    run: usize,
+    at: u64,
+    /// What the archive said, before the writer makes another error of it.
+    failed: Option<io::Error>,
+}
+
+impl<'a> Blocks<'a> {
+    pub(super) fn new(content: &'a mut dyn Read, file: &archive::File, runs: &'a [(u64, u64)]) -> Self {
+        let at = runs.first().map_or(0, |r| r.0);
+        Self { content, parts: file.segments().collect(), runs, part: 0, run: 0, at, failed: None }
+    }
+
+    /// Whose fault a failed read was.
+    pub(super) fn io_error(&mut self, e: io::Error) -> Error {
+        self.why(e.into())
+    }
+
+    /// Whose fault a failed fill was.
+    fn why(&mut self, e: mkext4::Error) -> Error {
+        match self.failed.take() {
+            Some(e) => match e.downcast::<archive::Error>() {
+                Ok(damage) => damage.into(),
+                Err(e) => archive::Error::Read(e).into(),
+            },
+            None => e.into(),
+        }
+    }
+}
+
+impl Read for Blocks<'_> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let Some((_, mut end)) = self.runs.get(self.run).copied() else { return Ok(0) };
+        while self.at >= end {
+            self.run += 1;
+            let Some((start, next)) = self.runs.get(self.run).copied() else { return Ok(0) };
+            (self.at, end) = (start, next);
+        }
+        while self.parts.get(self.part).is_some_and(|p| p.offset + p.length <= self.at) {
+            self.part += 1;
+        }
+        let (is_data, until) = match self.parts.get(self.part) {
+            Some(part) if part.offset <= self.at => (true, part.offset + part.length),
+            Some(part) => (false, part.offset),
+            None => (false, end),
+        };
+        let room = usize::try_from(until.min(end) - self.at).unwrap_or(usize::MAX).min(buf.len());
+        let buf = buf.get_mut(..room).unwrap_or_default();
+        let n = if is_data {
+            match self.content.read(buf) {
+                Ok(n) => n,
+                Err(e) => {
+                    let kind = e.kind();
+                    self.failed = Some(e);
+                    return Err(kind.into());
+                }
+            }
+        } else {
+            buf.fill(0);
+            room
+        };
+        self.at += n as u64;
+        Ok(n)
+    }
+}
+
+/// Writes into a sparse file and notes which blocks are used.
+struct Ranges<'a> {
+    file: &'a File,
+    /// Beginning and end in bytes, whole blocks, mostly in ascending order.
+    used: Vec<(u64, u64)>,
+}
+
+impl Ranges<'_> {
+    fn note(&mut self, offset: u64, length: u64) {
+        let (start, end) = (offset / BLOCK * BLOCK, (offset + length).next_multiple_of(BLOCK));
+        match self.used.last_mut() {
+            Some((first, last)) if *first <= start && start <= *last => *last = end.max(*last),
+            _ => self.used.push((start, end)),
+        }
+    }
+}
+
+impl RegionSink for Ranges<'_> {
+    fn data(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        self.note(offset, bytes.len() as u64);
+        self.file.write_all_at(bytes, offset)
+    }
+
+    fn zeros(&mut self, offset: u64, len: u64) -> io::Result<()> {
+        // The file is new: what is not written is zero.
+        self.note(offset, len);
+        Ok(())
+    }
+}
+
+/// Reads the filesystem back by another way than it was written: all checksums and
+/// structures.
+fn check(spool: &File, tree: &Tree) -> Result<(), Error> {
+    let wrong = |e: mkext4::Error| Error::Wrong(e.to_string());
+    let fs = mkext4::reader::Fs::open(spool).map_err(wrong)?;
+    if let Some(issue) = fs.verify().map_err(wrong)?.first() {
+        return Err(Error::Wrong(issue.what.clone()));
+    }
+    let root = fs.read_dir(mkext4::spec::ROOT_INO).map_err(wrong)?;
+    let Some(Node { kind: Kind::Directory(children), .. }) = tree.nodes.first() else { return Ok(()) };
+    // `.`, `..` and the two of ours.
+    let whole = root.len() == children.len() + 4
+        && [PROOF, LOST_FOUND].iter().all(|own| root.iter().any(|e| e.name == own.as_bytes()));
+    if whole { Ok(()) } else { Err(Error::Wrong("the root directory is not whole".into())) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn blocks_fill_up_with_zeros() {
+        let segment = |offset, length| archive::Segment { offset, length };
+        let file = archive::File { size: 20_500, sparse: Some(vec![segment(10, 5), segment(20_490, 10)]) };
+        let mut stored: &[u8] = b"helloworldworld";
+        let mut blocks = Blocks::new(&mut stored, &file, &[(0, 4096), (16_384, 20_500)]);
+        let mut all = Vec::new();
+        blocks.read_to_end(&mut all).unwrap();
+        assert_eq!(all.len(), 4096 + 4116);
+        assert_eq!((&all[..10], &all[10..15], &all[15..20]), (&[0; 10][..], &b"hello"[..], &[0; 5][..]));
+        assert_eq!(&all[4096 + 4106..], b"worldworld");
+    }
+
+    #[test]
+    fn times_are_cut_to_what_can_be_stored() {
+        let mut tree = Tree::new();
+        for (seconds, want) in [
+            (0, (0, 7)),
+            (i64::MAX, (0x3_7fff_ffff, 0)),
+            (0x3_7fff_ffff, (0x3_7fff_ffff, 7)),
+            (i64::MIN, (-0x8000_0000, 0)),
+            (-5, (-5, 7)),
+        ] {
+            tree.nodes[0].meta.mtime = Some(Time { seconds, nanos: 7 });
+            assert_eq!(meta(&tree.nodes[0], 9).mtime, want);
+        }
+    }
+
+    #[test]
+    fn the_needed_size_is_enough() {
+        for (inodes, blocks) in [(13, 6), (200_000, 200_000), (50_000, 500_000), (1000, 20_000_000)] {
+            let need = Need { inodes, blocks };
+            let shape = Shape::new(need.bytes(), inodes).unwrap();
+            assert!(shape.free() > blocks, "{need:?}");
+            assert!(need.bytes() < blocks * BLOCK * 3 / 2 + (64 << 20), "{need:?}");
+        }
+    }
+}

@@ -1,0 +1,159 @@
+//! Images: an archive as an ext4 filesystem in chunks, made once per root partition size.
+//!
+//! | file | what lives there |
+//! |---|---|
+//! | `tree` | what an archive says should be there |
+//! | `scan` | an archive, read once, as a tree |
+//! | `build` | a tree and its archive as a filesystem |
+//! | `pack` | the used parts of a filesystem as chunks and their table |
+//! | `store` | images in the state folder, [`Images`] |
+//! | `verify` | a filesystem compared with an archive |
+//! | `acl` | access control lists as ext4 stores them |
+//! | `cli` | `piman image` |
+//! | `register` | archives with names, who gets which, signatures |
+
+mod acl;
+mod build;
+mod pack;
+mod scan;
+mod store;
+mod tree;
+mod verify;
+
+use std::io;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+
+pub use build::{Built, Order, build};
+pub use store::{Image, Images};
+pub use verify::{Comparison, compare};
+
+/// The proof's name in the root directory, which the agent fills in.
+pub(crate) const PROOF: &str = pi_agent::card::inspect::NAME;
+
+/// What every ext4 filesystem has in its root directory.
+pub(crate) const LOST_FOUND: &str = "lost+found";
+
+/// Why there is no image.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The root partition is too small for what the archive holds.
+    #[error(
+        "the archive does not fit a root filesystem of {have} bytes: it needs at least {needed} bytes \
+         ({} MiB) there",
+        needed.div_ceil(1 << 20)
+    )]
+    TooSmall {
+        /// The size of the filesystem, in bytes.
+        have: u64,
+        /// The smallest that would do, in bytes.
+        needed: u64,
+    },
+    /// No filesystem of that size can be made.
+    #[error("a root filesystem of {bytes} bytes")]
+    Size {
+        /// The size asked for.
+        bytes: u64,
+        /// Why not.
+        source: pi_agent::card::ext4::Misfit,
+    },
+    /// A name that images cannot hold; extracting on the Pi can.
+    #[error("`{name}` is not UTF-8, which an image cannot hold: install this archive by stream")]
+    NotUtf8 {
+        /// The name, escaped.
+        name: String,
+    },
+    /// Something else that images cannot hold; extracting on the Pi may.
+    #[error("an image cannot hold this archive: {0}; install it by stream")]
+    Unsupported(String),
+    /// The archive is damaged.
+    #[error("the archive is damaged")]
+    Archive(#[source] pi_agent::unpack::archive::Error),
+    /// An entry that cannot be extracted anywhere.
+    #[error("the archive is wrong: `{name}` {why}")]
+    Entry {
+        /// The entry's name, escaped.
+        name: String,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// The archive is not the one whose hash was given, or changed meanwhile.
+    #[error("the archive changed while it was being read")]
+    Changed,
+    /// The state folder or the archive's file failed.
+    #[error("{what}")]
+    Io {
+        /// What was being done.
+        what: String,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// The filesystem made is not what it should be: our own fault.
+    #[error("the image made is wrong, which is a defect of piman: {0}")]
+    Wrong(String),
+    /// It was told to stop.
+    #[error("stopped")]
+    Stopped,
+}
+
+impl Error {
+    /// Whether the archive may still be installed by stream.
+    #[must_use]
+    pub const fn leaves_stream(&self) -> bool {
+        matches!(self, Self::NotUtf8 { .. } | Self::Unsupported(_) | Self::Wrong(_) | Self::Io { .. })
+    }
+
+    pub(crate) fn io(what: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
+        let what = what.into();
+        move |source| Self::Io { what, source }
+    }
+}
+
+/// What packs an archive reports damage as such; all else is the file's fault.
+impl From<pi_agent::unpack::archive::Error> for Error {
+    fn from(e: pi_agent::unpack::archive::Error) -> Self {
+        match e {
+            pi_agent::unpack::archive::Error::Read(source)
+                if !matches!(source.kind(), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof) =>
+            {
+                Self::Io { what: "reading the archive".into(), source }
+            }
+            e => Self::Archive(e),
+        }
+    }
+}
+
+/// What mkext4 says after its input was checked.
+impl From<mkext4::Error> for Error {
+    fn from(e: mkext4::Error) -> Self {
+        match e {
+            mkext4::Error::Io(source) => Self::Io { what: "writing the filesystem".into(), source },
+            e => Self::Unsupported(e.to_string()),
+        }
+    }
+}
+
+/// How far an image is, for displays.
+#[derive(Debug, Default)]
+pub struct Progress(AtomicU32);
+
+impl Progress {
+    /// Nothing done yet.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self(AtomicU32::new(0))
+    }
+
+    /// From 0 to 100.
+    #[must_use]
+    pub fn percent(&self) -> u32 {
+        self.0.load(Relaxed).min(100)
+    }
+
+    /// `done` of `total` bytes of a part that goes from one percentage to another.
+    pub(crate) fn set(&self, part: (u32, u32), done: u64, total: u64) {
+        let (from, to) = part;
+        let share = u128::from(done.min(total)) * u128::from(to - from) / u128::from(total.max(1));
+        self.0.store(from + u32::try_from(share).unwrap_or(0), Relaxed);
+    }
+}

@@ -1,0 +1,194 @@
+//! The used parts of a filesystem as chunks: cut, compressed on all cores, hashed.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Condvar, Mutex, PoisonError};
+
+use piman_core::hash::Hash;
+use piman_core::install::table::{CHUNK_MAX, Entry};
+use rustix::fs::{FlockOperation, flock};
+use tempfile::NamedTempFile;
+use zstd::bulk::Compressor;
+
+use super::{Error, Progress};
+use crate::sys::lock::lock;
+
+/// What the names of unfinished files in the state folder begin with.
+pub(super) const UNFINISHED: &str = ".unfinished-";
+/// Free space between used blocks is taken along up to this length, in bytes.
+const GAP_MAX: u64 = 64 << 10;
+/// And all of it together up to this part of what is used.
+const GAPS_MAX: u64 = 100;
+/// Compression: decoding is as fast at any level; higher ones take the server much longer.
+const LEVEL: i32 = 3;
+/// A chunk that does not shrink by at least this part of it is stored as it is.
+const GAIN_MIN: usize = 64;
+
+/// A file in the folder that will be part of an image; locked, as a sign that it is not
+/// abandoned.
+pub(super) fn temporary(folder: &Path) -> io::Result<NamedTempFile> {
+    let file = tempfile::Builder::new().prefix(UNFINISHED).tempfile_in(folder)?;
+    flock(file.as_file(), FlockOperation::NonBlockingLockExclusive)?;
+    Ok(file)
+}
+
+/// Cuts used ranges (beginning and end in bytes) into chunks (offset and length). Windows of
+/// the chunk's size are kept whole, so that writes are large.
+pub(super) fn cut(mut ranges: Vec<(u64, u64)>) -> Vec<(u64, u32)> {
+    ranges.sort_unstable();
+    let used: u64 = ranges.iter().map(|(start, end)| end - start).sum();
+    let mut budget = used / GAPS_MAX;
+    let mut merged: Vec<(u64, u64)> = Vec::new();
+    for (start, end) in ranges {
+        match merged.last_mut() {
+            Some((_, last)) if start <= *last => *last = end.max(*last),
+            Some((_, last)) if start - *last <= GAP_MAX.min(budget) => {
+                budget -= start - *last;
+                *last = end;
+            }
+            _ => merged.push((start, end)),
+        }
+    }
+    let window = u64::from(CHUNK_MAX);
+    let mut cuts = Vec::new();
+    for (mut start, end) in merged {
+        while start < end {
+            let stop = (start / window * window + window).min(end);
+            // At most a window.
+            cuts.push((start, (stop - start) as u32));
+            start = stop;
+        }
+    }
+    cuts
+}
+
+/// The next chunk to be written out, and the entries so far.
+struct Written<'f> {
+    out: &'f mut NamedTempFile,
+    entries: Vec<Entry>,
+    position: u64,
+    failed: Option<Error>,
+}
+
+/// Reads the chunks out of `spool` and appends them to `out`; gives their entries.
+pub(super) fn pack(
+    spool: &File,
+    cuts: &[(u64, u32)],
+    out: &mut NamedTempFile,
+    progress: &Progress,
+    part: (u32, u32),
+    stop: &AtomicBool,
+) -> Result<Vec<Entry>, Error> {
+    let threads = std::thread::available_parallelism().map_or(2, usize::from);
+    let total = cuts.len() as u64;
+    let entries = Vec::with_capacity(cuts.len());
+    let written = Mutex::new(Written { out, entries, position: 0, failed: None });
+    let turn = Condvar::new();
+    let next = Mutex::new(0..cuts.len());
+    let work = || -> Result<(), Error> {
+        let compressor = Compressor::new(LEVEL).map_err(Error::io("preparing to compress"));
+        let mut compressor = compressor?;
+        let mut plain = vec![0; CHUNK_MAX as usize];
+        loop {
+            let taken = lock(&next).next();
+            let Some((index, (offset, length))) = taken.and_then(|i| Some((i, *cuts.get(i)?))) else {
+                return Ok(());
+            };
+            if stop.load(Relaxed) {
+                return Err(Error::Stopped);
+            }
+            let plain = plain.get_mut(..length as usize).unwrap_or_default();
+            spool.read_exact_at(plain, offset).map_err(Error::io("reading the filesystem back"))?;
+            let hash = Hash(*blake3::hash(plain).as_bytes());
+            let packed = compressor.compress(plain).map_err(Error::io("compressing"))?;
+            let stored = if packed.len() < plain.len() - plain.len() / GAIN_MIN { &packed } else { &*plain };
+            let stored_hash = Hash(*blake3::hash(stored).as_bytes());
+            // In their order.
+            let mut written = lock(&written);
+            while written.entries.len() < index && written.failed.is_none() {
+                written = turn.wait(written).unwrap_or_else(PoisonError::into_inner);
+            }
+            if written.failed.is_some() {
+                return Ok(());
+            }
+            written.out.write_all(stored).map_err(Error::io("writing the chunks"))?;
+            let position = written.position;
+            // At most the length.
+            let stored = stored.len() as u32;
+            written.entries.push(Entry { offset, length, stored, position, stored_hash, hash });
+            written.position += u64::from(stored);
+            progress.set(part, index as u64 + 1, total);
+            turn.notify_all();
+        }
+    };
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                if let Err(e) = work() {
+                    lock(&written).failed.get_or_insert(e);
+                    turn.notify_all();
+                }
+            });
+        }
+    });
+    let written = written.into_inner().unwrap_or_else(PoisonError::into_inner);
+    written.failed.map_or(Ok(written.entries), Err)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const WINDOW: u64 = CHUNK_MAX as u64;
+
+    #[test]
+    fn chunks_keep_to_their_windows() {
+        let cuts = cut(vec![(2 * WINDOW - 4096, 3 * WINDOW + 4096), (0, 8192), (8192, 12_288)]);
+        assert_eq!(
+            cuts,
+            [(0, 12_288), (2 * WINDOW - 4096, 4096), (2 * WINDOW, CHUNK_MAX), (3 * WINDOW, 4096)]
+        );
+    }
+
+    #[test]
+    fn small_gaps_are_taken_along_within_bounds() {
+        let near = cut(vec![(0, WINDOW - 8192), (WINDOW - 4096, WINDOW)]);
+        assert_eq!(near, [(0, CHUNK_MAX)]);
+        let far = cut(vec![(0, WINDOW), (WINDOW + (128 << 10), 2 * WINDOW)]);
+        assert_eq!(far.len(), 2);
+        // Every second block is used: bridging all would double what is written.
+        let every_second: Vec<_> = (0..2000).map(|i| (i * 8192, i * 8192 + 4096)).collect();
+        let total: u64 = cut(every_second).iter().map(|(_, length)| u64::from(*length)).sum();
+        assert!(total <= 2000 * 4096 * 102 / 100, "{total}");
+    }
+
+    #[test]
+    fn packed_and_back() {
+        let spool = tempfile::tempfile().unwrap();
+        let mut noise = blake3::Hasher::new().update(b"noise").finalize_xof();
+        let mut bytes = vec![0; 3 * CHUNK_MAX as usize];
+        noise.fill(&mut bytes[..CHUNK_MAX as usize + 8192]);
+        spool.write_all_at(&bytes, 0).unwrap();
+        let mut out = NamedTempFile::new().unwrap();
+        let cuts = [(0, CHUNK_MAX), (WINDOW, CHUNK_MAX), (2 * WINDOW, 4096)];
+        let entries =
+            pack(&spool, &cuts, &mut out, &Progress::new(), (0, 100), &AtomicBool::new(false)).unwrap();
+        let stored = std::fs::read(out.path()).unwrap();
+        assert_eq!(entries[0].stored, CHUNK_MAX, "noise is stored as it is");
+        assert!(entries[1].stored < 10_000 && entries[2].stored < 100);
+        for (entry, (offset, length)) in entries.iter().zip(cuts) {
+            let part = &stored[entry.position as usize..][..entry.stored as usize];
+            assert_eq!(blake3::hash(part).as_bytes(), &entry.stored_hash.0);
+            let plain = &bytes[offset as usize..][..length as usize];
+            assert_eq!(blake3::hash(plain).as_bytes(), &entry.hash.0);
+            if entry.stored < entry.length {
+                assert_eq!(zstd::bulk::decompress(part, length as usize).unwrap(), plain);
+            }
+        }
+        let stopped = pack(&spool, &cuts, &mut out, &Progress::new(), (0, 100), &AtomicBool::new(true));
+        assert!(matches!(stopped, Err(Error::Stopped)));
+    }
+}

@@ -1,0 +1,15 @@
+//! What is installed: archives, their images, and which Pi gets which.
+//!
+//! | module | what lives there |
+//! |---|---|
+//! | [`source`] | an archive on disk, its versions, and what is known of them |
+//! | [`catalog`] | which archive a Pi gets |
+//! | [`build_queue`] | images that are being built |
+//! | [`ext4`] | an ext4 image out of an archive |
+//! | [`sign`] | signed manifests |
+
+pub mod build_queue;
+pub mod catalog;
+pub mod ext4;
+pub mod sign;
+pub mod source;

@@ -1,0 +1,438 @@
+//! The archive of the root filesystem: open once per version, checked in the background,
+//! and watched for being replaced, rewritten or deleted.
+
+use std::fs::{self, File};
+use std::io::{self, BufReader, ErrorKind, Read};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use pi_agent::unpack::archive::Reader;
+use pi_agent::unpack::decode::{Decoder, packing};
+use pi_agent::unpack::sums::Summing;
+use piman_core::hash::Hash;
+use tokio::sync::watch;
+
+use crate::state::State;
+use crate::state::archive_facts::{Content, Stamp};
+use crate::sys::clock::now_ms;
+use crate::sys::lock::lock;
+
+/// How often the file is looked at when nobody asks for it.
+const LOOK: Duration = Duration::from_millis(500);
+/// How old the last change must be before what was found is worth keeping, in milliseconds.
+const SETTLED_MS: u64 = 100;
+
+/// One version of the archive. The file stays open, so whoever holds this can finish with
+/// it after it was replaced.
+#[derive(Debug)]
+pub struct Archive {
+    path: PathBuf,
+    file: File,
+    stamp: Stamp,
+    checked_bytes: AtomicU64,
+    verdict: OnceLock<Result<Arc<Content>, String>>,
+}
+
+impl Archive {
+    fn open(path: &Path) -> io::Result<Self> {
+        let file = File::open(path)?;
+        let meta = file.metadata()?;
+        if !meta.is_file() {
+            return Err(io::Error::other("it is no file"));
+        }
+        // Whoever reads it reads it from front to back.
+        let _ = rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::Sequential);
+        Ok(Self {
+            path: path.into(),
+            file,
+            stamp: Stamp::of(&meta),
+            checked_bytes: AtomicU64::new(0),
+            verdict: OnceLock::new(),
+        })
+    }
+
+    /// The open file; read it at offsets only, since it is shared.
+    #[must_use]
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// Where it was opened.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Its size, in bytes.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.stamp.bytes
+    }
+
+    /// What is known of it, once it has been checked and is good.
+    #[must_use]
+    pub fn facts(&self) -> Option<&Arc<Content>> {
+        self.verdict.get()?.as_ref().ok()
+    }
+
+    /// Whether the open file still is as it was opened; replaced by another it is, rewritten
+    /// in its place it is not.
+    ///
+    /// # Errors
+    /// If it was changed, or cannot be looked at.
+    pub fn unchanged(&self) -> io::Result<()> {
+        if Stamp::of(&self.file.metadata()?).is_content_of(&self.stamp) {
+            return Ok(());
+        }
+        Err(io::Error::other(format!("{} was changed while it was being read", self.path.display())))
+    }
+
+    /// What was found of this very version before.
+    fn known(&self, state: &dyn State) -> Option<Arc<Content>> {
+        let known = state.known(&self.path).inspect_err(|e| log::warn!("{}: {e}", self.path.display()));
+        known.ok()?.filter(|(stamp, _)| *stamp == self.stamp).map(|(_, facts)| Arc::new(facts))
+    }
+
+    fn keep(&self, state: &dyn State, facts: &Content) {
+        // A write within the resolution of its times would go unnoticed.
+        if now_ms() < self.stamp.changed_ms() + SETTLED_MS {
+            return;
+        }
+        if let Err(e) = state.keep(&self.path, &self.stamp, facts) {
+            log::warn!("what is known of {} is not kept: {e}", self.path.display());
+        }
+    }
+
+    /// Reads it to its end, hashes it, and keeps what it found for whoever comes later; a version
+    /// that is known is not read again. `progress` is told how many bytes were read.
+    ///
+    /// # Errors
+    /// If it cannot be read, is damaged, or changes meanwhile.
+    pub fn facts_of(path: &Path, state: &dyn State, progress: &dyn Fn(u64)) -> anyhow::Result<Arc<Content>> {
+        let archive = open(path).map_err(anyhow::Error::msg)?;
+        if let Some(facts) = archive.known(state) {
+            return Ok(facts);
+        }
+        let go_on = |at| {
+            progress(at);
+            true
+        };
+        let facts =
+            archive.check(&go_on).map_err(|e| anyhow::anyhow!("{} is not usable: {e}", path.display()))?;
+        archive.keep(state, &facts);
+        Ok(Arc::new(facts))
+    }
+
+    /// Decodes everything, so that every checksum in it is compared, and hashes it.
+    fn check(&self, go_on: &dyn Fn(u64) -> bool) -> Result<Content, String> {
+        let mut hashing = Hashing { archive: self, at: 0, summing: Summing::new(), go_on };
+        let (entries, unpacked_bytes) = decode(&mut hashing).map_err(|e| format!("{e:#}"))?;
+        // What is behind the last member belongs to the file's identity too.
+        io::copy(&mut hashing, &mut io::sink()).map_err(|e| format!("it cannot be read: {e}"))?;
+        self.unchanged().map_err(|e| e.to_string())?;
+        let (id, sums) = hashing.summing.finish();
+        Ok(Content { id, sums, unpacked_bytes, entries })
+    }
+}
+
+fn open(path: &Path) -> Result<Archive, String> {
+    Archive::open(path).map_err(|e| match e.kind() {
+        ErrorKind::NotFound => format!("{} is gone; put it back", path.display()),
+        _ => format!("{} cannot be read: {e}", path.display()),
+    })
+}
+
+/// Reads all entries and all that follows them, to the end of the packed data. Returns how many
+/// entries there are, and how many bytes were packed.
+pub(crate) fn decode(archive: impl Read) -> anyhow::Result<(u64, u64)> {
+    let unpacked = BufReader::with_capacity(1 << 18, Decoder::new(archive)?);
+    let mut reader = Reader::new(unpacked);
+    let mut entries = 0_u64;
+    while reader.next_entry()?.is_some() {
+        entries += 1;
+    }
+    reader.drain()?;
+    anyhow::ensure!(entries > 0, "there is nothing in it");
+    Ok((entries, reader.position()))
+}
+
+/// Reads the archive at its own offset, hashing what passes.
+struct Hashing<'a> {
+    archive: &'a Archive,
+    at: u64,
+    summing: Summing,
+    go_on: &'a dyn Fn(u64) -> bool,
+}
+
+impl Read for Hashing<'_> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        if !(self.go_on)(self.at) {
+            return Err(io::Error::other("it was changed while it was being checked"));
+        }
+        let n = self.archive.file.read_at(buf, self.at)?;
+        self.summing.update(buf.get(..n).unwrap_or_default());
+        self.at += n as u64;
+        self.archive.checked_bytes.store(self.at, Ordering::Relaxed);
+        Ok(n)
+    }
+}
+
+/// Whether there is something to install.
+#[derive(Debug, Clone)]
+pub enum Servable {
+    /// Yes: this, with its identity.
+    Good(Arc<Archive>, Hash),
+    /// That is being found out; so many per cent are done.
+    Checking(u8),
+    /// No, for this reason.
+    Bad(String),
+}
+
+/// Why a server cannot start with an archive.
+#[derive(Debug, thiserror::Error)]
+#[error("the root filesystem {path}: {reason}")]
+pub struct Unusable {
+    path: String,
+    reason: String,
+}
+
+/// The archive at a path, whichever version of it is there now.
+#[derive(Debug)]
+pub struct Source {
+    path: PathBuf,
+    now: Mutex<Now>,
+    /// Counts what changes, for those who wait.
+    news: watch::Sender<u64>,
+}
+
+#[derive(Debug)]
+struct Now {
+    archive: Result<Arc<Archive>, String>,
+    closed: bool,
+}
+
+impl Source {
+    /// Opens the archive and looks at its beginning.
+    ///
+    /// # Errors
+    /// [`Unusable`] if it is missing, a folder, cannot be read, or begins neither as gzip nor as zstd.
+    pub fn open(path: &Path) -> Result<Self, Unusable> {
+        let unusable = |reason: String| Unusable { path: path.display().to_string(), reason };
+        let meta = fs::metadata(path).map_err(|e| {
+            unusable(match e.kind() {
+                ErrorKind::NotFound => {
+                    "there is no such file; name a .tar.gz or .tar.zst with --rootfs".into()
+                }
+                _ => format!("{e}"),
+            })
+        })?;
+        if meta.is_dir() {
+            let pack = format!("tar --xattrs -C {} -czf rootfs.tgz .", path.display());
+            return Err(unusable(format!("it is a folder; pack it with `{pack}`")));
+        }
+        let archive = Archive::open(path).map_err(|e| unusable(e.to_string()))?;
+        let mut begin = [0; 4];
+        let n = archive.file.read_at(&mut begin, 0).map_err(|e| unusable(e.to_string()))?;
+        if packing(begin.get(..n).unwrap_or_default()).is_none() {
+            let reason = "it is neither gzip nor zstd; pack the root filesystem with `tar --xattrs -czf`";
+            return Err(unusable(if n == 0 { "it is empty".into() } else { reason.into() }));
+        }
+        let now = Now { archive: Ok(Arc::new(archive)), closed: false };
+        Ok(Self { path: path.into(), now: Mutex::new(now), news: watch::Sender::new(0) })
+    }
+
+    /// What is at a path, whether it can be used or not.
+    #[must_use]
+    pub fn at(path: &Path) -> Self {
+        let now = Now { archive: open(path).map(Arc::new), closed: false };
+        Self { path: path.into(), now: Mutex::new(now), news: watch::Sender::new(0) }
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// What there is now. Looks at the file (one `stat`), so a replaced one is noticed at once.
+    pub fn servable(&self) -> Servable {
+        match &self.look().archive {
+            Err(reason) => Servable::Bad(reason.clone()),
+            Ok(archive) => match archive.verdict.get() {
+                Some(Ok(facts)) => Servable::Good(Arc::clone(archive), facts.id),
+                Some(Err(reason)) => Servable::Bad(reason.clone()),
+                None => {
+                    let done = archive.checked_bytes.load(Ordering::Relaxed).saturating_mul(100);
+                    let percent = done.checked_div(archive.bytes()).unwrap_or(0);
+                    Servable::Checking(u8::try_from(percent).unwrap_or(99).min(99))
+                }
+            },
+        }
+    }
+
+    /// Waits until there is a good one.
+    pub async fn good(&self) -> (Arc<Archive>, Hash) {
+        let mut news = self.news.subscribe();
+        loop {
+            if let Servable::Good(archive, id) = self.servable() {
+                return (archive, id);
+            }
+            // The sender lives as long as `self`.
+            let _ = news.changed().await;
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Now> {
+        lock(&self.now)
+    }
+
+    fn look(&self) -> MutexGuard<'_, Now> {
+        // Locked first: of two who look around a replacement the later one has the newer file.
+        let mut now = self.lock();
+        let found = fs::metadata(&self.path).map(|m| Stamp::of(&m));
+        if let (Ok(found), Ok(known)) = (&found, &now.archive)
+            && found.is_content_of(&known.stamp)
+        {
+            return now;
+        }
+        let new = open(&self.path).map(Arc::new);
+        // Whoever waits for news looks again: that it is as bad as before is none.
+        let is_news = new.as_ref().err() != now.archive.as_ref().err();
+        if new.is_ok() || is_news {
+            now.archive = new;
+            self.news.send_modify(|n| *n += 1);
+        }
+        now
+    }
+
+    /// Starts the thread that looks and checks, until [`close`](Self::close). `tell` hears
+    /// what became of each version: its identity, or what is wrong and what to do. What was
+    /// found is kept in `state`, so that a version is read once and not at every start.
+    ///
+    /// # Errors
+    /// If the system has no thread left.
+    pub fn watch(
+        self: &Arc<Self>,
+        state: Arc<dyn State>,
+        tell: impl Fn(Result<(&Arc<Archive>, Hash), &str>) + Send + 'static,
+    ) -> io::Result<JoinHandle<()>> {
+        let source = Arc::clone(self);
+        thread::Builder::new().name("archive".into()).spawn(move || {
+            let mut first = true;
+            let mut told = None;
+            loop {
+                let (now, closed) = {
+                    let now = source.look();
+                    (now.archive.clone(), now.closed)
+                };
+                if closed {
+                    return;
+                }
+                match now {
+                    Ok(archive) if archive.verdict.get().is_none() => {
+                        told = None;
+                        source.check(&archive, first, &*state, &tell);
+                        first = false;
+                    }
+                    Err(reason) if told.as_ref() != Some(&reason) => {
+                        tell(Err(&reason));
+                        told = Some(reason);
+                    }
+                    _ => thread::park_timeout(LOOK),
+                }
+            }
+        })
+    }
+
+    /// Whether this version is the one that is there.
+    fn is_now(&self, archive: &Arc<Archive>) -> bool {
+        let now = self.lock();
+        !now.closed && now.archive.as_ref().is_ok_and(|a| Arc::ptr_eq(a, archive))
+    }
+
+    fn check(
+        &self,
+        archive: &Arc<Archive>,
+        first: bool,
+        state: &dyn State,
+        tell: &impl Fn(Result<(&Arc<Archive>, Hash), &str>),
+    ) {
+        if let Some(facts) = archive.known(state) {
+            tell(Ok((
+                archive,
+                archive.verdict.get_or_init(|| Ok(facts)).as_ref().map_or(Hash::default(), |f| f.id),
+            )));
+            self.news.send_modify(|n| *n += 1);
+            return;
+        }
+        if !first {
+            // It may still be being written.
+            thread::park_timeout(2 * LOOK);
+            drop(self.look());
+        }
+        let verdict = archive.check(&|_| self.is_now(archive));
+        drop(self.look());
+        if !self.is_now(archive) {
+            return; // What was found is about a version that is no more.
+        }
+        let verdict = verdict.map_err(|reason| {
+            format!(
+                "{} is not usable: {reason}; nothing is installed until it is replaced by a good one",
+                self.path.display()
+            )
+        });
+        match archive.verdict.get_or_init(|| verdict.map(Arc::new)) {
+            Ok(facts) => {
+                archive.keep(state, facts);
+                tell(Ok((archive, facts.id)));
+            }
+            Err(reason) => tell(Err(reason)),
+        }
+        self.news.send_modify(|n| *n += 1);
+    }
+
+    /// Ends the thread.
+    pub fn close(&self) {
+        self.lock().closed = true;
+    }
+
+    /// Whether it was closed: then nobody looks at it any more.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.lock().closed
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_cannot_be_opened_is_news_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("rootfs.tgz");
+        fs::create_dir(&path).unwrap();
+        let source = Source::at(&path);
+        let count = || *source.news.borrow();
+        let look = || match source.servable() {
+            Servable::Bad(reason) => reason,
+            other => panic!("{other:?}"),
+        };
+        // Whoever waits for a good one and looks at each news would never sleep.
+        assert!(look().contains("it is no file"));
+        assert!(look().contains("it is no file"));
+        assert_eq!(count(), 0);
+        fs::remove_dir(&path).unwrap();
+        assert!(look().contains("is gone"), "it is bad in another way now");
+        assert!(look().contains("is gone"));
+        assert_eq!(count(), 1);
+        fs::write(&path, "something").unwrap();
+        assert!(matches!(source.servable(), Servable::Checking(_)));
+        assert!(matches!(source.servable(), Servable::Checking(_)));
+        assert_eq!(count(), 2);
+    }
+}

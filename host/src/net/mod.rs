@@ -1,0 +1,22 @@
+//! Sockets: limits, timeouts, turns, threads, bytes.
+//!
+//! | module | what lives there |
+//! |---|---|
+//! | [`listen`] | ports, and how many connections each may have |
+//! | [`socket`] | the options of every socket, and connections to other hosts |
+//! | [`timeout`] | a stream that fails when its peer is too slow |
+//! | [`min_rate`] | the slowest rate that a peer may read at |
+//! | [`queue`] | a fair queue for a limited number of transfers |
+//! | [`workers`] | threads for work that blocks |
+//! | [`sendfile`] | file contents to a socket without a copy |
+//! | [`drain`] | what a stop waits for |
+
+pub mod drain;
+pub mod listen;
+pub mod min_rate;
+pub mod queue;
+pub mod sendfile;
+pub mod socket;
+pub mod tcp;
+pub mod timeout;
+pub mod workers;

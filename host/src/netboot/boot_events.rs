@@ -1,0 +1,197 @@
+//! What each Pi was told and sent while it booted, as events of its device.
+
+use std::collections::{HashMap, HashSet};
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use super::dhcp::{self, probe::hardware_address};
+use super::tftp::{self, What};
+use crate::state::{Change, Device, Happening, Identity, Recorder, State};
+use crate::sys::clock::now_ms;
+use crate::sys::lock::lock;
+
+/// How old what is known of all devices may be.
+const FRESH: Duration = Duration::from_secs(2);
+/// How many names that do not exist are remembered, in all and for one Pi.
+const MISSES_MAX: usize = 1000;
+const MISSES_OF_ONE: usize = 64;
+
+/// Finds out who a Pi is and takes notes.
+pub struct Timeline {
+    recorder: Arc<Recorder>,
+    state: Arc<dyn State>,
+    known: Mutex<Known>,
+    misses: Mutex<Misses>,
+    storm: Mutex<tftp::Load>,
+}
+
+#[derive(Default)]
+struct Known {
+    at: Option<Instant>,
+    devices: Vec<Device>,
+}
+
+#[derive(Default)]
+struct Misses {
+    said: HashSet<String>,
+    of: HashMap<IpAddr, Vec<String>>,
+}
+
+impl Timeline {
+    /// For a server's state.
+    #[must_use]
+    pub fn new(recorder: Arc<Recorder>, state: Arc<dyn State>) -> Self {
+        Self { recorder, state, known: Mutex::default(), misses: Mutex::default(), storm: Mutex::default() }
+    }
+
+    /// Who has this hardware address, or a serial number that ends so; as it is kept in the state.
+    fn who(&self, ip: Option<IpAddr>, mac: Option<&str>, serial: Option<&str>) -> Identity {
+        let mut known = lock(&self.known);
+        if known.at.is_none_or(|at| at.elapsed() > FRESH) {
+            known.at = Some(Instant::now());
+            match self.state.devices() {
+                Ok(devices) => known.devices = devices,
+                Err(e) => log::debug!("who boots is not known: {e}"),
+            }
+        }
+        let same_mac = |d: &&Device| mac.is_some() && d.mac.as_deref() == mac;
+        let same_serial = |d: &&Device| {
+            let (Some(of), Some(part)) = (&d.serial, serial) else { return false };
+            of.ends_with(&part.to_ascii_lowercase())
+        };
+        let device = known.devices.iter().find(same_mac).or_else(|| known.devices.iter().find(same_serial));
+        let before = device.and_then(|d| d.address.parse().ok());
+        Identity {
+            serial: device.and_then(|d| d.serial.as_deref().map(Into::into)),
+            mac: mac.map(Into::into).or_else(|| device.and_then(|d| d.mac.as_deref().map(Into::into))),
+            address: ip.or(before).unwrap_or(Ipv4Addr::UNSPECIFIED.into()),
+        }
+    }
+
+    fn note(&self, pi: Identity, kind: &str, stage: &str, text: String) {
+        log::info!("{pi}: {kind}: {text}");
+        let happening = Happening { at_ms: now_ms(), kind: kind.into(), text };
+        let change = Change { stage: Some(stage.into()), happenings: vec![happening], ..Change::of(pi) };
+        self.recorder.note(change);
+    }
+
+    /// A Pi was answered by DHCP.
+    pub fn dhcp(&self, report: &dhcp::Report) {
+        let pi = self.who(report.ip.map(IpAddr::V4), Some(&report.mac.to_string()), None);
+        self.note(pi, "dhcp", "booting", report.text.clone());
+    }
+
+    /// When there are more Pis than may be served at once, everybody who looks is to see it.
+    fn storm(&self, load: tftp::Load) {
+        let mut storm = lock(&self.storm);
+        let before = *storm;
+        *storm = load;
+        drop(storm);
+        if load.waiting == before.waiting && load.refused == before.refused {
+            return;
+        }
+        let refused = match load.refused {
+            0 => String::new(),
+            n => format!(", {n} were told to ask again later"),
+        };
+        let text = (load.waiting > 0).then(|| {
+            format!(
+                "{} files are being sent, {} requests wait for their turn{refused}",
+                load.active, load.waiting
+            )
+        });
+        match (&text, before.waiting) {
+            (Some(text), 0) => log::warn!("tftp: {text}"),
+            (None, 1..) => log::info!("tftp: nobody waits any more{refused}"),
+            _ => {}
+        }
+        self.recorder.trouble("tftp", text);
+    }
+
+    /// A Pi asked for a file.
+    pub fn tftp(&self, report: &tftp::Report) {
+        self.storm(report.load);
+        let ip = report.peer.ip();
+        let text = match &report.what {
+            What::Sent { name, bytes, took, sent_twice } => {
+                let missed = lock(&self.misses).of.remove(&ip).unwrap_or_default();
+                let mut text = format!("{name}: {bytes} bytes in {:.3} s", took.as_secs_f64());
+                if *sent_twice > 0 {
+                    text += &format!(", {sent_twice} blocks sent again");
+                }
+                if !missed.is_empty() {
+                    text += &format!("; before that it asked for what is not there: {}", missed.join(", "));
+                }
+                text
+            }
+            What::Waiting(place) => format!("{}: waits for its turn, {place} are first", report.asked),
+            What::Missing => {
+                self.missing(ip, &report.asked);
+                return;
+            }
+            What::Stopped => {
+                log::debug!("{ip}: tftp: {} was not wanted after all", report.asked);
+                return;
+            }
+            What::Failed(why) if report.asked.is_empty() => {
+                // Anybody sends packets to port 69.
+                log::debug!("{ip}: tftp: {why}");
+                return;
+            }
+            What::Failed(why) => format!("{}: {why}", report.asked),
+        };
+        let mac = match ip {
+            IpAddr::V4(ip) => hardware_address(ip),
+            IpAddr::V6(_) => None,
+        };
+        let pi = self.who(Some(ip), mac.as_deref(), report.own_part());
+        let stage = if matches!(report.what, What::Waiting(_)) { "waiting" } else { "booting" };
+        self.note(pi, "tftp", stage, text);
+    }
+
+    /// Pis ask for a dozen files that need not exist: a line in the log for each name, not for each Pi.
+    fn missing(&self, ip: IpAddr, name: &str) {
+        let common = tftp::folder::own_part(name).map_or(name, |(_, rest)| rest);
+        let mut misses = lock(&self.misses);
+        if misses.said.len() < MISSES_MAX && misses.said.insert(common.to_owned()) {
+            log::info!("{ip}: tftp: there is no {common} (said once)");
+        }
+        if misses.of.len() >= MISSES_MAX {
+            misses.of.clear();
+        }
+        let of = misses.of.entry(ip).or_default();
+        if of.len() < MISSES_OF_ONE && !of.iter().any(|n| n == common) {
+            of.push(common.to_owned());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::state::Sqlite;
+
+    #[test]
+    fn packets_that_ask_for_nothing_make_no_device() {
+        let folder = tempfile::tempdir().unwrap();
+        let state: Arc<dyn State> = Arc::new(Sqlite::serve(folder.path()).unwrap());
+        let (recorder, thread) = Recorder::start(Arc::clone(&state)).unwrap();
+        let timeline = Timeline::new(Arc::clone(&recorder), Arc::clone(&state));
+        let tell = |host: u8, asked: &str| {
+            timeline.tftp(&tftp::Report {
+                peer: ([127, 0, 0, host], 1000).into(),
+                asked: asked.into(),
+                what: What::Failed("not a request".into()),
+                load: tftp::Load::default(),
+            });
+        };
+        tell(2, "");
+        tell(3, "kernel8.img");
+        recorder.close();
+        thread.join().unwrap();
+        let devices = state.devices().unwrap();
+        let addresses: Vec<_> = devices.iter().map(|d| d.address.as_str()).collect();
+        assert_eq!(addresses, ["127.0.0.3"]);
+    }
+}

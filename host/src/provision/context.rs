@@ -1,0 +1,127 @@
+//! What all connections of one server share.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use crate::config::Settings;
+use crate::images::build_queue::Builds;
+use crate::images::catalog::Library;
+use crate::net::drain::Busy;
+use crate::net::queue::{Slot, Slots, Ticket};
+use crate::provision::bounded_cache::Recent;
+use crate::provision::legacy::{Advance, Installs};
+use crate::state::{Change, Happening, Identity, Recorder};
+use crate::sys::clock::now_ms;
+
+/// The server that a connection belongs to.
+pub struct Service {
+    /// What it was told.
+    pub settings: Settings,
+    /// The port that sends the root filesystem.
+    pub rootfs_port: u16,
+    /// The port that sends ranges.
+    pub fetch_port: u16,
+    /// What to install.
+    pub library: Arc<Library>,
+    /// The same as images.
+    pub builds: Arc<Builds>,
+    /// What is remembered.
+    pub recorder: Arc<Recorder>,
+    /// Who may transfer.
+    pub slots: Arc<Slots>,
+    /// What keeps the server from ending at once when it is told to.
+    pub busy: Busy,
+    /// Who was last heard on the control connection from an address.
+    pub heard: Recent<IpAddr, Identity>,
+    /// Pis, by key, that were told to wait, and why if something is wrong: that they ask again
+    /// is no news.
+    pub waiting: Recent<String, String>,
+    /// Old Pis that were told to format.
+    pub installs: Installs,
+}
+
+impl Service {
+    /// Who is behind this address, as far as is known.
+    pub fn who(&self, address: IpAddr) -> Identity {
+        self.heard.find(&address).unwrap_or_else(|| Identity::of(address))
+    }
+
+    /// Takes note of what happened to a Pi.
+    pub fn happened(&self, pi: &Identity, kind: &str, text: String, change: Change) {
+        log::info!("{pi}: {text}");
+        let happening = Happening { at_ms: now_ms(), kind: kind.into(), text };
+        self.recorder.note(Change { happenings: vec![happening], ..change });
+    }
+
+    /// Puts a Pi at the end of the line for a transfer.
+    #[must_use]
+    pub fn line_up(&self, pi: Identity) -> InLine<'_> {
+        InLine { service: self, pi, ticket: self.slots.queue(), told: 0 }
+    }
+
+    /// When more Pis want to be served than may at once, everybody who looks is to see it.
+    fn show_slots(&self) {
+        let waiting = self.slots.waiting();
+        let of = self.settings.slots;
+        let text = (waiting > 0 && of > 0).then(|| {
+            format!("{} of {of} slots are taken, {waiting} transfers wait for one", self.slots.taken())
+        });
+        self.recorder.trouble("slots", text);
+    }
+
+    /// An old Pi has reported the end, or got everything: when both are so, it is installed.
+    pub fn advance(&self, address: IpAddr, with: Advance) {
+        if self.installs.advance(address, with) {
+            let pi = Identity::of(address);
+            let orders = self.recorder.complete(&pi, None);
+            let text = match orders {
+                0 => "installed: it got the whole archive and reported the end".to_owned(),
+                _ => "installed as ordered: it got the whole archive and reported the end".to_owned(),
+            };
+            let change =
+                Change { stage: Some("installed".into()), error: Some(None), ..Change::of(pi.clone()) };
+            self.happened(&pi, "installed", text, change);
+        }
+    }
+}
+
+/// A Pi in the line for a transfer; it gives its place up when this is dropped.
+pub struct InLine<'a> {
+    service: &'a Service,
+    pi: Identity,
+    ticket: Ticket,
+    told: u32,
+}
+
+impl InLine<'_> {
+    /// Waits for a slot.
+    ///
+    /// # Errors
+    /// How many are first, when that has changed: the Pi is to be told, and then to wait again.
+    pub async fn turn(&mut self) -> Result<Slot, u32> {
+        let place = match self.ticket.turn(self.told).await {
+            Ok(slot) => return Ok(slot),
+            Err(place) => place,
+        };
+        let text = format!("waits for its turn, {place} transfers are first");
+        if self.told == 0 {
+            let change = Change { stage: Some("waiting".into()), ..Change::of(self.pi.clone()) };
+            self.service.happened(&self.pi, "slots", text, change);
+            self.service.show_slots();
+        } else {
+            log::info!("{}: {text}", self.pi);
+        }
+        self.told = place;
+        Err(place)
+    }
+}
+
+impl Drop for InLine<'_> {
+    fn drop(&mut self) {
+        if self.told > 0 {
+            // Whoever leaves without a slot is not to be counted any more.
+            self.ticket.leave();
+            self.service.show_slots();
+        }
+    }
+}

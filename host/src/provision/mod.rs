@@ -1,0 +1,251 @@
+//! The install service as a part of a server: three ports, the archive behind them, its images.
+
+pub mod archive_port;
+pub mod bounded_cache;
+pub mod context;
+pub mod control;
+pub mod fetch_port;
+pub mod legacy;
+pub mod reinstall_file;
+
+use std::cmp::Reverse;
+use std::collections::HashMap;
+use std::future::{Future, ready};
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::{Arc, OnceLock, Weak};
+use std::thread::JoinHandle;
+
+use anyhow::Context;
+use piman_core::install::layout::filesystem_bytes;
+use tokio::runtime::Runtime;
+use tokio::task::JoinHandle as Task;
+
+use crate::config::Settings;
+use crate::images::build_queue::Builds;
+use crate::images::catalog::{Library, News};
+use crate::images::source::Source;
+use crate::net::drain::Busy;
+use crate::net::listen::{Gate, accept, bind};
+use crate::net::queue::Slots;
+use crate::net::workers::Lanes;
+use crate::state::{Recorder, State};
+use crate::sys::clock::now_ms;
+use bounded_cache::Recent;
+use context::Service;
+use legacy::Installs;
+
+/// How long a Pi is expected to come back, in milliseconds: 30 days.
+const LATELY_MS: u64 = 30 * 24 * 3600 * 1000;
+/// For how many sizes of cards images are made before anybody asks.
+const AHEAD_MAX: usize = 8;
+
+/// Where the service listens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the names are those of the options")]
+pub struct Addresses {
+    pub control: SocketAddr,
+    pub rootfs: SocketAddr,
+    pub fetch: SocketAddr,
+}
+
+/// The service with its ports open; it does not accept yet.
+pub struct Bound {
+    /// Where it listens.
+    pub addresses: Addresses,
+    archive: Option<Source>,
+    listeners: [std::net::TcpListener; 3],
+}
+
+/// What it shares with the other services.
+pub struct Shared {
+    /// What is remembered.
+    pub state: Arc<dyn State>,
+    /// The same, to be noted in.
+    pub recorder: Arc<Recorder>,
+    /// What keeps the server from ending at once.
+    pub busy: Busy,
+}
+
+/// The service at work.
+pub struct Running {
+    /// What its connections share.
+    pub service: Arc<Service>,
+    /// The control port.
+    pub accepting: Task<()>,
+    /// The ports that send archives and images: a Pi that was told to format still comes here
+    /// while the server is being stopped.
+    pub sending: [Task<()>; 2],
+    lanes: Arc<Lanes>,
+    threads: Vec<JoinHandle<()>>,
+    stop_files: Arc<reinstall_file::Stop>,
+}
+
+impl Bound {
+    /// Binds the ports. `archive` is for everyone who gets no other image.
+    ///
+    /// # Errors
+    /// If one of them cannot be used; the message says what to do.
+    pub fn open(settings: &Settings, archive: Option<Source>) -> anyhow::Result<Self> {
+        let ip = settings.listen;
+        let listeners = [
+            bind(ip, settings.control_port, "--control-port")?,
+            bind(ip, settings.rootfs_port, "--rootfs-port")?,
+            bind(ip, settings.fetch_port, "--fetch-port")?,
+        ];
+        let [control, rootfs, fetch] = &listeners;
+        let addresses = Addresses {
+            control: control.local_addr()?,
+            rootfs: rootfs.local_addr()?,
+            fetch: fetch.local_addr()?,
+        };
+        Ok(Self { addresses, archive, listeners })
+    }
+
+    /// Accepts from now on: decisions on one runtime, connections for what is large
+    /// on the other, which hands them to threads of their own.
+    ///
+    /// # Errors
+    /// If a thread cannot be started or the images cannot be opened.
+    pub fn start(
+        self,
+        settings: &Settings,
+        Shared { state, recorder, busy }: Shared,
+        control: &Runtime,
+        bulk: &Runtime,
+    ) -> anyhow::Result<Running> {
+        let Self { addresses, archive, listeners } = self;
+        let images = settings.images.then_some(settings.state.as_path());
+        let (builds, images_thread) =
+            Builds::start(images, Arc::clone(&recorder)).context("opening the images in the state folder")?;
+        let stop_files = Arc::new(reinstall_file::Stop::default());
+        let mut threads: Vec<JoinHandle<()>> = images_thread.into_iter().collect();
+        if let Some(file) = &settings.reinstall_file {
+            threads.push(reinstall_file::watch(file, Arc::clone(&state), Arc::clone(&stop_files))?);
+        }
+        let (for_tell, tell_builds) = (Arc::clone(&recorder), Arc::clone(&builds));
+        let tell_state = Arc::clone(&state);
+        let shelf: Arc<OnceLock<Weak<Library>>> = Arc::default();
+        let tell_shelf = Arc::clone(&shelf);
+        let library = Library::open(
+            state,
+            archive,
+            Arc::new(move |path: &Path, news: News<'_>| {
+                let library = tell_shelf.get().and_then(Weak::upgrade);
+                if let News::Good(archive, id) = &news {
+                    let all = library.as_ref().and_then(|l| l.all());
+                    tell_builds.renew(archive, *id, all.as_deref(), &sizes(&*tell_state));
+                }
+                tell(&for_tell, path, &news);
+                // Perhaps it was taken off the list of images before it was deleted.
+                if let (News::Bad(_), Some(library)) = (&news, library)
+                    && let Err(e) = library.follow()
+                {
+                    log::warn!("images cannot be read: {e}");
+                }
+            }),
+        );
+        let library = library.context("starting a thread")?;
+        // Set once, here.
+        let _ = shelf.set(Arc::downgrade(&library));
+        let service = Arc::new(Service {
+            rootfs_port: addresses.rootfs.port(),
+            fetch_port: addresses.fetch.port(),
+            library,
+            builds,
+            recorder,
+            slots: Slots::new(settings.slots),
+            busy,
+            heard: Recent::default(),
+            waiting: Recent::default(),
+            installs: Installs::default(),
+            settings: settings.clone(),
+        });
+
+        let gate = |name| Gate::new(name, settings.connections, settings.connections_per_address);
+        let [for_control, for_rootfs, for_fetch] = [&service, &service, &service].map(Arc::clone);
+        let [control_listener, rootfs_listener, fetch_listener] = listeners;
+        let accepting =
+            control.spawn(ended(accept(control_listener, gate("control"), move |stream, address, pass| {
+                let service = Arc::clone(&for_control);
+                async move {
+                    control::attend(stream, address, service).await;
+                    drop(pass);
+                }
+            })));
+        let cores = std::thread::available_parallelism().map_or(2, usize::from);
+        let lanes = Arc::new(Lanes::start(cores).context("starting the threads for transfers")?);
+        let [rootfs_lanes, fetch_lanes] = [&lanes, &lanes].map(Arc::clone);
+        let sending = [
+            bulk.spawn(ended(accept(rootfs_listener, gate("rootfs"), move |stream, address, pass| {
+                let service = Arc::clone(&for_rootfs);
+                rootfs_lanes.attend(stream, move |stream| async move {
+                    archive_port::send(stream, address, service).await;
+                    drop(pass);
+                });
+                ready(())
+            }))),
+            bulk.spawn(ended(accept(fetch_listener, gate("fetch"), move |stream, address, pass| {
+                let service = Arc::clone(&for_fetch);
+                fetch_lanes.attend(stream, move |stream| async move {
+                    fetch_port::answer(stream, address, service).await;
+                    drop(pass);
+                });
+                ready(())
+            }))),
+        ];
+        Ok(Running { service, accepting, sending, lanes, threads, stop_files })
+    }
+}
+
+impl Running {
+    /// Ends the transfers that are left, and stops its threads; returns them, to be waited for.
+    /// The runtimes that accept have been ended before.
+    #[must_use]
+    pub fn stop(self) -> Vec<JoinHandle<()>> {
+        drop(self.lanes);
+        let mut threads = self.threads;
+        threads.extend(self.service.library.close());
+        self.service.builds.stop();
+        self.stop_files.stop();
+        threads
+    }
+}
+
+/// The sizes of the root filesystems of Pis that were here lately, the commonest first.
+fn sizes(state: &dyn State) -> Vec<u64> {
+    let devices = state.devices().unwrap_or_else(|e| {
+        log::error!("no images are made ahead: {e}");
+        Vec::new()
+    });
+    let lately = now_ms().saturating_sub(LATELY_MS);
+    let mut count = HashMap::new();
+    for device in devices.iter().filter(|d| d.root_bytes > 0 && d.last_seen_ms > lately) {
+        *count.entry(filesystem_bytes(device.root_bytes)).or_insert(0_u32) += 1;
+    }
+    let mut sizes: Vec<_> = count.into_iter().collect();
+    sizes.sort_unstable_by_key(|(size, count)| (Reverse(*count), *size));
+    sizes.into_iter().map(|(size, _)| size).take(AHEAD_MAX).collect()
+}
+
+/// Tells the log and the state what became of a version of the archive.
+fn tell(recorder: &Recorder, path: &Path, news: &News<'_>) {
+    let trouble = match news {
+        News::Good(archive, id) => {
+            log::info!("{} is good: {} bytes, image {id:.16}", archive.path().display(), archive.bytes());
+            None
+        }
+        News::Bad(reason) => {
+            log::error!("{reason}");
+            Some((*reason).to_owned())
+        }
+        News::Dropped => None,
+    };
+    recorder.trouble(&format!("archive {}", path.display()), trouble);
+}
+
+async fn ended(accepting: impl Future<Output = anyhow::Result<()>>) {
+    if let Err(e) = accepting.await {
+        log::error!("{e:#}");
+    }
+}

@@ -1,0 +1,222 @@
+//! The Pis that are connected, what they may ask of the server, and what its operator may ask of them.
+
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use piman_core::talks::{Codec, ID, IDENTITY, STATUS};
+
+use super::data::Data;
+use super::engine::{Answer, CallError, Functions, Peer, Request};
+use crate::sys::clock::now_ms;
+use crate::sys::lock::lock;
+
+/// The name of the operator's socket in the state folder.
+pub const SOCKET: &str = "talks.sock";
+/// The operator's call: all Pis that are connected.
+pub(crate) const LIST: u8 = 1;
+/// The operator's call: call a function of a Pi.
+pub(crate) const CALL: u8 = 2;
+/// How long a Pi may take to say who it is.
+const INTRODUCTION: Duration = Duration::from_secs(10);
+
+/// One Pi that is connected.
+#[derive(Debug, Clone)]
+struct Member {
+    serial: Option<String>,
+    mac: Option<String>,
+    model: Option<String>,
+    agent: Option<String>,
+    since_ms: u64,
+    /// Which one it is of those at its address, from 1.
+    number: usize,
+    peer: Peer,
+}
+
+impl Member {
+    fn address(&self) -> String {
+        self.peer.to_string()
+    }
+
+    /// The name of this connection, which no other has: several old peers may be at one address.
+    fn connection(&self) -> String {
+        match self.number {
+            1 => self.address(),
+            n => format!("{}#{n}", self.address()),
+        }
+    }
+
+    fn key(&self) -> String {
+        self.serial.clone().unwrap_or_else(|| self.connection())
+    }
+}
+
+/// The longest serial number, hardware address, model and version that a Pi may claim, in bytes.
+const CLAIM_MAX: usize = 128;
+
+/// All Pis that are connected.
+#[derive(Debug, Clone, Default)]
+pub struct Fleet(Arc<Mutex<Vec<Member>>>);
+
+impl Fleet {
+    fn lock(&self) -> MutexGuard<'_, Vec<Member>> {
+        lock(&self.0)
+    }
+
+    /// How many are connected.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.lock().len()
+    }
+
+    /// Whether none is.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.lock().is_empty()
+    }
+
+    /// The connection of a Pi, by its serial number or the name of its connection, as the list has it. A Pi
+    /// keeps the latter when it has said who it is.
+    #[must_use]
+    pub fn find(&self, key: &str) -> Option<Peer> {
+        let members = self.lock();
+        let by_serial = members.iter().find(|m| m.serial.as_deref() == Some(key));
+        let found = by_serial.or_else(|| members.iter().find(|m| m.connection() == key));
+        found.map(|m| m.peer.clone())
+    }
+
+    /// Closes all connections.
+    pub fn close(&self) {
+        self.lock().iter().for_each(|m| m.peer.close());
+    }
+
+    /// Asks a Pi who it is. Old peers have no such function and stay with their address.
+    async fn introduce(self, peer: Peer) {
+        let known = peer.call(IDENTITY, Vec::new(), INTRODUCTION).await;
+        // What is printed in tables is one short line.
+        let fits = |text: &&str| text.len() <= CLAIM_MAX && !text.chars().any(char::is_control);
+        let text = |key: &str| known.as_ref().ok()?.find(key)?.str().filter(fits).map(str::to_owned);
+        // Names are compared exactly, so they are kept in one spelling.
+        let name = |key: &str| text(key).map(|name| name.to_ascii_lowercase());
+        let (serial, mac) = (name("serial"), name("mac"));
+        let mut members = self.lock();
+        if serial.is_some() {
+            // The same Pi again: its old connection is one that nobody has noticed to be dead.
+            for old in members.iter().filter(|m| m.serial == serial && !m.peer.is(&peer)) {
+                old.peer.close();
+            }
+            members.retain(|m| m.serial != serial || m.peer.is(&peer));
+        }
+        if let Some(member) = members.iter_mut().find(|m| m.peer.is(&peer)) {
+            (member.serial, member.mac) = (serial, mac);
+            (member.model, member.agent) = (text("model"), text("agent"));
+            match &member.serial {
+                Some(serial) => log::info!("talks: {} is {serial}", member.connection()),
+                None => log::info!("talks: {} does not say who it is", member.connection()),
+            }
+        }
+    }
+}
+
+/// What a Pi may ask of the server.
+impl Functions for Fleet {
+    fn call(&self, _peer: &Peer, request: Request) -> Answer {
+        let answer = match u8::try_from(request.opcode) {
+            Ok(IDENTITY) => {
+                Ok(Data::dict([("server", "piman".into()), ("version", env!("CARGO_PKG_VERSION").into())]))
+            }
+            Ok(STATUS) => Ok(Data::dict([
+                ("connected", i64::try_from(self.len()).unwrap_or(i64::MAX).into()),
+                ("time", i64::try_from(now_ms()).unwrap_or(i64::MAX).into()),
+            ])),
+            Ok(ID) => Ok("piman0".into()),
+            _ => Err(format!("LookupError: no function is bound to opcode {}", request.opcode)),
+        };
+        Box::pin(std::future::ready(answer))
+    }
+
+    fn opened(&self, peer: &Peer) {
+        let mut members = self.lock();
+        // The first number that is free: names stay short, and each is one connection's as long as it lives.
+        let taken: HashSet<usize> =
+            members.iter().filter(|m| m.peer.address() == peer.address()).map(|m| m.number).collect();
+        let number = (1..).find(|n| !taken.contains(n)).unwrap_or(usize::MAX);
+        let member = Member {
+            serial: None,
+            mac: None,
+            model: None,
+            agent: None,
+            since_ms: now_ms(),
+            number,
+            peer: peer.clone(),
+        };
+        log::info!("talks: {} is connected", member.connection());
+        members.push(member);
+        drop(members);
+        tokio::spawn(self.clone().introduce(peer.clone()));
+    }
+
+    fn closed(&self, peer: &Peer) {
+        let mut members = self.lock();
+        let gone = members.iter().position(|m| m.peer.is(peer)).map(|at| members.swap_remove(at));
+        drop(members);
+        // One that has come again meanwhile took the place of this connection.
+        log::info!("talks: {} is gone", gone.map_or_else(|| peer.to_string(), |m| m.key()));
+    }
+}
+
+/// What the operator may ask, on the socket in the state folder.
+#[derive(Debug, Clone)]
+pub(crate) struct Operator(pub(crate) Fleet);
+
+impl Functions for Operator {
+    fn call(&self, _peer: &Peer, request: Request) -> Answer {
+        match u8::try_from(request.opcode) {
+            Ok(LIST) => Box::pin(std::future::ready(Ok(self.list()))),
+            Ok(CALL) => {
+                let fleet = self.0.clone();
+                Box::pin(async move { relay(fleet, request).await })
+            }
+            _ => Box::pin(std::future::ready(Err("this server does not know that command".into()))),
+        }
+    }
+}
+
+impl Operator {
+    fn list(&self) -> Data {
+        let optional = |text: &Option<String>| text.clone().map_or(Data::None, Data::Str);
+        let members = self.0.lock();
+        let list = members.iter().map(|m| {
+            Data::dict([
+                ("device", m.key().into()),
+                ("connection", m.connection().into()),
+                ("serial", optional(&m.serial)),
+                ("mac", optional(&m.mac)),
+                ("model", optional(&m.model)),
+                ("agent", optional(&m.agent)),
+                ("address", m.address().into()),
+                ("codec", if m.peer.codec() == Codec::Pickle { "pickle" } else { "postcard" }.into()),
+                ("since", i64::try_from(m.since_ms).unwrap_or(i64::MAX).into()),
+            ])
+        });
+        Data::List(list.collect())
+    }
+}
+
+async fn relay(fleet: Fleet, request: Request) -> Result<Data, String> {
+    let [Data::Str(device), Data::Int(opcode), Data::Int(within_ms), Data::Tuple(args)] = &request.args[..]
+    else {
+        return Err("this server does not understand the command".into());
+    };
+    let keywords = request.keywords.clone();
+    let peer = fleet.find(device).ok_or_else(|| format!("{device} is not connected"))?;
+    let opcode = u8::try_from(*opcode).map_err(|_| "an opcode is a number from 0 to 255".to_owned())?;
+    let within = Duration::from_millis(u64::try_from(*within_ms).unwrap_or(0));
+    // An error of the Pi's function is an outcome like its result; the operator tells it from a Pi that
+    // does not answer.
+    match peer.call_with(opcode, args.clone(), keywords, within).await {
+        Ok(value) => Ok(Data::Tuple(vec![true.into(), value])),
+        Err(CallError::Function(text)) => Ok(Data::Tuple(vec![false.into(), text.into()])),
+        Err(e) => Err(e.to_string()),
+    }
+}

@@ -1,0 +1,446 @@
+//! From a connection to a talk: which protocol, and who may.
+
+use std::io;
+use std::net::IpAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::ensure;
+use piman_core::Error;
+use piman_core::error::PeerError;
+use piman_core::frame::{Frames, GO, Mail, Role};
+use piman_core::talks::auth::{
+    Challenge, EITHER, Handshake, KEY_CONTEXT, Keyed, LOGIN_MS, LoginOut, PENALTY_MS, Verdict, admits, same,
+};
+use piman_core::talks::{Codec, Encode, LoginError, Protocol, prove};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::time::{sleep, timeout, timeout_at};
+
+use super::attempts::{Attempts, Judged};
+use super::engine::{Engine, Functions, MESSAGE_MAX, Peer, decode, encode};
+use super::wire::{Lost, Pickles, frames, pickles, send};
+use crate::messages::transport::ahead::{Ahead, Clock};
+use crate::sys::random;
+use crate::text::password;
+
+/// The memory of an idle connection for reading, in bytes.
+const PIECE: usize = 2048;
+/// How long a peer may stand still in the midst of a message.
+const STALL: Duration = Duration::from_secs(30);
+
+/// A password and the key that is made of it.
+#[derive(Clone)]
+pub struct Secret {
+    password: Option<String>,
+    key: [u8; 32],
+}
+
+impl Secret {
+    /// Of a password; `None` is no secret: a server then admits everybody.
+    #[must_use]
+    pub fn new(password: Option<String>) -> Self {
+        let key = blake3::derive_key(KEY_CONTEXT, password.as_deref().unwrap_or("").as_bytes());
+        Self { password, key }
+    }
+
+    /// Of the password in the first line of a file.
+    ///
+    /// # Errors
+    /// If it cannot be read, or there is none in it.
+    pub fn read(file: &Path) -> anyhow::Result<Self> {
+        let line = password::read(file)?;
+        let (password, name) = (line.trim(), file.display());
+        ensure!(!password.is_empty(), "the password in {name} is empty: write it into the first line");
+        Ok(Self::new(Some(password.to_owned())))
+    }
+}
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(if self.password.is_some() { "Secret(..)" } else { "Secret(none)" })
+    }
+}
+
+impl Keyed for Secret {
+    fn tag(&self, parts: &[&[u8]]) -> [u8; 32] {
+        let mut hasher = blake3::Hasher::new_keyed(&self.key);
+        for part in parts {
+            hasher.update(part);
+        }
+        hasher.finalize().into()
+    }
+}
+
+/// Why there is no talk.
+#[derive(Debug, thiserror::Error)]
+pub enum NoTalk {
+    /// The peer does not have our password, or we do not have its.
+    #[error("the password is wrong")]
+    Denied,
+    /// The server does not know the password: it may not be the one that is meant.
+    #[error("the server does not know the password; is it the right server?")]
+    Impostor,
+    /// The server wants a password, and we have none.
+    #[error("the server wants a password, and none was given")]
+    NoPassword,
+    /// Too many wrong passwords came before: nobody has looked at this one.
+    #[error("too many wrong passwords: this one was not looked at")]
+    Unseen,
+    /// No login in time.
+    #[error("the client did not log in within {} s", .0.as_secs_f32())]
+    Silent(Duration),
+    /// The server does not answer the login.
+    #[error("{}", unanswered(*.within, *.protocol))]
+    Unanswered {
+        /// How long we have waited.
+        within: Duration,
+        /// What it was asked by.
+        protocol: Protocol,
+    },
+    /// The server answers the login by something that is no answer to it.
+    #[error(
+        "the server answered the login by something else than a TCPTalks or piman server does: is it another service?"
+    )]
+    NoAnswer,
+    /// The server closes the connection in place of an answer to the login.
+    #[error("{}", closed(*.midway, *.protocol))]
+    Closed {
+        /// In the middle of its answer.
+        midway: bool,
+        /// What it was asked by.
+        protocol: Protocol,
+    },
+    /// The peer closes the connection in place of a greeting.
+    #[error("the peer closed the connection before its greeting")]
+    Cut,
+    /// No connection.
+    #[error("no connection within {:.1} s", .0.as_secs_f32())]
+    Unreachable(Duration),
+    /// Something else than talks.
+    #[error("the peer does not speak this protocol")]
+    Stranger,
+    /// The connection failed.
+    #[error("the connection failed: {0}")]
+    Io(#[from] io::Error),
+    /// The connection failed in the midst of a login.
+    #[error("{0}")]
+    Lost(String),
+}
+
+fn unanswered(within: Duration, protocol: Protocol) -> String {
+    format!("the server did not answer the login within {:.1} s: {}", within.as_secs_f32(), hint(protocol))
+}
+
+fn closed(midway: bool, protocol: Protocol) -> String {
+    if midway {
+        return "the server closed the connection in the middle of its answer to the login".into();
+    }
+    format!("the server closed the connection without an answer to the login: {}", hint(protocol))
+}
+
+fn hint(protocol: Protocol) -> &'static str {
+    match protocol {
+        Protocol::Piman => {
+            "if it is an old TCPTalks server, use the protocol pickle (--protocol pickle); a password then crosses the network in clear"
+        }
+        _ => "is it a TCPTalks or piman server, and is it free for another client?",
+    }
+}
+
+impl From<Lost> for NoTalk {
+    fn from(lost: Lost) -> Self {
+        Self::Lost(lost.to_string())
+    }
+}
+
+/// Serves one client to the end of its connection; its first byte says what it speaks. `address` is
+/// `None` for the operator, who needs no login.
+pub(super) async fn serve<S: AsyncRead + AsyncWrite + Unpin>(
+    stream: S,
+    address: Option<IpAddr>,
+    secret: &Secret,
+    attempts: &Attempts,
+    functions: &Arc<dyn Functions>,
+) -> Result<(), NoTalk> {
+    let within = Duration::from_millis(LOGIN_MS);
+    let mut stream = Ahead::new(stream, STALL);
+    match timeout(within, stream.peek()).await.map_err(|_| NoTalk::Silent(within))?? {
+        None => Ok(()),
+        Some(GO) => serve_frames(stream, address, secret, attempts, functions).await,
+        first => {
+            let (mut stream, mut incoming) = (stream.into_inner(), Pickles::login(first));
+            let login = timeout(within, next(&mut stream, &mut incoming)).await;
+            let login = login.map_err(|_| NoTalk::Silent(within))??;
+            if login.starts_with(EITHER) {
+                // Nothing may follow before our greeting.
+                if !incoming.is_idle() {
+                    return Err(NoTalk::Stranger);
+                }
+                let stream = Ahead::new(stream, STALL);
+                return serve_frames(stream, address, secret, attempts, functions).await;
+            }
+            let password = secret.password.as_deref();
+            let right = || decode(Codec::Pickle, &login, |value| admits(password, value)) == Some(true);
+            if let Err(e) = judge(address, secret, attempts, right) {
+                sleep(Duration::from_millis(PENALTY_MS)).await;
+                stream.write_all(&message(Codec::Pickle, &Verdict(false))).await?;
+                Ahead::new(stream, STALL).close().await;
+                return Err(e);
+            }
+            stream.write_all(&message(Codec::Pickle, &Verdict(true))).await?;
+            incoming.logged_in();
+            let (peer, ends) = Peer::new(address, Codec::Pickle);
+            let mut engine = Engine::new(peer, Arc::clone(functions));
+            Ok(pickles(&mut stream, incoming, &mut engine, ends, STALL).await?)
+        }
+    }
+}
+
+/// Serves one client that speaks frames, from the greetings to the end of its connection.
+async fn serve_frames<S: AsyncRead + AsyncWrite + Unpin>(
+    mut stream: Ahead<S>,
+    address: Option<IpAddr>,
+    secret: &Secret,
+    attempts: &Attempts,
+    functions: &Arc<dyn Functions>,
+) -> Result<(), NoTalk> {
+    let within = Duration::from_millis(LOGIN_MS);
+    let mut buf = [0; PIECE];
+    let opening = async {
+        let mut talk = open(&mut stream, Role::Server, &mut buf).await?;
+        let mut mail = Mail::default();
+        let judged = match address {
+            None => Ok(()),
+            Some(_) => challenge(&mut talk, &mut mail, secret, address, attempts).await?,
+        };
+        Ok::<_, NoTalk>((talk, mail, judged))
+    };
+    let (mut talk, mut mail, judged) =
+        timeout(within, opening).await.map_err(|_| NoTalk::Silent(within))??;
+    if let Err(e) = judged {
+        sleep(Duration::from_millis(PENALTY_MS)).await;
+        send(&mut talk, &message(Codec::Postcard, &Verdict(false)), &mut mail).await?;
+        stream.close().await;
+        return Err(e);
+    }
+    let (peer, ends) = Peer::new(address, Codec::Postcard);
+    let mut engine = Engine::new(peer, Arc::clone(functions));
+    Ok(frames(&mut talk, mail, &mut engine, ends).await?)
+}
+
+/// Whether a login is right. Wrong ones count against the address; a server without a password has none to guess.
+fn judge(
+    address: Option<IpAddr>,
+    secret: &Secret,
+    attempts: &Attempts,
+    right: impl FnOnce() -> bool,
+) -> Result<(), NoTalk> {
+    let judged = match address {
+        Some(address) if secret.password.is_some() => attempts.judge(address, Instant::now(), right),
+        _ if right() => Judged::Right,
+        _ => Judged::Wrong,
+    };
+    match judged {
+        Judged::Right => Ok(()),
+        Judged::Wrong => Err(NoTalk::Denied),
+        Judged::Unseen => Err(NoTalk::Unseen),
+    }
+}
+
+/// What a client has after its login: run it to the end.
+pub(super) type Running = std::pin::Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// Logs in as a client. The connection lives as long as the returned future is polled. `secret` is `None` for
+/// the operator, who needs no login.
+pub(super) async fn join<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
+    mut stream: S,
+    address: Option<IpAddr>,
+    protocol: Protocol,
+    secret: Option<Secret>,
+    functions: Arc<dyn Functions>,
+    within: Duration,
+) -> Result<(Peer, Running), NoTalk> {
+    let deadline = tokio::time::Instant::now() + within;
+    let unanswered = move |_| NoTalk::Unanswered { within, protocol };
+    let password = secret.as_ref().and_then(|s| s.password.as_deref());
+    if protocol != Protocol::Piman {
+        let mut login = if protocol == Protocol::Auto { EITHER.to_vec() } else { Vec::new() };
+        login.extend(message(Codec::Pickle, &LoginOut(password)));
+        timeout_at(deadline, stream.write_all(&login)).await.map_err(unanswered)??;
+    }
+    let mut stream = Ahead::new(stream, STALL);
+    if protocol != Protocol::Piman {
+        let first = timeout_at(deadline, stream.peek()).await.map_err(unanswered)?;
+        // A server that resets the connection has not answered either.
+        let first = first.or_else(|e| if lost(&e) { Ok(None) } else { Err(e) })?;
+        if first.is_none() {
+            return Err(NoTalk::Closed { midway: false, protocol });
+        }
+        if protocol == Protocol::Pickle || first != Some(GO) {
+            let incoming = Pickles::login(first);
+            let verdict = verdict(stream.into_inner(), incoming, protocol, password.is_some());
+            let (mut stream, incoming) = timeout_at(deadline, verdict).await.map_err(unanswered)??;
+            let (peer, ends) = Peer::new(address, Codec::Pickle);
+            let this = peer.clone();
+            let running: Running = Box::pin(async move {
+                let mut engine = Engine::new(this, functions);
+                tell(pickles(&mut stream, incoming, &mut engine, ends, STALL).await);
+            });
+            return Ok((peer, running));
+        }
+    }
+    let (peer, ends) = Peer::new(address, Codec::Postcard);
+    let this = peer.clone();
+    // The buffer and what borrows it live in one future, which tells when the login is done.
+    let (done, mut login) = tokio::sync::oneshot::channel();
+    let mut running: Running = Box::pin(async move {
+        let mut buf = [0; PIECE];
+        let opening = async {
+            let mut talk = open(&mut stream, Role::Client, &mut buf).await.map_err(|e| match e {
+                NoTalk::Cut => NoTalk::Closed { midway: false, protocol },
+                other => other,
+            })?;
+            if let Some(secret) = &secret {
+                prove(&mut talk, secret, random::bytes()).await.map_err(|e| match e {
+                    LoginError::Denied if secret.password.is_none() => NoTalk::NoPassword,
+                    LoginError::Denied => NoTalk::Denied,
+                    LoginError::Impostor => NoTalk::Impostor,
+                    LoginError::Stranger => NoTalk::Stranger,
+                    other => NoTalk::Lost(other.to_string()),
+                })?;
+            }
+            Ok::<_, NoTalk>(talk)
+        };
+        let opened = timeout_at(deadline, opening).await.unwrap_or_else(|e| Err(unanswered(e)));
+        let mut talk = match opened {
+            Ok(talk) => talk,
+            Err(e) => {
+                // Whoever waited for it may be gone.
+                let _ = done.send(Err(e));
+                return;
+            }
+        };
+        let _ = done.send(Ok(()));
+        let mut engine = Engine::new(this, functions);
+        tell(frames(&mut talk, Mail::default(), &mut engine, ends).await);
+    });
+    let verdict = tokio::select! {
+        biased;
+        verdict = &mut login => verdict,
+        // It ends at once when the login fails.
+        () = &mut running => return Err(login.try_recv().ok().and_then(Result::err).unwrap_or(NoTalk::Stranger)),
+    };
+    verdict.unwrap_or(Err(NoTalk::Stranger))?;
+    Ok((peer, running))
+}
+
+/// The answer of an old server to our login.
+async fn verdict<S: AsyncRead + Unpin>(
+    mut stream: S,
+    mut incoming: Pickles,
+    protocol: Protocol,
+    has_password: bool,
+) -> Result<(S, Pickles), NoTalk> {
+    let verdict = next(&mut stream, &mut incoming).await.map_err(|e| match e {
+        NoTalk::Io(e) if lost(&e) => NoTalk::Closed { midway: true, protocol },
+        NoTalk::Lost(_) => NoTalk::NoAnswer,
+        other => other,
+    })?;
+    match decode(Codec::Pickle, &verdict, Verdict::parse).flatten() {
+        Some(Verdict(true)) => {
+            incoming.logged_in();
+            Ok((stream, incoming))
+        }
+        Some(Verdict(false)) if has_password => Err(NoTalk::Denied),
+        Some(Verdict(false)) => Err(NoTalk::NoPassword),
+        None => Err(NoTalk::NoAnswer),
+    }
+}
+
+/// Whether the peer has closed the connection.
+fn lost(e: &io::Error) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
+    matches!(e.kind(), BrokenPipe | ConnectionAborted | ConnectionReset | UnexpectedEof)
+}
+
+fn tell(ended: Result<(), Lost>) {
+    if let Err(e) = ended {
+        log::info!("talks: {e}");
+    }
+}
+
+type Talk<'b, S> = Frames<'b, &'b mut Ahead<S>, Clock>;
+
+async fn open<'b, S: AsyncRead + AsyncWrite + Unpin>(
+    stream: &'b mut Ahead<S>,
+    role: Role,
+    buf: &'b mut [u8],
+) -> Result<Talk<'b, S>, NoTalk> {
+    let limit = u32::try_from(MESSAGE_MAX).unwrap_or(u32::MAX);
+    Frames::open(stream, Clock, role, limit, buf).await.map_err(|e| match e {
+        Error::Io(e) if lost(&e) => NoTalk::Cut,
+        Error::Io(e) => NoTalk::Io(e),
+        Error::Peer(PeerError::Closed) => NoTalk::Cut,
+        other => NoTalk::Lost(other.to_string()),
+    })
+}
+
+/// The server's side of the challenge; the inner result says whether the client knows the key.
+async fn challenge<S: AsyncRead + AsyncWrite + Unpin>(
+    talk: &mut Talk<'_, S>,
+    mail: &mut Mail,
+    secret: &Secret,
+    address: Option<IpAddr>,
+    attempts: &Attempts,
+) -> Result<Result<(), NoTalk>, NoTalk> {
+    let Handshake::Hello(client) = step(talk, mail).await? else { return Err(NoTalk::Stranger) };
+    let challenge = Challenge { client, server: random::bytes() };
+    send(talk, &message(Codec::Postcard, &Handshake::Challenge(challenge.server)), mail).await?;
+    let Handshake::Proof(proof) = step(talk, mail).await? else { return Err(NoTalk::Stranger) };
+    let right = || secret.password.is_none() || same(&challenge.client_proof(secret), &proof);
+    if let Err(e) = judge(address, secret, attempts, right) {
+        return Ok(Err(e));
+    }
+    let proof = Handshake::Proof(challenge.server_proof(secret));
+    send(talk, &message(Codec::Postcard, &proof), mail).await?;
+    Ok(Ok(()))
+}
+
+async fn step<S: AsyncRead + AsyncWrite + Unpin>(
+    talk: &mut Talk<'_, S>,
+    mail: &mut Mail,
+) -> Result<Handshake, NoTalk> {
+    let message = whole(talk, mail).await?;
+    decode(Codec::Postcard, &message, Handshake::parse).flatten().ok_or(NoTalk::Stranger)
+}
+
+/// The next whole message.
+async fn whole<S: AsyncRead + AsyncWrite + Unpin>(
+    talk: &mut Talk<'_, S>,
+    mail: &mut Mail,
+) -> Result<Vec<u8>, NoTalk> {
+    while mail.whole.is_empty() {
+        if !talk.receive(mail).await.map_err(|e| NoTalk::Lost(e.to_string()))? {
+            return Err(NoTalk::Io(io::ErrorKind::UnexpectedEof.into()));
+        }
+    }
+    Ok(mail.whole.remove(0))
+}
+
+/// The next whole pickle.
+async fn next(stream: &mut (impl AsyncRead + Unpin), incoming: &mut Pickles) -> Result<Vec<u8>, NoTalk> {
+    loop {
+        if let Some(message) = incoming.next()? {
+            return Ok(message);
+        }
+        if !incoming.read(stream).await? {
+            return Err(NoTalk::Io(io::ErrorKind::UnexpectedEof.into()));
+        }
+    }
+}
+
+/// A message of a login; none is larger than its buffer.
+fn message(codec: Codec, value: &dyn Encode) -> Vec<u8> {
+    encode(codec, value).unwrap_or_default()
+}

@@ -1,0 +1,35 @@
+//! The talks service on tokio: calls in both directions, with old peers and our own.
+//!
+//! | file | what lives there |
+//! |---|---|
+//! | `data` | values that own what they hold, [`Data`] |
+//! | `attempts` | how many wrong passwords are looked at |
+//! | `login` | which protocol a peer speaks, and whether it may |
+//! | `engine` | what happens on a connection, [`Peer`] and [`Functions`] |
+//! | `wire` | its bytes: pickles or frames |
+//! | `client` | connecting |
+//! | `server` | the port, the operator's socket |
+//! | `fleet` | the Pis that are connected, and what the operator may ask |
+//! | `command` | `piman call`, `piman status` |
+//! | `direct` | `piman call --server`: a function of a server |
+//!
+//! The pickle crates were looked at: `serde-pickle` and its like need an allocator, decode from a reader without
+//! an end in sight and bound neither depth nor memory as a server on a network must; so the core has its own.
+
+mod attempts;
+mod client;
+mod data;
+pub(crate) mod direct;
+mod engine;
+pub(crate) mod fleet;
+mod login;
+mod server;
+mod wire;
+
+pub use client::{Nothing, connect, connect_operator};
+pub use data::Data;
+pub use direct::Direct;
+pub use engine::{Answer, CallError, Functions, Peer, Request};
+pub use fleet::{Fleet, SOCKET};
+pub use login::{NoTalk, Secret};
+pub use server::{Plan, Server};

@@ -1,0 +1,147 @@
+//! The port of the talks service, and the operator's socket.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use tokio::net::UnixListener;
+use tokio::task::JoinHandle;
+
+use super::attempts::Attempts;
+use super::engine::Functions;
+use super::fleet::{Fleet, Operator};
+use super::login::{NoTalk, Secret, serve};
+use crate::net::listen::{Gate, accept};
+use crate::net::socket::Living;
+
+/// What a server is told.
+#[derive(Debug)]
+pub struct Plan {
+    /// Where Pis connect.
+    pub listener: std::net::TcpListener,
+    /// Where the operator's commands connect, if they may.
+    pub operator: Option<PathBuf>,
+    /// Who may.
+    pub secret: Secret,
+    /// How many connections at once.
+    pub connections: usize,
+    /// How many of one address.
+    pub connections_per_address: usize,
+}
+
+/// A running server; dropping it stops accepting and asks the connections of all Pis to end. Whoever is
+/// logging in, and the operator, is cut with the runtime.
+#[derive(Debug)]
+pub struct Server {
+    address: SocketAddr,
+    fleet: Fleet,
+    socket: Option<PathBuf>,
+    tasks: Vec<JoinHandle<()>>,
+}
+
+impl Server {
+    /// Starts on the runtime this is called in. `functions` are what peers may call; a [`Fleet`] keeps
+    /// account of them.
+    ///
+    /// # Errors
+    /// If the operator's socket cannot be made.
+    pub fn start(plan: Plan, fleet: Fleet, functions: Arc<dyn Functions>) -> anyhow::Result<Self> {
+        let address = plan.listener.local_addr()?;
+        let gate = Gate::new("talks", plan.connections, plan.connections_per_address);
+        let mut tasks = Vec::new();
+        if let Some(path) = &plan.operator {
+            let listener = bind_operator(path)?;
+            let operator: Arc<dyn Functions> = Arc::new(Operator(fleet.clone()));
+            tasks.push(tokio::spawn(operate(listener, operator)));
+        }
+        let secret = Arc::new((plan.secret, Attempts::new(Instant::now())));
+        let attend = move |stream, address, pass| {
+            let (secret, functions) = (Arc::clone(&secret), Arc::clone(&functions));
+            async move {
+                crate::net::socket::tune(&stream);
+                let (secret, attempts) = &*secret;
+                match serve(Living::new(stream), Some(address), secret, attempts, &functions).await {
+                    Ok(()) => {}
+                    // The limit has a line of its own, which does not flood the log.
+                    Err(e @ NoTalk::Unseen) => log::debug!("talks: {address}: {e}"),
+                    Err(e) => log::info!("talks: {address}: {e}"),
+                }
+                drop(pass);
+            }
+        };
+        tasks.push(tokio::spawn(async move {
+            if let Err(e) = accept(plan.listener, gate, attend).await {
+                log::error!("{e:#}");
+            }
+        }));
+        Ok(Self { address, fleet, socket: plan.operator, tasks })
+    }
+
+    /// Where Pis connect.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        for task in &self.tasks {
+            task.abort();
+        }
+        self.fleet.close();
+        if let Some(socket) = &self.socket {
+            // What remains is harmless: the next server takes its place.
+            let _ = std::fs::remove_file(socket);
+        }
+    }
+}
+
+/// Only whoever runs the server, and root, may connect.
+fn bind_operator(path: &Path) -> anyhow::Result<UnixListener> {
+    let bind = || -> io::Result<UnixListener> {
+        match std::fs::remove_file(path) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+            _ => {}
+        }
+        // Under another name until only the right ones can open it.
+        let hidden = path.with_extension("new");
+        match std::fs::remove_file(&hidden) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+            _ => {}
+        }
+        let listener = UnixListener::bind(&hidden)?;
+        std::fs::set_permissions(&hidden, std::fs::Permissions::from_mode(0o600))?;
+        std::fs::rename(&hidden, path)?;
+        Ok(listener)
+    };
+    bind().with_context(|| {
+        format!(
+            "making the socket {} for `piman call` (a path of more than 100 characters is too long)",
+            path.display()
+        )
+    })
+}
+
+async fn operate(listener: UnixListener, operator: Arc<dyn Functions>) {
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                let (operator, attempts) = (Arc::clone(&operator), Attempts::new(Instant::now()));
+                tokio::spawn(async move {
+                    if let Err(e) = serve(stream, None, &Secret::new(None), &attempts, &operator).await {
+                        log::debug!("talks: operator: {e}");
+                    }
+                });
+            }
+            Err(e) => {
+                log::error!("talks: operator: {e}; again in 1 s");
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+        }
+    }
+}

@@ -1,0 +1,310 @@
+//! `piman serve`: everything a server consists of, from start to end.
+
+pub mod serial;
+pub mod services;
+
+use std::future::Future;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use anyhow::Context;
+use pi_agent::reach::serial::Listening;
+use piman_core::install::{CONTROL_PORT, FETCH_PORT, ROOTFS_PORT};
+use rustix::process::{Resource, getrlimit, setrlimit};
+use tokio::runtime::{Builder, Runtime};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::Instant;
+
+use crate::config::Settings;
+use crate::images::source::Source;
+use crate::net::drain::Busy;
+use crate::net::listen::{Gate, bind};
+use crate::state::{self, Identity, Recorder, Sqlite, State};
+use crate::{messages, netboot, provision, rpc};
+use services::{Bound, Who};
+
+/// How often a server that is being stopped looks whether everything has finished.
+const LOOK: Duration = Duration::from_millis(50);
+/// How long the last notes may take to be saved.
+const FLUSH: Duration = Duration::from_secs(5);
+
+/// Where a server listens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the names are those of the options")]
+pub struct Addresses {
+    pub install: Option<provision::Addresses>,
+    pub transfer: Option<SocketAddr>,
+    pub stream: Option<SocketAddr>,
+    pub tftp: Option<SocketAddr>,
+    /// The mode and the interface.
+    pub dhcp: Option<String>,
+    pub talks: Option<SocketAddr>,
+    /// The channels with their names.
+    pub messages: Vec<(String, SocketAddr)>,
+}
+
+impl Addresses {
+    /// By the usual port of each service.
+    fn by_port(&self) -> serial::Services {
+        let all = [
+            (CONTROL_PORT, self.install.map(|i| i.control)),
+            (ROOTFS_PORT, self.install.map(|i| i.rootfs)),
+            (FETCH_PORT, self.install.map(|i| i.fetch)),
+            (piman_core::transfer::PORT, self.transfer),
+            (piman_core::stream::PORT, self.stream),
+            (piman_core::talks::PORT, self.talks),
+            (piman_core::frame::PORT, self.messages.first().map(|(_, address)| *address)),
+        ];
+        serial::Services(all.into_iter().filter_map(|(port, address)| Some((port, address?))).collect())
+    }
+}
+
+/// A running server.
+pub struct Server {
+    addresses: Addresses,
+    install: Option<provision::Running>,
+    busy: Busy,
+    recorder: Arc<Recorder>,
+    shutdown: Duration,
+    /// Decisions have threads of their own: a disk that is slow to read for a transfer delays none.
+    control: Runtime,
+    bulk: Runtime,
+    listeners: Vec<tokio::task::JoinHandle<()>>,
+    state_thread: JoinHandle<()>,
+    talks: Option<rpc::Server>,
+    messages: Option<messages::Running>,
+    lines: Vec<Listening>,
+}
+
+impl Server {
+    /// Starts everything; when it returns, all listeners accept.
+    ///
+    /// # Errors
+    /// If the archive, the state folder or a port cannot be used; the message says what to do.
+    pub fn start(settings: Settings) -> anyhow::Result<Self> {
+        raise_file_limit();
+        let named = settings.rootfs.is_some();
+        if named || !settings.state.join(state::FILE).exists() {
+            // Before a state is begun for a server that cannot be.
+            settings.check(named)?;
+        }
+        let source = settings.rootfs.as_deref().map(Source::open).transpose()?;
+        let state: Arc<dyn State> = Arc::new(Sqlite::serve(&settings.state)?);
+        let has_images = !state.catalogue().context("which images are installed")?.images.is_empty();
+        let installs = source.is_some() || has_images;
+        settings.check(installs)?;
+        if !installs {
+            log::info!("nothing is installed: there is neither --rootfs nor an image of `piman image add`");
+        }
+        let ip = settings.listen;
+        let install = installs.then(|| provision::Bound::open(&settings, source)).transpose()?;
+        let gate = |name| Gate::new(name, settings.connections, settings.connections_per_address);
+        let transfer = settings
+            .transfer
+            .as_ref()
+            .map(|s| Bound::transfer(s, ip, (settings.stall, settings.old), gate("transfer")));
+        let stream = settings.stream.as_ref().map(|s| Bound::stream(s, ip, gate("stream")));
+        let (transfer, stream) = (transfer.transpose()?, stream.transpose()?);
+        let netboot = settings.netboot.as_ref().map(|n| netboot::Bound::open(n, ip)).transpose()?;
+        let talks_listener = settings.talks_port.map(|port| bind(ip, port, "--talks-port")).transpose()?;
+        let messages = settings.messages.as_ref().map(messages::Bound::open).transpose()?;
+        let secret = secret(&settings)?;
+        let addresses = Addresses {
+            install: install.as_ref().map(|i| i.addresses),
+            transfer: transfer.as_ref().map(|t| t.address),
+            stream: stream.as_ref().map(|s| s.address),
+            tftp: netboot.as_ref().map(|n| n.tftp),
+            dhcp: netboot.as_ref().and_then(netboot::Bound::dhcp),
+            talks: talks_listener.as_ref().map(std::net::TcpListener::local_addr).transpose()?,
+            messages: messages.as_ref().map_or_else(Vec::new, |m| m.addresses.clone()),
+        };
+
+        let (recorder, state_thread) = Recorder::start(Arc::clone(&state)).context("starting a thread")?;
+        let busy = Busy::default();
+        let cores = std::thread::available_parallelism().map_or(2, usize::from);
+        let control = runtime("control", 2)?;
+        let bulk = runtime("bulk", cores.max(2))?;
+        let shared = provision::Shared {
+            state: Arc::clone(&state),
+            recorder: Arc::clone(&recorder),
+            busy: busy.clone(),
+        };
+        let install = install.map(|i| i.start(&settings, shared, &control, &bulk)).transpose()?;
+        let here = control.enter();
+        let fleet = rpc::Fleet::default();
+        let talks = talks_listener.map(|listener| {
+            let plan = rpc::Plan {
+                listener,
+                operator: Some(settings.state.join(rpc::SOCKET)),
+                secret,
+                connections: settings.connections,
+                connections_per_address: settings.connections_per_address,
+            };
+            rpc::Server::start(plan, fleet.clone(), Arc::new(fleet))
+        });
+        let talks = talks.transpose()?;
+        drop(here);
+        // Bulk bytes like any others: decisions have threads of their own.
+        let messages = {
+            let _here = bulk.enter();
+            let (all, per_address) = (settings.connections, settings.connections_per_address);
+            messages.map(|m| m.start(all, per_address, settings.stall)).transpose()?
+        };
+        let mut listeners = Vec::new();
+        if let Some(netboot) = netboot {
+            listeners.extend(netboot.start(Arc::clone(&recorder), state, &bulk));
+        }
+        let service = install.as_ref().map(|i| Arc::clone(&i.service));
+        let who = move |address| match &service {
+            Some(service) => service.who(address).key(),
+            None => Identity::of(address).key(),
+        };
+        let who: Who = Arc::new(who);
+        listeners.extend([transfer, stream].into_iter().flatten().map(|b| b.start(&busy, &who, &bulk)));
+        let services = addresses.by_port();
+        let lines = serial::start(&settings.serial, &services)?;
+        if let Some(first) = settings.bluetooth {
+            serial::start_bluetooth(first, &services)?;
+        }
+        let shutdown = settings.shutdown;
+        Ok(Self {
+            addresses,
+            install,
+            busy,
+            recorder,
+            shutdown,
+            control,
+            bulk,
+            listeners,
+            state_thread,
+            talks,
+            messages,
+            lines,
+        })
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub fn addresses(&self) -> &Addresses {
+        &self.addresses
+    }
+
+    /// Runs until a signal (SIGTERM, SIGINT) asks to stop, lets transfers finish, and ends;
+    /// a second signal ends at once.
+    ///
+    /// # Errors
+    /// If signals cannot be heard.
+    pub fn run(self) -> anyhow::Result<()> {
+        let listen = || -> std::io::Result<_> {
+            let _here = self.control.enter();
+            Ok((signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?))
+        };
+        let (mut terminate, mut interrupt) = listen().context("listening for signals")?;
+        let mut asked = async move || {
+            tokio::select! {
+                _ = terminate.recv() => (),
+                _ = interrupt.recv() => (),
+            }
+        };
+        self.control.block_on(asked());
+        let at_most = self.shutdown;
+        self.end(at_most, asked());
+        Ok(())
+    }
+
+    /// Stops accepting, lets transfers finish for as long as `at_most`, and ends.
+    pub fn stop(self, at_most: Duration) {
+        self.end(at_most, std::future::pending());
+    }
+
+    fn end(self, at_most: Duration, at_once: impl Future<Output = ()>) {
+        let accepting = self.install.as_ref().map(|i| &i.accepting);
+        for listener in self.listeners.iter().chain(accepting) {
+            listener.abort();
+        }
+        // Calls are short: whoever waits for one hears at once that the server is gone.
+        drop(self.talks);
+        let lines = self.lines;
+        let messages = self.messages;
+        self.control.block_on(async {
+            let deadline = Instant::now() + at_most;
+            let drain = async {
+                let mut said = (0, 0);
+                while Instant::now() < deadline {
+                    let busy = self.busy.counts();
+                    if busy == (0, 0) {
+                        return;
+                    }
+                    if said != busy {
+                        said = busy;
+                        log::info!(
+                            "stopping: {} transfers and {} installations go on, for {} s at most; a second signal ends them",
+                            busy.0, busy.1, (deadline - Instant::now()).as_secs()
+                        );
+                    }
+                    tokio::time::sleep(LOOK).await;
+                }
+                log::warn!("stopping: the time is up, {:?} transfers and installations are cut", said);
+            };
+            let messages = async {
+                if let Some(messages) = messages {
+                    messages.stop(at_most).await;
+                }
+            };
+            tokio::select! {
+                ((), ()) = async { tokio::join!(drain, messages) } => (),
+                () = at_once => log::warn!("stopping at once"),
+            }
+        });
+        for listener in self.install.iter().flat_map(|i| &i.sending) {
+            listener.abort();
+        }
+        drop(lines);
+        self.control.shutdown_timeout(Duration::from_secs(1));
+        self.bulk.shutdown_timeout(Duration::from_secs(1));
+        let threads = self.install.map_or_else(Vec::new, provision::Running::stop);
+        self.recorder.flush(FLUSH);
+        self.recorder.close();
+        for thread in threads.into_iter().chain([self.state_thread]) {
+            thread.thread().unpark();
+            if thread.join().is_err() {
+                log::error!("a thread of the server had failed");
+            }
+        }
+        log::info!("stopped");
+    }
+}
+
+/// The password of the talks port.
+fn secret(settings: &Settings) -> anyhow::Result<rpc::Secret> {
+    let Some(file) = &settings.talks_password_file else {
+        if settings.talks_port.is_some() {
+            log::warn!("talks: without --talks-password-file everybody may connect and pass for a Pi");
+        }
+        return Ok(rpc::Secret::new(None));
+    };
+    rpc::Secret::read(file)
+}
+
+fn runtime(name: &str, threads: usize) -> anyhow::Result<Runtime> {
+    Builder::new_multi_thread()
+        .worker_threads(threads)
+        .thread_name(name)
+        .enable_all()
+        .build()
+        .with_context(|| format!("starting the {name} threads"))
+}
+
+/// Each connection is an open file; the soft limit of 1024 is from another time.
+fn raise_file_limit() {
+    let mut limit = getrlimit(Resource::Nofile);
+    if limit.current == limit.maximum {
+        return;
+    }
+    limit.current = limit.maximum;
+    if let Err(e) = setrlimit(Resource::Nofile, limit) {
+        log::warn!("the limit of open files cannot be raised, so fewer Pis can connect: {e}");
+    }
+}

@@ -1,0 +1,106 @@
+//! The transfer and the stream service as parts of a server: both are off unless they have a folder.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use tokio::runtime::Runtime;
+use tokio::task::JoinHandle;
+
+use crate::config::services::{StreamSettings, TransferSettings};
+use crate::net::drain::Busy;
+use crate::net::listen::{Gate, bind};
+use crate::net::min_rate::Limits;
+use crate::net::socket::tune;
+use crate::telemetry::{Shelf, Streams};
+use crate::transfer::{Folder, Patience, Transfers};
+use crate::{telemetry, transfer};
+
+/// Says as whom an address is known.
+pub type Who = Arc<dyn Fn(IpAddr) -> String + Send + Sync>;
+
+/// A service that listens and does not accept yet.
+#[derive(Debug)]
+pub struct Bound {
+    listener: std::net::TcpListener,
+    /// Where it listens.
+    pub address: SocketAddr,
+    gate: Arc<Gate>,
+    kind: Kind,
+}
+
+#[derive(Debug)]
+enum Kind {
+    Transfer(Arc<Transfers>, Duration),
+    Stream(Arc<Streams>),
+}
+
+impl Bound {
+    /// Opens the folder and binds the port of the transfer service. `limits`: how long a client may send nothing
+    /// of a file, and what it must do beyond that.
+    ///
+    /// # Errors
+    /// If one of them cannot be used; the message says what to do.
+    pub fn transfer(
+        settings: &TransferSettings,
+        ip: IpAddr,
+        limits: (Duration, Limits),
+        gate: Arc<Gate>,
+    ) -> anyhow::Result<Self> {
+        let folder =
+            Folder::open(&settings.folder).with_context(|| unusable("--transfer-dir", &settings.folder))?;
+        let (stall, limits) = limits;
+        let patience = Patience { talk: stall.min(Duration::from_secs(60)), stall, limits };
+        let transfers = Arc::new(Transfers::new(Arc::new(folder), patience));
+        Self::bind(ip, settings.port, "--transfer-port", gate, Kind::Transfer(transfers, settings.keep))
+    }
+
+    /// Opens the folder and binds the port of the stream service.
+    ///
+    /// # Errors
+    /// If one of them cannot be used; the message says what to do.
+    pub fn stream(settings: &StreamSettings, ip: IpAddr, gate: Arc<Gate>) -> anyhow::Result<Self> {
+        let shelf = Shelf::open(&settings.folder, settings.rotation, settings.sync)
+            .with_context(|| unusable("--stream-dir", &settings.folder))?;
+        let streams = Arc::new(Streams::new(Arc::new(shelf)));
+        Self::bind(ip, settings.port, "--stream-port", gate, Kind::Stream(streams))
+    }
+
+    fn bind(ip: IpAddr, port: u16, flag: &str, gate: Arc<Gate>, kind: Kind) -> anyhow::Result<Self> {
+        let listener = bind(ip, port, flag)?;
+        let address = listener.local_addr()?;
+        Ok(Self { listener, address, gate, kind })
+    }
+
+    /// Accepts from now on.
+    pub fn start(self, busy: &Busy, who: &Who, runtime: &Runtime) -> JoinHandle<()> {
+        let (busy, who) = (busy.clone(), Arc::clone(who));
+        runtime.spawn(async move {
+            let ended = match self.kind {
+                Kind::Transfer(transfers, keep) => {
+                    let begin = move |socket: &_| {
+                        tune(socket);
+                        busy.transfer()
+                    };
+                    transfer::run(self.listener, self.gate, transfers, keep, begin).await
+                }
+                Kind::Stream(streams) => {
+                    let who = move |address| who(address);
+                    telemetry::run(self.listener, self.gate, streams, who, tune).await
+                }
+            };
+            if let Err(e) = ended {
+                log::error!("{e:#}");
+            }
+        })
+    }
+}
+
+fn unusable(flag: &str, folder: &Path) -> String {
+    format!(
+        "cannot use {} ({flag}); it must be a folder that this user may write to (`mkdir -p {0}`)",
+        folder.display()
+    )
+}

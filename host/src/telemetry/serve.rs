@@ -1,0 +1,214 @@
+//! One connection of the server: time-outs, and waiting while the disk is full.
+
+use std::fmt;
+use std::io;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use embedded_io_async::{ErrorType, Read, Write};
+use piman_core::Error;
+use piman_core::stream::{Journal, RECORD_MAX, serve};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+use super::book::Book;
+use super::shelf::Shelf;
+use crate::net::listen::{Gate, accept};
+use crate::net::socket::{LOOK, answers};
+use crate::sys::files::is_full;
+use crate::sys::lock::lock;
+
+/// A client that takes no acknowledgement for so long is gone.
+const DEAF: Duration = Duration::from_secs(60);
+/// How often it is tried whether there is room again.
+const RETRY: Duration = Duration::from_secs(1);
+/// How often it is said that there is none.
+const SAY: u32 = 60;
+
+/// What all connections share.
+#[derive(Debug)]
+pub struct Streams {
+    shelf: Arc<Shelf>,
+}
+
+/// How a connection ended.
+#[derive(Debug)]
+pub struct Served {
+    /// Bytes of whole records that were written.
+    pub bytes: u64,
+    /// Why it ended, if not by the client's wish.
+    pub end: Result<(), io::Error>,
+}
+
+impl fmt::Display for Served {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.end {
+            Ok(()) => write!(f, "closed after {} bytes", self.bytes),
+            Err(e) => write!(f, "ended after {} bytes: {e}", self.bytes),
+        }
+    }
+}
+
+impl Streams {
+    /// Keeps records in `shelf`.
+    #[must_use]
+    pub fn new(shelf: Arc<Shelf>) -> Self {
+        Self { shelf }
+    }
+
+    /// Serves one connection of the client that is known as `who` to its end.
+    pub async fn serve(&self, stream: TcpStream, who: &str) -> Served {
+        let stream = Arc::new(stream);
+        let mut line = Line(stream.clone());
+        let mut desk = Desk { book: self.shelf.book(who), sync: self.shelf.syncs(), who, stream, bytes: 0 };
+        // One byte more: the longest record fits with its newline.
+        let mut buf = vec![0; RECORD_MAX + 1];
+        let end = match serve(&mut line, &mut buf, &mut desk).await {
+            Ok(kept) => kept,
+            Err(Error::Io(e)) => Err(e),
+            Err(e) => Err(io::Error::other(e.to_string())),
+        };
+        Served { bytes: desk.bytes, end }
+    }
+}
+
+/// Serves clients on `listener` for ever; `who` says as whom an address is known.
+///
+/// # Errors
+/// If the listener cannot be used at all.
+pub async fn run(
+    listener: std::net::TcpListener,
+    gate: Arc<Gate>,
+    streams: Arc<Streams>,
+    who: impl Fn(IpAddr) -> String + Send + Sync + 'static,
+    tune: fn(&TcpStream),
+) -> anyhow::Result<()> {
+    let serve = move |stream: TcpStream, address, pass| {
+        let (streams, who) = (streams.clone(), who(address));
+        async move {
+            tune(&stream);
+            log::info!("stream: {who}: connected");
+            let served = streams.serve(stream, &who).await;
+            let level = if served.end.is_ok() { log::Level::Info } else { log::Level::Warn };
+            log::log!(level, "stream: {who}: {served}");
+            drop(pass);
+        }
+    };
+    accept(listener, gate, serve).await
+}
+
+/// The socket as the core's driver wants it. It may be silent for as long as it likes (keepalive
+/// finds out whether it is there), but it has to take what it is told.
+struct Line(Arc<TcpStream>);
+
+impl ErrorType for Line {
+    type Error = io::Error;
+}
+
+impl Read for Line {
+    async fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        loop {
+            match timeout(LOOK, self.0.readable()).await {
+                Ok(ready) => ready?,
+                Err(_) => answers(&self.0)?,
+            }
+            match self.0.try_read(buf) {
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+                done => return done,
+            }
+        }
+    }
+}
+
+impl Write for Line {
+    async fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        loop {
+            match self.0.try_write(buf) {
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+                done => return done,
+            }
+            match timeout(DEAF, self.0.writable()).await {
+                Ok(ready) => ready?,
+                Err(_) => {
+                    return Err(io::Error::new(
+                        io::ErrorKind::TimedOut,
+                        "the client takes no acknowledgement",
+                    ));
+                }
+            }
+        }
+    }
+
+    async fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Where one connection's records go.
+struct Desk<'a> {
+    book: Arc<Mutex<Book>>,
+    sync: bool,
+    who: &'a str,
+    stream: Arc<TcpStream>,
+    bytes: u64,
+}
+
+impl Desk<'_> {
+    async fn write(&self, records: &[u8]) -> io::Result<()> {
+        if !self.sync {
+            // Into the page cache: shorter than to hand it to another thread.
+            return lock(&self.book).append(records);
+        }
+        let (book, records) = (self.book.clone(), records.to_vec());
+        tokio::task::spawn_blocking(move || lock(&book).append(&records)).await.map_err(io::Error::other)?
+    }
+
+    /// Waits a little; fails if the client is gone meanwhile.
+    async fn pause(&self) -> io::Result<()> {
+        let mut byte = [0];
+        match timeout(RETRY, self.stream.peek(&mut byte)).await {
+            Err(_) => Ok(()),
+            Ok(Ok(0)) => Err(io::Error::other("the client went before there was room for its record")),
+            Ok(Ok(_)) => {
+                tokio::time::sleep(RETRY).await;
+                Ok(())
+            }
+            Ok(Err(e)) => Err(e),
+        }
+    }
+}
+
+impl Journal for Desk<'_> {
+    type Error = io::Error;
+
+    async fn append(&mut self, records: &[u8]) -> io::Result<()> {
+        let mut failed = 0u32;
+        loop {
+            match self.write(records).await {
+                Ok(()) => break,
+                Err(e) if waits(&e) => {
+                    if failed.is_multiple_of(SAY) {
+                        log::error!(
+                            "stream: {}: cannot write: {e}; nothing is acknowledged until it can be written",
+                            self.who
+                        );
+                    }
+                    failed = failed.saturating_add(1);
+                    self.pause().await?;
+                }
+                Err(e) => return Err(e),
+            }
+        }
+        if failed > 0 {
+            log::info!("stream: {}: there is room again", self.who);
+        }
+        self.bytes += records.len() as u64;
+        Ok(())
+    }
+}
+
+/// Whether somebody may do something about it.
+fn waits(e: &io::Error) -> bool {
+    is_full(e) || e.kind() == io::ErrorKind::ReadOnlyFilesystem
+}

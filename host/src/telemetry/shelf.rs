@@ -1,0 +1,76 @@
+//! All files of records: who writes to which.
+
+use std::collections::HashMap;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, Weak};
+
+use super::book::{Book, Rotation};
+use crate::sys::lock::lock;
+
+/// The folder that the files are in. Connections of the same client share its file.
+#[derive(Debug)]
+pub struct Shelf {
+    folder: PathBuf,
+    rotation: Rotation,
+    sync: bool,
+    books: Mutex<HashMap<String, Weak<Mutex<Book>>>>,
+}
+
+impl Shelf {
+    /// Files in `folder`, which must exist. With `sync`, a record is on the disk before it is acknowledged.
+    ///
+    /// # Errors
+    /// If it is no folder.
+    pub fn open(folder: &Path, rotation: Rotation, sync: bool) -> io::Result<Self> {
+        if !std::fs::metadata(folder)?.is_dir() {
+            return Err(io::ErrorKind::NotADirectory.into());
+        }
+        Ok(Self { folder: folder.to_owned(), rotation, sync, books: Mutex::default() })
+    }
+
+    /// Whether records are brought to the disk before they are acknowledged.
+    pub(super) fn syncs(&self) -> bool {
+        self.sync
+    }
+
+    /// The file of a client. It is closed when nobody holds it.
+    pub(super) fn book(&self, client: &str) -> Arc<Mutex<Book>> {
+        let name = file_name(client);
+        let mut books = lock(&self.books);
+        if let Some(book) = books.get(&name).and_then(Weak::upgrade) {
+            return book;
+        }
+        books.retain(|_, book| book.strong_count() > 0);
+        let book = Arc::new(Mutex::new(Book::new(&self.folder, &name, self.rotation, self.sync)));
+        books.insert(name, Arc::downgrade(&book));
+        book
+    }
+}
+
+/// Letters, digits, dots in between and dashes only, so that no client can choose another file.
+fn file_name(client: &str) -> String {
+    let keep = |c: char| if c.is_ascii_alphanumeric() || c == '.' { c } else { '-' };
+    let name: String = client.chars().take(100).map(keep).collect();
+    let name = name.trim_start_matches('.');
+    if name.is_empty() { "unknown".to_owned() } else { name.to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names() {
+        for (client, name) in [
+            ("192.168.1.7", "192.168.1.7"),
+            ("fe80::1%eth0", "fe80--1-eth0"),
+            ("10000000abcdef01", "10000000abcdef01"),
+            ("../../etc/passwd", "-..-etc-passwd"),
+            ("", "unknown"),
+            ("..", "unknown"),
+        ] {
+            assert_eq!(file_name(client), name);
+        }
+    }
+}

@@ -1,0 +1,15 @@
+//! The card: disks, partitions, filesystems, and what is on them.
+//!
+//! | module | what lives there |
+//! |---|---|
+//! | [`disk`] | disks: what may be written, partitions, nodes to mount |
+//! | [`mount`] | the root filesystem where it is mounted |
+//! | [`inspect`] | the proof of a finished installation, and the check for it |
+//! | [`ext4`] | empty filesystems without mounting |
+//! | [`root_path`] | paths inside the installed system, with its links followed |
+
+pub mod disk;
+pub mod ext4;
+pub mod inspect;
+pub mod mount;
+pub mod root_path;

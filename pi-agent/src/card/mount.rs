@@ -1,0 +1,136 @@
+//! The root filesystem where it is mounted.
+
+use std::fs::{self, OpenOptions};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use piman_core::install::Stage;
+use rustix::io::Errno;
+use rustix::mount::{MountFlags, UnmountFlags, mount, mount_remount, unmount};
+
+use crate::card::disk::RootNode;
+use crate::card::inspect::{self, Proof};
+use crate::failure::{Cause, Failure, OrFail};
+
+/// How long others may hold what is to be unmounted: device managers look at it for moments.
+const BUSY: Duration = Duration::from_secs(2);
+
+/// While a filesystem is ours alone nothing in it may run, become a device or change who somebody is.
+const RESTRICTED: MountFlags =
+    MountFlags::NOATIME.union(MountFlags::NOSUID).union(MountFlags::NODEV).union(MountFlags::NOEXEC);
+
+/// A mounted root filesystem. Nothing in it can be run until it is [kept](Self::keep); unmounted
+/// when dropped otherwise.
+#[derive(Debug)]
+pub struct Mounted {
+    place: PathBuf,
+    directory: Option<OwnedFd>,
+}
+
+impl Mounted {
+    /// Mounts at `place`, which is made if it is not there. The kernel replays its journal.
+    /// Give it a place that nobody else can reach, or one on a machine without other users.
+    ///
+    /// # Errors
+    /// [`Cause::Disk`] if the kernel cannot mount it.
+    pub fn new(node: &RootNode, place: &Path) -> Result<Self, Failure> {
+        let what = format!("mounting {} at {}", node.path().display(), place.display());
+        Self::try_new(node, place).or_fail(Stage::Mount, Cause::Disk, what)
+    }
+
+    fn try_new(node: &RootNode, place: &Path) -> anyhow::Result<Self> {
+        fs::create_dir_all(place)?;
+        mount(node.path(), place, "ext4", RESTRICTED, None)?;
+        // From here on a failure unmounts.
+        let mut mounted = Self { place: place.to_owned(), directory: None };
+        let directory = OpenOptions::new()
+            .read(true)
+            .custom_flags(rustix::fs::OFlags::DIRECTORY.bits().cast_signed())
+            .open(place)?;
+        mounted.directory = Some(directory.into());
+        Ok(mounted)
+    }
+
+    /// Where it is mounted.
+    #[must_use]
+    pub fn place(&self) -> &Path {
+        &self.place
+    }
+
+    /// Its root directory.
+    ///
+    /// # Errors
+    /// Never while it is mounted.
+    pub fn directory(&self) -> anyhow::Result<BorrowedFd<'_>> {
+        self.directory.as_ref().map(AsFd::as_fd).context("the root filesystem is not mounted")
+    }
+
+    /// Brings everything in it to the medium.
+    ///
+    /// # Errors
+    /// If the kernel could not write it.
+    pub fn sync(&self) -> anyhow::Result<()> {
+        rustix::fs::syncfs(self.directory()?)?;
+        Ok(())
+    }
+
+    /// Writes down that an installation has begun: until its proof is there, the card counts as not
+    /// installed even where systems without a proof are trusted.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub fn begin(&self) -> anyhow::Result<()> {
+        fs::File::create(self.place.join(inspect::NAME))?.sync_all()?;
+        rustix::fs::fsync(self.directory()?)?;
+        Ok(())
+    }
+
+    /// Writes the proof into the file that [`Self::begin`] has made. Everything else must be on
+    /// the medium already.
+    ///
+    /// It is one block, and no name changes: the file is empty or whole, whenever this is broken
+    /// off, and the root directory keeps the time that the archive gave it.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub fn write_proof(&self, proof: &Proof) -> anyhow::Result<()> {
+        use std::io::Write;
+        let mut file = OpenOptions::new().write(true).open(self.place.join(inspect::NAME))?;
+        file.set_permissions(fs::Permissions::from_mode(0o444))?;
+        file.write_all(&proof.encode())?;
+        file.sync_all()?;
+        self.sync()
+    }
+
+    /// Leaves it mounted for good, as a root filesystem whose programs run.
+    ///
+    /// # Errors
+    /// [`Cause::Disk`] if the kernel refuses; it is unmounted then.
+    pub fn keep(mut self) -> Result<PathBuf, Failure> {
+        self.directory = None;
+        let flags = MountFlags::BIND | MountFlags::NOATIME;
+        let what = format!("making {} a root filesystem", self.place.display());
+        mount_remount(&self.place, flags, "").or_fail(Stage::Mount, Cause::Disk, what)?;
+        let place = std::mem::take(&mut self.place);
+        std::mem::forget(self);
+        Ok(place)
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        self.directory = None;
+        let deadline = Instant::now() + BUSY;
+        while let Err(e) = unmount(&self.place, UnmountFlags::empty()) {
+            if e != Errno::BUSY || Instant::now() > deadline {
+                log::warn!("{} stays mounted: {e}", self.place.display());
+                return;
+            }
+            thread::sleep(BUSY / 50);
+        }
+    }
+}

@@ -1,0 +1,91 @@
+//! The attempt of a Pi that boots: the plan of an installation, with what the kernel
+//! command line says.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use piman_core::install::layout::Layout;
+
+use super::attempt::Outcome;
+use super::options::Options;
+use super::system::{NEW_ROOT, find_init};
+use crate::control::{Machine, Server};
+use crate::identity::Identity;
+use crate::install::{self, Plan};
+use crate::rpc::unit::{Enrol, PASSWORD};
+use crate::telemetry::display::Display;
+use crate::telemetry::log_buffer;
+use crate::telemetry::progress::Progress;
+use crate::trust::Key;
+
+/// Asks piman once, installs if it says so, and mounts the root filesystem.
+#[must_use]
+pub fn attempt(options: &Options, server: &Server) -> Outcome {
+    // A Pi that should have a key and has none that can be read installs nothing.
+    let key = match Key::find(options.key.as_deref()) {
+        Ok(key) => key,
+        Err(e) => return Outcome::Permanent(format!("the public key: {e:#}")),
+    };
+    let plan = Plan {
+        server: server.clone(),
+        disk: options.disk.clone(),
+        size: None,
+        layout: Layout::default(),
+        choice: options.path,
+        // Who boots a Pi this way gives its card to piman.
+        yes: true,
+        trust_unmarked: options.trust_unmarked,
+        reinstall: false,
+        identity: Identity::of_this_machine(),
+        key,
+        boot_from: Some(NEW_ROOT.into()),
+        service: options.service_port.map(|port| Enrol {
+            host: server.host.clone(),
+            port,
+            password_file: Some(PASSWORD.into()).filter(|p: &PathBuf| p.exists()),
+        }),
+    };
+    let mut machine = Machine { sets_clock: true, ..Machine::default() };
+    let progress = Arc::new(Progress::new());
+    let display = Display::start(Arc::clone(&progress));
+    let done = install::attempt(&plan, &mut machine, &progress);
+    drop(display);
+    let mounted = match done {
+        Ok(install::Outcome::Boot { card, root }) => {
+            log::info!("the server says boot ({card})");
+            root
+        }
+        Ok(install::Outcome::Installed { image, took, root, .. }) => {
+            log::info!("installed image {image:.16} in {:.1} s", took.as_secs_f64());
+            send_log(options, &plan);
+            root
+        }
+        Err(failure) if failure.cause.is_passing() => return Outcome::Passing(failure.to_string()),
+        Err(failure) => {
+            log_buffer::keep(&failure.to_string());
+            send_log(options, &plan);
+            return Outcome::Permanent(failure.to_string());
+        }
+    };
+    let Some(mounted) = mounted else {
+        return Outcome::Permanent("the root filesystem was not mounted".into());
+    };
+    // Looked at here, while it can still be a failure like another.
+    match find_init(Path::new(NEW_ROOT), options.init.as_deref()) {
+        Ok(_) => match mounted.keep() {
+            Ok(_) => Outcome::Ready,
+            Err(failure) => Outcome::Permanent(failure.to_string()),
+        },
+        Err(wrong) => Outcome::Permanent(format!(
+            "the installed system has no init that can run here ({wrong}): order piman reinstall with the \
+             archive of a whole system for this Pi"
+        )),
+    }
+}
+
+/// What passes is tried again and again: only an end is worth a file on the server.
+fn send_log(options: &Options, plan: &Plan) {
+    if options.transfer_port != 0 {
+        log_buffer::send(&plan.server.host, options.transfer_port, &plan.identity);
+    }
+}

@@ -1,0 +1,62 @@
+//! Path B: the image that the server made for this card, chunk by chunk at its place.
+
+use std::sync::Arc;
+
+use piman_core::install::{ImageOffer, Offer, Stage};
+
+use super::erase::erase_proof;
+use super::{Done, Plan};
+use crate::card::disk::{Disk, RootArea};
+use crate::card::inspect::{Proof, Way};
+use crate::card::mount::Mounted;
+use crate::failure::{Cause, Failure, OrFail};
+use crate::image::{self, Area, Order, Retry};
+use crate::telemetry::progress::Progress;
+
+pub(super) fn install(
+    plan: &Plan,
+    disk: &Disk,
+    offer: &Offer,
+    image: &ImageOffer,
+    progress: &Arc<Progress>,
+) -> Result<Done, Failure> {
+    let root = RootArea::of(&plan.layout, disk.bytes())?;
+    let direct = disk.direct()?;
+    let area = Area::new(disk.file(), &direct, root);
+    let order = Order { offer: image, archive: offer.id, retry: Retry::default(), progress };
+    let connect = || super::dial(plan, offer.fetch_port);
+    progress.begin(Stage::Partition, 0);
+    // Nothing is erased before the chunk table is here and right.
+    let pending = image::install(connect, &order, &area, || erase_proof(disk, &plan.layout).map(drop))?;
+    progress.begin(Stage::Commit, 0);
+    let proof = Proof::now(offer.id, Way::Image, offer.more).encode();
+    image::commit(&area, &pending, &proof)?;
+    let summary = pending.summary;
+    log::info!(
+        "{} chunks, {} of them on the card already, {} repaired, {} broken connections, {} writes",
+        summary.chunks,
+        summary.reused,
+        summary.repaired,
+        summary.broken,
+        summary.writes
+    );
+    let mounted = plan.boot_from.as_ref().map(|place| {
+        progress.begin(Stage::Mount, 0);
+        Mounted::new(&disk.root_node(&root)?, place)
+    });
+    if disk.is_device() && mounted.is_none() {
+        // Whoever mounts it next must not see what the kernel knew of the old partitions.
+        disk.root_node(&root).map(drop).or_fail(
+            Stage::Mount,
+            Cause::Disk,
+            "showing the partitions to the kernel",
+        )?;
+    }
+    Ok(Done {
+        image: offer.id,
+        way: Way::Image,
+        received: summary.fetched_bytes,
+        written: summary.written_bytes,
+        root: mounted.transpose()?,
+    })
+}

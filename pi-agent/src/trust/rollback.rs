@@ -1,0 +1,96 @@
+//! The counter below which a card takes no image: that of what is installed, and, while nothing
+//! is, a sector between the partition table and the first partition that remembers it.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+
+use piman_core::install::layout::{Layout, SECTOR};
+
+use crate::card::inspect;
+
+/// Where the sector is: behind what a partition table may take.
+const AT: u64 = 64 * SECTOR;
+
+const HEADING: &[u8; 16] = b"piman-counter 1\n";
+
+/// The smallest counter that a disk of so many bytes takes; 0: any.
+#[must_use]
+pub fn floor(disk: &File, bytes: u64) -> u64 {
+    remembered(disk).max(inspect::look(disk, bytes).counter())
+}
+
+/// Remembers the counter of what is installed, before that is erased: an agent of old has not.
+///
+/// # Errors
+/// If the disk cannot be written.
+pub fn raise(disk: &File, bytes: u64, layout: &Layout) -> io::Result<()> {
+    remember(disk, inspect::look(disk, bytes).counter(), layout)
+}
+
+/// Remembers the counter of what was just installed: its filesystem may be damaged when it is erased, and then says
+/// nothing any more.
+///
+/// # Errors
+/// If the disk cannot be written.
+pub fn remember(disk: &File, counter: u64, layout: &Layout) -> io::Result<()> {
+    if counter <= remembered(disk) {
+        return Ok(());
+    }
+    if layout.boot_start.min(layout.root_start) * SECTOR < AT + SECTOR {
+        log::warn!("a partition begins so early that the counter against older images is not kept");
+        return Ok(());
+    }
+    let mut sector = [0; SECTOR as usize];
+    let text = [&HEADING[..], &counter.to_le_bytes()].concat();
+    let sum = blake3::hash(&text);
+    for (place, byte) in sector.iter_mut().zip(text.iter().chain(sum.as_bytes())) {
+        *place = *byte;
+    }
+    disk.write_all_at(&sector, AT)?;
+    disk.sync_data()
+}
+
+fn remembered(disk: &File) -> u64 {
+    let mut sector = [0; SECTOR as usize];
+    // A disk that cannot be read will not be installed.
+    if disk.read_exact_at(&mut sector, AT).is_err() {
+        return 0;
+    }
+    let (text, rest) = sector.split_at(HEADING.len() + 8);
+    let whole = text.starts_with(HEADING) && rest.starts_with(blake3::hash(text).as_bytes());
+    let counter = text.last_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes));
+    if whole { counter } else { 0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_remembered_is_whole_or_nothing() {
+        let path = std::env::temp_dir().join(format!("floor-{}", std::process::id()));
+        let disk = File::options().read(true).write(true).create(true).truncate(true).open(&path).unwrap();
+        assert_eq!(floor(&disk, 0), 0);
+        disk.set_len(1 << 20).unwrap();
+        assert_eq!(remembered(&disk), 0);
+        let text = [&HEADING[..], &77_u64.to_le_bytes()].concat();
+        disk.write_all_at(&[&text[..], blake3::hash(&text).as_bytes()].concat(), AT).unwrap();
+        assert_eq!(floor(&disk, 1 << 20), 77);
+        // Nothing is installed, so nothing is to be remembered.
+        raise(&disk, 1 << 20, &Layout::default()).unwrap();
+        assert_eq!(remembered(&disk), 77);
+        disk.write_all_at(&[1], AT + 20).unwrap();
+        assert_eq!(remembered(&disk), 0);
+        let layout = Layout::default();
+        for (counter, kept) in [(9, 9), (3, 9), (0, 9), (10, 10)] {
+            remember(&disk, counter, &layout).unwrap();
+            assert_eq!(floor(&disk, 1 << 20), kept);
+        }
+        // A partition is never written to for it.
+        let early = Layout { boot_start: 64, ..layout };
+        remember(&disk, 11, &early).unwrap();
+        assert_eq!(remembered(&disk), 10);
+        std::fs::remove_file(&path).unwrap();
+    }
+}
