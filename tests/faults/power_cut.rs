@@ -8,6 +8,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::io::Write;
 use std::path::Path;
 use std::process::Command;
 
@@ -188,8 +189,15 @@ fn what_the_server_keeps_is_there_after_a_power_cut() {
         drop(file);
         look(Mounted::new(&path, 0, DISK, "noatime").path());
     };
-    store::save(mounted.path(), &leases(2)).unwrap();
+    // Without its folder a file that is renamed has its old content again: the cut is a real one.
+    let mut renamed = tempfile::NamedTempFile::new_in(mounted.path()).unwrap();
+    renamed.write_all(b"# nothing\n").unwrap();
+    renamed.as_file().sync_data().unwrap();
+    renamed.persist(mounted.path().join(store::FILE)).unwrap();
     let mut events = card.take_events();
+    cut(&events, &|disk| assert_eq!(store::load(disk).unwrap(), leases(1)));
+    store::save(mounted.path(), &leases(2)).unwrap();
+    events.extend(card.take_events());
     cut(&events, &|disk| assert_eq!(store::load(disk).unwrap(), leases(2)));
     sign::keep(mounted.path(), &signature, &manifest).unwrap();
     events.extend(card.take_events());

@@ -10,8 +10,10 @@ use std::time::Duration;
 
 use pi_agent::disk::{RootArea, root_in_table};
 use pi_agent::proof::{self, Card, Way};
+use piman_tests::binaries;
 use piman_tests::disk::LoopDevice;
 use piman_tests::disk::{Mounted, e2fsck, run};
+use piman_tests::reader::assert_reads;
 use piman_tests::server::{Server, wait_until};
 use piman_tests::tree::{assert_same, installed};
 
@@ -74,6 +76,7 @@ fn a_real_debian_by_both_paths_onto_a_block_device() {
         let RootArea { offset, length } = root_in_table(&file, 4 << 30).unwrap();
         drop(file);
         e2fsck(disk.path(), offset, length);
+        assert_reads(disk.path(), offset, &want);
         let mounted = Mounted::new(disk.path(), offset, length, "init_itable=0");
         assert_same(&installed(mounted.path()), &want);
 
@@ -127,8 +130,7 @@ fn a_disk_in_use_is_refused_and_one_that_holds_something_needs_a_yes() {
     assert!(!output.status.success() && said.contains("is made of it"), "{said}");
 
     run(server.agent(disk.path(), SERIAL).arg("--yes"));
-    let check =
-        Command::new(piman_tests::binaries::pi_agent()).args(["check", "--disk"]).arg(disk.path()).output();
+    let check = Command::new(binaries::pi_agent()).args(["check", "--disk"]).arg(disk.path()).output();
     assert_eq!(check.unwrap().status.code(), Some(0));
 }
 
@@ -150,8 +152,7 @@ fn an_ordinary_user_installs_a_file_and_the_second_time_is_for_nothing() {
     assert!(agent(&["--reinstall"]).starts_with("installed image"), "asked for here");
 
     let check = |disk: &Path| {
-        let output =
-            Command::new(piman_tests::binaries::pi_agent()).args(["check", "--disk"]).arg(disk).output();
+        let output = Command::new(binaries::pi_agent()).args(["check", "--disk"]).arg(disk).output();
         output.unwrap().status.code()
     };
     assert_eq!(check(&card), Some(0));
@@ -186,4 +187,46 @@ fn the_server_is_told_to_stop_during_eight_installations_and_lets_them_finish() 
         assert!(matches!(proof::check(&card).unwrap(), Card::Installed(_)));
     }
     assert!(server.ended(Duration::from_secs(120)).success());
+}
+
+/// The end of a pipe that nobody reads any more, as of `piman devices | head -1`.
+fn nobody_reads() -> Stdio {
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    writer.into()
+}
+
+#[test]
+fn an_output_that_nobody_reads_is_no_reason_to_fail() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let state = path("state");
+    drop(Server::start_services(Path::new(&state), &["--talks-port", "0"]));
+    let card = path("card");
+    let ends = |program: &Path, line: &[&str]| {
+        let mut command = Command::new(program);
+        command.args(line).env_remove("RUST_LOG").stdin(Stdio::null());
+        command.stdout(nobody_reads()).stderr(nobody_reads()).status().unwrap().code()
+    };
+    // It logs that nobody answers, and says so at its end.
+    let mut install = vec!["install", "--server", "127.0.0.1", "--control-port", "1", "--serial", "1"];
+    install.extend(["--disk", &card, "--size", "256M", "--retries", "1", "--yes"]);
+    for (line, code) in [
+        (&install[..], Some(1)),
+        (&["check", "--disk", &path("none")], Some(2)),
+        (&["nonsense"], Some(2)),
+        (&["init"], Some(2)),
+    ] {
+        assert_eq!(ends(binaries::pi_agent(), line), code, "pi-agent {line:?}");
+    }
+    for (line, code) in [
+        (&["devices", "--state", &state][..], Some(0)),
+        (&["devices", "--state", &state, "--json"], Some(0)),
+        (&["device", "--state", &state, "nobody"], Some(1)),
+        (&["devices", "--state", &path("none")], Some(1)),
+        (&["nonsense"], Some(2)),
+        (&["--help"], Some(0)),
+    ] {
+        assert_eq!(ends(binaries::piman(), line), code, "piman {line:?}");
+    }
 }

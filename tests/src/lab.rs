@@ -19,6 +19,7 @@ use piman_core::install::layout::{Layout, SECTOR};
 
 use crate::disk::{Mounted, run};
 use crate::proxy::{Faults, Tampering};
+use crate::reader::assert_reads;
 use crate::server::Server;
 use crate::tree::{Tree, assert_same, installed};
 
@@ -102,11 +103,13 @@ impl Root {
         self.folder.path().join("state")
     }
 
-    /// Compares what the kernel finds on a card.
+    /// Compares what another reader and then the kernel find on a card.
     ///
     /// # Panics
     /// If it is not exactly what the archive holds.
     pub fn assert_on(&self, card: &Path) {
+        // Before the kernel, which changes it: the journal is replayed when it is mounted.
+        assert_reads(card, LAYOUT.root_start * SECTOR, &self.want);
         let mounted = Mounted::new(card, LAYOUT.root_start * SECTOR, ROOT, "noatime");
         assert_same(&installed(mounted.path()), &self.want);
     }

@@ -14,6 +14,7 @@ pub mod memory;
 pub mod netns;
 pub mod port;
 pub mod proxy;
+pub mod reader;
 pub mod rogue;
 pub mod running;
 pub mod server;

@@ -185,6 +185,23 @@ fn data(path: &Path, size: u64) -> io::Result<Vec<(u64, u64)>> {
     Ok(out)
 }
 
+/// The hash of a content that is in memory, as [`Facts::hash`] has it.
+#[must_use]
+pub fn hash_of(content: &[u8]) -> blake3::Hash {
+    let mut hasher = blake3::Hasher::new();
+    update(&mut hasher, 0, content);
+    hasher.finalize()
+}
+
+/// Adds bytes that are at this place. Zeros that one filesystem stores may be a hole in another.
+fn update(hasher: &mut blake3::Hasher, at: u64, bytes: &[u8]) {
+    for (i, block) in (0..).zip(bytes.chunks(4096)) {
+        if block.iter().any(|b| *b != 0) {
+            hasher.update(&(at + i * 4096).to_le_bytes()).update(block);
+        }
+    }
+}
+
 /// Reads only what is data: a sparse file of many gigabytes is a matter of moments.
 fn hash(path: &Path) -> io::Result<blake3::Hash> {
     let mut file = File::open(path)?;
@@ -197,12 +214,7 @@ fn hash(path: &Path) -> io::Result<blake3::Hash> {
         while at < end {
             let room = usize::try_from(end - at).unwrap_or(usize::MAX).min(buf.len());
             file.read_exact(&mut buf[..room])?;
-            // Zeros that one filesystem stores may be a hole in another.
-            for (i, block) in (0..).zip(buf[..room].chunks(4096)) {
-                if block.iter().any(|b| *b != 0) {
-                    hasher.update(&(at + i * 4096).to_le_bytes()).update(block);
-                }
-            }
+            update(&mut hasher, at, &buf[..room]);
             at += room as u64;
         }
     }

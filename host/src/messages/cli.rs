@@ -319,7 +319,7 @@ async fn chat(args: &ChatArgs) -> anyhow::Result<()> {
             if let Some(text) = unsent.take() {
                 match line.peer.send(Vec::clone(&text)).await {
                     Err(NotSent::Closed) => unsent = Some(text),
-                    Err(e) => eprintln!("piman: this line was not sent: {e}"),
+                    Err(e) => crate::words::print_error(format_args!("piman: this line was not sent: {e}")),
                     Ok(()) => {}
                 }
             }

@@ -207,7 +207,7 @@ impl Display {
     }
 
     fn say(&self, text: &str) {
-        eprintln!("{text}");
+        crate::words::print_error(format_args!("{text}"));
     }
 
     fn end(&mut self) {

@@ -58,7 +58,7 @@ pub enum Event {
 #[derive(Debug)]
 enum State {
     /// Servers are asked for; what they offered.
-    Selecting { offer: Option<Reply>, settled: Duration },
+    Selecting { offer: Option<Box<Reply>>, settled: Duration },
     /// An offer is taken, or an address from before asked for again (without a server).
     Requesting { wants: Ipv4Addr, server: Option<Ipv4Addr>, tries: u32 },
     /// There is an address.
@@ -155,7 +155,7 @@ impl Client {
                 }
                 // One that gives no address only says where piman is.
                 if reply.address.is_some() && reply.server.is_some() && (offer.is_none() || reply.marked) {
-                    *offer = Some(reply);
+                    *offer = Some(Box::new(reply));
                     *settled = (now + SETTLE).min(*settled);
                 }
                 if offer.is_some() {
