@@ -231,7 +231,7 @@ fn what_makes_no_sense_but_has_a_number_is_answered() {
 /// Over frames what cannot be decoded is passed over: several messages share a frame.
 #[test]
 fn a_message_that_is_refused_is_passed_over_in_its_frame() {
-    let deep = [vec![7, 1].repeat(100), vec![0]].concat();
+    let deep = [[7, 1].repeat(100), vec![0]].concat();
     // (b'R', 1, 5, [[[...]]], {}).
     let refused = [&[6, 5, 4, 1, b'R', 2, 2, 2, 10][..], &deep, &[9, 0]].concat();
     let next = encode(Codec::Postcard, &CallOut { opcode: 1, retcode: 6, args: &Tuple(&[]) });

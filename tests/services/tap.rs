@@ -144,6 +144,7 @@ fn all_services_in_good_weather() {
 }
 
 #[test]
+#[cfg_attr(lacks = "root", ignore = "needs root")]
 fn all_services_in_bad_weather() {
     let weather = Weather { lost: 3, twice: 5, damaged: 2, late: 5, delay_ms: 2 };
     one_at_a_time(weather, 3);
