@@ -133,8 +133,8 @@ async fn a_pi_without_an_operating_system_uses_all_services() {
         &folder.join("rootfs.tgz"),
         &state,
         &[
-            ["--transfer-dir", &files, "--transfer-port", "0", "--stream-dir", &records],
-            ["--stream-port", "0", "--talks-port", "0", "--talks-password-file", &password],
+            ["--transfer-dir", &files, "--transfer-port", "0", "--telemetry-dir", &records],
+            ["--telemetry-port", "0", "--rpc-port", "0", "--rpc-password-file", &password],
         ]
         .concat(),
     );
@@ -152,8 +152,8 @@ async fn a_pi_without_an_operating_system_uses_all_services() {
         port("rootfs"),
         port("transfer"),
         format!("frames={}", frames.addresses()[0].port()),
-        port("talks"),
-        port("stream"),
+        port("rpc"),
+        port("telemetry"),
     ];
     let emulator = Emulator::start(&firmware, &arguments);
     let called = std::sync::atomic::AtomicBool::new(false);

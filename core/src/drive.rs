@@ -8,8 +8,8 @@ use embedded_io_async::{Error as _, ErrorKind, Read, Write};
 
 use crate::error::{Error, PeerError};
 use crate::install::{
-    Agent, AgentStep, Date, Decision, Event, Fleet, Hello, MARK, Milestone, Notice, Report, Session, Start,
-    Step, TEXT_MAX,
+    Agent, AgentStep, Date, Decision, Event, Hello, InstallPolicy, MARK, Milestone, Notice, Report, Session,
+    Start, Step, TEXT_MAX,
 };
 use crate::line::{Framer, TooLong};
 use crate::words::{Piece, Sink as _, Words as _};
@@ -24,7 +24,7 @@ pub async fn serve<T: Read + Write>(
     io: &mut T,
     buf: &mut [u8],
     date: Option<Date>,
-    fleet: &mut impl Fleet,
+    fleet: &mut impl InstallPolicy,
 ) -> Result<(), Error<T::Error>> {
     let mut framer = Framer::new(buf);
     let (mut session, mut step) = Session::open(date);
@@ -279,11 +279,11 @@ async fn say<T: Write, const N: usize>(
 /// `write_all`, with a write of 0 as the peer's fault instead of a panic.
 ///
 /// # Errors
-/// [`Error::Io`] if the stream fails, [`PeerError::Deaf`] if it takes no more bytes.
+/// [`Error::Io`] if the stream fails, [`PeerError::WriteZero`] if it takes no more bytes.
 pub async fn put<T: Write>(io: &mut T, mut bytes: &[u8]) -> Result<(), Error<T::Error>> {
     while !bytes.is_empty() {
         match io.write(bytes).await? {
-            0 => return Err(Error::Peer(PeerError::Deaf)),
+            0 => return Err(Error::Peer(PeerError::WriteZero)),
             n => bytes = bytes.get(n..).unwrap_or_default(),
         }
     }

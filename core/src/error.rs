@@ -21,7 +21,7 @@ pub enum PeerError {
     /// The stream ended before the session had.
     Closed,
     /// The stream takes no more bytes (a write of 0).
-    Deaf,
+    WriteZero,
     /// It refused the connection, with the code of its service.
     Refused(u8),
     /// It said what the protocol does not allow.
@@ -39,7 +39,7 @@ impl<E: fmt::Display> fmt::Display for Error<E> {
         match self {
             Self::Io(e) => write!(f, "the connection failed: {e}"),
             Self::Peer(PeerError::Closed) => f.write_str("the peer closed the connection too early"),
-            Self::Peer(PeerError::Deaf) => f.write_str("the peer takes no more bytes"),
+            Self::Peer(PeerError::WriteZero) => f.write_str("the peer takes no more bytes"),
             Self::Peer(PeerError::Refused(code)) => {
                 write!(f, "the peer refused the connection (code {code:#04x})")
             }

@@ -9,18 +9,18 @@
 //! | [`mod@line`] | lines out of arbitrary chunks, in the caller's buffer |
 //! | [`install`] | reports, commands, both sessions of the install service |
 //! | [`transfer`] | both sides of the transfer service: files up and down |
-//! | [`stream`] | both sides of the stream service: records of telemetry |
-//! | [`frame`] | messages over a stream, in both directions: the frames service |
+//! | [`telemetry`] | both sides of the telemetry service: records |
+//! | [`messages`] | messages in both directions |
 //! | [`serial`] | several byte streams over a line that loses and damages bytes |
 //! | [`dhcp`] | the messages of DHCP, as a client and as a server have them |
 //! | [`base64`] | bytes that are written as letters |
 //! | [`hash`] | BLAKE3 hashes as values on the wire |
-//! | [`talks`] | calls and answers in both directions: the talks service |
+//! | [`rpc`] | calls and answers in both directions |
 //! | [`drive`] | the one async driver for both sides |
 //! | [`transport`] | byte streams of our own: TCP without an operating system |
 //! | [`blocking`] | the same driver on a blocking stream, without an executor |
 //!
-//! Features (additive): `log` and `defmt` choose where log lines go; `postcard` is the codec of talks
+//! Features (additive): `log` and `defmt` choose where log lines go; `postcard` is the codec of calls
 //! between our own peers; `alloc` puts messages together in memory that grows;
 //! `smoltcp` is the transport of that name.
 #![no_std]
@@ -53,13 +53,13 @@ pub mod blocking;
 pub mod dhcp;
 pub mod drive;
 pub mod error;
-pub mod frame;
 pub mod hash;
 pub mod install;
 pub mod line;
+pub mod messages;
+pub mod rpc;
 pub mod serial;
-pub mod stream;
-pub mod talks;
+pub mod telemetry;
 pub mod transfer;
 pub mod transport;
 mod window;

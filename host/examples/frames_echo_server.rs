@@ -32,7 +32,7 @@ async fn main() -> anyhow::Result<()> {
     let mut addresses: Vec<SocketAddr> =
         std::env::args().skip(1).map(|a| a.parse()).collect::<Result<_, _>>()?;
     if addresses.is_empty() {
-        addresses.push(([127, 0, 0, 1], piman_core::frame::PORT).into());
+        addresses.push(([127, 0, 0, 1], piman_core::messages::PORT).into());
     }
     let server = Server::start(Plan {
         addresses,

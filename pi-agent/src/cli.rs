@@ -9,8 +9,8 @@ use anyhow::{Context, bail, ensure};
 use lexopt::{Arg, Parser, ValueExt};
 use piman_core::install::layout::Layout;
 use piman_core::install::{CONTROL_PORT, ROOTFS_PORT};
-use piman_core::stream::PORT as STREAM_PORT;
-use piman_core::talks;
+use piman_core::rpc;
+use piman_core::telemetry::PORT as STREAM_PORT;
 use piman_core::transfer::PORT as TRANSFER_PORT;
 
 use crate::card::disk::parse_layout;
@@ -32,7 +32,7 @@ pi-agent: installs this Pi from a piman server
       --transfer-port N  where its log goes at the end, 0: nowhere   [50001]
       --size SIZE        makes DISK a sparse file of this size (8G, 512M, bytes)
       --layout FILE      partitions as `sfdisk --dump` writes them
-      --path WAY         auto, stream (any server; needs root) or image  [auto]
+      --path PATH        auto, archive (any server; needs root) or image [auto]
       --retries N        so often after a lost server or connection      [10]
       --serial S         the identity to report in place of this machine's
       --public-key KEY   installs only what is signed for this key, a file or
@@ -43,16 +43,16 @@ pi-agent: installs this Pi from a piman server
       --service PORT     the installed system runs the agent (`pi-agent run`), which
                          dials this port of the server; needs root
       --password-file F  the password for that, in the first line
-  pi-agent figures --server HOST [options]
-      streams CPU, memory, disk, temperature and processes to the server
-      --stream-port N    the server's stream port                [5003]
+  pi-agent metrics --server HOST [options]
+      sends CPU, memory, disk, temperature and processes to the server
+      --telemetry-port N the server's telemetry port             [5003]
       --interval N       seconds between two records             [10]
       --count N          stops after so many                     [never]
   pi-agent check --disk FILE|DEVICE
       says what is installed: exit code 0 if a whole image is, 1 if not
   pi-agent run --server HOST [options]
       the service on an installed Pi: does what `piman call` asks, for ever
-      --port N           the server's talks port                 [25565]
+      --port N           the server's rpc port                   [25565]
       --password-file F  the password that the server wants, in the first line
       --protocol P       piman; pickle for an old TCPTalks server; auto for either
                          [auto; with a password piman, since the other two give
@@ -80,8 +80,8 @@ pub enum Order {
     Version,
     /// Install, with so many tries after the first; then the log goes to this port, if it is not 0.
     Install(Box<Plan>, u32, u16),
-    /// Stream the figures of this machine.
-    Figures {
+    /// Send the metrics of this machine.
+    Metrics {
         /// To this server.
         host: String,
         /// On this port.
@@ -113,7 +113,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> anyhow::Result<Order> 
             Some("install") => install(&mut parser),
             Some("check") => check(&mut parser),
             Some("run") => run(&mut parser),
-            Some("figures") => figures(&mut parser),
+            Some("metrics") => metrics(&mut parser),
             Some("init") => Ok(Order::Init),
             Some("help") => Ok(Order::Help),
             _ => bail!("there is no command {}: see pi-agent --help", command.display()),
@@ -175,12 +175,12 @@ fn install(parser: &mut Parser) -> anyhow::Result<Order> {
     Ok(Order::Install(Box::new(plan), retries, transfer_port))
 }
 
-fn figures(parser: &mut Parser) -> anyhow::Result<Order> {
+fn metrics(parser: &mut Parser) -> anyhow::Result<Order> {
     let (mut host, mut port, mut seconds, mut count) = (None, STREAM_PORT, 10.0, None);
     while let Some(arg) = parser.next()? {
         match arg {
             Arg::Long("server") => host = Some(parser.value()?.string()?),
-            Arg::Long("stream-port") => port = parser.value()?.parse()?,
+            Arg::Long("telemetry-port") => port = parser.value()?.parse()?,
             Arg::Long("interval") => seconds = parser.value()?.parse::<f64>()?,
             Arg::Long("count") => count = Some(parser.value()?.parse()?),
             Arg::Long("help") | Arg::Short('h') => return Ok(Order::Help),
@@ -191,7 +191,7 @@ fn figures(parser: &mut Parser) -> anyhow::Result<Order> {
         bail!("--interval takes seconds, 0.01 at least");
     }
     let interval = Duration::from_secs_f64(seconds);
-    Ok(Order::Figures { host: host.context("--server is missing")?, port, interval, count })
+    Ok(Order::Metrics { host: host.context("--server is missing")?, port, interval, count })
 }
 
 fn check(parser: &mut Parser) -> anyhow::Result<Order> {
@@ -209,7 +209,7 @@ fn check(parser: &mut Parser) -> anyhow::Result<Order> {
 fn run(parser: &mut Parser) -> anyhow::Result<Order> {
     let mut service = Service {
         host: String::new(),
-        port: talks::PORT,
+        port: rpc::PORT,
         password_file: None,
         protocol: None,
         hooks: "/etc/piman/hooks".into(),

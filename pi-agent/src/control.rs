@@ -70,12 +70,12 @@ pub enum Peer {
 }
 
 /// A control connection that is open.
-pub struct Talk {
+pub struct ControlConnection {
     io: Blocking<FromStd<Limited>>,
     peer: Peer,
 }
 
-impl Talk {
+impl ControlConnection {
     /// Connects and talks to a decision. A server that does not answer the greeting is asked once more, without
     /// one: some old servers understand a report only if nothing else has come with it.
     ///

@@ -33,7 +33,7 @@ fn main() -> ExitCode {
         Order::Help => say(HELP),
         Order::Version => say(concat!("pi-agent ", env!("CARGO_PKG_VERSION"), "\n")),
         Order::Install(plan, retries, port) => run(&plan, retries, port),
-        Order::Figures { host, port, interval, count } => {
+        Order::Metrics { host, port, interval, count } => {
             metrics::send(&host, port, interval, count);
             ExitCode::SUCCESS
         }

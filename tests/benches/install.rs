@@ -55,7 +55,7 @@ fn setting(name: &str) -> Option<String> {
 enum Way {
     Old,
     Bsdtar,
-    Stream,
+    Archive,
     Image,
     ImageAgain,
 }
@@ -65,7 +65,7 @@ impl Way {
         match self {
             Self::Old => "mkfs.ext4; nc | gunzip | tar -x; sync",
             Self::Bsdtar => "mkfs.ext4; nc | bsdtar -x; sync",
-            Self::Stream => "pi-agent --path stream (A)",
+            Self::Archive => "pi-agent --path archive (A)",
             Self::Image => "pi-agent --path image (B)",
             Self::ImageAgain => "the same image again (B)",
         }
@@ -81,7 +81,7 @@ struct Figures {
 }
 
 fn table(server: &Server, disk: &LoopDisk, folder: &Path, rounds: usize, title: &str) {
-    let mut ways = vec![Way::Old, Way::Stream, Way::Image, Way::ImageAgain];
+    let mut ways = vec![Way::Old, Way::Archive, Way::Image, Way::ImageAgain];
     if Command::new("bsdtar").arg("--version").stdout(Stdio::null()).status().is_ok() {
         ways.insert(1, Way::Bsdtar);
     }
@@ -100,7 +100,7 @@ fn table(server: &Server, disk: &LoopDisk, folder: &Path, rounds: usize, title: 
             let memory = match way {
                 Way::Old => old(server, disk, folder, "gunzip | tar -x --numeric-owner -p"),
                 Way::Bsdtar => old(server, disk, folder, "bsdtar -x --numeric-owner -p -f -"),
-                Way::Stream => agent(server, disk, "stream"),
+                Way::Archive => agent(server, disk, "archive"),
                 Way::Image | Way::ImageAgain => agent(server, disk, "image"),
             };
             let seconds = began.elapsed().as_secs_f64();

@@ -11,7 +11,7 @@ use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use piman_core::install::{Event, Fleet, Plan};
+use piman_core::install::{Event, InstallPolicy, Plan};
 use piman_core::line::LINE_MAX;
 use piman_core::{blocking, drive};
 use piman_tests::bench::{Nginx, cpu, drain, median, memory, raise_file_limit};
@@ -175,7 +175,7 @@ fn decisions_of_the_core() {
     const PIS: usize = 2_000_000;
 
     struct Boots(usize);
-    impl Fleet for Boots {
+    impl InstallPolicy for Boots {
         fn reinstall_ordered(&mut self) -> bool {
             false
         }

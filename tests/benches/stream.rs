@@ -1,4 +1,4 @@
-//! The stream service: records in a second of 1 and of 100 clients, each record written and acknowledged before the
+//! The telemetry service: records in a second of 1 and of 100 clients, each record written and acknowledged before the
 //! next is sent; and the memory of both programs after many records.
 //!
 //! `PIMAN_BENCH_RECORDS` says how many (1,000,000).
@@ -10,7 +10,7 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use piman_core::stream::{Client, Heard};
+use piman_core::telemetry::{Client, Heard};
 use piman_tests::bench::{memory, raise_file_limit};
 use piman_tests::binaries;
 use piman_tests::server::{Server, connect_from};
@@ -26,11 +26,11 @@ fn main() {
     let kept = folder.path().join("records");
     fs::create_dir(&kept).expect("a folder");
     let dir = kept.to_str().expect("a plain name");
-    let more = ["--stream-dir", dir, "--stream-port", "0", "--stream-rotate-mib", "0"];
+    let more = ["--telemetry-dir", dir, "--telemetry-port", "0", "--telemetry-rotate-mib", "0"];
     let server = Server::start_services(&folder.path().join("state"), &more);
     println!("\n| clients | records/s | memory of the server, MB |\n|---|---|---|");
     for clients in [1, 100] {
-        let port = server.port("stream");
+        let port = server.port("telemetry");
         let threads: Vec<_> = (0..clients).map(|i| thread::spawn(move || send(port, i))).collect();
         thread::sleep(SPAN / 2);
         let rss = memory(server.id()).unwrap_or_default() / 1000.0;
@@ -74,18 +74,18 @@ fn wait_for(stream: &mut TcpStream, talk: &mut Client, what: Heard) {
     }
 }
 
-/// `piman stream` with so many records from a file.
+/// `piman telemetry` with so many records from a file.
 fn many(server: &Server, records: u64, folder: &std::path::Path) {
     let file = folder.join("many.csv");
     let mut out = BufWriter::new(fs::File::create(&file).expect("a file"));
     (0..records).for_each(|n| out.write_all(record(n).as_bytes()).expect("room"));
     drop(out);
     let mut piman = Command::new(binaries::piman());
-    piman.arg("stream").arg(&file).args([
+    piman.arg("telemetry").arg(&file).args([
         "127.0.0.1",
         "--no-follow",
         "--port",
-        &server.port("stream").to_string(),
+        &server.port("telemetry").to_string(),
     ]);
     let began = Instant::now();
     let mut child = piman.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("piman starts");

@@ -11,8 +11,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use piman::messages::transport;
-use piman::rpc::{Answer, Data, Fleet, Functions, Nothing, Peer, Plan, Request, Secret, Server, connect};
-use piman_core::talks::Codec;
+use piman::rpc::{
+    Answer, ConnectedPis, Data, Functions, Nothing, Peer, Plan, Request, Secret, Server, connect,
+};
+use piman_core::rpc::Codec;
 use piman_tests::bench::{memory, raise_file_limit};
 use piman_tests::server::connect_from;
 use tokio::sync::mpsc;
@@ -183,14 +185,14 @@ fn idle_connections() {
     child.kill().unwrap();
     child.wait().unwrap();
     let state = tempfile::tempdir().unwrap();
-    let limits = ["--talks-port", "0", "--connections", "30000", "--connections-per-address", "30000"];
+    let limits = ["--rpc-port", "0", "--connections", "30000", "--connections-per-address", "30000"];
     let server = piman_tests::server::Server::start_services(state.path(), &limits);
-    idle("talks, pickle", server.id(), |i| log_in(server.port("talks"), i));
+    idle("talks, pickle", server.id(), |i| log_in(server.port("rpc"), i));
     drop(server);
     // As `pi-agent run` talks: the client is ours, and answers what it is asked.
     let server = piman_tests::server::Server::start_services(state.path(), &limits);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-    let address = SocketAddr::from(([127, 0, 0, 1], server.port("talks")));
+    let address = SocketAddr::from(([127, 0, 0, 1], server.port("rpc")));
     idle("talks, postcard", server.id(), |_| {
         let secret = Secret::new(None);
         let peer = connect(address, Codec::Postcard, secret, Arc::new(Nothing), DEADLINE);
@@ -215,7 +217,7 @@ fn main() {
         listener.set_nonblocking(true).unwrap();
         let secret = Secret::new(None);
         let plan = Plan { listener, operator: None, secret, connections: 10, connections_per_address: 10 };
-        let server = Server::start(plan, Fleet::default(), Arc::new(Echo)).unwrap();
+        let server = Server::start(plan, ConnectedPis::default(), Arc::new(Echo)).unwrap();
         println!("{:32} {:>10} {:>10} {:>7}", "", "Python", "piman", "ratio");
         let row = |what: &str, old: f64, ours: f64| {
             println!("{what:32} {old:10.0} {ours:10.0} {:7.2}", ours / old);

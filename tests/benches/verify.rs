@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
-use pi_agent::unpack::sums::{Summing, Sums};
+use pi_agent::unpack::sums::{ChunkHasher, ChunkHashes};
 use piman_tests::bench::median;
 use piman_tests::binaries;
 use piman_tests::server::Server;
@@ -26,7 +26,7 @@ fn main() {
     println!("archive: {} MB; {rounds} rounds; medians", bytes.len() / 1_000_000);
     println!("| path | installation, s | hashing alone, s | at most, as a ratio of the rest |");
     println!("|---|---|---|---|");
-    for path in ["stream", "image"] {
+    for path in ["archive", "image"] {
         let installs = (0..=rounds).map(|_| install(&server, folder.path(), path)).skip(1).collect();
         let hashes = (0..=rounds).map(|_| hash(&bytes)).skip(1).collect();
         let (install, hash) = (median(installs), median(hashes));
@@ -68,10 +68,10 @@ fn install(server: &Server, folder: &Path, path: &str) -> f64 {
 
 /// As path A hashes; path B hashes about as many bytes, as they are stored.
 fn hash(archive: &[u8]) -> f64 {
-    let mut summing = Summing::new();
+    let mut summing = ChunkHasher::new();
     summing.update(archive);
     let (id, table) = summing.finish();
-    let sums = Sums::parse(id, archive.len() as u64, &table).expect("they are its own");
+    let sums = ChunkHashes::parse(id, archive.len() as u64, &table).expect("they are its own");
     let began = Instant::now();
     assert!((0..).zip(archive.chunks(1 << 20)).all(|(i, chunk)| sums.is(i, chunk)));
     began.elapsed().as_secs_f64()

@@ -24,8 +24,8 @@ says() {
 check() { echo "CHECK $1"; shift; "$@" || { echo "FAILED: $*"; tail -n 30 *.log; false; }; }
 exits() { local want=$1 got=0; shift; "$@" || got=$?; [ $got = $want ] || { echo "exit code $got"; false; }; }
 serve() {
-    piman serve --listen 127.0.0.1 --state state --transfer-dir files --transfer-port 0 --stream-dir records \
-        --stream-port 0 --talks-port 0 --bluetooth >serve.out 2>serve.log &
+    piman serve --listen 127.0.0.1 --state state --transfer-dir files --transfer-port 0 --telemetry-dir records \
+        --telemetry-port 0 --rpc-port 0 --bluetooth >serve.out 2>serve.log &
     SERVER=$!
     says serve.log 'on channel 3'
 }
@@ -54,13 +54,13 @@ n=0; while [ $n -lt 200 ]; do echo "$n,record"; n=$((n + 1)); done >records.csv
 check 'the server listens' serve &&
 # All at once: the records on a channel of their own, the second file as soon as the first has left its channel.
 { piman get "[$A0]:down.bin" got.bin >get.out 2>get.log & GET=$!; piman put up.bin "[$A0]:" >put.out 2>put.log & PUT=$!; } &&
-check 'records are sent' piman stream --no-follow --tries 3 records.csv $A0 2>stream.log &&
+check 'records are sent' piman telemetry --no-follow --tries 3 records.csv $A0 2>stream.log &&
 check 'a file is got' wait $GET && check 'it is the same' cmp got.bin files/down.bin &&
 check 'a file is put' wait $PUT && check 'it is the same' cmp up.bin files/up.bin &&
 check 'neither was tried twice' [ ! -s get.log -a ! -s put.log ] &&
 check 'there is one file of records' [ $(ls records/*.csv | wc -l) = 1 ] &&
 check 'all of them are kept' cmp records.csv records/*.csv &&
-check 'the agent sends its figures' pi-agent figures --server $A0 --interval 1 --count 3 2>figures.log &&
+check 'the agent sends its figures' pi-agent metrics --server $A0 --interval 1 --count 3 2>figures.log &&
 check 'these are kept, too' [ $(cat records/*.csv | wc -l) -ge 203 ] &&
 { pi-agent run --server $A0 --serial 10000000feed0001 >run.out 2>run.log & } &&
 check 'the agent is called' called &&

@@ -195,7 +195,7 @@ fn stream(tools: &Tools) -> Verdict {
     let files = new_file(tools, "stream-files");
     fs::create_dir(&files).unwrap();
     let server = Server::start_with_files(tools, &archive, &new_file(tools, "stream-state"), &files);
-    let append = format!("piman.path=stream piman.transfer-port={}", server.transfer_port.unwrap());
+    let append = format!("piman.path=archive piman.transfer-port={}", server.transfer_port.unwrap());
     let boot = Boot {
         machine: "virt",
         card: &card,
@@ -207,7 +207,7 @@ fn stream(tools: &Tools) -> Verdict {
     };
     assert_installs(&tools.boot(&boot));
     let first = installed(&card);
-    assert_eq!(first.path, Way::Stream);
+    assert_eq!(first.path, Way::Archive);
     // Its log was there before it left the initramfs.
     let log = the_log(&files);
     assert_says(&log, &["not installed", "installed image"]);
@@ -250,7 +250,7 @@ fn old_server(tools: &Tools) -> Verdict {
     };
     assert_installs(&tools.boot(&boot));
     let first = installed(&card);
-    assert_eq!(first.path, Way::Stream);
+    assert_eq!(first.path, Way::Archive);
     // 2027-11-20 12:34:56, as the old server said, and the minutes since.
     assert!((1_826_714_096..1_826_714_096 + 900).contains(&first.time), "{}", first.time);
     assert_only_boots(&tools.boot(&boot));

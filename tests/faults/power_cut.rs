@@ -134,7 +134,7 @@ fn over_another_system(path: &str, other_path: &str) {
 #[test]
 #[cfg_attr(lacks = "fuse", ignore = "needs root and /dev/fuse")]
 fn by_stream_onto_an_empty_card() {
-    onto_an_empty_card("stream");
+    onto_an_empty_card("archive");
 }
 
 #[test]
@@ -146,13 +146,13 @@ fn by_image_onto_an_empty_card() {
 #[test]
 #[cfg_attr(lacks = "fuse", ignore = "needs root and /dev/fuse")]
 fn by_stream_over_another_system() {
-    over_another_system("stream", "image");
+    over_another_system("archive", "image");
 }
 
 #[test]
 #[cfg_attr(lacks = "fuse", ignore = "needs root and /dev/fuse")]
 fn by_image_over_another_system() {
-    over_another_system("image", "stream");
+    over_another_system("image", "archive");
 }
 
 /// The server's own disk: once it said that a lease is kept or an image is signed, it is so after a power cut.

@@ -51,7 +51,7 @@ fn a_fetch_port_that_nobody_can_reach_is_told_soon_and_nothing_is_erased() {
     // A firewall that lets only the control port through.
     let at = |host: &str| SocketAddr::new(host.parse().unwrap(), server.port("control"));
     let _proxy = Tampering::new(at(host), at("127.0.0.1"), Faults::default());
-    for path in ["stream", "image"] {
+    for path in ["archive", "image"] {
         let card = card(folder.path(), "unheard.img");
         File::options().write(true).open(&card).unwrap().write_all_at(&old, 0).unwrap();
         let failure = attempt(&plan(&server, host, &card, path)).unwrap_err();
@@ -67,7 +67,7 @@ fn a_hundred_cuts_in_one_installation() {
     let (root, server, folder) = lab::with_server("cut", 3_000_000);
     prepared(&root, &server, folder.path());
     let mut random = Random::new(100);
-    for (path, host) in [("stream", "127.0.0.11"), ("image", "127.0.0.12")] {
+    for (path, host) in [("archive", "127.0.0.11"), ("image", "127.0.0.12")] {
         let mut cuts: Vec<u64> = (0..100).map(|_| 1 + random.below(2_900_000)).collect();
         cuts.sort_unstable();
         let proxy = behind_a_proxy(&server, host, Faults { cuts, ..Faults::default() });
@@ -92,9 +92,9 @@ fn a_bit_that_flips_anywhere_is_repaired() {
     let total = fs::metadata(&root.archive).unwrap().len();
     let mut random = Random::new(5);
     let mut host = 20;
-    for (path, count) in [("stream", 16), ("image", 6)] {
+    for (path, count) in [("archive", 16), ("image", 6)] {
         // In the answer's line, in the hashes, in the first and the last chunk, and anywhere.
-        let last = if path == "stream" { total - 300 } else { 2_000_000 };
+        let last = if path == "archive" { total - 300 } else { 2_000_000 };
         let known = [0, 4, 20, 150, last].into_iter();
         let places = known.chain(std::iter::repeat_with(|| random.below(2_400_000))).take(count);
         for at in places.collect::<Vec<_>>() {
@@ -131,7 +131,7 @@ fn a_bit_that_flips_on_the_server_is_named_and_never_installed() {
         };
         flip(byte[0] ^ 1);
         let card = card(folder.path(), "rot.img");
-        let failure = attempt(&lab::plan(&server, &card, "stream")).unwrap_err();
+        let failure = attempt(&lab::plan(&server, &card, "archive")).unwrap_err();
         assert_eq!(failure.cause, Cause::Image, "{failure}");
         let chunk = at >> 20;
         let says = format!("chunk {chunk} of the archive (from byte {} on)", chunk << 20);
@@ -139,7 +139,7 @@ fn a_bit_that_flips_on_the_server_is_named_and_never_installed() {
         let found = inspect::check(&card).unwrap();
         assert!(!found.is_installed(true), "not even where others are trusted: {found}");
         flip(byte[0]);
-        attempt(&lab::plan(&server, &card, "stream")).unwrap();
+        attempt(&lab::plan(&server, &card, "archive")).unwrap();
         root.assert_on(&card);
     }
 }
@@ -182,7 +182,7 @@ fn old_server(archives: impl Fn(usize) -> Arc<Vec<u8>> + Send + 'static, cuts: V
 }
 
 fn plan_with_old(ports: (u16, u16), server: &Server, card: &Path) -> Plan {
-    let mut plan = lab::plan(server, card, "stream");
+    let mut plan = lab::plan(server, card, "archive");
     (plan.server.control_port, plan.server.rootfs_port) = ports;
     plan
 }
@@ -248,7 +248,7 @@ fn a_server_that_is_killed_five_times_installs_eight_pis() {
         agent
             .args(["--server", "127.0.0.99", "--transfer-port", "0", "--retries", "50", "--layout"])
             .arg(&layout);
-        agent.args(["--path", if n % 2 == 0 { "stream" } else { "image" }]);
+        agent.args(["--path", if n % 2 == 0 { "archive" } else { "image" }]);
         agents.push((card, Running(agent.stdout(Stdio::null()).stderr(Stdio::inherit()).spawn().unwrap())));
     }
     let total = fs::metadata(&root.archive).unwrap().len() * PIS;

@@ -42,7 +42,7 @@ fn refused(server: &Server, path: &str, bytes: u64, lie: Lie) -> (Failure, bool)
 fn a_card_that_lies_about_its_size_is_told_and_keeps_what_it_holds() {
     let root = Root::new("lies", 300_000);
     let server = root.serve(&[]);
-    for path in ["stream", "image"] {
+    for path in ["archive", "image"] {
         for (bytes, lie) in [
             (300 * MIB, Lie::Wraps(128 * MIB)),
             (300 * MIB, Lie::Forgets(200 * MIB)),
@@ -61,7 +61,7 @@ fn a_card_that_lies_about_its_size_is_told_and_keeps_what_it_holds() {
 fn a_card_that_fails_or_gives_back_other_bytes_is_never_installed() {
     let root = Root::new("rots", 3_000_000);
     let server = root.serve(&[]);
-    for path in ["stream", "image"] {
+    for path in ["archive", "image"] {
         for lie in
             [Lie::Rots(START + 8192, CARD - 128 * 1024), Lie::Fails(START + MIB), Lie::Fails(CARD - 4096)]
         {
@@ -87,9 +87,9 @@ fn a_card_that_is_too_small_is_told_before_it_is_erased() {
     let other = small.serve(&[]);
     let card = folder.path().join("card.img");
     File::create(&card).unwrap().set_len(CARD).unwrap();
-    attempt(&lab::plan(&other, &card, "stream")).unwrap();
+    attempt(&lab::plan(&other, &card, "archive")).unwrap();
     let before = fs::read(&card).unwrap();
-    let mut plan = lab::plan(&server, &card, "stream");
+    let mut plan = lab::plan(&server, &card, "archive");
     plan.reinstall = true;
     let failure = attempt(&plan).unwrap_err();
     assert_eq!(failure.cause, Cause::Disk);
@@ -115,7 +115,7 @@ fn a_broken_filesystem_does_not_count_as_installed() {
     let card = folder.path().join("card.img");
     let file = File::options().read(true).write(true).create(true).truncate(true).open(&card).unwrap();
     file.set_len(CARD).unwrap();
-    for path in ["stream", "image"] {
+    for path in ["archive", "image"] {
         let plan = lab::plan(&server, &card, path);
         let install = || {
             let outcome = attempt(&plan).unwrap();
@@ -191,7 +191,7 @@ fn an_agent_that_is_killed_at_any_moment_leaves_nothing_that_counts_as_installed
     let layout = folder.path().join("layout");
     fs::write(&layout, "label-id: 0x12345678\n1 : start=2048, size=4096\n2 : start=8192\n").unwrap();
     let (mut random, mut host) = (Random::new(8), 40);
-    for path in ["stream", "image"] {
+    for path in ["archive", "image"] {
         let card = folder.path().join(format!("{path}.img"));
         File::create(&card).unwrap().set_len(CARD).unwrap();
         let start = |host: &str| {

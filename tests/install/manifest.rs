@@ -7,7 +7,7 @@ use std::net::TcpStream;
 use std::path::Path;
 use std::process::Command;
 
-use pi_agent::unpack::sums::Sums;
+use pi_agent::unpack::sums::ChunkHashes;
 use piman::state::{Sqlite, State as _};
 use piman_core::hash::Hash;
 use piman_core::install::fetch::{Answer, Kind, Request};
@@ -80,7 +80,7 @@ fn the_chunk_hashes_of_an_archive_prove_themselves_and_every_chunk() {
     let mut port = server.connect("fetch");
     let length = sums::table_bytes(told.bytes).unwrap().into();
     let table = fetch(&mut port, Kind::Sums, id, 0, length).unwrap();
-    let known = Sums::parse(id, told.bytes, &table).unwrap();
+    let known = ChunkHashes::parse(id, told.bytes, &table).unwrap();
     assert_eq!(known.chunks(), 4);
     for chunk in 0..known.chunks() {
         let range = known.range(chunk);

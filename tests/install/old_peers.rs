@@ -50,8 +50,8 @@ impl Lab {
         stream
     }
 
-    fn talk(&self, from: [u8; 4]) -> Talk {
-        Talk(self.connect("control", from))
+    fn talk(&self, from: [u8; 4]) -> ControlConnection {
+        ControlConnection(self.connect("control", from))
     }
 
     /// What a Pi with a system on its card is told.
@@ -75,9 +75,9 @@ impl Lab {
 const PI: [u8; 4] = [127, 0, 0, 1];
 
 /// A control connection as an old Pi has it.
-struct Talk(TcpStream);
+struct ControlConnection(TcpStream);
 
-impl Talk {
+impl ControlConnection {
     fn say(&mut self, text: &str) {
         self.0.write_all(text.as_bytes()).unwrap();
     }

@@ -47,19 +47,19 @@ impl Lab {
         self.server.piman(&["reinstall", "--list"])
     }
 
-    fn pi(&self, hello: Hello<'_>, from: [u8; 4]) -> Talk {
+    fn pi(&self, hello: Hello<'_>, from: [u8; 4]) -> ControlConnection {
         let stream = connect_from(from, self.server.port("control"));
         stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
-        let mut talk = Talk(stream);
+        let mut talk = ControlConnection(stream);
         talk.notify(Notice::Hello(hello));
         talk
     }
 }
 
 /// A control connection as our agent has it.
-struct Talk(TcpStream);
+struct ControlConnection(TcpStream);
 
-impl Talk {
+impl ControlConnection {
     fn notify(&mut self, notice: Notice<'_>) {
         self.0.write_all(format!("{notice}\n").as_bytes()).unwrap();
     }

@@ -198,12 +198,12 @@ while True:
     conn.close()
 "#;
 
-/// `piman stream` of these records; its whole output.
+/// `piman telemetry` of these records; its whole output.
 fn stream(port: u16, records: &str, more: &[&str]) -> Output {
     let file = tempfile::NamedTempFile::new().unwrap();
     fs::write(file.path(), records).unwrap();
     let mut piman = Command::new(binaries::piman());
-    piman.arg("stream").arg(file.path()).args(["127.0.0.1", "--no-follow", "--port", &port.to_string()]);
+    piman.arg("telemetry").arg(file.path()).args(["127.0.0.1", "--no-follow", "--port", &port.to_string()]);
     piman.args(more).output().unwrap()
 }
 
@@ -240,7 +240,7 @@ fn the_pis_figures_reach_a_server_that_takes_one_record_a_connection() {
     for kind in ["oneshot", "streaming", "never"] {
         let mut python = Python::start(TELEMETRY, &[kind, "data received", "1024"]);
         let mut agent = Command::new(binaries::pi_agent());
-        agent.args(["figures", "--server", "127.0.0.1", "--stream-port", &python.ports[0].to_string()]);
+        agent.args(["metrics", "--server", "127.0.0.1", "--telemetry-port", &python.ports[0].to_string()]);
         let output = agent.args(["--interval", "0.5", "--count", "2"]).output().unwrap();
         assert!(output.status.success(), "{kind}: {}", text(&output));
         assert_eq!(text(&output), "", "{kind}");

@@ -160,7 +160,7 @@ fn old_servers_of_every_habit_install_it() {
         let old = Old { greeting, uninstalled: order, stammers, ..Old::with(&archive) };
         let (server, heard) = old.start();
         let outcome = once(&plan(server, disk.clone(), Choice::Auto)).unwrap();
-        let Outcome::Installed { image: id, way: Way::Stream, .. } = outcome else { panic!("{outcome:?}") };
+        let Outcome::Installed { image: id, way: Way::Archive, .. } = outcome else { panic!("{outcome:?}") };
         assert_eq!(id, image);
         let heard = heard.join().unwrap();
         let (date, rest): (Vec<_>, Vec<_>) = reports(&heard).into_iter().partition(|r| r.ends_with("DATE"));
@@ -168,7 +168,7 @@ fn old_servers_of_every_habit_install_it() {
         // A program does not set the clock of the machine it runs on.
         assert_eq!(date, if greeting.is_empty() { &[][..] } else { &["RECEIVED_DATE"] }, "server {i}");
         let Card::Installed(proof) = inspect::check(&disk).unwrap() else { panic!("no proof") };
-        assert_eq!((proof.image, proof.path), (image, Way::Stream));
+        assert_eq!((proof.image, proof.path), (image, Way::Archive));
     }
 }
 

@@ -67,7 +67,7 @@ fn a_real_debian_by_both_paths_onto_a_block_device() {
     assert!(want.len() > 3000, "{} entries", want.len());
 
     let server = Server::start(archive, &folder.path().join("state"), &[]);
-    for (path, way) in [("image", Way::Image), ("stream", Way::Stream)] {
+    for (path, way) in [("image", Way::Image), ("archive", Way::Archive)] {
         let disk = LoopDevice::new(4 << 30);
         run(server.agent(disk.path(), SERIAL).args(["--path", path, "--reinstall"]));
         let Card::Installed(found) = inspect::check(disk.path()).unwrap() else { panic!("{path}: no proof") };
@@ -201,7 +201,7 @@ fn an_output_that_nobody_reads_is_no_reason_to_fail() {
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
     let state = path("state");
-    drop(Server::start_services(Path::new(&state), &["--talks-port", "0"]));
+    drop(Server::start_services(Path::new(&state), &["--rpc-port", "0"]));
     let card = path("card");
     let ends = |program: &Path, line: &[&str]| {
         let mut command = Command::new(program);

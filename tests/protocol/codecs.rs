@@ -6,15 +6,15 @@ use std::os::unix::fs::FileExt;
 use pi_agent::card::inspect::{self, Proof, Way};
 use pi_agent::init::Options;
 use pi_agent::trust;
-use pi_agent::unpack::sums::{Summing, Sums};
+use pi_agent::unpack::sums::{ChunkHasher, ChunkHashes};
 use piman::state::archive_facts::Stamp;
 use piman_core::hash::Hash;
 use piman_core::install::Installation;
 use piman_core::install::layout::Layout;
 use piman_core::install::manifest::{Draft, Manifest, split};
 use piman_core::install::sums::{CHUNK, SUM};
-use piman_core::talks::auth::{Handshake, Verdict, admits};
-use piman_core::talks::{Codec, DEPTH_MAX, Memory, Slot, WEIGHT_MAX, postcard};
+use piman_core::rpc::auth::{Handshake, Verdict, verify};
+use piman_core::rpc::{Codec, DEPTH_MAX, Memory, Slot, WEIGHT_MAX, postcard};
 use piman_tests::chance::noise;
 use proptest::prelude::*;
 
@@ -28,7 +28,7 @@ fn hash() -> impl Strategy<Value = Hash> {
 
 fn proof() -> impl Strategy<Value = Proof> {
     let installation = prop::option::of(any::<u64>().prop_map(Installation));
-    let path = prop_oneof![Just(Way::Stream), Just(Way::Image)];
+    let path = prop_oneof![Just(Way::Archive), Just(Way::Image)];
     (hash(), path, "[0-9.a-z-]{1,20}", any::<u64>(), installation, any::<u64>()).prop_map(
         |(image, path, agent, time, installation, counter)| Proof {
             image,
@@ -147,7 +147,7 @@ proptest! {
         };
         if let Ok((value, used)) = postcard::decode_first(&bytes, memory) {
             prop_assert!((1..=bytes.len()).contains(&used));
-            prop_assert!(!admits(Some("a password that is not among these bytes, so long is it"), value));
+            prop_assert!(!verify(Some("a password that is not among these bytes, so long is it"), value));
             let mut buf = vec![0; 1 << 12];
             for again in [Handshake::parse(value).map(|h| Codec::Postcard.encode(&h, &mut buf).is_ok()),
                           Verdict::parse(value).map(|v| Codec::Postcard.encode(&v, &mut buf).is_ok())] {
@@ -166,11 +166,11 @@ proptest! {
         bytes in 1..4 * u64::from(CHUNK), piece in 1..2 * CHUNK as usize, (at, bit) in (any::<prop::sample::Index>(), 0_u8..8),
     ) {
         let all = noise(bytes as usize, bytes);
-        let mut summing = Summing::new();
+        let mut summing = ChunkHasher::new();
         all.chunks(piece).for_each(|piece| summing.update(piece));
         let (id, table) = summing.finish();
         prop_assert_eq!(id, Hash(*blake3::hash(&all).as_bytes()));
-        let sums = Sums::parse(id, bytes, &table).expect("they give the hash");
+        let sums = ChunkHashes::parse(id, bytes, &table).expect("they give the hash");
         let mut other = all.clone();
         let at = at.index(all.len());
         other[at] ^= 1 << bit;
@@ -183,8 +183,8 @@ proptest! {
         if let Some(last) = table.len().checked_sub(1) {
             let mut wrong = table.clone();
             wrong[at % (last + 1)] ^= 1 << bit;
-            prop_assert!(Sums::parse(id, bytes, &wrong).is_err());
-            prop_assert!(Sums::parse(id, bytes, &table[..last + 1 - SUM]).is_err());
+            prop_assert!(ChunkHashes::parse(id, bytes, &wrong).is_err());
+            prop_assert!(ChunkHashes::parse(id, bytes, &table[..last + 1 - SUM]).is_err());
         }
     }
 

@@ -1,4 +1,4 @@
-//! The frames service in memory: both ends against each other and against the old libraries'
+//! The messages service in memory: both ends against each other and against the old libraries'
 //! behaviour, at every way to cut the stream.
 
 use std::future::Future;
@@ -7,7 +7,7 @@ use std::task::{Context, Waker};
 use embedded_io_async::{Read, Write};
 use piman_core::Error;
 use piman_core::error::PeerError;
-use piman_core::frame::{
+use piman_core::messages::{
     Body, CONFLICT, FAILED, FULL, Frames, GO, Inbox, Piece, Role, SIZE_MAX, SendError, TOO_LARGE,
 };
 use piman_tests::memory::{End, World};

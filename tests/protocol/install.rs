@@ -3,15 +3,15 @@
 
 use std::fmt::Write as _;
 
-use pi_agent::unpack::sums::Sums;
+use pi_agent::unpack::sums::ChunkHashes;
 use piman_core::blocking;
 use piman_core::drive::{self, attend, serve};
 use piman_core::hash::Hash;
 use piman_core::install::fetch::{Answer, Request};
 use piman_core::install::table::Table;
 use piman_core::install::{
-    Agent, AgentStep, Can, Command, Date, Decision, Event, Fleet, Hello, ImageOffer, Installation, More,
-    Notice, Offer, Paths, Plan, Report, Session, Stage, Start, Step,
+    Agent, AgentStep, Can, Command, Date, Decision, Event, Hello, ImageOffer, InstallPolicy, Installation,
+    More, Notice, Offer, Paths, Plan, Report, Session, Stage, Start, Step,
 };
 use piman_core::line::{Framer, LINE_MAX, TooLong};
 use piman_tests::memory::{ROOM, Script, World};
@@ -29,7 +29,7 @@ impl Lab {
     }
 }
 
-impl Fleet for Lab {
+impl InstallPolicy for Lab {
     fn reinstall_ordered(&mut self) -> bool {
         self.ordered
     }
@@ -405,7 +405,7 @@ proptest! {
         let _ = Request::parse(&bytes);
         let _ = Answer::parse(&bytes);
         let _ = Date::parse(&bytes);
-        let _ = Sums::parse(Hash([1; 32]), 5 << 20, &bytes);
+        let _ = ChunkHashes::parse(Hash([1; 32]), 5 << 20, &bytes);
     }
 
     /// Whatever a newer peer adds to a line, in whichever order, what is known is found, and at

@@ -4,8 +4,8 @@
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, Command, Stdio};
 
-use piman_core::talks::pickle::{Assembler, Pickler, decode, head};
-use piman_core::talks::{DecodeError, Encode, Head, Memory, Slot, Value};
+use piman_core::rpc::pickle::{Assembler, Pickler, decode, head};
+use piman_core::rpc::{DecodeError, Encode, Head, Memory, Slot, Value};
 use proptest::prelude::*;
 
 /// Memory for one message.
@@ -232,8 +232,8 @@ fn what_is_refused_still_tells_which_call_it_belongs_to() {
 #[cfg_attr(lacks = "python3", ignore = "needs python3")]
 fn our_errors_are_exceptions_to_python() {
     let failure = |class, message| {
-        let answer = piman_core::talks::Failure { class, message };
-        hex(&write(&piman_core::talks::Tuple(&[&answer])))
+        let answer = piman_core::rpc::Failure { class, message };
+        hex(&write(&piman_core::rpc::Tuple(&[&answer])))
     };
     let mut child = python(
         "import pickle,sys\nfor l in sys.stdin:\n ((t, v, tb),) = pickle.loads(bytes.fromhex(l))\n assert t is type(v) and tb == []\n print(repr(v))",

@@ -1,9 +1,9 @@
-//! The stream service in memory: golden bytes, dialogues at every chop, both sides against each other.
+//! The telemetry service in memory: golden bytes, dialogues at every chop, both sides against each other.
 
 use std::convert::Infallible;
 
 use piman_core::blocking;
-use piman_core::stream::{Acks, Client, GREETING, Journal, PROCESSED, RECEIVED, open, send, serve};
+use piman_core::telemetry::{Acks, Client, GREETING, Journal, PROCESSED, RECEIVED, open, send, serve};
 use piman_tests::memory::{ROOM, Script, World};
 use proptest::prelude::*;
 

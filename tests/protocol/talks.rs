@@ -1,7 +1,7 @@
 //! Talks in memory: two sides, both codecs, many calls under way, and peers that do not behave.
 
-use piman_core::talks::auth::{Challenge, Handshake, Keyed, LoginOut, Verdict, admits, same};
-use piman_core::talks::{
+use piman_core::rpc::auth::{Authenticator, Challenge, Handshake, LoginOut, Verdict, same, verify};
+use piman_core::rpc::{
     AnswerOut, CallOut, Codec, DecodeError, Dict, Encode, Failure, Head, Memory, Message, Place, Session,
     Slot, Step, Tuple, Value, postcard,
 };
@@ -261,7 +261,7 @@ fn passwords() {
     let mut room = Room::new();
     let mut said = |login: &dyn Encode, password| {
         let message = encode(Codec::Pickle, login);
-        admits(password, room.decode(Codec::Pickle, &message).unwrap())
+        verify(password, room.decode(Codec::Pickle, &message).unwrap())
     };
     assert!(said(&LoginOut(Some("secret")), Some("secret")));
     assert!(said(&LoginOut(None), None));
@@ -274,7 +274,7 @@ fn passwords() {
     assert!(!said(&CallOut { opcode: 1, retcode: 0xAA, args: &Tuple(&[]) }, None));
     // As the old library writes it, protocol 4.
     let old = b"\x80\x04\x95\x14\0\0\0\0\0\0\0C\x01A\x94K\xaa\x8c\x06secret\x94\x85\x94\x87\x94.";
-    assert!(admits(Some("secret"), room.decode(Codec::Pickle, old).unwrap()));
+    assert!(verify(Some("secret"), room.decode(Codec::Pickle, old).unwrap()));
     for verdict in [true, false] {
         let message = encode(Codec::Pickle, &Verdict(verdict));
         assert_eq!(Verdict::parse(room.decode(Codec::Pickle, &message).unwrap()), Some(Verdict(verdict)));
@@ -283,7 +283,7 @@ fn passwords() {
 
 struct Key([u8; 32]);
 
-impl Keyed for Key {
+impl Authenticator for Key {
     fn tag(&self, parts: &[&[u8]]) -> [u8; 32] {
         let mut hasher = blake3::Hasher::new_keyed(&self.0);
         for part in parts {

@@ -50,9 +50,9 @@ fn the_operator_calls_running_pis() {
     program(&folder.join("reboot"), &format!("#!/bin/sh\necho again >> {}/rebooted\n", folder.display()));
 
     let password_file = password.to_str().unwrap();
-    let more = ["--talks-port", "0", "--talks-password-file", password_file];
+    let more = ["--rpc-port", "0", "--rpc-password-file", password_file];
     let server = Server::start(&archive, &state, &more);
-    let port = server.port("talks");
+    let port = server.port("rpc");
     let (one, two) = ("10000000aaaaaaa1", "10000000aaaaaaa2");
     let _pis = [pi(one, port, folder, &password), pi(two, port, folder, &password)];
     let wrong = folder.join("wrong");
@@ -90,7 +90,7 @@ fn a_pi_comes_back_to_a_server_that_was_away() {
     let tar =
         Command::new("tar").args(["-czf"]).arg(&archive).args(["-C", "/etc", "hostname"]).status().unwrap();
     assert!(tar.success());
-    let more = |port: &str| ["--talks-port".to_owned(), port.to_owned()];
+    let more = |port: &str| ["--rpc-port".to_owned(), port.to_owned()];
     let port = piman_tests::port::steady();
     let first = more(&port.to_string());
     let server = Server::start(&archive, &state, &[&first[0], &first[1]]);
@@ -125,9 +125,9 @@ fn an_installed_system_runs_the_service() {
                 ln -s usr/lib r/lib && tar -C r -czf rootfs.tar.gz .";
     assert!(Command::new("sh").args(["-c", make]).current_dir(folder).status().unwrap().success());
     let secret = password.to_str().unwrap();
-    let server = Server::start(&archive, &state, &["--talks-port", "0", "--talks-password-file", secret]);
-    let port = server.port("talks").to_string();
-    for (path, serial) in [("stream", "10000000aaaaaaa1"), ("image", "10000000aaaaaaa2")] {
+    let server = Server::start(&archive, &state, &["--rpc-port", "0", "--rpc-password-file", secret]);
+    let port = server.port("rpc").to_string();
+    for (path, serial) in [("archive", "10000000aaaaaaa1"), ("image", "10000000aaaaaaa2")] {
         let disk = folder.join(path);
         let size: u64 = 700 << 20;
         let mut agent = server.agent(&disk, serial);

@@ -41,7 +41,7 @@ impl Lab {
         let (files, records) = (self.path("files"), self.path("records"));
         let (transfer, stream) = (transfer.to_string(), stream.to_string());
         let more = ["--no-images", "--transfer-dir", files.to_str().unwrap(), "--transfer-port", &transfer];
-        let most = ["--stream-dir", records.to_str().unwrap(), "--stream-port", &stream];
+        let most = ["--telemetry-dir", records.to_str().unwrap(), "--telemetry-port", &stream];
         Server::start(self.archive.path(), &self.path("state"), &[&more[..], &most].concat())
     }
 
@@ -185,7 +185,7 @@ fn clients_that_are_killed_go_on_where_they_were() {
 fn a_growing_file_is_streamed_whatever_dies() {
     let lab = Lab::new();
     let mut server = lab.serve(0, steady());
-    let port = server.port("stream");
+    let port = server.port("telemetry");
     let file = lab.path("here/f.csv");
     let append = |from: usize, to: usize| {
         let mut f = OpenOptions::new().append(true).create(true).open(&file).unwrap();
@@ -194,7 +194,7 @@ fn a_growing_file_is_streamed_whatever_dies() {
         }
     };
     let text = port.to_string();
-    let arguments = ["stream", "f.csv", "127.0.0.1", "--position", "p", "--port", &text];
+    let arguments = ["telemetry", "f.csv", "127.0.0.1", "--position", "p", "--port", &text];
     let start = || Running(lab.piman(&arguments).stderr(Stdio::null()).spawn().unwrap());
     let kept = || fs::read_to_string(lab.path("records/127.0.0.1.csv")).unwrap_or_default();
     let has = |n: usize| until("the record", || kept().ends_with(&format!("\n{n},temperature,{}\n", n * 7)));
@@ -254,9 +254,9 @@ fn a_growing_file_is_streamed_whatever_dies() {
 fn standard_input_is_streamed_to_its_end() {
     let lab = Lab::new();
     let server = lab.serve(0, 0);
-    let port = server.port("stream").to_string();
+    let port = server.port("telemetry").to_string();
     let mut client = lab
-        .piman(&["stream", "-", "127.0.0.1", "--port", &port])
+        .piman(&["telemetry", "-", "127.0.0.1", "--port", &port])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()
@@ -267,7 +267,7 @@ fn standard_input_is_streamed_to_its_end() {
     assert_eq!(output.stdout, b"3 records\n");
     assert_eq!(fs::read_to_string(lab.path("records/127.0.0.1.csv")).unwrap(), "1\n2\n3\n");
     fs::write(lab.path("here/g"), "4\n").unwrap();
-    let (code, ..) = lab.run(&["stream", "g", "127.0.0.1", "--no-follow", "--port", "1", "--tries", "1"]);
+    let (code, ..) = lab.run(&["telemetry", "g", "127.0.0.1", "--no-follow", "--port", "1", "--tries", "1"]);
     assert_eq!(code, 5);
 }
 
@@ -307,11 +307,11 @@ fn what_a_server_cannot_use_is_said() {
     };
     let err = serve(&["--transfer-dir", "missing"]);
     assert!(err.contains("--transfer-dir") && err.contains("mkdir"), "{err}");
-    let err = serve(&["--stream-dir", archive]);
-    assert!(err.contains("--stream-dir") && err.contains("mkdir"), "{err}");
-    let err = serve(&["--stream-port", "7"]);
-    assert!(err.contains("--stream-dir"), "{err}");
-    let err = serve(&["--transfer-dir", ".", "--stream-dir", ".", "--stream-port", "50001"]);
+    let err = serve(&["--telemetry-dir", archive]);
+    assert!(err.contains("--telemetry-dir") && err.contains("mkdir"), "{err}");
+    let err = serve(&["--telemetry-port", "7"]);
+    assert!(err.contains("--telemetry-dir"), "{err}");
+    let err = serve(&["--transfer-dir", ".", "--telemetry-dir", ".", "--telemetry-port", "50001"]);
     assert!(err.contains("port of its own"), "{err}");
 }
 
@@ -320,23 +320,23 @@ fn a_server_without_a_root_filesystem_has_the_other_services() {
     let lab = Lab::new();
     let (files, records) = (lab.path("files"), lab.path("records"));
     let (files, records) = (files.to_str().unwrap(), records.to_str().unwrap());
-    let more = ["--transfer-dir", files, "--transfer-port", "0", "--stream-dir", records];
-    let more = [&more[..], &["--stream-port", "0", "--talks-port", "0"]].concat();
+    let more = ["--transfer-dir", files, "--transfer-port", "0", "--telemetry-dir", records];
+    let more = [&more[..], &["--telemetry-port", "0", "--rpc-port", "0"]].concat();
     let mut server = Server::start_services(&lab.path("state"), &more);
     fs::write(lab.path("here/f"), "1,2\n").unwrap();
     let port = server.port("transfer").to_string();
     assert_eq!(lab.run(&["put", "f", "127.0.0.1:", "--port", &port]).0, 0);
     assert_eq!(fs::read(lab.path("files/f")).unwrap(), b"1,2\n");
-    let port = server.port("stream").to_string();
-    assert_eq!(lab.run(&["stream", "f", "127.0.0.1", "--no-follow", "--port", &port]).0, 0);
+    let port = server.port("telemetry").to_string();
+    assert_eq!(lab.run(&["telemetry", "f", "127.0.0.1", "--no-follow", "--port", &port]).0, 0);
     assert_eq!(fs::read(lab.path("records/127.0.0.1.csv")).unwrap(), b"1,2\n");
     assert!(server.piman(&["status"]).starts_with("DEVICE"));
     server.terminate();
     assert!(server.ended(Duration::from_secs(120)).success());
     for (arguments, word) in [
         (&["serve", "--state", "s"][..], "--rootfs"),
-        (&["serve", "--state", "s", "--talks-port", "0", "--fetch-port", "0"], "--fetch-port"),
-        (&["serve", "--state", "s", "--talks-port", "0", "--slots", "1"], "--slots"),
+        (&["serve", "--state", "s", "--rpc-port", "0", "--fetch-port", "0"], "--fetch-port"),
+        (&["serve", "--state", "s", "--rpc-port", "0", "--slots", "1"], "--slots"),
     ] {
         let (code, _, err) = lab.run(arguments);
         assert!(code == 1 && err.contains(word), "{arguments:?}: {err}");
@@ -379,8 +379,8 @@ fn the_log_of_an_installation_comes_up() {
 fn a_pi_streams_its_figures() {
     let lab = Lab::new();
     let server = lab.serve(0, 0);
-    let port = server.port("stream").to_string();
-    let arguments = ["figures", "--server", "127.0.0.1", "--stream-port", &port, "--interval", "0.05"];
+    let port = server.port("telemetry").to_string();
+    let arguments = ["metrics", "--server", "127.0.0.1", "--telemetry-port", &port, "--interval", "0.05"];
     let mut agent = Command::new(pi_agent());
     assert!(agent.args(arguments).args(["--count", "3"]).status().unwrap().success());
     let kept = fs::read_to_string(lab.path("records/127.0.0.1.csv")).unwrap();

@@ -1,4 +1,4 @@
-//! The frames service over TCP: servers and clients of ours, and the old libraries' way to talk.
+//! The messages service over TCP: servers and clients of ours, and the old libraries' way to talk.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -9,7 +9,7 @@ use std::time::Duration;
 use piman::messages::transport::{
     ConnectError, Failure, Hooks, NotSent, Peer, Plan, Server, Settings, connect,
 };
-use piman_core::frame::{FULL, GO, Plugin, PluginError, TOO_LARGE};
+use piman_core::messages::{FULL, GO, Plugin, PluginError, TOO_LARGE};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 

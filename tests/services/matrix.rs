@@ -182,14 +182,14 @@ impl Services {
         fs::write(path("rootfs"), archive()).expect("a file");
         let mut command = Command::new(binaries::piman());
         command.args(["serve", "--no-date", "--no-images", "--listen", &IpAddr::from(ip).to_string()]);
-        for port in ["control", "rootfs", "fetch", "transfer", "stream", "talks"] {
+        for port in ["control", "rootfs", "fetch", "transfer", "telemetry", "rpc"] {
             command.args([&format!("--{port}-port"), "0"]);
         }
         for (option, name) in [
             ("--rootfs", "rootfs"),
             ("--state", "state"),
             ("--transfer-dir", "files"),
-            ("--stream-dir", "records"),
+            ("--telemetry-dir", "records"),
         ] {
             command.args([option, &path(name)]);
         }
@@ -215,8 +215,8 @@ impl Services {
             3333 => "control",
             4444 => "rootfs",
             50001 => "transfer",
-            5003 => "stream",
-            25565 => "talks",
+            5003 => "telemetry",
+            25565 => "rpc",
             _ => return self.echo,
         };
         (self.ip, self.server.port(name)).into()

@@ -12,10 +12,11 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use piman::rpc::{
-    Answer, CallError, Data, Fleet, Functions, NoTalk, Nothing, Peer, Plan, Request, Secret, Server, connect,
+    Answer, CallError, ConnectedPis, Data, Functions, Nothing, Peer, Plan, Request, RpcError, Secret, Server,
+    connect,
 };
-use piman_core::talks::auth::{EITHER, LoginOut, Verdict};
-use piman_core::talks::{Codec, Encode, Protocol};
+use piman_core::rpc::auth::{EITHER, LoginOut, Verdict};
+use piman_core::rpc::{Codec, Encode, Protocol};
 use piman_tests::binaries;
 use piman_tests::running::Running;
 use piman_tests::server::{connect_from, wait_until};
@@ -199,10 +200,10 @@ async fn twelve_thousand_calls_each_way_with_an_old_client() {
 }
 
 fn start(password: Option<&str>, functions: Arc<dyn Functions>) -> Server {
-    start_with(password, Fleet::default(), functions)
+    start_with(password, ConnectedPis::default(), functions)
 }
 
-fn start_with(password: Option<&str>, fleet: Fleet, functions: Arc<dyn Functions>) -> Server {
+fn start_with(password: Option<&str>, fleet: ConnectedPis, functions: Arc<dyn Functions>) -> Server {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     listener.set_nonblocking(true).unwrap();
     let secret = Secret::new(password.map(String::from));
@@ -321,9 +322,9 @@ async fn auto_speaks_our_own_protocol_to_our_own_server() {
     let folder = tempfile::tempdir().unwrap();
     let (right, wrong) = passwords(folder.path());
     let (right, wrong) = (right.to_str().unwrap().to_owned(), wrong.to_str().unwrap().to_owned());
-    let fleet = Fleet::default();
+    let fleet = ConnectedPis::default();
     let locked = start_with(Some("secret"), fleet.clone(), Arc::new(fleet.clone()));
-    let open_fleet = Fleet::default();
+    let open_fleet = ConnectedPis::default();
     let open = start_with(None, open_fleet.clone(), Arc::new(open_fleet.clone()));
     let (locked_port, open_port) = (locked.address().port(), open.address().port());
     tokio::task::spawn_blocking(move || {
@@ -474,7 +475,7 @@ async fn piman_call_calls_our_own_server_from_a_desk() {
     let folder = tempfile::tempdir().unwrap();
     let (right, _) = passwords(folder.path());
     let right = right.to_str().unwrap().to_owned();
-    let fleet = Fleet::default();
+    let fleet = ConnectedPis::default();
     let server = start_with(Some("secret"), fleet.clone(), Arc::new(fleet));
     let name = format!("127.0.0.1:{}", server.address().port());
     tokio::task::spawn_blocking(move || {
@@ -513,12 +514,12 @@ fn says(bytes: Vec<u8>, closes: bool) -> u16 {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_wrong_answer_to_the_login_is_an_error_that_says_so() {
     let verdict = message(&Verdict(true));
-    let call = message(&piman_core::talks::CallOut { opcode: 1, retcode: 5, args: &Data::Tuple(vec![]) });
+    let call = message(&piman_core::rpc::CallOut { opcode: 1, retcode: 5, args: &Data::Tuple(vec![]) });
     let garbage = [
         b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n".to_vec(),
         vec![0; 100],
         call,
-        message(&piman_core::talks::AnswerOut { retcode: 0xAA, value: &Data::from("yes") }),
+        message(&piman_core::rpc::AnswerOut { retcode: 0xAA, value: &Data::from("yes") }),
         b"N.".to_vec(),
         // A text without an end: no more of it is kept than a login may have.
         [b"V".to_vec(), vec![b'x'; 100_000]].concat(),
@@ -529,19 +530,19 @@ async fn a_wrong_answer_to_the_login_is_an_error_that_says_so() {
         };
         for bytes in &garbage {
             let error = join(says(bytes.clone(), false), DEADLINE).await.unwrap_err();
-            assert!(matches!(error, NoTalk::NoAnswer), "{}: {error}", bytes.escape_ascii());
+            assert!(matches!(error, RpcError::NoAnswer), "{}: {error}", bytes.escape_ascii());
         }
         // Cut after each byte.
         for n in 0..verdict.len() {
             let error = join(says(verdict[..n].to_vec(), true), DEADLINE).await.unwrap_err();
-            assert!(matches!(error, NoTalk::Closed { midway, .. } if midway == (n > 0)), "{n}: {error}");
+            assert!(matches!(error, RpcError::Closed { midway, .. } if midway == (n > 0)), "{n}: {error}");
         }
         // Nothing, or the beginning only.
         let within = Duration::from_millis(300);
         for n in [0, 1, verdict.len() - 1] {
             let began = Instant::now();
             let error = join(says(verdict[..n].to_vec(), false), within).await.unwrap_err();
-            assert!(matches!(error, NoTalk::Unanswered { .. }), "{n}: {error}");
+            assert!(matches!(error, RpcError::Unanswered { .. }), "{n}: {error}");
             assert!(error.to_string().contains("did not answer the login within 0.3 s"), "{error}");
             assert!(began.elapsed() >= within);
         }
@@ -555,7 +556,7 @@ async fn a_wrong_answer_to_the_login_is_an_error_that_says_so() {
     let secret = Secret::new(None);
     let address = (Ipv4Addr::LOCALHOST, says(vec![0xFF], false));
     let error = connect(address, Protocol::Auto, secret, Arc::new(Nothing), within).await.unwrap_err();
-    assert!(matches!(error, NoTalk::Unanswered { .. }), "{error}");
+    assert!(matches!(error, RpcError::Unanswered { .. }), "{error}");
 }
 
 #[test]
@@ -638,7 +639,7 @@ async fn a_wrong_password_is_answered_before_an_old_client_gives_up() {
         let secret = Secret::new(Some("guess".into()));
         let began = Instant::now();
         let error = connect(server.address(), codec, secret, Arc::new(Nothing), DEADLINE).await.unwrap_err();
-        assert!(matches!(error, NoTalk::Denied), "{error}");
+        assert!(matches!(error, RpcError::Denied), "{error}");
         assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
     }
 }
@@ -658,7 +659,7 @@ async fn guessing_is_limited_by_attempts() {
         .collect();
     for guess in guesses {
         let error = guess.await.unwrap();
-        assert!(matches!(error, NoTalk::Denied), "{error}");
+        assert!(matches!(error, RpcError::Denied), "{error}");
     }
     tokio::task::spawn_blocking(move || {
         // Ten and one a second were looked at; nothing is, as long as somebody goes on guessing.

@@ -10,10 +10,10 @@ use std::time::{Duration, Instant};
 
 use piman::cli::call;
 use piman::rpc::{
-    Answer, CallError, Data, Fleet, Functions, Nothing, Peer, Plan, Request, Secret, Server, connect,
+    Answer, CallError, ConnectedPis, Data, Functions, Nothing, Peer, Plan, Request, Secret, Server, connect,
 };
-use piman_core::talks::auth::LoginOut;
-use piman_core::talks::{Codec, Encode};
+use piman_core::rpc::auth::LoginOut;
+use piman_core::rpc::{Codec, Encode};
 use piman_tests::running::Running;
 use piman_tests::server::{self, wait_until};
 
@@ -135,7 +135,7 @@ impl Functions for Desk {
     }
 }
 
-fn listen(operator: Option<&Path>, fleet: Fleet, functions: Arc<dyn Functions>) -> Server {
+fn listen(operator: Option<&Path>, fleet: ConnectedPis, functions: Arc<dyn Functions>) -> Server {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     listener.set_nonblocking(true).unwrap();
     let plan = Plan {
@@ -183,7 +183,7 @@ print("fine", flush=True)
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[cfg_attr(lacks = "python3", ignore = "needs python3")]
 async fn every_error_is_raised_at_once_with_its_reason() {
-    let server = listen(None, Fleet::default(), Arc::new(Desk::default()));
+    let server = listen(None, ConnectedPis::default(), Arc::new(Desk::default()));
     for protocol in [0, 2, 3, 4, 5] {
         let (_child, output) = python(CALLER, server.address().port(), protocol);
         assert_eq!(line(output).await.0, "fine\n", "protocol {protocol}");
@@ -206,7 +206,7 @@ sys.stdin.read()
 #[cfg_attr(lacks = "python3", ignore = "needs python3")]
 async fn answers_that_cannot_be_read_end_their_calls_at_once() {
     let desk = Arc::new(Desk::default());
-    let server = listen(None, Fleet::default(), Arc::clone(&desk) as Arc<dyn Functions>);
+    let server = listen(None, ConnectedPis::default(), Arc::clone(&desk) as Arc<dyn Functions>);
     // The first two cannot carry the traceback that the library sends.
     for protocol in [2, 3, 4, 5] {
         let (_child, _output) = python(CALLED, server.address().port(), protocol);
@@ -257,7 +257,7 @@ sys.stdin.read()
 #[cfg_attr(lacks = "python3", ignore = "needs python3")]
 async fn two_old_peers_at_one_address_are_two() {
     let state = tempfile::tempdir().unwrap();
-    let fleet = Fleet::default();
+    let fleet = ConnectedPis::default();
     let server = listen(Some(state.path()), fleet.clone(), Arc::new(fleet.clone()));
     let mut robots = Vec::new();
     for (name, protocol) in [("left", 4), ("right", 2)] {
@@ -328,7 +328,7 @@ async fn two_old_peers_at_one_address_are_two() {
     drop(server);
 }
 
-async fn wait_gone(fleet: &Fleet, name: &str) {
+async fn wait_gone(fleet: &ConnectedPis, name: &str) {
     let gone = async {
         while fleet.find(name).is_some() {
             tokio::time::sleep(Duration::from_millis(5)).await;
@@ -351,9 +351,9 @@ fn a_thousand_at_one_address() {
     let state = tempfile::tempdir().unwrap();
     let server = server::Server::start_services(
         state.path(),
-        &["--talks-port", "0", "--connections-per-address", "1000"],
+        &["--rpc-port", "0", "--connections-per-address", "1000"],
     );
-    let address = SocketAddr::from(([127, 0, 0, 1], server.port("talks")));
+    let address = SocketAddr::from(([127, 0, 0, 1], server.port("rpc")));
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     let mut peers = runtime.block_on(async {
         let mut peers = Vec::new();

@@ -50,7 +50,7 @@ fn an_absent_server_is_said_once_by_every_program() {
     fs::write(&file, "1\n").unwrap();
     let (file, port) = (file.to_str().unwrap(), nobody().to_string());
     for arguments in [
-        &["stream", file, "127.0.0.1", "--no-follow", "--tries", "1", "--port", &port][..],
+        &["telemetry", file, "127.0.0.1", "--no-follow", "--tries", "1", "--port", &port][..],
         &["put", file, "127.0.0.1:", "--tries", "1", "--port", &port],
         &["get", "127.0.0.1:name", "--tries", "1", "--port", &port],
     ] {

@@ -42,8 +42,8 @@ impl Lab {
         let text = |path: &Path| path.to_str().unwrap().to_owned();
         let (files, records) = (text(&self.path("files")), text(&self.path("records")));
         let line = text(&self.cable.ends[0]);
-        let more = ["--transfer-dir", &files, "--transfer-port", "0", "--stream-dir", &records];
-        let more = [&more[..], &["--stream-port", "0", "--talks-port", "0", "--no-date", "--serial", &line]]
+        let more = ["--transfer-dir", &files, "--transfer-port", "0", "--telemetry-dir", &records];
+        let more = [&more[..], &["--telemetry-port", "0", "--rpc-port", "0", "--no-date", "--serial", &line]]
             .concat();
         Server::start(&self.path("rootfs.tar.gz"), &self.path("state"), &more)
     }
@@ -68,7 +68,7 @@ fn a_card_is_installed_by_image_over_a_bad_line() {
 #[test]
 #[cfg_attr(lacks = "root", ignore = "needs root")]
 fn a_card_is_installed_by_stream_over_a_bad_line() {
-    install_over_a_bad_line(&["stream"]);
+    install_over_a_bad_line(&["archive"]);
 }
 
 fn install_over_a_bad_line(paths: &[&str]) {
@@ -143,10 +143,10 @@ fn files_records_and_calls_over_a_bad_line() {
 
     let records: String = (0..200).map(|i| format!("{i},21.5,{}\n", i * i)).collect();
     fs::write(lab.path("f.csv"), &records).unwrap();
-    let output = lab.piman(&["stream", "f.csv", &lab.host(), "--no-follow"]);
+    let output = lab.piman(&["telemetry", "f.csv", &lab.host(), "--no-follow"]);
     assert!(output.status.success(), "{output:?}");
     let mut agent = Command::new(binaries::pi_agent());
-    agent.args(["figures", "--server", &lab.host(), "--interval", "0.05", "--count", "3"]);
+    agent.args(["metrics", "--server", &lab.host(), "--interval", "0.05", "--count", "3"]);
     assert!(agent.status().unwrap().success());
     // The first line of its own has the address 127.83.0.1.
     let kept = fs::read_to_string(lab.path("records/127.83.0.1.csv")).unwrap();

@@ -1,4 +1,4 @@
-//! The stream service over real sockets and files: old clients, lines that break, servers that die,
+//! The telemetry service over real sockets and files: old clients, lines that break, servers that die,
 //! full disks, hundreds at once.
 
 use std::fs;
@@ -11,7 +11,7 @@ use std::thread;
 use std::time::Duration;
 
 use piman::net::listen::Gate;
-use piman::telemetry::{Client, Rotation, Shelf, Streams, Waits, run};
+use piman::telemetry::{Client, RecordStore, Rotation, TelemetryServer, Waits, run};
 use piman_tests::proxy::stammer;
 use piman_tests::server::connect_from;
 use piman_tests::small::Small;
@@ -35,8 +35,9 @@ fn serve(folder: &Path, rotation: Rotation, sync: bool, port: u16) -> Server {
     socket.set_nonblocking(true).unwrap();
     let listener = TcpListener::from(socket);
     let address = listener.local_addr().unwrap();
-    let gate = Gate::new("stream", 2000, 2000);
-    let streams = Arc::new(Streams::new(Arc::new(Shelf::open(folder, rotation, sync).unwrap())));
+    let gate = Gate::new("telemetry", 2000, 2000);
+    let streams =
+        Arc::new(TelemetryServer::new(Arc::new(RecordStore::open(folder, rotation, sync).unwrap())));
     let who = |address: IpAddr| address.to_string();
     runtime.spawn(run(listener, gate.clone(), streams, who, |stream| stream.set_nodelay(true).unwrap()));
     Server { address, gate, runtime }
@@ -139,7 +140,7 @@ fn any_bytes_and_endless_lines() {
     // Nothing is lost; long records are in several lines.
     let strip = |bytes: &[u8]| bytes.iter().copied().filter(|b| *b != b'\n').collect::<Vec<_>>();
     assert!(strip(&kept) == strip(&noise));
-    assert!(kept.split(|b| *b == b'\n').all(|line| line.len() <= piman_core::stream::RECORD_MAX));
+    assert!(kept.split(|b| *b == b'\n').all(|line| line.len() <= piman_core::telemetry::RECORD_MAX));
 }
 
 /// Every record is there and in order; how many are there twice.

@@ -8,11 +8,13 @@ use std::time::Duration;
 
 use piman::cli::call;
 use piman::rpc::{
-    Answer, CallError, Data, Fleet, Functions, NoTalk, Nothing, Peer, Plan, Request, Secret, Server, connect,
+    Answer, CallError, ConnectedPis, Data, Functions, Nothing, Peer, Plan, Request, RpcError, Secret, Server,
+    connect,
 };
-use piman_core::talks::Codec;
-use piman_core::talks::pickle::Pickler;
-use piman_core::talks::{Encode, auth::LoginOut};
+use piman_core::rpc::Codec;
+use piman_core::rpc::Encode;
+use piman_core::rpc::auth::LoginOut;
+use piman_core::rpc::pickle::Pickler;
 use tokio::time::timeout;
 
 /// No test waits longer for anything.
@@ -56,10 +58,10 @@ fn server(password: Option<&str>, functions: Arc<dyn Functions>) -> Server {
     listener.set_nonblocking(true).unwrap();
     let secret = Secret::new(password.map(String::from));
     let plan = Plan { listener, operator: None, secret, connections: 100, connections_per_address: 100 };
-    Server::start(plan, Fleet::default(), functions).unwrap()
+    Server::start(plan, ConnectedPis::default(), functions).unwrap()
 }
 
-async fn join(address: SocketAddr, codec: Codec, password: Option<&str>) -> Result<Peer, NoTalk> {
+async fn join(address: SocketAddr, codec: Codec, password: Option<&str>) -> Result<Peer, RpcError> {
     let secret = Secret::new(password.map(String::from));
     connect(address, codec, secret, Arc::new(Some8), DEADLINE).await
 }
@@ -134,7 +136,8 @@ async fn nobody_without_the_password() {
     for codec in CODECS {
         for wrong in [None, Some(""), Some("Secret"), Some("secret ")] {
             let error = join(locked.address(), codec, wrong).await.unwrap_err();
-            let denied = matches!((&error, wrong), (NoTalk::NoPassword, None) | (NoTalk::Denied, Some(_)));
+            let denied =
+                matches!((&error, wrong), (RpcError::NoPassword, None) | (RpcError::Denied, Some(_)));
             assert!(denied, "{error}");
         }
         assert!(join(open.address(), codec, None).await.is_ok());
@@ -143,7 +146,7 @@ async fn nobody_without_the_password() {
     // the server it means.
     assert!(join(open.address(), Codec::Pickle, Some("secret")).await.is_ok());
     let error = join(open.address(), Codec::Postcard, Some("secret")).await.unwrap_err();
-    assert!(matches!(error, NoTalk::Impostor), "{error}");
+    assert!(matches!(error, RpcError::ServerNotTrusted), "{error}");
 }
 
 fn pickle(value: &dyn Encode) -> Vec<u8> {
@@ -158,7 +161,7 @@ fn pickle(value: &dyn Encode) -> Vec<u8> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn calls_before_the_login_silence_and_strangers_are_dropped() {
     let server = server(Some("secret"), Arc::new(Some8));
-    let call = piman_core::talks::CallOut { opcode: 1, retcode: 5, args: &Data::Tuple(vec![]) };
+    let call = piman_core::rpc::CallOut { opcode: 1, retcode: 5, args: &Data::Tuple(vec![]) };
     let address = server.address();
     for said in
         [pickle(&call), vec![], b"GET / HTTP/1.0\r\n\r\n".to_vec(), vec![0xFF], vec![0xFF, 0, 0, 0, 1]]
@@ -182,7 +185,7 @@ async fn calls_before_the_login_silence_and_strangers_are_dropped() {
 async fn disconnects_in_the_midst_of_every_byte() {
     let server = server(None, Arc::new(Some8));
     let address = server.address();
-    let call = piman_core::talks::CallOut { opcode: 1, retcode: 5, args: &Data::Tuple(vec!["text".into()]) };
+    let call = piman_core::rpc::CallOut { opcode: 1, retcode: 5, args: &Data::Tuple(vec!["text".into()]) };
     let all = [pickle(&LoginOut(None)), pickle(&call)].concat();
     let cuts = tokio::task::spawn_blocking(move || {
         for end in 0..all.len() {
@@ -199,7 +202,7 @@ async fn disconnects_in_the_midst_of_every_byte() {
 async fn whoever_waits_hears_that_the_peer_is_gone() {
     for codec in CODECS {
         let server = server(None, Arc::new(Some8));
-        let fleet = Fleet::default();
+        let fleet = ConnectedPis::default();
         let secret = Secret::new(None);
         let peer = connect(server.address(), codec, secret, Arc::new(fleet), DEADLINE).await.unwrap();
         let waiting = tokio::spawn({
@@ -220,7 +223,7 @@ async fn a_peer_that_answers_twice_late_and_unasked_is_heard_once() {
         let (stream, _) = old.accept().unwrap();
         stream.set_read_timeout(Some(DEADLINE)).unwrap();
         let message = || {
-            let mut scanner = piman_core::talks::pickle::Scanner::new(10_000);
+            let mut scanner = piman_core::rpc::pickle::Scanner::new(10_000);
             let mut all = Vec::new();
             let mut byte = [0];
             loop {
@@ -232,7 +235,7 @@ async fn a_peer_that_answers_twice_late_and_unasked_is_heard_once() {
             }
         };
         message();
-        (&stream).write_all(&pickle(&piman_core::talks::auth::Verdict(true))).unwrap();
+        (&stream).write_all(&pickle(&piman_core::rpc::auth::Verdict(true))).unwrap();
         for _ in 0..2 {
             let call = message();
             // The retcode is the second number: K op, then J or a long.
@@ -243,7 +246,7 @@ async fn a_peer_that_answers_twice_late_and_unasked_is_heard_once() {
                 _ => u32::from_le_bytes(call[at + 2..at + 6].try_into().unwrap()),
             };
             let answer = |retcode, value: &str| {
-                pickle(&piman_core::talks::AnswerOut { retcode, value: &Data::from(value) })
+                pickle(&piman_core::rpc::AnswerOut { retcode, value: &Data::from(value) })
             };
             for message in
                 [answer(retcode ^ 1, "unasked"), answer(retcode, "first"), answer(retcode, "second")]
@@ -403,7 +406,7 @@ async fn the_operator_calls_one_or_all() {
     let state = tempfile::tempdir().unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     listener.set_nonblocking(true).unwrap();
-    let (fleet, secret) = (Fleet::default(), Secret::new(Some("secret".into())));
+    let (fleet, secret) = (ConnectedPis::default(), Secret::new(Some("secret".into())));
     let plan = Plan {
         listener,
         operator: Some(state.path().join(piman::rpc::SOCKET)),
@@ -455,11 +458,11 @@ async fn the_operator_calls_one_or_all() {
         let (text, well) = call::status(&folder, DEADLINE, false).unwrap();
         assert!(well && text.contains("60 min") && text.contains("12 %"), "{text}");
         let nobody = call::status(std::path::Path::new("/nonexistent"), DEADLINE, false).unwrap_err();
-        assert!(nobody.to_string().contains("piman serve --talks-port"), "{nobody}");
+        assert!(nobody.to_string().contains("piman serve --rpc-port"), "{nobody}");
     };
     tokio::task::spawn_blocking(calls).await.unwrap();
     drop(server);
     assert!(!state.path().join(piman::rpc::SOCKET).exists());
     let nothing = connect("127.0.0.1:1", Codec::Postcard, secret, Arc::new(Nothing), DEADLINE).await;
-    assert!(matches!(nothing, Err(NoTalk::Io(_))));
+    assert!(matches!(nothing, Err(RpcError::Io(_))));
 }

@@ -77,11 +77,11 @@ fn in_weather(folder: &Path, weather: Weather, injected: u8) {
     let mut command = Command::new(binaries::piman());
     command.args(["serve", "--listen", &server, "--rootfs"]).arg(folder.join("rootfs.tgz"));
     command.arg("--state").arg(&state);
-    for port in ["control", "rootfs", "fetch", "transfer", "stream", "talks"] {
+    for port in ["control", "rootfs", "fetch", "transfer", "telemetry", "rpc"] {
         command.args([&format!("--{port}-port"), "0"]);
     }
-    command.args(["--transfer-dir", &path("files"), "--stream-dir", &path("records")]);
-    command.args(["--talks-password-file", &path("password")]);
+    command.args(["--transfer-dir", &path("files"), "--telemetry-dir", &path("records")]);
+    command.args(["--rpc-password-file", &path("password")]);
     let server = Server::start_by(&mut command, &state);
     server.wait_log("is good");
     // Its threads are made here, and so belong to this name space.
@@ -103,8 +103,8 @@ fn in_weather(folder: &Path, weather: Weather, injected: u8) {
         services::install(&net, sockets, at("control"), at("rootfs")).await?;
         services::transfer(&net, sockets[0], at("transfer"), "file.bin").await?;
         services::frames(&net, sockets[0], echo).await?;
-        services::talks(&net, sockets[0], at("talks"), "open sesame").await?;
-        services::records(&net, sockets[0], at("stream"), 50).await
+        services::talks(&net, sockets[0], at("rpc"), "open sesame").await?;
+        services::records(&net, sockets[0], at("telemetry"), 50).await
     })
     .unwrap();
     calling.join().unwrap();

@@ -6,22 +6,22 @@ use std::future::Future;
 
 use embedded_io_async::{ErrorType, Read, Write};
 use piman_core::drive;
-use piman_core::frame::{Frames, Mail, Role, Timeless};
 use piman_core::hash::Hash;
-use piman_core::install::{self, Event, Fleet, Plan};
+use piman_core::install::{self, Event, InstallPolicy, Plan};
 use piman_core::line::LINE_MAX;
-use piman_core::talks::auth::{LoginOut, Verdict};
-use piman_core::talks::pickle::Assembler;
-use piman_core::talks::{
+use piman_core::messages::{Frames, Mail, Role, Timeless};
+use piman_core::rpc::auth::{LoginOut, Verdict};
+use piman_core::rpc::pickle::Assembler;
+use piman_core::rpc::{
     AnswerOut, Codec, Encode, Failure, Memory, Message, Session, Slot, Step, Tuple, Value,
 };
 use piman_core::transfer::{self, Name, Refusal, Storage};
-use piman_core::{stream, talks};
+use piman_core::{rpc, telemetry};
 
 use crate::tar::Tar;
 
 /// The services, as the table of the README has them.
-pub const SERVICES: [&str; 5] = ["install", "transfer", "stream", "talks", "frames"];
+pub const SERVICES: [&str; 5] = ["install", "transfer", "telemetry", "rpc", "messages"];
 
 /// What [`Client`] gets from port 4444.
 ///
@@ -71,16 +71,16 @@ pub fn hold(client: &mut impl Client, service: &str) {
             let mut io = client.open(transfer::PORT);
             client.run(async { download(&mut io, &body).await });
         }
-        "stream" => {
-            let mut io = client.open(stream::PORT);
+        "telemetry" => {
+            let mut io = client.open(telemetry::PORT);
             client.run(async move { records(&mut io).await });
         }
-        "talks" => {
-            let mut io = client.open(talks::PORT);
+        "rpc" => {
+            let mut io = client.open(rpc::PORT);
             client.run(async move { call(&mut io).await });
         }
         _ => {
-            let io = client.open(piman_core::frame::PORT);
+            let io = client.open(piman_core::messages::PORT);
             client.run(echo(io));
         }
     }
@@ -152,11 +152,11 @@ async fn download<T: Read<Error: Debug> + Write<Error: Debug>>(io: &mut T, body:
 }
 
 async fn records<T: Read<Error: Debug> + Write<Error: Debug>>(io: &mut T) {
-    let mut client = stream::Client::new(stream::Acks::Exact);
-    stream::open(io, &mut client).await.expect("a greeting");
+    let mut client = telemetry::Client::new(telemetry::Acks::Exact);
+    telemetry::open(io, &mut client).await.expect("a greeting");
     for n in 0..30 {
         let record = format!("{n},{}\n", "7".repeat(n));
-        stream::send(io, &mut client, record.as_bytes()).await.expect("it is acknowledged");
+        telemetry::send(io, &mut client, record.as_bytes()).await.expect("it is acknowledged");
     }
 }
 
@@ -201,7 +201,7 @@ async fn call<T: Read<Error: Debug> + Write<Error: Debug>>(io: &mut T) {
     put(io, &pickled(&LoginOut(None))).await;
     let verdict = message(io, &mut incoming).await.expect("a verdict");
     assert_eq!(look(&verdict, Verdict::parse), Some(Verdict(true)));
-    let call = talks::CallOut { opcode: 222, retcode: 4711, args: &Tuple(&[&7_u8]) };
+    let call = rpc::CallOut { opcode: 222, retcode: 4711, args: &Tuple(&[&7_u8]) };
     put(io, &pickled(&call)).await;
     loop {
         let answer = message(io, &mut incoming).await.expect("an answer");
@@ -240,7 +240,7 @@ pub struct Host {
     files: HashMap<String, Vec<u8>>,
     part: Option<(String, Vec<u8>)>,
     open: Option<String>,
-    /// What the stream service has written.
+    /// What the telemetry service has written.
     pub records: Vec<u8>,
 }
 
@@ -262,10 +262,10 @@ impl Host {
                     transfer::run(&mut io, &mut buf, &mut machine, self).await.expect("the stream lives");
                 assert!(matches!(end, transfer::End::Done { .. }), "{end:?}");
             }
-            stream::PORT => {
-                stream::serve(&mut io, &mut buf, self).await.expect("the stream lives").expect("room");
+            telemetry::PORT => {
+                telemetry::serve(&mut io, &mut buf, self).await.expect("the stream lives").expect("room");
             }
-            talks::PORT => answer(&mut io).await,
+            rpc::PORT => answer(&mut io).await,
             _ => {
                 let mut frames =
                     Frames::open(io, Timeless, Role::Server, 1 << 20, &mut buf).await.expect("a greeting");
@@ -285,7 +285,7 @@ async fn answer<T: Read<Error: Debug> + Write<Error: Debug>>(io: &mut T) {
     let mut buf = vec![0; 2000];
     let mut incoming = Assembler::new(&mut buf);
     let login = message(io, &mut incoming).await.expect("a login");
-    let admitted = look(&login, |value| talks::auth::admits(None, value));
+    let admitted = look(&login, |value| rpc::auth::verify(None, value));
     put(io, &pickled(&Verdict(admitted))).await;
     let mut session = Session::new([], 1);
     while let Some(call) = message(io, &mut incoming).await {
@@ -302,7 +302,7 @@ async fn answer<T: Read<Error: Debug> + Write<Error: Debug>>(io: &mut T) {
     }
 }
 
-impl Fleet for Host {
+impl InstallPolicy for Host {
     fn reinstall_ordered(&mut self) -> bool {
         false
     }
@@ -314,7 +314,7 @@ impl Fleet for Host {
     fn note(&mut self, _: Event<'_>) {}
 }
 
-impl stream::Journal for Host {
+impl telemetry::Journal for Host {
     type Error = std::convert::Infallible;
 
     async fn append(&mut self, records: &[u8]) -> Result<(), Self::Error> {

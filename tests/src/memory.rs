@@ -10,7 +10,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 
 use embedded_io_async::{ErrorType, Read, Write};
-use piman_core::frame::{QUIET_MS, Timer};
+use piman_core::messages::{QUIET_MS, Timer};
 
 /// A peer whose words are fixed: gives its input in pieces of `chop` bytes, then ends; keeps what it is told.
 #[derive(Debug)]

@@ -94,8 +94,8 @@ impl Server {
         // What was asked for beyond the install service has a line of its own.
         let more = [
             "--transfer-dir",
-            "--stream-dir",
-            "--talks-port",
+            "--telemetry-dir",
+            "--rpc-port",
             "--messages-port",
             "--messages-channel",
             "--messages-chat",

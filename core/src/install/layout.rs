@@ -37,7 +37,7 @@ impl Default for Layout {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 #[non_exhaustive]
-pub enum Misfit {
+pub enum SizeError {
     /// The partitions overlap, or the first begins before sector 1.
     Overlap,
     /// The disk is too small; so many bytes are needed at least.
@@ -51,7 +51,7 @@ pub enum Misfit {
     BootTooSmall,
 }
 
-impl core::fmt::Display for Misfit {
+impl core::fmt::Display for SizeError {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         match self {
             Self::Overlap => f.write_str("the partitions overlap"),
@@ -66,7 +66,7 @@ impl core::fmt::Display for Misfit {
     }
 }
 
-impl core::error::Error for Misfit {}
+impl core::error::Error for SizeError {}
 
 /// The smallest boot partition that a FAT filesystem fits into, in sectors.
 const BOOT_MIN: u64 = 42;
@@ -78,23 +78,23 @@ impl Layout {
     /// Sectors of the root partition on a disk of `disk_bytes`.
     ///
     /// # Errors
-    /// [`Misfit`] if the layout does not fit the disk or an MBR.
-    pub fn root_on(&self, disk_bytes: u64) -> Result<u64, Misfit> {
+    /// [`SizeError`] if the layout does not fit the disk or an MBR.
+    pub fn root_on(&self, disk_bytes: u64) -> Result<u64, SizeError> {
         let sectors = disk_bytes / SECTOR;
-        let boot_end = self.boot_start.checked_add(self.boot_sectors).ok_or(Misfit::TooLarge)?;
+        let boot_end = self.boot_start.checked_add(self.boot_sectors).ok_or(SizeError::TooLarge)?;
         if self.boot_start == 0 || self.boot_sectors == 0 || boot_end > self.root_start {
-            return Err(Misfit::Overlap);
+            return Err(SizeError::Overlap);
         }
         if self.boot_sectors < BOOT_MIN {
-            return Err(Misfit::BootTooSmall);
+            return Err(SizeError::BootTooSmall);
         }
         // An MBR counts 32 bits of sectors: what is behind stays unused.
         let sectors = sectors.min(u64::from(u32::MAX));
         let wanted = self.root_sectors.unwrap_or(ROOT_MIN);
         let needed = self.root_start.checked_add(wanted).filter(|n| *n <= u64::from(u32::MAX));
-        let needed = needed.ok_or(Misfit::TooLarge)?;
+        let needed = needed.ok_or(SizeError::TooLarge)?;
         if sectors < needed {
-            return Err(Misfit::TooSmall { needed: needed * SECTOR });
+            return Err(SizeError::TooSmall { needed: needed * SECTOR });
         }
         Ok(self.root_sectors.unwrap_or(sectors - self.root_start))
     }
@@ -126,14 +126,14 @@ mod tests {
     fn misfits() {
         let layout = Layout::default();
         let needed = (98_304 + ROOT_MIN) * SECTOR;
-        assert_eq!(layout.root_on(0), Err(Misfit::TooSmall { needed }));
-        assert_eq!(layout.root_on(needed - 1), Err(Misfit::TooSmall { needed }));
+        assert_eq!(layout.root_on(0), Err(SizeError::TooSmall { needed }));
+        assert_eq!(layout.root_on(needed - 1), Err(SizeError::TooSmall { needed }));
         assert_eq!(layout.root_on(needed), Ok(ROOT_MIN));
-        assert_eq!(Layout { root_start: 9000, ..layout }.root_on(1 << 40), Err(Misfit::Overlap));
-        assert_eq!(Layout { boot_sectors: 20, ..layout }.root_on(1 << 40), Err(Misfit::BootTooSmall));
-        assert_eq!(Layout { boot_start: u64::MAX, ..layout }.root_on(1 << 40), Err(Misfit::TooLarge));
+        assert_eq!(Layout { root_start: 9000, ..layout }.root_on(1 << 40), Err(SizeError::Overlap));
+        assert_eq!(Layout { boot_sectors: 20, ..layout }.root_on(1 << 40), Err(SizeError::BootTooSmall));
+        assert_eq!(Layout { boot_start: u64::MAX, ..layout }.root_on(1 << 40), Err(SizeError::TooLarge));
         let fixed = Layout { root_sectors: Some(u64::MAX), ..layout };
-        assert_eq!(fixed.root_on(1 << 40), Err(Misfit::TooLarge));
+        assert_eq!(fixed.root_on(1 << 40), Err(SizeError::TooLarge));
         assert_eq!(layout.root_on(1 << 50), Ok(u64::from(u32::MAX) - 98_304));
     }
 

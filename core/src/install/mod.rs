@@ -34,7 +34,7 @@ pub use command::{Command, Date};
 pub(crate) use ours::MARK;
 pub use ours::{Can, Hello, ImageOffer, Installation, More, Notice, Offer, Paths, REVISION, Stage, TEXT_MAX};
 pub use report::{Milestone, Report};
-pub use session::{Event, Fleet, Plan, Session, Step};
+pub use session::{Event, InstallPolicy, Plan, Session, Step};
 
 /// Where the control connection listens.
 pub const CONTROL_PORT: u16 = 3333;

@@ -22,7 +22,7 @@ pub enum Plan {
 
 /// What the session asks of whoever knows the Pis, and tells it. One value serves one
 /// connection, so it knows the peer's address by itself.
-pub trait Fleet {
+pub trait InstallPolicy {
     /// Is a reinstall ordered for this Pi?
     fn reinstall_ordered(&mut self) -> bool;
 
@@ -129,7 +129,7 @@ impl Session {
     }
 
     /// Takes one report and says what to do.
-    pub fn handle(&mut self, report: Report<'_>, fleet: &mut impl Fleet) -> Step {
+    pub fn handle(&mut self, report: Report<'_>, fleet: &mut impl InstallPolicy) -> Step {
         let (state, event, step) = match (self.state, report) {
             (State::Ended, _) => return self.end(),
             (_, Report::Formatted) => (State::Ended, Event::Formatted, self.end()),
@@ -169,7 +169,7 @@ impl Session {
         if self.hello { Step::Close } else { Step::Read }
     }
 
-    fn format<'a>(&self, ordered: bool, fleet: &mut impl Fleet) -> (State, Event<'a>, Step) {
+    fn format<'a>(&self, ordered: bool, fleet: &mut impl InstallPolicy) -> (State, Event<'a>, Step) {
         match fleet.plan(self.hello) {
             // An old Pi does not know how to wait.
             Plan::Wait { seconds, percent } if self.hello => {
@@ -210,7 +210,7 @@ mod tests {
         notes: Vec<String>,
     }
 
-    impl Fleet for Lab {
+    impl InstallPolicy for Lab {
         fn reinstall_ordered(&mut self) -> bool {
             self.ordered
         }

@@ -57,7 +57,7 @@ struct Known {
 }
 
 impl Known {
-    const NOTHING: Self = Self { start: 0, size: 0, hash: Hash([0; 32]), end: End::Strange };
+    const NOTHING: Self = Self { start: 0, size: 0, hash: Hash([0; 32]), end: End::ProtocolError };
 
     fn done(&self) -> End {
         End::Done { start: self.start, size: self.size }
@@ -294,13 +294,13 @@ fn unexpected(input: Input<'_>) -> End {
         Input::Answer(answer) => End::Broken(refusal(answer)),
         Input::Broken(no) => End::Broken(no),
         Input::Closed => End::Closed,
-        Input::Start | Input::Sent | Input::Received(_) | Input::Moved => End::Strange,
+        Input::Start | Input::Sent | Input::Received(_) | Input::Moved => End::ProtocolError,
     }
 }
 
 /// The status at the head of a message; an unknown byte is how it ends.
 fn status(bytes: &[u8]) -> Result<Status, End> {
-    bytes.first().and_then(|b| Status::parse(*b)).ok_or(End::Strange)
+    bytes.first().and_then(|b| Status::parse(*b)).ok_or(End::ProtocolError)
 }
 
 /// What it means if it is not the yes that was hoped for.
@@ -309,7 +309,7 @@ fn refused(status: Result<Status, End>) -> End {
         Ok(Status::No) => End::Refused(Refusal::Refused),
         Ok(Status::Error) => End::Refused(Refusal::Failed),
         Ok(Status::Space) => End::Refused(Refusal::NoSpace),
-        Ok(Status::Go | Status::Ranges) => End::Strange,
+        Ok(Status::Go | Status::Ranges) => End::ProtocolError,
         Err(end) => end,
     }
 }

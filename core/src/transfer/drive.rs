@@ -76,7 +76,7 @@ pub enum Pause {
 /// Runs a session until bytes of the file are to be moved, or to its end.
 ///
 /// # Errors
-/// [`Error::Io`] if the stream fails, [`PeerError::Deaf`] if it takes no more bytes.
+/// [`Error::Io`] if the stream fails, [`PeerError::WriteZero`] if it takes no more bytes.
 pub async fn advance<T: Read + Write>(
     io: &mut T,
     machine: &mut dyn Machine,
@@ -114,7 +114,7 @@ pub async fn advance<T: Read + Write>(
 ///
 /// # Errors
 /// [`Error::Io`] if the stream fails, [`PeerError::Closed`] if it ends in the middle of the
-/// file, [`PeerError::Deaf`] if it takes no more bytes.
+/// file, [`PeerError::WriteZero`] if it takes no more bytes.
 pub async fn run<T: Read + Write>(
     io: &mut T,
     buf: &mut [u8],

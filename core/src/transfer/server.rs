@@ -141,7 +141,7 @@ fn turn<'m>(state: State, name: Option<&'m Name>, input: Input<'_>) -> (State, S
             Some(size) => {
                 (State::Reserving { size, ranges: None }, Step::Ask(Ask::Reserve { start: 0, size }))
             }
-            None => end(End::Strange),
+            None => end(End::ProtocolError),
         },
         (State::Creating(Some(size)), Answer(Ok(Value::Bytes(have)))) => {
             // More than there will be is of another file.
@@ -153,7 +153,7 @@ fn turn<'m>(state: State, name: Option<&'m Name>, input: Input<'_>) -> (State, S
         }
         (State::Creating(Some(size)), Answer(Err(Refusal::Exists))) => match name {
             Some(name) => (State::Existing { size }, Step::Ask(Ask::Open(name))),
-            None => end(End::Strange),
+            None => end(End::ProtocolError),
         },
         (State::Existing { size }, Answer(Ok(Value::Bytes(there)))) if there == size => {
             (State::Known { size }, Step::Ask(Ask::Hash(size)))
@@ -184,7 +184,7 @@ fn turn<'m>(state: State, name: Option<&'m Name>, input: Input<'_>) -> (State, S
         (State::Shown { have, size }, Received(bytes)) => match wire::number(bytes, 0) {
             Some(start) if start == have => receive(start, size),
             Some(0) => (State::Restarting { size }, Step::Ask(Ask::Reserve { start: 0, size })),
-            _ => end(End::Strange),
+            _ => end(End::ProtocolError),
         },
         (State::Restarting { size }, Answer(Ok(Value::Done))) => receive(0, size),
         (State::Restarting { .. }, Answer(no)) => {
@@ -213,13 +213,13 @@ fn turn<'m>(state: State, name: Option<&'m Name>, input: Input<'_>) -> (State, S
         (State::Ending(over), Sent) => end(over),
         (_, Closed) => end(End::Closed),
         // A peer's byte that means nothing here, or a driver that mixes up its answers.
-        (_, Start | Sent | Received(_) | Answer(_) | Moved | Broken(_)) => end(End::Strange),
+        (_, Start | Sent | Received(_) | Answer(_) | Moved | Broken(_)) => end(End::ProtocolError),
     }
 }
 
 fn asked(operation: Option<Operation>, name: Option<&Name>) -> (State, Step<'_>) {
     match (operation, name) {
-        (None, _) => last(Message::Status(Status::Error), End::Strange),
+        (None, _) => last(Message::Status(Status::Error), End::ProtocolError),
         (Some(Operation::Download), Some(name)) => (State::Opening(None), Step::Ask(Ask::Open(name))),
         (Some(Operation::Upload), Some(name)) => {
             (State::Creating(None), Step::Ask(Ask::Create { name, keep: false }))

@@ -132,7 +132,7 @@ pub enum End {
     /// The stream ended too early.
     Closed,
     /// The peer said something that the protocol does not know.
-    Strange,
+    ProtocolError,
 }
 
 /// An answer that is none to the question is the driver's mistake, told as a failure.

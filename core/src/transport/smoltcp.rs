@@ -14,7 +14,7 @@ use smoltcp::socket::tcp::{self, State};
 use smoltcp::time::{Duration, Instant};
 use smoltcp::wire::IpEndpoint;
 
-use crate::frame::{QUIET_MS, Timer};
+use crate::messages::{QUIET_MS, Timer};
 
 /// What tells the time, and passes it.
 pub trait Clock {

@@ -6,13 +6,13 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail, ensure};
-use piman_core::talks::{FUNCTIONS, Function, REINSTALL, RUN, STATUS};
+use piman_core::rpc::{FUNCTIONS, Function, REINSTALL, RUN, STATUS};
 use serde_json::{Value as Json, json};
 
 use crate::rpc::Data;
 use crate::rpc::SOCKET;
 use crate::rpc::connect_operator;
-use crate::rpc::fleet::{CALL, LIST};
+use crate::rpc::connected::{CALL, LIST};
 use crate::rpc::{CallError, Peer};
 use crate::rpc::{Direct, direct};
 use crate::state::resolve::resolve;
@@ -268,7 +268,7 @@ fn ask(
         let socket = state.join(SOCKET);
         let server = connect_operator(&socket, SERVER).await.with_context(|| {
             format!(
-                "no server answers at {}: start one with `piman serve --talks-port 25565`, and name its folder with --state",
+                "no server answers at {}: start one with `piman serve --rpc-port 25565`, and name its folder with --state",
                 socket.display()
             )
         })?;

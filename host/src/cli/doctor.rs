@@ -150,9 +150,9 @@ fn ports(checkup: &mut Checkup, settings: &Settings, install: bool) {
         (settings.fetch_port, "--fetch-port"),
     ];
     let mut ports: Vec<_> = of_install.into_iter().filter(|_| install).collect();
-    ports.extend(settings.talks_port.map(|port| (port, "--talks-port")));
+    ports.extend(settings.rpc_port.map(|port| (port, "--rpc-port")));
     ports.extend(settings.transfer.as_ref().map(|t| (t.port, "--transfer-port")));
-    ports.extend(settings.stream.as_ref().map(|s| (s.port, "--stream-port")));
+    ports.extend(settings.telemetry.as_ref().map(|s| (s.port, "--telemetry-port")));
     let mut ports: Vec<_> = ports.into_iter().map(|(port, flag)| (settings.listen, port, flag)).collect();
     let channels = settings.messages.iter().flat_map(|m| &m.channels);
     ports.extend(channels.flat_map(|c| &c.at).map(|(address, flag)| (address.ip(), address.port(), *flag)));
@@ -160,13 +160,13 @@ fn ports(checkup: &mut Checkup, settings: &Settings, install: bool) {
         let free = listen::bind(ip, port, flag);
         checkup.result("port", free.map(|_| format!("TCP {port} is free ({flag})")));
     }
-    if let Some(file) = &settings.talks_password_file {
+    if let Some(file) = &settings.rpc_password_file {
         let read = rpc::Secret::read(file);
         checkup.result("password", read.map(|_| format!("{} has one", file.display())));
     }
     let folders = [
         settings.transfer.as_ref().map(|t| (&t.folder, "--transfer-dir")),
-        settings.stream.as_ref().map(|s| (&s.folder, "--stream-dir")),
+        settings.telemetry.as_ref().map(|s| (&s.folder, "--telemetry-dir")),
     ];
     for (path, flag) in folders.into_iter().flatten() {
         let name = path.display();
@@ -412,23 +412,23 @@ mod tests {
         let port = |listener: &TcpListener| Some(listener.local_addr().unwrap().port());
         let others = [(); 3].map(|()| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap());
         let checkup = examine(Options {
-            talks_port: port(&others[0]),
-            talks_password_file: Some(dir.path().join("none")),
+            rpc_port: port(&others[0]),
+            rpc_password_file: Some(dir.path().join("none")),
             transfer_dir: Some(dir.path().join("files")),
             transfer_port: port(&others[1]),
-            stream_dir: Some(dir.path().join("file/under")),
-            stream_port: port(&others[2]),
+            telemetry_dir: Some(dir.path().join("file/under")),
+            telemetry_port: port(&others[2]),
             netboot: Some(boot),
             tftp_port: Some(0),
             ..options(dir.path())
         });
-        for flag in ["--talks-port", "--transfer-port", "--stream-port", "the password in"] {
+        for flag in ["--rpc-port", "--transfer-port", "--telemetry-port", "the password in"] {
             says(&checkup, Health::Bad, flag);
         }
         let empty = dir.path().join("empty");
         fs::write(&empty, "\n").unwrap();
-        let (talks_port, talks_password_file) = (Some(0), Some(empty));
-        let no_password = Options { talks_port, talks_password_file, ..options(dir.path()) };
+        let (rpc_port, rpc_password_file) = (Some(0), Some(empty));
+        let no_password = Options { rpc_port, rpc_password_file, ..options(dir.path()) };
         says(&examine(no_password), Health::Bad, "empty is empty");
         says(&checkup, Health::Good, "files: writable (--transfer-dir)");
         says(&checkup, Health::Warning, "cmdline.txt sends Pis to 192.0.2.1");

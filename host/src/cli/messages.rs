@@ -11,7 +11,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
 use pi_agent::backoff::Backoff;
-use piman_core::frame::{PORT, SIZE_MAX};
+use piman_core::messages::{PORT, SIZE_MAX};
 use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
 
@@ -21,7 +21,7 @@ use crate::messages::transport::{
 };
 use crate::sys::clock::now_ms;
 use crate::sys::lock::lock;
-use crate::text::duration::Span;
+use crate::text::duration::HumanDuration;
 
 /// How many messages may wait to be printed.
 const WAITING_MAX: usize = 256;
@@ -65,7 +65,7 @@ struct Common {
     plugins: Vec<Plugin>,
     /// How long a connection may take, and one that is in the midst of a message may stand still
     #[arg(long, value_name = "TIME", default_value = "30s")]
-    timeout: Span,
+    timeout: HumanDuration,
     /// The largest message that is taken, in MiB
     #[arg(long, value_name = "MIB", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=3854))]
     limit_mib: u32,

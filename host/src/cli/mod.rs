@@ -17,11 +17,11 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 
-use piman_core::talks::{FUNCTIONS, Function};
+use piman_core::rpc::{FUNCTIONS, Function};
 
 use crate::config::{Options, Settings};
 use crate::server::Server;
-use crate::text::duration::Span;
+use crate::text::duration::HumanDuration;
 use crate::text::human::print;
 use crate::transfer::TransferError;
 use crate::{netboot, rpc};
@@ -31,7 +31,7 @@ use image::ImageArgs;
 use key::KeyCommand;
 use messages::{MessagesCommand, MessagesError};
 use state_arg::StateFolder;
-use telemetry::{StreamArgs, Unreachable};
+use telemetry::{TelemetryArgs, Unreachable};
 use transfer::{GetArgs, PutArgs};
 
 /// Installs Raspberry Pis over the network.
@@ -73,8 +73,8 @@ enum Command {
     Get(GetArgs),
     /// Put a file to a transfer service
     Put(PutArgs),
-    /// Send the records of a file to a stream service, as the file grows
-    Stream(StreamArgs),
+    /// Send the records of a file to a telemetry service, as the file grows
+    Telemetry(TelemetryArgs),
     /// Send and receive messages on a message channel
     #[command(subcommand)]
     Messages(MessagesCommand),
@@ -130,7 +130,7 @@ enum Command {
         json: bool,
         /// How long each Pi may take
         #[arg(long, value_name = "TIME", default_value = "30s")]
-        timeout: Span,
+        timeout: HumanDuration,
         #[command(flatten)]
         direct: rpc::Direct,
         /// A serial number (or the beginning of one), a hardware address, an address, or `all`; `ADDRESS#2` is
@@ -154,7 +154,7 @@ enum Command {
         json: bool,
         /// How long each Pi may take
         #[arg(long, value_name = "TIME", default_value = "5s")]
-        timeout: Span,
+        timeout: HumanDuration,
     },
     /// Name archives and say who gets which; make, sign, list and check images
     Image(ImageArgs),
@@ -221,7 +221,7 @@ impl Cli {
             Command::Get(args) => transfer::run_get(&args),
             Command::Put(args) => transfer::run_put(&args),
             Command::Messages(command) => messages::run(&command),
-            Command::Stream(args) => telemetry::run_stream(&args),
+            Command::Telemetry(args) => telemetry::run(&args),
             Command::Call { state, json, timeout, direct, device, function, args } => {
                 let within = timeout.0;
                 if let Some(server) = direct.server.clone() {
@@ -267,8 +267,8 @@ fn serve(settings: Settings) -> anyhow::Result<()> {
         ("rootfs", install.map(|i| i.rootfs)),
         ("fetch", install.map(|i| i.fetch)),
         ("transfer", at.transfer),
-        ("stream", at.stream),
-        ("talks", at.talks),
+        ("telemetry", at.telemetry),
+        ("rpc", at.rpc),
         ("tftp", at.tftp),
     ] {
         text += &address.map(|a| format!("{name} {a}\n")).unwrap_or_default();

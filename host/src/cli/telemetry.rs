@@ -1,4 +1,4 @@
-//! `piman stream`.
+//! `piman telemetry`.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -8,19 +8,19 @@ use std::thread;
 
 use anyhow::Context;
 use clap::Args;
-use piman_core::stream::PORT;
+use piman_core::telemetry::PORT;
 
 use crate::telemetry::{Client, Waits};
 use crate::telemetry::{Follow, Mark, Next};
 
-/// Send the records of a file to a stream service, as the file grows
+/// Send the records of a file to a telemetry service, as the file grows
 #[derive(Debug, Args)]
 #[command(
     after_help = "A record is a line. It counts when the server has written it; then the next one is sent. \
     A server that is away is tried again for ever. The file is followed like `tail -F` does it: it may be \
     rotated, truncated, or made later. Exit codes: 0 all records sent, 1 failed, 5 no connection (with --tries)."
 )]
-pub struct StreamArgs {
+pub struct TelemetryArgs {
     /// Which file; - for standard input
     #[arg(value_name = "FILE")]
     file: PathBuf,
@@ -41,7 +41,7 @@ pub struct StreamArgs {
     tries: u32,
     /// How long the server may take to write a record
     #[arg(long, value_name = "TIME", default_value = "60s")]
-    timeout: crate::text::duration::Span,
+    timeout: crate::text::duration::HumanDuration,
 }
 
 /// The connection could not be had or kept, or a record was not acknowledged.
@@ -52,11 +52,11 @@ pub struct Unreachable {
     why: io::Error,
 }
 
-/// `piman stream`.
+/// `piman telemetry`.
 ///
 /// # Errors
 /// [`Unreachable`] after the attempts that were asked for, or if the file cannot be read.
-pub fn run_stream(args: &StreamArgs) -> anyhow::Result<()> {
+pub fn run(args: &TelemetryArgs) -> anyhow::Result<()> {
     let place = args.position.as_deref().map(Position::open).transpose()?;
     let mut follow = if args.file == Path::new("-") {
         Follow::stream(io::stdin())

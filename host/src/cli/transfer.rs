@@ -50,7 +50,7 @@ pub struct PutArgs {
     to: String,
     /// How long the server may take no byte of the file [default: as long as its system answers]
     #[arg(long, value_name = "TIME")]
-    stall_timeout: Option<crate::text::duration::Span>,
+    stall_timeout: Option<crate::text::duration::HumanDuration>,
     #[command(flatten)]
     common: Common,
 }
@@ -65,7 +65,7 @@ struct Common {
     tries: u32,
     /// How long the other side may be silent
     #[arg(long, value_name = "TIME", default_value = "60s")]
-    timeout: crate::text::duration::Span,
+    timeout: crate::text::duration::HumanDuration,
     /// Print what was done as one line of JSON
     #[arg(long)]
     json: bool,

@@ -13,14 +13,14 @@ use super::{Options, Settings};
 pub(super) fn without_effect(o: &Options) -> anyhow::Result<()> {
     let dhcp = "--dhcp proxy or --dhcp server";
     let netboot = "--netboot DIR, the folder that Pis boot from";
-    let talks = "--talks-port PORT, where Pis connect";
+    let rpc = "--rpc-port PORT, where Pis connect";
     let transfer = "--transfer-dir DIR, the folder of the service";
-    let stream = "--stream-dir DIR, the folder of the service";
+    let telemetry = "--telemetry-dir DIR, the folder of the service";
     let messages = "--messages-port PORT, --messages-channel or --messages-chat NAME=PORT";
     let no_messages =
         o.messages_port.is_none() && o.messages_channel.is_empty() && o.messages_chat.is_empty();
     let [no_dhcp, no_netboot] = [o.dhcp.is_none(), o.netboot.is_none()];
-    let [no_transfer, no_stream] = [o.transfer_dir.is_none(), o.stream_dir.is_none()];
+    let [no_transfer, no_telemetry] = [o.transfer_dir.is_none(), o.telemetry_dir.is_none()];
     let given = [
         (no_dhcp && o.dhcp_interface.is_some(), "dhcp-interface", dhcp),
         (no_dhcp && o.dhcp_range.is_some(), "dhcp-range", dhcp),
@@ -33,13 +33,13 @@ pub(super) fn without_effect(o: &Options) -> anyhow::Result<()> {
         (no_netboot && o.dhcp.is_some(), "dhcp", netboot),
         (no_netboot && o.tftp_port.is_some(), "tftp-port", netboot),
         (no_netboot && o.tftp_transfers.is_some(), "tftp-transfers", netboot),
-        (o.talks_port.is_none() && o.talks_password_file.is_some(), "talks-password-file", talks),
+        (o.rpc_port.is_none() && o.rpc_password_file.is_some(), "rpc-password-file", rpc),
         (no_transfer && o.transfer_port.is_some(), "transfer-port", transfer),
         (no_transfer && o.transfer_keep.is_some(), "transfer-keep", transfer),
-        (no_stream && o.stream_port.is_some(), "stream-port", stream),
-        (no_stream && o.stream_sync.is_some(), "stream-sync", stream),
-        (no_stream && o.stream_rotate_mib.is_some(), "stream-rotate-mib", stream),
-        (no_stream && o.stream_rotate_age.is_some(), "stream-rotate-age", stream),
+        (no_telemetry && o.telemetry_port.is_some(), "telemetry-port", telemetry),
+        (no_telemetry && o.telemetry_sync.is_some(), "telemetry-sync", telemetry),
+        (no_telemetry && o.telemetry_rotate_mib.is_some(), "telemetry-rotate-mib", telemetry),
+        (no_telemetry && o.telemetry_rotate_age.is_some(), "telemetry-rotate-age", telemetry),
         (no_messages && o.messages_limit_kib.is_some(), "messages-limit-kib", messages),
         (no_messages && o.messages_queue.is_some(), "messages-queue", messages),
     ];
@@ -79,7 +79,7 @@ impl Settings {
             self.without_install()?;
         }
         let here = |port| SocketAddr::new(self.listen, port);
-        let mut ports = vec![("--talks-port", here(self.talks_port.unwrap_or(0)))];
+        let mut ports = vec![("--rpc-port", here(self.rpc_port.unwrap_or(0)))];
         if install {
             ports.extend([
                 ("--control-port", here(self.control_port)),
@@ -88,7 +88,7 @@ impl Settings {
             ]);
         }
         ports.extend(self.transfer.iter().map(|t| ("--transfer-port", here(t.port))));
-        ports.extend(self.stream.iter().map(|s| ("--stream-port", here(s.port))));
+        ports.extend(self.telemetry.iter().map(|s| ("--telemetry-port", here(s.port))));
         let channels = self.messages.iter().flat_map(|m| &m.channels);
         ports.extend(channels.flat_map(|c| &c.at).map(|(address, flag)| (*flag, *address)));
         for (i, (one, at)) in ports.iter().enumerate() {
@@ -108,13 +108,13 @@ impl Settings {
         }
         let services = self.netboot.is_some()
             || self.transfer.is_some()
-            || self.stream.is_some()
+            || self.telemetry.is_some()
             || self.messages.is_some()
-            || self.talks_port.is_some();
+            || self.rpc_port.is_some();
         if !services {
             bail!(
                 "nothing to serve: name the archive of a root filesystem (.tar.gz or .tar.zst) with --rootfs FILE, \
-                 or another service: --transfer-dir DIR, --stream-dir DIR, --talks-port PORT, \
+                 or another service: --transfer-dir DIR, --telemetry-dir DIR, --rpc-port PORT, \
                  --messages-port PORT, --netboot DIR"
             );
         }

@@ -11,18 +11,18 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use pi_agent::reach::serial::Line;
 use piman_core::install::{CONTROL_PORT, FETCH_PORT, ROOTFS_PORT};
-use piman_core::stream::PORT as STREAM_PORT;
+use piman_core::telemetry::PORT as TELEMETRY_PORT;
 use piman_core::transfer::PORT as TRANSFER_PORT;
 use serde::Deserialize;
 
 use crate::messages;
 use crate::net::min_rate::{Limits, SLOWEST, UNANSWERED};
-use crate::net::timeout::Patience;
+use crate::net::timeout::Timeouts;
 use crate::netboot::dhcp::{Fixed, Mode, Range};
 use crate::netboot::{self, dhcp};
 use crate::telemetry::Rotation;
-use crate::text::duration::Span;
-use services::{StreamSettings, TransferSettings};
+use crate::text::duration::HumanDuration;
+use services::{TelemetrySettings, TransferSettings};
 
 /// The options of `piman serve`. The configuration file has the same keys; a flag wins.
 #[derive(Debug, Clone, Default, clap::Args, Deserialize)]
@@ -45,10 +45,10 @@ pub struct Options {
     pub fetch_port: Option<u16>,
     /// Port where installed Pis connect for `piman call` and `piman status` [default: none; 25565 is usual]
     #[arg(long, value_name = "PORT")]
-    pub talks_port: Option<u16>,
+    pub rpc_port: Option<u16>,
     /// File with the password that Pis must know on that port, in its first line
     #[arg(long, value_name = "FILE")]
-    pub talks_password_file: Option<PathBuf>,
+    pub rpc_password_file: Option<PathBuf>,
     /// Folder for what is known of the Pis, orders and built images
     #[arg(long, value_name = "DIR")]
     pub state: Option<PathBuf>,
@@ -72,13 +72,13 @@ pub struct Options {
     pub connections_per_address: Option<usize>,
     /// How long a Pi may take from connecting to its first report [default: 2m]
     #[arg(long, value_name = "TIME")]
-    pub first_report_timeout: Option<Span>,
+    pub first_report_timeout: Option<HumanDuration>,
     /// How long a Pi may be silent after that, while it installs, say [default: 2h]
     #[arg(long, value_name = "TIME")]
-    pub idle_timeout: Option<Span>,
+    pub idle_timeout: Option<HumanDuration>,
     /// How long a transfer may make no progress [default: 5m; no limit for old peers whose system answers]
     #[arg(long, value_name = "TIME")]
-    pub stall_timeout: Option<Span>,
+    pub stall_timeout: Option<HumanDuration>,
     /// Bytes per second that a transfer must move on average over the stall time-out [default: 12, old peers: 0]
     #[arg(long, value_name = "BYTES")]
     pub min_rate: Option<u64>,
@@ -90,22 +90,22 @@ pub struct Options {
     pub transfer_port: Option<u16>,
     /// How long an upload that broke off can be resumed [default: 24h]
     #[arg(long, value_name = "TIME")]
-    pub transfer_keep: Option<Span>,
-    /// Folder for the records that come on the stream port; without it there is no such service
+    pub transfer_keep: Option<HumanDuration>,
+    /// Folder for the records that come on the telemetry port; without it there is no such service
     #[arg(long, value_name = "DIR")]
-    pub stream_dir: Option<PathBuf>,
-    /// Port of the stream service [default: 5003]
+    pub telemetry_dir: Option<PathBuf>,
+    /// Port of the telemetry service [default: 5003]
     #[arg(long, value_name = "PORT")]
-    pub stream_port: Option<u16>,
+    pub telemetry_port: Option<u16>,
     /// Bring every record to the disk before it is acknowledged
     #[arg(long, num_args = 0..=1, default_missing_value = "true", require_equals = true, value_name = "BOOL")]
-    pub stream_sync: Option<bool>,
+    pub telemetry_sync: Option<bool>,
     /// Begin a new file of records before one has more MiB than this; 0: never [default: 100]
     #[arg(long, value_name = "MIB")]
-    pub stream_rotate_mib: Option<u32>,
+    pub telemetry_rotate_mib: Option<u32>,
     /// Begin a new file of records when one is this old [default: never]
     #[arg(long, value_name = "TIME")]
-    pub stream_rotate_age: Option<Span>,
+    pub telemetry_rotate_age: Option<HumanDuration>,
     /// Port of a message channel: what one sends, all others get [default: none; 9123 is usual]
     #[arg(long, value_name = "PORT")]
     pub messages_port: Option<u16>,
@@ -127,7 +127,7 @@ pub struct Options {
     #[arg(long, value_name = "DEVICE[:BAUD]")]
     #[serde(default)]
     pub serial: Vec<String>,
-    /// Bluetooth: stream on this RFCOMM channel, transfer and talks on the next two [without a channel: 1]
+    /// Bluetooth: telemetry on this RFCOMM channel, transfer and rpc on the next two [without a channel: 1]
     #[arg(long, value_name = "CHANNEL", num_args = 0..=1, default_missing_value = "1")]
     pub bluetooth: Option<u8>,
     /// Folder that Pis boot from (`piman netboot build`), sent by TFTP; without it there is no such service
@@ -161,7 +161,7 @@ pub struct Options {
     pub dhcp_dns: Vec<Ipv4Addr>,
     /// How long an address is given for [default: 1h]
     #[arg(long, value_name = "TIME")]
-    pub dhcp_lease_time: Option<Span>,
+    pub dhcp_lease_time: Option<HumanDuration>,
     /// File that clients are told to boot; a Pi's boot ROM does not need to be told [default: bootcode.bin]
     #[arg(long, value_name = "NAME")]
     pub dhcp_file: Option<String>,
@@ -170,7 +170,7 @@ pub struct Options {
     pub dhcp_everybody: Option<bool>,
     /// How long transfers may go on after the server was told to stop [default: 60s]
     #[arg(long, value_name = "TIME")]
-    pub shutdown_timeout: Option<Span>,
+    pub shutdown_timeout: Option<HumanDuration>,
 }
 
 /// What a server runs with: every value is there and possible.
@@ -186,8 +186,8 @@ pub struct Settings {
     pub rootfs_port: u16,
     pub fetch_port: u16,
     /// `None`: not at all.
-    pub talks_port: Option<u16>,
-    pub talks_password_file: Option<PathBuf>,
+    pub rpc_port: Option<u16>,
+    pub rpc_password_file: Option<PathBuf>,
     pub state: PathBuf,
     /// Whether the time is sent.
     pub date: bool,
@@ -199,7 +199,7 @@ pub struct Settings {
     pub connections: usize,
     pub connections_per_address: usize,
     /// For control connections.
-    pub patience: Patience,
+    pub timeouts: Timeouts,
     pub stall: Duration,
     /// For those who take bytes from us and can go on where they were.
     pub ours: Limits,
@@ -208,7 +208,7 @@ pub struct Settings {
     /// Only with a folder.
     pub transfer: Option<TransferSettings>,
     /// Only with a folder.
-    pub stream: Option<StreamSettings>,
+    pub telemetry: Option<TelemetrySettings>,
     /// Only with a port.
     pub messages: Option<messages::Settings>,
     /// Only with a folder.
@@ -239,8 +239,8 @@ impl Options {
             control_port: self.control_port.or(file.control_port),
             rootfs_port: self.rootfs_port.or(file.rootfs_port),
             fetch_port: self.fetch_port.or(file.fetch_port),
-            talks_port: self.talks_port.or(file.talks_port),
-            talks_password_file: self.talks_password_file.or(file.talks_password_file),
+            rpc_port: self.rpc_port.or(file.rpc_port),
+            rpc_password_file: self.rpc_password_file.or(file.rpc_password_file),
             state: self.state.or(file.state),
             no_date: self.no_date.or(file.no_date),
             no_images: self.no_images.or(file.no_images),
@@ -255,11 +255,11 @@ impl Options {
             transfer_dir: self.transfer_dir.or(file.transfer_dir),
             transfer_port: self.transfer_port.or(file.transfer_port),
             transfer_keep: self.transfer_keep.or(file.transfer_keep),
-            stream_dir: self.stream_dir.or(file.stream_dir),
-            stream_port: self.stream_port.or(file.stream_port),
-            stream_sync: self.stream_sync.or(file.stream_sync),
-            stream_rotate_mib: self.stream_rotate_mib.or(file.stream_rotate_mib),
-            stream_rotate_age: self.stream_rotate_age.or(file.stream_rotate_age),
+            telemetry_dir: self.telemetry_dir.or(file.telemetry_dir),
+            telemetry_port: self.telemetry_port.or(file.telemetry_port),
+            telemetry_sync: self.telemetry_sync.or(file.telemetry_sync),
+            telemetry_rotate_mib: self.telemetry_rotate_mib.or(file.telemetry_rotate_mib),
+            telemetry_rotate_age: self.telemetry_rotate_age.or(file.telemetry_rotate_age),
             messages_port: self.messages_port.or(file.messages_port),
             messages_channel: first(self.messages_channel, file.messages_channel),
             messages_chat: first(self.messages_chat, file.messages_chat),
@@ -295,7 +295,8 @@ impl TryFrom<Options> for Settings {
         check::without_effect(&o)?;
         let install_only = check::install_only(&o);
         let netboot = netboot(&mut o)?;
-        let span = |given: Option<Span>, seconds| given.map_or(Duration::from_secs(seconds), |s| s.0);
+        let span =
+            |given: Option<HumanDuration>, seconds| given.map_or(Duration::from_secs(seconds), |s| s.0);
         let stall = span(o.stall_timeout, 300);
         let ours = Limits {
             stall: Some(stall),
@@ -310,13 +311,13 @@ impl TryFrom<Options> for Settings {
             folder,
             keep: span(o.transfer_keep, 24 * 3600),
         });
-        let stream = o.stream_dir.map(|folder| StreamSettings {
-            port: o.stream_port.unwrap_or(STREAM_PORT),
+        let telemetry = o.telemetry_dir.map(|folder| TelemetrySettings {
+            port: o.telemetry_port.unwrap_or(TELEMETRY_PORT),
             folder,
-            sync: o.stream_sync.unwrap_or(false),
+            sync: o.telemetry_sync.unwrap_or(false),
             rotation: Rotation {
-                bytes: u64::from(o.stream_rotate_mib.unwrap_or(100)) << 20,
-                age: o.stream_rotate_age.map_or(Duration::ZERO, |s| s.0),
+                bytes: u64::from(o.telemetry_rotate_mib.unwrap_or(100)) << 20,
+                age: o.telemetry_rotate_age.map_or(Duration::ZERO, |s| s.0),
             },
         });
         let messages_limit = o.messages_limit_kib.unwrap_or(1024);
@@ -347,8 +348,8 @@ impl TryFrom<Options> for Settings {
             control_port: o.control_port.unwrap_or(CONTROL_PORT),
             rootfs_port: o.rootfs_port.unwrap_or(ROOTFS_PORT),
             fetch_port: o.fetch_port.unwrap_or(FETCH_PORT),
-            talks_port: o.talks_port,
-            talks_password_file: o.talks_password_file,
+            rpc_port: o.rpc_port,
+            rpc_password_file: o.rpc_password_file,
             state: o.state.unwrap_or_else(state_folder),
             date: !o.no_date.unwrap_or(false),
             images: !o.no_images.unwrap_or(false),
@@ -356,7 +357,7 @@ impl TryFrom<Options> for Settings {
             slots: o.slots.unwrap_or(0),
             connections: o.connections.unwrap_or(16_384),
             connections_per_address: o.connections_per_address.unwrap_or(256),
-            patience: Patience {
+            timeouts: Timeouts {
                 first_report: span(o.first_report_timeout, 120),
                 idle: span(o.idle_timeout, 7200),
                 write: stall.min(Duration::from_secs(60)),
@@ -365,7 +366,7 @@ impl TryFrom<Options> for Settings {
             ours,
             old,
             transfer,
-            stream,
+            telemetry,
             messages,
             netboot,
             serial,
@@ -435,7 +436,7 @@ mod tests {
         let flags = Options { control_port: Some(2), no_date: Some(false), ..Options::default() };
         let settings = Settings::try_from(flags.or(file.unwrap())).unwrap();
         assert_eq!((settings.control_port, settings.date, settings.rootfs_port), (2, true, ROOTFS_PORT));
-        assert_eq!(settings.patience.idle, Duration::from_secs(300));
+        assert_eq!(settings.timeouts.idle, Duration::from_secs(300));
         assert_eq!(settings.stall, Duration::from_secs(7));
     }
 
@@ -514,8 +515,8 @@ mod tests {
         }
         for (text, names) in [
             ("messages-port = 9123\nmessages-channel = ['a=9123']", "--messages-channel"),
-            ("messages-port = 5003\nstream-dir = '/s'", "--stream-port"),
-            ("talks-port = 7\nmessages-chat = ['a=127.0.0.1:7']", "--messages-chat"),
+            ("messages-port = 5003\nstream-dir = '/s'", "--telemetry-port"),
+            ("rpc-port = 7\nmessages-chat = ['a=127.0.0.1:7']", "--messages-chat"),
         ] {
             let error = settings(text).unwrap().check(false).unwrap_err().to_string();
             assert!(error.contains(names), "{text}: {error}");
@@ -531,10 +532,10 @@ mod tests {
         let check = |options, install| Settings::try_from(options).and_then(|s| s.check(install));
         assert!(check(Options::default(), false).is_err());
         assert!(check(Options::default(), true).is_ok(), "with images of the catalogue");
-        let same = |port| Options { talks_port: Some(1), control_port: Some(port), ..Options::default() };
+        let same = |port| Options { rpc_port: Some(1), control_port: Some(port), ..Options::default() };
         assert!(check(same(4444), true).unwrap_err().to_string().contains("rootfs-port"));
         assert!(check(same(4444), false).unwrap_err().to_string().contains("--rootfs FILE"));
-        let nothing = Options { talks_port: Some(3333), ..Options::default() };
+        let nothing = Options { rpc_port: Some(3333), ..Options::default() };
         assert!(check(nothing.clone(), false).is_ok(), "nobody else wants the port then");
         assert!(check(nothing, true).is_err());
         let none = Options { rootfs: rootfs(), connections: Some(0), ..Options::default() };
@@ -553,10 +554,10 @@ mod tests {
     #[test]
     fn what_would_have_no_effect() {
         for (text, needs) in [
-            ("talks-password-file = '/p'", "--talks-port"),
-            ("stream-sync = true", "--stream-dir"),
-            ("stream-rotate-mib = 1", "--stream-dir"),
-            ("stream-rotate-age = '1h'", "--stream-dir"),
+            ("rpc-password-file = '/p'", "--rpc-port"),
+            ("telemetry-sync = true", "--telemetry-dir"),
+            ("telemetry-rotate-mib = 1", "--telemetry-dir"),
+            ("telemetry-rotate-age = '1h'", "--telemetry-dir"),
             ("messages-limit-kib = 1", "--messages-port"),
             ("messages-queue = 1", "--messages-port"),
             ("transfer-keep = '1h'", "--transfer-dir"),

@@ -16,9 +16,9 @@ pub struct TransferSettings {
     pub keep: Duration,
 }
 
-/// What the stream service is told.
+/// Settings of the telemetry service.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct StreamSettings {
+pub struct TelemetrySettings {
     /// Where it listens.
     pub port: u16,
     /// Where the records go.

@@ -24,19 +24,19 @@ const AGAIN: Duration = Duration::from_secs(600);
 
 /// What there is for a Pi.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Prepared {
+pub enum Availability {
     /// An image.
     Ready(ImageOffer),
     /// It is being made; so many per cent are done.
     Making(u8),
     /// There is none, but the Pi can extract the archive by itself.
-    Stream,
+    Archive,
     /// The archive cannot be installed on this card at all.
     Impossible(String),
 }
 
 /// The images of one server.
-pub struct Builds {
+pub struct BuildQueue {
     images: Option<Images>,
     recorder: Arc<Recorder>,
     work: Mutex<Work>,
@@ -61,7 +61,7 @@ struct Job {
 struct Failure {
     at: Instant,
     /// What to do about it.
-    instead: Prepared,
+    instead: Availability,
 }
 
 impl Job {
@@ -70,7 +70,7 @@ impl Job {
     }
 }
 
-impl Builds {
+impl BuildQueue {
     /// The images in the state folder, and a thread that makes more; `None` makes none.
     ///
     /// # Errors
@@ -110,16 +110,16 @@ impl Builds {
 
     /// What there is of this archive for a root filesystem of this size. A missing image is
     /// begun, or put at the end of the line.
-    pub fn prepare(&self, archive: &Arc<Archive>, id: Hash, filesystem_bytes: u64) -> Prepared {
-        let Some(images) = &self.images else { return Prepared::Stream };
+    pub fn prepare(&self, archive: &Arc<Archive>, id: Hash, filesystem_bytes: u64) -> Availability {
+        let Some(images) = &self.images else { return Availability::Archive };
         let job = Job { archive: Arc::clone(archive), id, filesystem_bytes };
         {
             let mut work = self.lock();
             match &work.now {
                 Some((now, progress)) if now.key() == job.key() => {
-                    return Prepared::Making(u8::try_from(progress.percent()).unwrap_or(99).min(99));
+                    return Availability::Making(u8::try_from(progress.percent()).unwrap_or(99).min(99));
                 }
-                _ if work.waiting.iter().any(|w| w.key() == job.key()) => return Prepared::Making(0),
+                _ if work.waiting.iter().any(|w| w.key() == job.key()) => return Availability::Making(0),
                 _ => {}
             }
             match work.failed.get(&job.key()) {
@@ -129,7 +129,7 @@ impl Builds {
             }
         }
         if let Some(image) = images.find(id, filesystem_bytes) {
-            return Prepared::Ready(image.offer());
+            return Availability::Ready(image.offer());
         }
         let made = images.all().iter().filter(|i| i.header().archive == id).count();
         let mut work = self.lock();
@@ -138,7 +138,7 @@ impl Builds {
             log::warn!(
                 "no image for {filesystem_bytes} bytes: there are {IMAGES_MAX} of this archive already"
             );
-            return Prepared::Stream;
+            return Availability::Archive;
         }
         // Another connection may have been faster.
         if !work.waiting.iter().any(|w| w.key() == job.key()) {
@@ -146,7 +146,7 @@ impl Builds {
         }
         drop(work);
         self.wake.notify_all();
-        Prepared::Making(0)
+        Availability::Making(0)
     }
 
     /// A new archive is there: makes its images of these sizes, and forgets those that are of
@@ -165,7 +165,7 @@ impl Builds {
             }
         }
         for size in sizes {
-            if let Prepared::Making(_) = self.prepare(archive, id, *size) {
+            if let Availability::Making(_) = self.prepare(archive, id, *size) {
                 log::info!("an image of {:.16} for root filesystems of {size} bytes is made ahead", id);
             }
         }
@@ -216,7 +216,8 @@ impl Builds {
                     let stream = e.leaves_stream();
                     let text = format!("{:#}", anyhow::Error::from(e));
                     log::error!("there is no image for root filesystems of {size} bytes: {text}");
-                    let instead = if stream { Prepared::Stream } else { Prepared::Impossible(text.clone()) };
+                    let instead =
+                        if stream { Availability::Archive } else { Availability::Impossible(text.clone()) };
                     self.recorder.trouble("image", Some(text));
                     work.failed.insert((id, size), Failure { at: Instant::now(), instead });
                 }

@@ -8,7 +8,7 @@ use std::thread::JoinHandle;
 
 use piman_core::hash::Hash;
 
-use crate::images::source::{Archive, Servable, Source};
+use crate::images::source::{Archive, Source, SourceState};
 use crate::state::{Identity, State, StateError};
 use crate::sys::lock::lock;
 
@@ -27,24 +27,24 @@ pub enum News<'a> {
 pub type Tell = Arc<dyn Fn(&Path, News<'_>) + Send + Sync>;
 
 /// The archives that are in use, by path.
-pub struct Library {
+pub struct Catalog {
     state: Arc<dyn State>,
     /// What `--rootfs` names: for everyone who gets nothing else.
     fallback: Option<PathBuf>,
-    shelf: Mutex<Shelf>,
+    shelf: Mutex<ImageSources>,
     /// Whether the catalogue had an answer when it was last read.
     answered: AtomicBool,
     tell: Tell,
 }
 
 #[derive(Default)]
-struct Shelf {
+struct ImageSources {
     sources: HashMap<PathBuf, Arc<Source>>,
     threads: Vec<JoinHandle<()>>,
     closed: bool,
 }
 
-impl Library {
+impl Catalog {
     /// A library with an archive for everyone who gets nothing else, and what the catalogue in
     /// the state has. All are being checked when this returns.
     ///
@@ -97,7 +97,7 @@ impl Library {
         Ok(())
     }
 
-    fn lock(&self) -> MutexGuard<'_, Shelf> {
+    fn lock(&self) -> MutexGuard<'_, ImageSources> {
         lock(&self.shelf)
     }
 
@@ -143,7 +143,7 @@ impl Library {
     pub fn good(&self) -> Vec<(Arc<Archive>, Hash)> {
         let sources: Vec<_> = self.lock().sources.values().cloned().collect();
         let good = |source: Arc<Source>| match source.servable() {
-            Servable::Good(archive, id) => Some((archive, id)),
+            SourceState::Good(archive, id) => Some((archive, id)),
             _ => None,
         };
         sources.into_iter().filter_map(good).collect()
@@ -152,7 +152,7 @@ impl Library {
     /// Whether any is still being checked.
     pub fn is_checking(&self) -> bool {
         let sources: Vec<_> = self.lock().sources.values().cloned().collect();
-        sources.iter().any(|source| matches!(source.servable(), Servable::Checking(_)))
+        sources.iter().any(|source| matches!(source.servable(), SourceState::Checking(_)))
     }
 
     /// The hashes of all, if all are known and good: then whatever belongs to another one is
@@ -178,7 +178,7 @@ impl Library {
     }
 }
 
-impl Shelf {
+impl ImageSources {
     fn put(&mut self, source: Arc<Source>, state: &Arc<dyn State>, tell: &Tell) -> std::io::Result<()> {
         if self.closed {
             return Err(std::io::Error::other("the server is being stopped"));
@@ -242,7 +242,7 @@ mod tests {
             let _ = told.send((name, kind));
         };
         let fallback = Source::open(&path("a")).unwrap();
-        let library = Library::open(Arc::clone(&state), Some(fallback), Arc::new(tell)).unwrap();
+        let library = Catalog::open(Arc::clone(&state), Some(fallback), Arc::new(tell)).unwrap();
         let wait = |name: &str, kind: &str| {
             while news.recv_timeout(Duration::from_secs(60)).unwrap() != (name.to_owned(), kind) {}
         };

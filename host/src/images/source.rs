@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use pi_agent::unpack::archive::Reader;
 use pi_agent::unpack::decode::{Decoder, packing};
-use pi_agent::unpack::sums::Summing;
+use pi_agent::unpack::sums::ChunkHasher;
 use piman_core::hash::Hash;
 use tokio::sync::watch;
 
@@ -129,7 +129,7 @@ impl Archive {
 
     /// Decodes everything, so that every checksum in it is compared, and hashes it.
     fn check(&self, go_on: &dyn Fn(u64) -> bool) -> Result<Content, String> {
-        let mut hashing = Hashing { archive: self, at: 0, summing: Summing::new(), go_on };
+        let mut hashing = Hashing { archive: self, at: 0, summing: ChunkHasher::new(), go_on };
         let (entries, unpacked_bytes) = decode(&mut hashing).map_err(|e| format!("{e:#}"))?;
         // What is behind the last member belongs to the file's identity too.
         io::copy(&mut hashing, &mut io::sink()).map_err(|e| format!("it cannot be read: {e}"))?;
@@ -164,7 +164,7 @@ pub(crate) fn decode(archive: impl Read) -> anyhow::Result<(u64, u64)> {
 struct Hashing<'a> {
     archive: &'a Archive,
     at: u64,
-    summing: Summing,
+    summing: ChunkHasher,
     go_on: &'a dyn Fn(u64) -> bool,
 }
 
@@ -183,7 +183,7 @@ impl Read for Hashing<'_> {
 
 /// Whether there is something to install.
 #[derive(Debug, Clone)]
-pub enum Servable {
+pub enum SourceState {
     /// Yes: this, with its identity.
     Good(Arc<Archive>, Hash),
     /// That is being found out; so many per cent are done.
@@ -259,16 +259,16 @@ impl Source {
     }
 
     /// What there is now. Looks at the file (one `stat`), so a replaced one is noticed at once.
-    pub fn servable(&self) -> Servable {
+    pub fn servable(&self) -> SourceState {
         match &self.look().archive {
-            Err(reason) => Servable::Bad(reason.clone()),
+            Err(reason) => SourceState::Bad(reason.clone()),
             Ok(archive) => match archive.verdict.get() {
-                Some(Ok(facts)) => Servable::Good(Arc::clone(archive), facts.id),
-                Some(Err(reason)) => Servable::Bad(reason.clone()),
+                Some(Ok(facts)) => SourceState::Good(Arc::clone(archive), facts.id),
+                Some(Err(reason)) => SourceState::Bad(reason.clone()),
                 None => {
                     let done = archive.checked_bytes.load(Ordering::Relaxed).saturating_mul(100);
                     let percent = done.checked_div(archive.bytes()).unwrap_or(0);
-                    Servable::Checking(u8::try_from(percent).unwrap_or(99).min(99))
+                    SourceState::Checking(u8::try_from(percent).unwrap_or(99).min(99))
                 }
             },
         }
@@ -278,7 +278,7 @@ impl Source {
     pub async fn good(&self) -> (Arc<Archive>, Hash) {
         let mut news = self.news.subscribe();
         loop {
-            if let Servable::Good(archive, id) = self.servable() {
+            if let SourceState::Good(archive, id) = self.servable() {
                 return (archive, id);
             }
             // The sender lives as long as `self`.
@@ -419,7 +419,7 @@ mod tests {
         let source = Source::at(&path);
         let count = || *source.news.borrow();
         let look = || match source.servable() {
-            Servable::Bad(reason) => reason,
+            SourceState::Bad(reason) => reason,
             other => panic!("{other:?}"),
         };
         // Whoever waits for a good one and looks at each news would never sleep.
@@ -431,8 +431,8 @@ mod tests {
         assert!(look().contains("is gone"));
         assert_eq!(count(), 1);
         fs::write(&path, "something").unwrap();
-        assert!(matches!(source.servable(), Servable::Checking(_)));
-        assert!(matches!(source.servable(), Servable::Checking(_)));
+        assert!(matches!(source.servable(), SourceState::Checking(_)));
+        assert!(matches!(source.servable(), SourceState::Checking(_)));
         assert_eq!(count(), 2);
     }
 }

@@ -2,7 +2,7 @@
 
 use clap::ValueEnum;
 use flate2::{Compress, Compression, Crc, Decompress, FlushCompress, FlushDecompress, Status};
-use piman_core::frame::{self, PluginError};
+use piman_core::messages::{self, PluginError};
 
 use crate::messages::transport::MakePlugins;
 
@@ -23,7 +23,7 @@ impl Plugin {
         Box::new(move || all.iter().map(|plugin| plugin.one()).collect())
     }
 
-    fn one(self) -> Box<dyn frame::Plugin + Send> {
+    fn one(self) -> Box<dyn messages::Plugin + Send> {
         match self {
             Self::Zlib => Box::new(Zlib),
             Self::Crc32 => Box::new(Crc32),
@@ -33,7 +33,7 @@ impl Plugin {
 
 struct Zlib;
 
-impl frame::Plugin for Zlib {
+impl messages::Plugin for Zlib {
     fn outgoing(&mut self, message: &[u8], to: &mut [u8]) -> Result<usize, PluginError> {
         let mut zlib = Compress::new(Compression::default(), true);
         match zlib.compress(message, to, FlushCompress::Finish) {
@@ -64,7 +64,7 @@ impl Crc32 {
     }
 }
 
-impl frame::Plugin for Crc32 {
+impl messages::Plugin for Crc32 {
     fn outgoing(&mut self, message: &[u8], to: &mut [u8]) -> Result<usize, PluginError> {
         let whole = message.len() + 4;
         let to = to.get_mut(..whole).ok_or(PluginError::NoRoom)?;
@@ -87,7 +87,7 @@ impl frame::Plugin for Crc32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use piman_core::frame::Plugin as _;
+    use piman_core::messages::Plugin as _;
 
     #[test]
     fn there_and_back_and_nothing_else() {

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Counts what should be finished before the server ends.
 #[derive(Debug, Clone, Default)]
-pub struct Busy(Arc<Counts>);
+pub struct Drain(Arc<Counts>);
 
 #[derive(Debug, Default)]
 struct Counts {
@@ -15,31 +15,31 @@ struct Counts {
 
 /// One of them; over when dropped.
 #[derive(Debug)]
-pub struct BusyWith {
-    busy: Busy,
+pub struct InFlight {
+    busy: Drain,
     transfer: bool,
 }
 
-impl Busy {
+impl Drain {
     fn counter(&self, transfer: bool) -> &AtomicUsize {
         if transfer { &self.0.transfers } else { &self.0.installations }
     }
 
     /// A transfer begins.
     #[must_use]
-    pub fn transfer(&self) -> BusyWith {
+    pub fn transfer(&self) -> InFlight {
         self.begin(true)
     }
 
     /// A Pi was told to format.
     #[must_use]
-    pub fn installation(&self) -> BusyWith {
+    pub fn installation(&self) -> InFlight {
         self.begin(false)
     }
 
-    fn begin(&self, transfer: bool) -> BusyWith {
+    fn begin(&self, transfer: bool) -> InFlight {
         self.counter(transfer).fetch_add(1, Ordering::Relaxed);
-        BusyWith { busy: self.clone(), transfer }
+        InFlight { busy: self.clone(), transfer }
     }
 
     /// How many transfers go on, and how many Pis were told to format and have not reported the end.
@@ -50,7 +50,7 @@ impl Busy {
     }
 }
 
-impl Drop for BusyWith {
+impl Drop for InFlight {
     fn drop(&mut self) {
         self.busy.counter(self.transfer).fetch_sub(1, Ordering::Relaxed);
     }
@@ -62,7 +62,7 @@ mod tests {
 
     #[test]
     fn busy_counts() {
-        let busy = Busy::default();
+        let busy = Drain::default();
         let one = busy.transfer();
         let other = busy.installation();
         assert_eq!(busy.counts(), (1, 1));

@@ -62,7 +62,7 @@ pub struct Watch<'a, S> {
     waited: Duration,
     /// Waited for the peer since it last acknowledged something.
     idle: Duration,
-    pace: Pace,
+    pace: MinRate,
 }
 
 impl<'a, S: AsFd> Watch<'a, S> {
@@ -78,7 +78,7 @@ impl<'a, S: AsFd> Watch<'a, S> {
             acked: first,
             waited: Duration::ZERO,
             idle: Duration::ZERO,
-            pace: Pace::new(limits.slowest, limits.span),
+            pace: MinRate::new(limits.slowest, limits.span),
         })
     }
 
@@ -180,14 +180,14 @@ impl Watch<'_, TcpStream> {
 /// Whether bytes keep moving. A peer that moves one now and then is never silent, and would hold its
 /// place for ever.
 #[derive(Debug)]
-pub struct Pace {
+pub struct MinRate {
     slowest: u64,
     span: Duration,
     took: Duration,
     moved: u64,
 }
 
-impl Pace {
+impl MinRate {
     /// In each `span` of waiting for the peer so many bytes a second must move; 0: any number.
     #[must_use]
     pub fn new(slowest: u64, span: Duration) -> Self {
@@ -223,20 +223,20 @@ mod tests {
     #[test]
     fn a_byte_now_and_then_is_not_enough() {
         let second = Duration::from_secs(1);
-        let mut pace = Pace::new(10, 5 * second);
+        let mut pace = MinRate::new(10, 5 * second);
         for _ in 0..4 {
             pace.note(second, 1).unwrap();
         }
         assert_eq!(pace.note(second, 1).unwrap_err().kind(), ErrorKind::TimedOut);
-        let mut pace = Pace::new(10, 5 * second);
+        let mut pace = MinRate::new(10, 5 * second);
         for round in 0..100 {
             // All of it at the end of each span does as well.
             pace.note(second, if round % 5 == 4 { 50 } else { 0 }).unwrap();
         }
-        let mut pace = Pace::new(10, 5 * second);
+        let mut pace = MinRate::new(10, 5 * second);
         pace.note(Duration::ZERO, u64::MAX).unwrap();
         pace.note(Duration::ZERO, u64::MAX).unwrap();
-        let mut pace = Pace::new(0, 5 * second);
+        let mut pace = MinRate::new(0, 5 * second);
         for _ in 0..100 {
             pace.note(second, 0).unwrap();
         }

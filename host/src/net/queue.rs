@@ -9,7 +9,7 @@ use crate::sys::lock::lock;
 
 /// A number of slots; 0 means that there is no limit.
 #[derive(Debug)]
-pub struct Slots {
+pub struct FairQueue {
     slots: usize,
     line: Mutex<Line>,
     moved: Notify,
@@ -24,16 +24,16 @@ struct Line {
 
 /// A slot; it is free again when this is dropped.
 #[derive(Debug)]
-pub struct Slot(Arc<Slots>);
+pub struct Permit(Arc<FairQueue>);
 
 /// A place in the line; it is given up when this is dropped.
 #[derive(Debug)]
 pub struct Ticket {
-    slots: Arc<Slots>,
+    slots: Arc<FairQueue>,
     number: u64,
 }
 
-impl Slots {
+impl FairQueue {
     /// So many slots.
     #[must_use]
     pub fn new(slots: usize) -> Arc<Self> {
@@ -72,7 +72,7 @@ impl Ticket {
     /// # Errors
     /// The place in the line: so many others, waiting or being served in the slot that this
     /// one needs, are first (1 at least).
-    pub fn take(&self) -> Result<Slot, u32> {
+    pub fn take(&self) -> Result<Permit, u32> {
         let mut line = self.slots.lock();
         let before = line.waiting.range(..self.number).count();
         let free = self.slots.slots == 0 || line.taken + before < self.slots.slots;
@@ -86,14 +86,14 @@ impl Ticket {
         if others {
             self.slots.moved.notify_waiters();
         }
-        Ok(Slot(Arc::clone(&self.slots)))
+        Ok(Permit(Arc::clone(&self.slots)))
     }
 
     /// Waits for a slot, or until the place in the line is another than `told` (0 at first).
     ///
     /// # Errors
     /// The place, as in [`take`](Self::take).
-    pub async fn turn(&self, told: u32) -> Result<Slot, u32> {
+    pub async fn turn(&self, told: u32) -> Result<Permit, u32> {
         loop {
             let moved = self.slots.moved.notified();
             let mut moved = std::pin::pin!(moved);
@@ -122,7 +122,7 @@ impl Drop for Ticket {
     }
 }
 
-impl Drop for Slot {
+impl Drop for Permit {
     fn drop(&mut self) {
         let mut line = self.0.lock();
         line.taken = line.taken.saturating_sub(1);
@@ -137,7 +137,7 @@ mod tests {
 
     #[test]
     fn first_come_first_served() {
-        let slots = Slots::new(2);
+        let slots = FairQueue::new(2);
         let [a, b, c, d] = [0; 4].map(|_| slots.queue());
         assert_eq!(c.take().unwrap_err(), 3);
         let first = a.take().unwrap();
@@ -152,7 +152,7 @@ mod tests {
 
     #[tokio::test]
     async fn those_who_wait_are_told_their_place() {
-        let slots = Slots::new(1);
+        let slots = FairQueue::new(1);
         let first = slots.queue().take().unwrap();
         let (second, third) = (slots.queue(), slots.queue());
         assert_eq!(third.turn(0).await.unwrap_err(), 2);
@@ -165,7 +165,7 @@ mod tests {
 
     #[test]
     fn no_limit() {
-        let slots = Slots::new(0);
+        let slots = FairQueue::new(0);
         let all: Vec<_> = (0..100).map(|_| slots.queue().take().unwrap()).collect();
         assert_eq!(slots.taken(), all.len());
     }

@@ -12,7 +12,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 /// How long a control connection may be silent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Patience {
+pub struct Timeouts {
     /// Until the first report, from the beginning of the connection.
     pub first_report: Duration,
     /// Between two reads after it.
@@ -45,7 +45,7 @@ impl Heard {
 /// A stream that fails with `TimedOut` when its peer is too slow.
 pub struct Timed<'a> {
     stream: FromTokio<Living>,
-    patience: &'a Patience,
+    timeouts: &'a Timeouts,
     deadline: Instant,
     heard: &'a Heard,
     ended: bool,
@@ -54,9 +54,9 @@ pub struct Timed<'a> {
 impl<'a> Timed<'a> {
     /// Whoever hears the reports says so to `heard`.
     #[must_use]
-    pub fn new(stream: TcpStream, patience: &'a Patience, heard: &'a Heard) -> Self {
-        let deadline = Instant::now() + patience.first_report;
-        Self { stream: FromTokio::new(Living::new(stream)), patience, deadline, heard, ended: false }
+    pub fn new(stream: TcpStream, timeouts: &'a Timeouts, heard: &'a Heard) -> Self {
+        let deadline = Instant::now() + timeouts.first_report;
+        Self { stream: FromTokio::new(Living::new(stream)), timeouts, deadline, heard, ended: false }
     }
 }
 
@@ -67,7 +67,7 @@ impl ErrorType for Timed<'_> {
 impl Read for Timed<'_> {
     async fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         if self.heard.reported.load(Ordering::Relaxed) && !self.ended {
-            self.deadline = Instant::now() + self.patience.idle;
+            self.deadline = Instant::now() + self.timeouts.idle;
             self.ended = self.heard.ended.load(Ordering::Relaxed);
         }
         timeout_at(self.deadline, self.stream.read(buf)).await.unwrap_or_else(|_| Err(silent()))
@@ -76,7 +76,7 @@ impl Read for Timed<'_> {
 
 impl Write for Timed<'_> {
     async fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
-        timeout(self.patience.write, self.stream.write(buf)).await.unwrap_or_else(|_| Err(silent()))
+        timeout(self.timeouts.write, self.stream.write(buf)).await.unwrap_or_else(|_| Err(silent()))
     }
 
     async fn flush(&mut self) -> io::Result<()> {

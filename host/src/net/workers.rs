@@ -20,7 +20,7 @@ use tokio::sync::oneshot;
 
 /// The threads. When this is dropped they end, and so do the connections that are left.
 #[derive(Debug)]
-pub struct Lanes(Vec<Lane>);
+pub struct WorkerPool(Vec<Lane>);
 
 #[derive(Debug)]
 struct Lane {
@@ -33,9 +33,9 @@ struct Lane {
 }
 
 /// One connection of a lane; dropped when it has ended, however it did.
-struct Busy(Arc<AtomicUsize>);
+struct Drain(Arc<AtomicUsize>);
 
-impl Lanes {
+impl WorkerPool {
     /// Starts `count` threads, one at least.
     ///
     /// # Errors
@@ -53,7 +53,7 @@ impl Lanes {
     {
         let Some(lane) = self.0.iter().min_by_key(|lane| lane.open.load(Relaxed)) else { return };
         lane.open.fetch_add(1, Relaxed);
-        let busy = Busy(Arc::clone(&lane.open));
+        let busy = Drain(Arc::clone(&lane.open));
         lane.handle.spawn(async move {
             // It leaves the runtime that accepted it for the one of this thread.
             match stream.into_std().and_then(TcpStream::from_std) {
@@ -100,7 +100,7 @@ impl Drop for Lane {
     }
 }
 
-impl Drop for Busy {
+impl Drop for Drain {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Relaxed);
     }
@@ -116,7 +116,7 @@ mod tests {
 
     #[tokio::test]
     async fn connections_are_spread_and_end_with_the_lanes() {
-        let lanes = Lanes::start(2).unwrap();
+        let lanes = WorkerPool::start(2).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let (told, mut where_served) = mpsc::unbounded_channel();
         let mut clients = Vec::new();

@@ -12,7 +12,7 @@ use crate::images::source::Archive;
 use crate::net::min_rate::Watch;
 use crate::net::sendfile;
 use crate::net::socket::{reset_at_close, tune};
-use crate::provision::context::Service;
+use crate::provision::context::InstallContext;
 use crate::provision::legacy::Advance;
 use crate::state::{Change, Identity};
 
@@ -25,7 +25,7 @@ const ARCHIVE_WAIT: Duration = Duration::from_secs(600);
 const PART: Duration = Duration::from_secs(60);
 
 /// Sends the archive on one connection.
-pub async fn send(stream: TcpStream, address: IpAddr, service: Arc<Service>) {
+pub async fn send(stream: TcpStream, address: IpAddr, service: Arc<InstallContext>) {
     tune(&stream);
     let pi = service.who(address);
     let busy = service.busy.transfer();
@@ -59,7 +59,12 @@ pub async fn send(stream: TcpStream, address: IpAddr, service: Arc<Service>) {
     }
 }
 
-async fn transfer(stream: &TcpStream, pi: &Identity, archive: &Archive, service: &Service) -> io::Result<()> {
+async fn transfer(
+    stream: &TcpStream,
+    pi: &Identity,
+    archive: &Archive,
+    service: &InstallContext,
+) -> io::Result<()> {
     let mut line = service.line_up(pi.clone());
     let _slot = loop {
         // What says how many are first reaches an old Pi nowhere.

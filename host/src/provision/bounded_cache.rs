@@ -11,15 +11,15 @@ const ADDRESSES_MAX: usize = 20_000;
 
 /// A map of bounded size: when it is full, everything older than the newest half goes.
 #[derive(Debug)]
-pub struct Recent<K, V>(Mutex<HashMap<K, (Instant, V)>>);
+pub struct BoundedCache<K, V>(Mutex<HashMap<K, (Instant, V)>>);
 
-impl<K, V> Default for Recent<K, V> {
+impl<K, V> Default for BoundedCache<K, V> {
     fn default() -> Self {
         Self(Mutex::default())
     }
 }
 
-impl<K: Key + Eq + Clone, V: Clone> Recent<K, V> {
+impl<K: Key + Eq + Clone, V: Clone> BoundedCache<K, V> {
     pub(crate) fn lock(&self) -> MutexGuard<'_, HashMap<K, (Instant, V)>> {
         lock(&self.0)
     }
@@ -54,7 +54,7 @@ mod tests {
 
     #[test]
     fn what_is_recent_is_bounded() {
-        let recent = Recent::default();
+        let recent = BoundedCache::default();
         for n in 0..=ADDRESSES_MAX {
             recent.put(n, n);
         }

@@ -4,17 +4,17 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::config::Settings;
-use crate::images::build_queue::Builds;
-use crate::images::catalog::Library;
-use crate::net::drain::Busy;
-use crate::net::queue::{Slot, Slots, Ticket};
-use crate::provision::bounded_cache::Recent;
+use crate::images::build_queue::BuildQueue;
+use crate::images::catalog::Catalog;
+use crate::net::drain::Drain;
+use crate::net::queue::{FairQueue, Permit, Ticket};
+use crate::provision::bounded_cache::BoundedCache;
 use crate::provision::legacy::{Advance, Installs};
 use crate::state::{Change, Happening, Identity, Recorder};
 use crate::sys::clock::now_ms;
 
 /// The server that a connection belongs to.
-pub struct Service {
+pub struct InstallContext {
     /// What it was told.
     pub settings: Settings,
     /// The port that sends the root filesystem.
@@ -22,28 +22,28 @@ pub struct Service {
     /// The port that sends ranges.
     pub fetch_port: u16,
     /// What to install.
-    pub library: Arc<Library>,
+    pub library: Arc<Catalog>,
     /// The same as images.
-    pub builds: Arc<Builds>,
+    pub builds: Arc<BuildQueue>,
     /// What is remembered.
     pub recorder: Arc<Recorder>,
     /// Who may transfer.
-    pub slots: Arc<Slots>,
+    pub slots: Arc<FairQueue>,
     /// What keeps the server from ending at once when it is told to.
-    pub busy: Busy,
+    pub busy: Drain,
     /// Who was last heard on the control connection from an address.
-    pub heard: Recent<IpAddr, Identity>,
+    pub last_identity: BoundedCache<IpAddr, Identity>,
     /// Pis, by key, that were told to wait, and why if something is wrong: that they ask again
     /// is no news.
-    pub waiting: Recent<String, String>,
+    pub waiting: BoundedCache<String, String>,
     /// Old Pis that were told to format.
     pub installs: Installs,
 }
 
-impl Service {
+impl InstallContext {
     /// Who is behind this address, as far as is known.
     pub fn who(&self, address: IpAddr) -> Identity {
-        self.heard.find(&address).unwrap_or_else(|| Identity::of(address))
+        self.last_identity.find(&address).unwrap_or_else(|| Identity::of(address))
     }
 
     /// Takes note of what happened to a Pi.
@@ -55,8 +55,8 @@ impl Service {
 
     /// Puts a Pi at the end of the line for a transfer.
     #[must_use]
-    pub fn line_up(&self, pi: Identity) -> InLine<'_> {
-        InLine { service: self, pi, ticket: self.slots.queue(), told: 0 }
+    pub fn line_up(&self, pi: Identity) -> QueueGuard<'_> {
+        QueueGuard { service: self, pi, ticket: self.slots.queue(), told: 0 }
     }
 
     /// When more Pis want to be served than may at once, everybody who looks is to see it.
@@ -86,19 +86,19 @@ impl Service {
 }
 
 /// A Pi in the line for a transfer; it gives its place up when this is dropped.
-pub struct InLine<'a> {
-    service: &'a Service,
+pub struct QueueGuard<'a> {
+    service: &'a InstallContext,
     pi: Identity,
     ticket: Ticket,
     told: u32,
 }
 
-impl InLine<'_> {
+impl QueueGuard<'_> {
     /// Waits for a slot.
     ///
     /// # Errors
     /// How many are first, when that has changed: the Pi is to be told, and then to wait again.
-    pub async fn turn(&mut self) -> Result<Slot, u32> {
+    pub async fn turn(&mut self) -> Result<Permit, u32> {
         let place = match self.ticket.turn(self.told).await {
             Ok(slot) => return Ok(slot),
             Err(place) => place,
@@ -116,7 +116,7 @@ impl InLine<'_> {
     }
 }
 
-impl Drop for InLine<'_> {
+impl Drop for QueueGuard<'_> {
     fn drop(&mut self) {
         if self.told > 0 {
             // Whoever leaves without a slot is not to be counted any more.

@@ -9,20 +9,20 @@ use piman_core::hash::Hash;
 use piman_core::install::layout::filesystem_bytes;
 use piman_core::install::manifest::{self, Manifest};
 use piman_core::install::{
-    Date, Event, Fleet, Hello, Installation, Milestone, More, Offer, Plan, REVISION, Stage, sums,
+    Date, Event, Hello, InstallPolicy, Installation, Milestone, More, Offer, Plan, REVISION, Stage, sums,
 };
 use piman_core::{Error, drive};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
-use crate::images::build_queue::Prepared;
+use crate::images::build_queue::Availability;
 use crate::images::sign;
-use crate::images::source::{Archive, Servable};
-use crate::net::drain::BusyWith;
+use crate::images::source::{Archive, SourceState};
+use crate::net::drain::InFlight;
 use crate::net::socket::tune;
 use crate::net::timeout::Heard;
 use crate::net::timeout::Timed;
-use crate::provision::context::Service;
+use crate::provision::context::InstallContext;
 use crate::provision::legacy::Advance;
 use crate::state::{Change, Facts, Happening, Identity};
 use crate::sys::clock::now_ms;
@@ -40,12 +40,12 @@ const LINE: usize = 640;
 const NOISE_SHOWN: usize = 120;
 
 /// Talks to one Pi until it or the conversation ends.
-pub async fn attend(stream: TcpStream, address: IpAddr, service: Arc<Service>) {
+pub async fn attend(stream: TcpStream, address: IpAddr, service: Arc<InstallContext>) {
     tune(&stream);
     let date = if service.settings.date { local_time() } else { None };
-    let heard = Heard::default();
-    let mut io = Timed::new(stream, &service.settings.patience, &heard);
-    let mut guest = Guest::new(&service, address, &heard);
+    let last_identity = Heard::default();
+    let mut io = Timed::new(stream, &service.settings.timeouts, &last_identity);
+    let mut guest = ControlConnection::new(&service, address, &last_identity);
     let mut buf = [0; LINE];
     match drive::serve(&mut io, &mut buf, date, &mut guest).await {
         Err(Error::Io(e)) if e.kind() == ErrorKind::TimedOut => {
@@ -69,19 +69,19 @@ fn local_time() -> Option<Date> {
 }
 
 /// The Pi at the other end of one control connection.
-struct Guest<'a> {
-    service: &'a Service,
+struct ControlConnection<'a> {
+    service: &'a InstallContext,
     address: IpAddr,
     /// Who it said it is, and what it can do.
-    said: Option<Box<Said>>,
-    heard: &'a Heard,
+    said: Option<Box<PiInfo>>,
+    last_identity: &'a Heard,
     since: Instant,
     events: u64,
     /// It was told to wait and asks again, so what it says first is known.
     quiet: bool,
     /// Why it has to wait, if something is wrong.
     wrong: String,
-    installing: Option<BusyWith>,
+    installing: Option<InFlight>,
     /// What it was doing when it last said so.
     at: Option<Stage>,
     /// How far it is on its way into the system on its card.
@@ -105,20 +105,20 @@ enum Boot {
     Mounted,
 }
 
-struct Said {
+struct PiInfo {
     pi: Identity,
     root_bytes: u64,
     image: bool,
     signed: bool,
 }
 
-impl<'a> Guest<'a> {
-    fn new(service: &'a Service, address: IpAddr, heard: &'a Heard) -> Self {
+impl<'a> ControlConnection<'a> {
+    fn new(service: &'a InstallContext, address: IpAddr, last_identity: &'a Heard) -> Self {
         Self {
             service,
             address,
             said: None,
-            heard,
+            last_identity,
             since: Instant::now(),
             events: 0,
             quiet: false,
@@ -157,9 +157,9 @@ impl<'a> Guest<'a> {
         // Names are compared exactly, so they are kept in one spelling.
         let name = |n: Option<&str>| n.map(|n| n.to_ascii_lowercase().into_boxed_str());
         let pi = Identity { serial: name(hello.serial), mac: name(hello.mac), address: self.address };
-        self.service.heard.put(self.address, pi.clone());
+        self.service.last_identity.put(self.address, pi.clone());
         self.quiet = self.service.waiting.find(&pi.key()).is_some();
-        self.said = Some(Box::new(Said {
+        self.said = Some(Box::new(PiInfo {
             pi,
             root_bytes: hello.root_bytes,
             image: hello.paths.image,
@@ -211,7 +211,7 @@ impl<'a> Guest<'a> {
     }
 
     /// What there is for this Pi beside the archive itself.
-    fn prepare(&self, archive: &Arc<Archive>, id: Hash) -> Prepared {
+    fn prepare(&self, archive: &Arc<Archive>, id: Hash) -> Availability {
         match &self.said {
             // It takes what is signed, and no image that is made only now.
             Some(said) if said.signed => {
@@ -224,12 +224,12 @@ impl<'a> Guest<'a> {
                         .find_map(|(_, t)| self.service.builds.offer_of(t))
                 };
                 let signed = sign::signed(&self.service.settings.state, id).filter(|_| said.image);
-                signed.and_then(tables).map_or(Prepared::Stream, Prepared::Ready)
+                signed.and_then(tables).map_or(Availability::Archive, Availability::Ready)
             }
             Some(said) if said.image && said.root_bytes > 0 => {
                 self.service.builds.prepare(archive, id, filesystem_bytes(said.root_bytes))
             }
-            _ => Prepared::Stream,
+            _ => Availability::Archive,
         }
     }
 
@@ -250,8 +250,8 @@ impl<'a> Guest<'a> {
     }
 
     /// What is meant for this Pi.
-    fn servable(&self) -> Servable {
-        self.service.library.of(&self.pi()).map_or_else(Servable::Bad, |source| source.servable())
+    fn servable(&self) -> SourceState {
+        self.service.library.of(&self.pi()).map_or_else(SourceState::Bad, |source| source.servable())
     }
 
     /// Gives it its orders, and its installation a name. Nothing on a card is erased for an order
@@ -282,7 +282,7 @@ impl<'a> Guest<'a> {
     }
 }
 
-impl Fleet for Guest<'_> {
+impl InstallPolicy for ControlConnection<'_> {
     fn reinstall_ordered(&mut self) -> bool {
         let open = self.service.recorder.open_orders(&self.pi());
         if open.is_empty() {
@@ -290,16 +290,16 @@ impl Fleet for Guest<'_> {
         }
         // What is on a card is erased only for something that is known to be good.
         let possible = match self.servable() {
-            Servable::Good(archive, id) => match self.prepare(&archive, id) {
-                Prepared::Impossible(reason) => Err(reason),
+            SourceState::Good(archive, id) => match self.prepare(&archive, id) {
+                Availability::Impossible(reason) => Err(reason),
                 _ => Ok(()),
             },
-            Servable::Checking(_) if self.said.is_some() => Ok(()),
-            Servable::Checking(_) => {
+            SourceState::Checking(_) if self.said.is_some() => Ok(()),
+            SourceState::Checking(_) => {
                 self.trouble("a reinstall is ordered, later", "the archive is still being checked");
                 return false;
             }
-            Servable::Bad(reason) => Err(reason),
+            SourceState::Bad(reason) => Err(reason),
         };
         // An old Pi cannot be told to wait, so this is the last moment at which it can be refused.
         let possible = possible.and_then(|()| if self.said.is_none() { self.give() } else { Ok(()) });
@@ -314,9 +314,9 @@ impl Fleet for Guest<'_> {
 
     fn plan(&mut self, hello: bool) -> Plan {
         let (archive, id) = match self.servable() {
-            Servable::Good(archive, id) => (archive, id),
-            Servable::Checking(percent) => return Plan::Wait { seconds: ASK_AGAIN, percent },
-            Servable::Bad(reason) => {
+            SourceState::Good(archive, id) => (archive, id),
+            SourceState::Checking(percent) => return Plan::Wait { seconds: ASK_AGAIN, percent },
+            SourceState::Bad(reason) => {
                 // An old Pi has nothing to lose here; its download waits for a good archive.
                 self.trouble("nothing can be installed", &reason);
                 return Plan::Wait { seconds: ASK_MUCH_LATER, percent: 0 };
@@ -330,10 +330,10 @@ impl Fleet for Guest<'_> {
             return Plan::Format(None);
         }
         let image = match self.prepare(&archive, id) {
-            Prepared::Ready(image) => Some(image),
-            Prepared::Making(percent) => return Plan::Wait { seconds: ASK_AGAIN, percent },
-            Prepared::Stream => None,
-            Prepared::Impossible(reason) => {
+            Availability::Ready(image) => Some(image),
+            Availability::Making(percent) => return Plan::Wait { seconds: ASK_AGAIN, percent },
+            Availability::Archive => None,
+            Availability::Impossible(reason) => {
                 self.trouble("nothing can be installed on this card", &reason);
                 return Plan::Wait { seconds: ASK_MUCH_LATER, percent: 0 };
             }
@@ -362,10 +362,10 @@ impl Fleet for Guest<'_> {
             Event::TooLong => log::debug!("{}: noise: a line without an end", self.address),
             Event::Hello(hello) => self.hello(hello),
             Event::Found { installed } => {
-                self.heard.report();
+                self.last_identity.report();
                 if self.said.is_none() {
                     // Whoever had this address before, this one gives no name.
-                    self.service.heard.put(self.address, Identity::of(self.address));
+                    self.service.last_identity.put(self.address, Identity::of(self.address));
                 }
                 let text =
                     if installed { "reports a system on its card" } else { "reports no system on its card" };
@@ -406,7 +406,7 @@ impl Fleet for Guest<'_> {
                 self.happened("milestone", "has set its clock".into(), change);
             }
             Event::Milestone(milestone) => {
-                self.heard.report();
+                self.last_identity.report();
                 match milestone {
                     Milestone::ReceivedBoot => self.installing = None,
                     Milestone::FinishedMounting if self.boot == Boot::Told => self.boot = Boot::Mounted,
@@ -428,7 +428,7 @@ impl Fleet for Guest<'_> {
             Event::Committed { id, installation } => self.installed(id, installation),
             Event::Failed { stage: at, text } => self.failed(at, text),
             Event::Formatted => {
-                self.heard.end();
+                self.last_identity.end();
                 self.installing = None;
                 if self.said.is_some() {
                     return; // It says `committed`.
@@ -442,7 +442,7 @@ impl Fleet for Guest<'_> {
     }
 }
 
-impl Guest<'_> {
+impl ControlConnection<'_> {
     /// It closed the connection.
     fn gone(&mut self) {
         if self.boot == Boot::Mounted {

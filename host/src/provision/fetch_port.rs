@@ -17,10 +17,10 @@ use crate::images::ext4::Image;
 use crate::images::sign;
 use crate::images::source::Archive;
 use crate::net::min_rate::Watch;
-use crate::net::queue::Slot;
+use crate::net::queue::Permit;
 use crate::net::sendfile;
 use crate::net::socket::{reset_at_close, tune};
-use crate::provision::context::Service;
+use crate::provision::context::InstallContext;
 use crate::state::Identity;
 use crate::state::archive_facts::Content;
 
@@ -35,7 +35,7 @@ const CHECKING: Duration = Duration::from_secs(5);
 const LOOK: Duration = Duration::from_millis(100);
 
 /// Answers the requests of one connection.
-pub async fn answer(stream: TcpStream, address: IpAddr, service: Arc<Service>) {
+pub async fn answer(stream: TcpStream, address: IpAddr, service: Arc<InstallContext>) {
     tune(&stream);
     let pi = service.who(address);
     let mut session = Session { stream, service: &service, pi, slot: None, held: None };
@@ -52,10 +52,10 @@ pub async fn answer(stream: TcpStream, address: IpAddr, service: Arc<Service>) {
 
 struct Session<'a> {
     stream: TcpStream,
-    service: &'a Service,
+    service: &'a InstallContext,
     /// Who it was when it connected.
     pi: Identity,
-    slot: Option<Slot>,
+    slot: Option<Permit>,
     /// What was asked for last: it stays open for this agent when it is replaced.
     held: Option<Object>,
 }

@@ -1,13 +1,13 @@
 //! When an old Pi is installed: it proves nothing by one thing alone.
 
-use crate::provision::bounded_cache::Recent;
+use crate::provision::bounded_cache::BoundedCache;
 use std::net::IpAddr;
 use std::time::Instant;
 
 /// What an old Pi has done since it was told to format. It proves nothing by one thing alone:
 /// one kind reports the end first and downloads then, the other does it the other way round.
 #[derive(Debug, Default)]
-pub struct Installs(Recent<IpAddr, Install>);
+pub struct Installs(BoundedCache<IpAddr, Install>);
 
 #[derive(Debug, Clone, Copy)]
 struct Install {

@@ -22,17 +22,17 @@ use tokio::runtime::Runtime;
 use tokio::task::JoinHandle as Task;
 
 use crate::config::Settings;
-use crate::images::build_queue::Builds;
-use crate::images::catalog::{Library, News};
+use crate::images::build_queue::BuildQueue;
+use crate::images::catalog::{Catalog, News};
 use crate::images::source::Source;
-use crate::net::drain::Busy;
+use crate::net::drain::Drain;
 use crate::net::listen::{Gate, accept, bind};
-use crate::net::queue::Slots;
-use crate::net::workers::Lanes;
+use crate::net::queue::FairQueue;
+use crate::net::workers::WorkerPool;
 use crate::state::{Recorder, State};
 use crate::sys::clock::now_ms;
-use bounded_cache::Recent;
-use context::Service;
+use bounded_cache::BoundedCache;
+use context::InstallContext;
 use legacy::Installs;
 
 /// How long a Pi is expected to come back, in milliseconds: 30 days.
@@ -64,19 +64,19 @@ pub struct Shared {
     /// The same, to be noted in.
     pub recorder: Arc<Recorder>,
     /// What keeps the server from ending at once.
-    pub busy: Busy,
+    pub busy: Drain,
 }
 
 /// The service at work.
 pub struct Running {
     /// What its connections share.
-    pub service: Arc<Service>,
+    pub service: Arc<InstallContext>,
     /// The control port.
     pub accepting: Task<()>,
     /// The ports that send archives and images: a Pi that was told to format still comes here
     /// while the server is being stopped.
     pub sending: [Task<()>; 2],
-    lanes: Arc<Lanes>,
+    lanes: Arc<WorkerPool>,
     threads: Vec<JoinHandle<()>>,
     stop_files: Arc<reinstall_file::Stop>,
 }
@@ -116,8 +116,8 @@ impl Bound {
     ) -> anyhow::Result<Running> {
         let Self { addresses, archive, listeners } = self;
         let images = settings.images.then_some(settings.state.as_path());
-        let (builds, images_thread) =
-            Builds::start(images, Arc::clone(&recorder)).context("opening the images in the state folder")?;
+        let (builds, images_thread) = BuildQueue::start(images, Arc::clone(&recorder))
+            .context("opening the images in the state folder")?;
         let stop_files = Arc::new(reinstall_file::Stop::default());
         let mut threads: Vec<JoinHandle<()>> = images_thread.into_iter().collect();
         if let Some(file) = &settings.reinstall_file {
@@ -125,9 +125,9 @@ impl Bound {
         }
         let (for_tell, tell_builds) = (Arc::clone(&recorder), Arc::clone(&builds));
         let tell_state = Arc::clone(&state);
-        let shelf: Arc<OnceLock<Weak<Library>>> = Arc::default();
+        let shelf: Arc<OnceLock<Weak<Catalog>>> = Arc::default();
         let tell_shelf = Arc::clone(&shelf);
-        let library = Library::open(
+        let library = Catalog::open(
             state,
             archive,
             Arc::new(move |path: &Path, news: News<'_>| {
@@ -148,16 +148,16 @@ impl Bound {
         let library = library.context("starting a thread")?;
         // Set once, here.
         let _ = shelf.set(Arc::downgrade(&library));
-        let service = Arc::new(Service {
+        let service = Arc::new(InstallContext {
             rootfs_port: addresses.rootfs.port(),
             fetch_port: addresses.fetch.port(),
             library,
             builds,
             recorder,
-            slots: Slots::new(settings.slots),
+            slots: FairQueue::new(settings.slots),
             busy,
-            heard: Recent::default(),
-            waiting: Recent::default(),
+            last_identity: BoundedCache::default(),
+            waiting: BoundedCache::default(),
             installs: Installs::default(),
             settings: settings.clone(),
         });
@@ -174,7 +174,7 @@ impl Bound {
                 }
             })));
         let cores = std::thread::available_parallelism().map_or(2, usize::from);
-        let lanes = Arc::new(Lanes::start(cores).context("starting the threads for transfers")?);
+        let lanes = Arc::new(WorkerPool::start(cores).context("starting the threads for transfers")?);
         let [rootfs_lanes, fetch_lanes] = [&lanes, &lanes].map(Arc::clone);
         let sending = [
             bulk.spawn(ended(accept(rootfs_listener, gate("rootfs"), move |stream, address, pass| {

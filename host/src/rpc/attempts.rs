@@ -124,7 +124,7 @@ impl Table {
         if self.warned.is_none_or(|at| now.saturating_duration_since(at) > Duration::from_secs(1)) {
             self.warned = Some(now);
             log::warn!(
-                "talks: {address}: login refused, its password was not looked at: too many wrong passwords {whose}"
+                "rpc: {address}: login refused, its password was not looked at: too many wrong passwords {whose}"
             );
         }
     }

@@ -1,15 +1,15 @@
-//! A client of the talks service.
+//! A client of the rpc service.
 
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use piman_core::talks::Protocol;
+use piman_core::rpc::Protocol;
 use tokio::net::{TcpStream, ToSocketAddrs, UnixStream};
 use tokio::time::timeout;
 
 use super::engine::{Answer, Functions, Peer, Request};
-use super::login::{NoTalk, Secret, join};
+use super::login::{RpcError, Secret, join};
 use crate::net::socket::Living;
 
 /// Binds nothing.
@@ -28,18 +28,18 @@ impl Functions for Nothing {
 /// a task of its own until [`Peer::close`] or the end.
 ///
 /// # Errors
-/// [`NoTalk`].
+/// [`RpcError`].
 pub async fn connect(
     server: impl ToSocketAddrs,
     protocol: impl Into<Protocol>,
     secret: Secret,
     functions: Arc<dyn Functions>,
     within: Duration,
-) -> Result<Peer, NoTalk> {
+) -> Result<Peer, RpcError> {
     let protocol = protocol.into();
     let began = Instant::now();
     let stream =
-        timeout(within, TcpStream::connect(server)).await.map_err(|_| NoTalk::Unreachable(within))??;
+        timeout(within, TcpStream::connect(server)).await.map_err(|_| RpcError::Unreachable(within))??;
     let within = within.saturating_sub(began.elapsed());
     crate::net::socket::tune(&stream);
     let address = Some(stream.peer_addr()?.ip().to_canonical());
@@ -52,8 +52,8 @@ pub async fn connect(
 /// Connects to the operator's socket of a server on this machine.
 ///
 /// # Errors
-/// [`NoTalk`].
-pub async fn connect_operator(socket: &Path, within: Duration) -> Result<Peer, NoTalk> {
+/// [`RpcError`].
+pub async fn connect_operator(socket: &Path, within: Duration) -> Result<Peer, RpcError> {
     let stream = UnixStream::connect(socket).await?;
     let (peer, running) = join(stream, None, Protocol::Piman, None, Arc::new(Nothing), within).await?;
     tokio::spawn(running);

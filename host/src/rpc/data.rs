@@ -3,10 +3,10 @@
 use std::fmt::{self, Write as _};
 
 use anyhow::{Context as _, bail};
-use piman_core::talks::{Class, Encode, Kind, NoRoom, Out, Value};
+use piman_core::rpc::{Class, Encode, Kind, NoRoom, Out, Value};
 use serde_json::{Map, Value as Json, json};
 
-/// A value, as [`piman_core::talks::Value`] but on its own.
+/// A value, as [`piman_core::rpc::Value`] but on its own.
 #[derive(Debug, Clone, PartialEq)]
 #[expect(missing_docs, reason = "as in the core")]
 pub enum Data {

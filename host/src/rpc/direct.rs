@@ -6,12 +6,12 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use clap::Args;
-use piman_core::talks::{ID, PORT, Protocol};
+use piman_core::rpc::{ID, PORT, Protocol};
 
 use super::client::connect;
 use super::data::Data;
 use super::engine::{Answer, CallError, Functions, Peer, Request};
-use super::login::{NoTalk, Secret};
+use super::login::{RpcError, Secret};
 use crate::sys::random;
 
 /// The longest wait for a connection and a login.
@@ -94,9 +94,9 @@ pub(crate) fn ask(
 }
 
 /// What the operator can do about it.
-fn advice(e: NoTalk) -> anyhow::Error {
+fn advice(e: RpcError) -> anyhow::Error {
     match e {
-        NoTalk::NoPassword => anyhow::anyhow!("{e}: give it with --password-file FILE"),
+        RpcError::NoPassword => anyhow::anyhow!("{e}: give it with --password-file FILE"),
         other => other.into(),
     }
 }

@@ -9,11 +9,12 @@ use std::time::{Duration, Instant};
 use anyhow::ensure;
 use piman_core::Error;
 use piman_core::error::PeerError;
-use piman_core::frame::{Frames, GO, Mail, Role};
-use piman_core::talks::auth::{
-    Challenge, EITHER, Handshake, KEY_CONTEXT, Keyed, LOGIN_MS, LoginOut, PENALTY_MS, Verdict, admits, same,
+use piman_core::messages::{Frames, GO, Mail, Role};
+use piman_core::rpc::auth::{
+    Authenticator, Challenge, EITHER, Handshake, KEY_CONTEXT, LOGIN_MS, LoginOut, PENALTY_MS, Verdict, same,
+    verify,
 };
-use piman_core::talks::{Codec, Encode, LoginError, Protocol, prove};
+use piman_core::rpc::{Codec, Encode, LoginError, Protocol, prove};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::time::{sleep, timeout, timeout_at};
 
@@ -62,7 +63,7 @@ impl std::fmt::Debug for Secret {
     }
 }
 
-impl Keyed for Secret {
+impl Authenticator for Secret {
     fn tag(&self, parts: &[&[u8]]) -> [u8; 32] {
         let mut hasher = blake3::Hasher::new_keyed(&self.key);
         for part in parts {
@@ -74,13 +75,13 @@ impl Keyed for Secret {
 
 /// Why there is no talk.
 #[derive(Debug, thiserror::Error)]
-pub enum NoTalk {
+pub enum RpcError {
     /// The peer does not have our password, or we do not have its.
     #[error("the password is wrong")]
     Denied,
     /// The server does not know the password: it may not be the one that is meant.
     #[error("the server does not know the password; is it the right server?")]
-    Impostor,
+    ServerNotTrusted,
     /// The server wants a password, and we have none.
     #[error("the server wants a password, and none was given")]
     NoPassword,
@@ -89,7 +90,7 @@ pub enum NoTalk {
     Unseen,
     /// No login in time.
     #[error("the client did not log in within {} s", .0.as_secs_f32())]
-    Silent(Duration),
+    Timeout(Duration),
     /// The server does not answer the login.
     #[error("{}", unanswered(*.within, *.protocol))]
     Unanswered {
@@ -119,7 +120,7 @@ pub enum NoTalk {
     Unreachable(Duration),
     /// Something else than talks.
     #[error("the peer does not speak this protocol")]
-    Stranger,
+    Unauthenticated,
     /// The connection failed.
     #[error("the connection failed: {0}")]
     Io(#[from] io::Error),
@@ -148,7 +149,7 @@ fn hint(protocol: Protocol) -> &'static str {
     }
 }
 
-impl From<Lost> for NoTalk {
+impl From<Lost> for RpcError {
     fn from(lost: Lost) -> Self {
         Self::Lost(lost.to_string())
     }
@@ -162,26 +163,26 @@ pub(super) async fn serve<S: AsyncRead + AsyncWrite + Unpin>(
     secret: &Secret,
     attempts: &Attempts,
     functions: &Arc<dyn Functions>,
-) -> Result<(), NoTalk> {
+) -> Result<(), RpcError> {
     let within = Duration::from_millis(LOGIN_MS);
     let mut stream = Ahead::new(stream, STALL);
-    match timeout(within, stream.peek()).await.map_err(|_| NoTalk::Silent(within))?? {
+    match timeout(within, stream.peek()).await.map_err(|_| RpcError::Timeout(within))?? {
         None => Ok(()),
         Some(GO) => serve_frames(stream, address, secret, attempts, functions).await,
         first => {
             let (mut stream, mut incoming) = (stream.into_inner(), Pickles::login(first));
             let login = timeout(within, next(&mut stream, &mut incoming)).await;
-            let login = login.map_err(|_| NoTalk::Silent(within))??;
+            let login = login.map_err(|_| RpcError::Timeout(within))??;
             if login.starts_with(EITHER) {
                 // Nothing may follow before our greeting.
                 if !incoming.is_idle() {
-                    return Err(NoTalk::Stranger);
+                    return Err(RpcError::Unauthenticated);
                 }
                 let stream = Ahead::new(stream, STALL);
                 return serve_frames(stream, address, secret, attempts, functions).await;
             }
             let password = secret.password.as_deref();
-            let right = || decode(Codec::Pickle, &login, |value| admits(password, value)) == Some(true);
+            let right = || decode(Codec::Pickle, &login, |value| verify(password, value)) == Some(true);
             if let Err(e) = judge(address, secret, attempts, right) {
                 sleep(Duration::from_millis(PENALTY_MS)).await;
                 stream.write_all(&message(Codec::Pickle, &Verdict(false))).await?;
@@ -204,7 +205,7 @@ async fn serve_frames<S: AsyncRead + AsyncWrite + Unpin>(
     secret: &Secret,
     attempts: &Attempts,
     functions: &Arc<dyn Functions>,
-) -> Result<(), NoTalk> {
+) -> Result<(), RpcError> {
     let within = Duration::from_millis(LOGIN_MS);
     let mut buf = [0; PIECE];
     let opening = async {
@@ -214,10 +215,10 @@ async fn serve_frames<S: AsyncRead + AsyncWrite + Unpin>(
             None => Ok(()),
             Some(_) => challenge(&mut talk, &mut mail, secret, address, attempts).await?,
         };
-        Ok::<_, NoTalk>((talk, mail, judged))
+        Ok::<_, RpcError>((talk, mail, judged))
     };
     let (mut talk, mut mail, judged) =
-        timeout(within, opening).await.map_err(|_| NoTalk::Silent(within))??;
+        timeout(within, opening).await.map_err(|_| RpcError::Timeout(within))??;
     if let Err(e) = judged {
         sleep(Duration::from_millis(PENALTY_MS)).await;
         send(&mut talk, &message(Codec::Postcard, &Verdict(false)), &mut mail).await?;
@@ -235,7 +236,7 @@ fn judge(
     secret: &Secret,
     attempts: &Attempts,
     right: impl FnOnce() -> bool,
-) -> Result<(), NoTalk> {
+) -> Result<(), RpcError> {
     let judged = match address {
         Some(address) if secret.password.is_some() => attempts.judge(address, Instant::now(), right),
         _ if right() => Judged::Right,
@@ -243,8 +244,8 @@ fn judge(
     };
     match judged {
         Judged::Right => Ok(()),
-        Judged::Wrong => Err(NoTalk::Denied),
-        Judged::Unseen => Err(NoTalk::Unseen),
+        Judged::Wrong => Err(RpcError::Denied),
+        Judged::Unseen => Err(RpcError::Unseen),
     }
 }
 
@@ -260,9 +261,9 @@ pub(super) async fn join<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     secret: Option<Secret>,
     functions: Arc<dyn Functions>,
     within: Duration,
-) -> Result<(Peer, Running), NoTalk> {
+) -> Result<(Peer, Running), RpcError> {
     let deadline = tokio::time::Instant::now() + within;
-    let unanswered = move |_| NoTalk::Unanswered { within, protocol };
+    let unanswered = move |_| RpcError::Unanswered { within, protocol };
     let password = secret.as_ref().and_then(|s| s.password.as_deref());
     if protocol != Protocol::Piman {
         let mut login = if protocol == Protocol::Auto { EITHER.to_vec() } else { Vec::new() };
@@ -275,7 +276,7 @@ pub(super) async fn join<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
         // A server that resets the connection has not answered either.
         let first = first.or_else(|e| if lost(&e) { Ok(None) } else { Err(e) })?;
         if first.is_none() {
-            return Err(NoTalk::Closed { midway: false, protocol });
+            return Err(RpcError::Closed { midway: false, protocol });
         }
         if protocol == Protocol::Pickle || first != Some(GO) {
             let incoming = Pickles::login(first);
@@ -298,19 +299,19 @@ pub(super) async fn join<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
         let mut buf = [0; PIECE];
         let opening = async {
             let mut talk = open(&mut stream, Role::Client, &mut buf).await.map_err(|e| match e {
-                NoTalk::Cut => NoTalk::Closed { midway: false, protocol },
+                RpcError::Cut => RpcError::Closed { midway: false, protocol },
                 other => other,
             })?;
             if let Some(secret) = &secret {
                 prove(&mut talk, secret, random::bytes()).await.map_err(|e| match e {
-                    LoginError::Denied if secret.password.is_none() => NoTalk::NoPassword,
-                    LoginError::Denied => NoTalk::Denied,
-                    LoginError::Impostor => NoTalk::Impostor,
-                    LoginError::Stranger => NoTalk::Stranger,
-                    other => NoTalk::Lost(other.to_string()),
+                    LoginError::Denied if secret.password.is_none() => RpcError::NoPassword,
+                    LoginError::Denied => RpcError::Denied,
+                    LoginError::ServerNotTrusted => RpcError::ServerNotTrusted,
+                    LoginError::Unauthenticated => RpcError::Unauthenticated,
+                    other => RpcError::Lost(other.to_string()),
                 })?;
             }
-            Ok::<_, NoTalk>(talk)
+            Ok::<_, RpcError>(talk)
         };
         let opened = timeout_at(deadline, opening).await.unwrap_or_else(|e| Err(unanswered(e)));
         let mut talk = match opened {
@@ -329,9 +330,9 @@ pub(super) async fn join<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
         biased;
         verdict = &mut login => verdict,
         // It ends at once when the login fails.
-        () = &mut running => return Err(login.try_recv().ok().and_then(Result::err).unwrap_or(NoTalk::Stranger)),
+        () = &mut running => return Err(login.try_recv().ok().and_then(Result::err).unwrap_or(RpcError::Unauthenticated)),
     };
-    verdict.unwrap_or(Err(NoTalk::Stranger))?;
+    verdict.unwrap_or(Err(RpcError::Unauthenticated))?;
     Ok((peer, running))
 }
 
@@ -341,10 +342,10 @@ async fn verdict<S: AsyncRead + Unpin>(
     mut incoming: Pickles,
     protocol: Protocol,
     has_password: bool,
-) -> Result<(S, Pickles), NoTalk> {
+) -> Result<(S, Pickles), RpcError> {
     let verdict = next(&mut stream, &mut incoming).await.map_err(|e| match e {
-        NoTalk::Io(e) if lost(&e) => NoTalk::Closed { midway: true, protocol },
-        NoTalk::Lost(_) => NoTalk::NoAnswer,
+        RpcError::Io(e) if lost(&e) => RpcError::Closed { midway: true, protocol },
+        RpcError::Lost(_) => RpcError::NoAnswer,
         other => other,
     })?;
     match decode(Codec::Pickle, &verdict, Verdict::parse).flatten() {
@@ -352,9 +353,9 @@ async fn verdict<S: AsyncRead + Unpin>(
             incoming.logged_in();
             Ok((stream, incoming))
         }
-        Some(Verdict(false)) if has_password => Err(NoTalk::Denied),
-        Some(Verdict(false)) => Err(NoTalk::NoPassword),
-        None => Err(NoTalk::NoAnswer),
+        Some(Verdict(false)) if has_password => Err(RpcError::Denied),
+        Some(Verdict(false)) => Err(RpcError::NoPassword),
+        None => Err(RpcError::NoAnswer),
     }
 }
 
@@ -366,7 +367,7 @@ fn lost(e: &io::Error) -> bool {
 
 fn tell(ended: Result<(), Lost>) {
     if let Err(e) = ended {
-        log::info!("talks: {e}");
+        log::info!("rpc: {e}");
     }
 }
 
@@ -376,13 +377,13 @@ async fn open<'b, S: AsyncRead + AsyncWrite + Unpin>(
     stream: &'b mut Ahead<S>,
     role: Role,
     buf: &'b mut [u8],
-) -> Result<Talk<'b, S>, NoTalk> {
+) -> Result<Talk<'b, S>, RpcError> {
     let limit = u32::try_from(MESSAGE_MAX).unwrap_or(u32::MAX);
     Frames::open(stream, Clock, role, limit, buf).await.map_err(|e| match e {
-        Error::Io(e) if lost(&e) => NoTalk::Cut,
-        Error::Io(e) => NoTalk::Io(e),
-        Error::Peer(PeerError::Closed) => NoTalk::Cut,
-        other => NoTalk::Lost(other.to_string()),
+        Error::Io(e) if lost(&e) => RpcError::Cut,
+        Error::Io(e) => RpcError::Io(e),
+        Error::Peer(PeerError::Closed) => RpcError::Cut,
+        other => RpcError::Lost(other.to_string()),
     })
 }
 
@@ -393,11 +394,11 @@ async fn challenge<S: AsyncRead + AsyncWrite + Unpin>(
     secret: &Secret,
     address: Option<IpAddr>,
     attempts: &Attempts,
-) -> Result<Result<(), NoTalk>, NoTalk> {
-    let Handshake::Hello(client) = step(talk, mail).await? else { return Err(NoTalk::Stranger) };
+) -> Result<Result<(), RpcError>, RpcError> {
+    let Handshake::Hello(client) = step(talk, mail).await? else { return Err(RpcError::Unauthenticated) };
     let challenge = Challenge { client, server: random::bytes() };
     send(talk, &message(Codec::Postcard, &Handshake::Challenge(challenge.server)), mail).await?;
-    let Handshake::Proof(proof) = step(talk, mail).await? else { return Err(NoTalk::Stranger) };
+    let Handshake::Proof(proof) = step(talk, mail).await? else { return Err(RpcError::Unauthenticated) };
     let right = || secret.password.is_none() || same(&challenge.client_proof(secret), &proof);
     if let Err(e) = judge(address, secret, attempts, right) {
         return Ok(Err(e));
@@ -410,32 +411,32 @@ async fn challenge<S: AsyncRead + AsyncWrite + Unpin>(
 async fn step<S: AsyncRead + AsyncWrite + Unpin>(
     talk: &mut Talk<'_, S>,
     mail: &mut Mail,
-) -> Result<Handshake, NoTalk> {
+) -> Result<Handshake, RpcError> {
     let message = whole(talk, mail).await?;
-    decode(Codec::Postcard, &message, Handshake::parse).flatten().ok_or(NoTalk::Stranger)
+    decode(Codec::Postcard, &message, Handshake::parse).flatten().ok_or(RpcError::Unauthenticated)
 }
 
 /// The next whole message.
 async fn whole<S: AsyncRead + AsyncWrite + Unpin>(
     talk: &mut Talk<'_, S>,
     mail: &mut Mail,
-) -> Result<Vec<u8>, NoTalk> {
+) -> Result<Vec<u8>, RpcError> {
     while mail.whole.is_empty() {
-        if !talk.receive(mail).await.map_err(|e| NoTalk::Lost(e.to_string()))? {
-            return Err(NoTalk::Io(io::ErrorKind::UnexpectedEof.into()));
+        if !talk.receive(mail).await.map_err(|e| RpcError::Lost(e.to_string()))? {
+            return Err(RpcError::Io(io::ErrorKind::UnexpectedEof.into()));
         }
     }
     Ok(mail.whole.remove(0))
 }
 
 /// The next whole pickle.
-async fn next(stream: &mut (impl AsyncRead + Unpin), incoming: &mut Pickles) -> Result<Vec<u8>, NoTalk> {
+async fn next(stream: &mut (impl AsyncRead + Unpin), incoming: &mut Pickles) -> Result<Vec<u8>, RpcError> {
     loop {
         if let Some(message) = incoming.next()? {
             return Ok(message);
         }
         if !incoming.read(stream).await? {
-            return Err(NoTalk::Io(io::ErrorKind::UnexpectedEof.into()));
+            return Err(RpcError::Io(io::ErrorKind::UnexpectedEof.into()));
         }
     }
 }

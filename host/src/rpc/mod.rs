@@ -1,4 +1,4 @@
-//! The talks service on tokio: calls in both directions, with old peers and our own.
+//! The rpc service on tokio: calls in both directions, with old peers and our own.
 //!
 //! | file | what lives there |
 //! |---|---|
@@ -18,18 +18,18 @@
 
 mod attempts;
 mod client;
+pub(crate) mod connected;
 mod data;
 pub(crate) mod direct;
 mod engine;
-pub(crate) mod fleet;
 mod login;
 mod server;
 mod wire;
 
 pub use client::{Nothing, connect, connect_operator};
+pub use connected::{ConnectedPis, SOCKET};
 pub use data::Data;
 pub use direct::Direct;
 pub use engine::{Answer, CallError, Functions, Peer, Request};
-pub use fleet::{Fleet, SOCKET};
-pub use login::{NoTalk, Secret};
+pub use login::{RpcError, Secret};
 pub use server::{Plan, Server};

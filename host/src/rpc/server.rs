@@ -1,4 +1,4 @@
-//! The port of the talks service, and the operator's socket.
+//! The port of the rpc service, and the operator's socket.
 
 use std::io;
 use std::net::SocketAddr;
@@ -12,9 +12,9 @@ use tokio::net::UnixListener;
 use tokio::task::JoinHandle;
 
 use super::attempts::Attempts;
+use super::connected::{ConnectedPis, Operator};
 use super::engine::Functions;
-use super::fleet::{Fleet, Operator};
-use super::login::{NoTalk, Secret, serve};
+use super::login::{RpcError, Secret, serve};
 use crate::net::listen::{Gate, accept};
 use crate::net::socket::Living;
 
@@ -38,20 +38,20 @@ pub struct Plan {
 #[derive(Debug)]
 pub struct Server {
     address: SocketAddr,
-    fleet: Fleet,
+    fleet: ConnectedPis,
     socket: Option<PathBuf>,
     tasks: Vec<JoinHandle<()>>,
 }
 
 impl Server {
-    /// Starts on the runtime this is called in. `functions` are what peers may call; a [`Fleet`] keeps
+    /// Starts on the runtime this is called in. `functions` are what peers may call; a [`ConnectedPis`] keeps
     /// account of them.
     ///
     /// # Errors
     /// If the operator's socket cannot be made.
-    pub fn start(plan: Plan, fleet: Fleet, functions: Arc<dyn Functions>) -> anyhow::Result<Self> {
+    pub fn start(plan: Plan, fleet: ConnectedPis, functions: Arc<dyn Functions>) -> anyhow::Result<Self> {
         let address = plan.listener.local_addr()?;
-        let gate = Gate::new("talks", plan.connections, plan.connections_per_address);
+        let gate = Gate::new("rpc", plan.connections, plan.connections_per_address);
         let mut tasks = Vec::new();
         if let Some(path) = &plan.operator {
             let listener = bind_operator(path)?;
@@ -67,8 +67,8 @@ impl Server {
                 match serve(Living::new(stream), Some(address), secret, attempts, &functions).await {
                     Ok(()) => {}
                     // The limit has a line of its own, which does not flood the log.
-                    Err(e @ NoTalk::Unseen) => log::debug!("talks: {address}: {e}"),
-                    Err(e) => log::info!("talks: {address}: {e}"),
+                    Err(e @ RpcError::Unseen) => log::debug!("rpc: {address}: {e}"),
+                    Err(e) => log::info!("rpc: {address}: {e}"),
                 }
                 drop(pass);
             }
@@ -134,12 +134,12 @@ async fn operate(listener: UnixListener, operator: Arc<dyn Functions>) {
                 let (operator, attempts) = (Arc::clone(&operator), Attempts::new(Instant::now()));
                 tokio::spawn(async move {
                     if let Err(e) = serve(stream, None, &Secret::new(None), &attempts, &operator).await {
-                        log::debug!("talks: operator: {e}");
+                        log::debug!("rpc: operator: {e}");
                     }
                 });
             }
             Err(e) => {
-                log::error!("talks: operator: {e}; again in 1 s");
+                log::error!("rpc: operator: {e}; again in 1 s");
                 tokio::time::sleep(Duration::from_secs(1)).await;
             }
         }

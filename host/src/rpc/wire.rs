@@ -6,10 +6,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use piman_core::Error;
-use piman_core::frame::{Frames, Mail, SendError};
-use piman_core::talks::DecodeError;
-use piman_core::talks::auth::LOGIN_MAX;
-use piman_core::talks::pickle::Scanner;
+use piman_core::messages::{Frames, Mail, SendError};
+use piman_core::rpc::DecodeError;
+use piman_core::rpc::auth::LOGIN_MAX;
+use piman_core::rpc::pickle::Scanner;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};

@@ -19,7 +19,7 @@ use tokio::time::Instant;
 
 use crate::config::Settings;
 use crate::images::source::Source;
-use crate::net::drain::Busy;
+use crate::net::drain::Drain;
 use crate::net::listen::{Gate, bind};
 use crate::state::{self, Identity, Recorder, Sqlite, State};
 use crate::{messages, netboot, provision, rpc};
@@ -36,11 +36,11 @@ const FLUSH: Duration = Duration::from_secs(5);
 pub struct Addresses {
     pub install: Option<provision::Addresses>,
     pub transfer: Option<SocketAddr>,
-    pub stream: Option<SocketAddr>,
+    pub telemetry: Option<SocketAddr>,
     pub tftp: Option<SocketAddr>,
     /// The mode and the interface.
     pub dhcp: Option<String>,
-    pub talks: Option<SocketAddr>,
+    pub rpc: Option<SocketAddr>,
     /// The channels with their names.
     pub messages: Vec<(String, SocketAddr)>,
 }
@@ -53,9 +53,9 @@ impl Addresses {
             (ROOTFS_PORT, self.install.map(|i| i.rootfs)),
             (FETCH_PORT, self.install.map(|i| i.fetch)),
             (piman_core::transfer::PORT, self.transfer),
-            (piman_core::stream::PORT, self.stream),
-            (piman_core::talks::PORT, self.talks),
-            (piman_core::frame::PORT, self.messages.first().map(|(_, address)| *address)),
+            (piman_core::telemetry::PORT, self.telemetry),
+            (piman_core::rpc::PORT, self.rpc),
+            (piman_core::messages::PORT, self.messages.first().map(|(_, address)| *address)),
         ];
         serial::Services(all.into_iter().filter_map(|(port, address)| Some((port, address?))).collect())
     }
@@ -65,7 +65,7 @@ impl Addresses {
 pub struct Server {
     addresses: Addresses,
     install: Option<provision::Running>,
-    busy: Busy,
+    busy: Drain,
     recorder: Arc<Recorder>,
     shutdown: Duration,
     /// Decisions have threads of their own: a disk that is slow to read for a transfer delays none.
@@ -73,7 +73,7 @@ pub struct Server {
     bulk: Runtime,
     listeners: Vec<tokio::task::JoinHandle<()>>,
     state_thread: JoinHandle<()>,
-    talks: Option<rpc::Server>,
+    rpc: Option<rpc::Server>,
     messages: Option<messages::Running>,
     lines: Vec<Listening>,
 }
@@ -105,24 +105,24 @@ impl Server {
             .transfer
             .as_ref()
             .map(|s| Bound::transfer(s, ip, (settings.stall, settings.old), gate("transfer")));
-        let stream = settings.stream.as_ref().map(|s| Bound::stream(s, ip, gate("stream")));
-        let (transfer, stream) = (transfer.transpose()?, stream.transpose()?);
+        let telemetry = settings.telemetry.as_ref().map(|s| Bound::telemetry(s, ip, gate("telemetry")));
+        let (transfer, telemetry) = (transfer.transpose()?, telemetry.transpose()?);
         let netboot = settings.netboot.as_ref().map(|n| netboot::Bound::open(n, ip)).transpose()?;
-        let talks_listener = settings.talks_port.map(|port| bind(ip, port, "--talks-port")).transpose()?;
+        let rpc_listener = settings.rpc_port.map(|port| bind(ip, port, "--rpc-port")).transpose()?;
         let messages = settings.messages.as_ref().map(messages::Bound::open).transpose()?;
         let secret = secret(&settings)?;
         let addresses = Addresses {
             install: install.as_ref().map(|i| i.addresses),
             transfer: transfer.as_ref().map(|t| t.address),
-            stream: stream.as_ref().map(|s| s.address),
+            telemetry: telemetry.as_ref().map(|s| s.address),
             tftp: netboot.as_ref().map(|n| n.tftp),
             dhcp: netboot.as_ref().and_then(netboot::Bound::dhcp),
-            talks: talks_listener.as_ref().map(std::net::TcpListener::local_addr).transpose()?,
+            rpc: rpc_listener.as_ref().map(std::net::TcpListener::local_addr).transpose()?,
             messages: messages.as_ref().map_or_else(Vec::new, |m| m.addresses.clone()),
         };
 
         let (recorder, state_thread) = Recorder::start(Arc::clone(&state)).context("starting a thread")?;
-        let busy = Busy::default();
+        let busy = Drain::default();
         let cores = std::thread::available_parallelism().map_or(2, usize::from);
         let control = runtime("control", 2)?;
         let bulk = runtime("bulk", cores.max(2))?;
@@ -133,8 +133,8 @@ impl Server {
         };
         let install = install.map(|i| i.start(&settings, shared, &control, &bulk)).transpose()?;
         let here = control.enter();
-        let fleet = rpc::Fleet::default();
-        let talks = talks_listener.map(|listener| {
+        let fleet = rpc::ConnectedPis::default();
+        let rpc = rpc_listener.map(|listener| {
             let plan = rpc::Plan {
                 listener,
                 operator: Some(settings.state.join(rpc::SOCKET)),
@@ -144,7 +144,7 @@ impl Server {
             };
             rpc::Server::start(plan, fleet.clone(), Arc::new(fleet))
         });
-        let talks = talks.transpose()?;
+        let rpc = rpc.transpose()?;
         drop(here);
         // Bulk bytes like any others: decisions have threads of their own.
         let messages = {
@@ -162,7 +162,7 @@ impl Server {
             None => Identity::of(address).key(),
         };
         let who: Who = Arc::new(who);
-        listeners.extend([transfer, stream].into_iter().flatten().map(|b| b.start(&busy, &who, &bulk)));
+        listeners.extend([transfer, telemetry].into_iter().flatten().map(|b| b.start(&busy, &who, &bulk)));
         let services = addresses.by_port();
         let lines = serial::start(&settings.serial, &services)?;
         if let Some(first) = settings.bluetooth {
@@ -179,7 +179,7 @@ impl Server {
             bulk,
             listeners,
             state_thread,
-            talks,
+            rpc,
             messages,
             lines,
         })
@@ -225,7 +225,7 @@ impl Server {
             listener.abort();
         }
         // Calls are short: whoever waits for one hears at once that the server is gone.
-        drop(self.talks);
+        drop(self.rpc);
         let lines = self.lines;
         let messages = self.messages;
         self.control.block_on(async {
@@ -277,11 +277,11 @@ impl Server {
     }
 }
 
-/// The password of the talks port.
+/// The password of the rpc port.
 fn secret(settings: &Settings) -> anyhow::Result<rpc::Secret> {
-    let Some(file) = &settings.talks_password_file else {
-        if settings.talks_port.is_some() {
-            log::warn!("talks: without --talks-password-file everybody may connect and pass for a Pi");
+    let Some(file) = &settings.rpc_password_file else {
+        if settings.rpc_port.is_some() {
+            log::warn!("rpc: without --rpc-password-file everybody may connect and pass for a Pi");
         }
         return Ok(rpc::Secret::new(None));
     };

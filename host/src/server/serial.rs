@@ -64,7 +64,7 @@ pub fn start(lines: &[Line], services: &Services) -> anyhow::Result<Vec<Listenin
     Ok(all)
 }
 
-/// Listens on Bluetooth channels: stream on the first, transfer and talks on the next two.
+/// Listens on Bluetooth channels: telemetry on the first, transfer and rpc on the next two.
 ///
 /// # Errors
 /// If there is no Bluetooth or a channel is taken.
@@ -72,13 +72,13 @@ pub fn start(lines: &[Line], services: &Services) -> anyhow::Result<Vec<Listenin
 pub fn start_bluetooth(first: u8, services: &Services) -> anyhow::Result<()> {
     use anyhow::ensure;
     use pi_agent::reach::bluetooth::{CHANNEL_MAX, listen};
-    use piman_core::{stream, talks, transfer};
+    use piman_core::{rpc, telemetry, transfer};
     ensure!(
         (1..=CHANNEL_MAX - 2).contains(&first),
         "--bluetooth takes a channel of 1 to {}",
         CHANNEL_MAX - 2
     );
-    for (channel, port) in (first..).zip([stream::PORT, transfer::PORT, talks::PORT]) {
+    for (channel, port) in (first..).zip([telemetry::PORT, transfer::PORT, rpc::PORT]) {
         let services = services.clone();
         if services.find(port).is_err() {
             continue;

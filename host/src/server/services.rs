@@ -1,4 +1,4 @@
-//! The transfer and the stream service as parts of a server: both are off unless they have a folder.
+//! The transfer and the telemetry service as parts of a server: both are off unless they have a folder.
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
@@ -9,13 +9,13 @@ use anyhow::Context;
 use tokio::runtime::Runtime;
 use tokio::task::JoinHandle;
 
-use crate::config::services::{StreamSettings, TransferSettings};
-use crate::net::drain::Busy;
+use crate::config::services::{TelemetrySettings, TransferSettings};
+use crate::net::drain::Drain;
 use crate::net::listen::{Gate, bind};
 use crate::net::min_rate::Limits;
 use crate::net::socket::tune;
-use crate::telemetry::{Shelf, Streams};
-use crate::transfer::{Folder, Patience, Transfers};
+use crate::telemetry::{RecordStore, TelemetryServer};
+use crate::transfer::{Folder, Timeouts, Transfers};
 use crate::{telemetry, transfer};
 
 /// Says as whom an address is known.
@@ -34,7 +34,7 @@ pub struct Bound {
 #[derive(Debug)]
 enum Kind {
     Transfer(Arc<Transfers>, Duration),
-    Stream(Arc<Streams>),
+    Telemetry(Arc<TelemetryServer>),
 }
 
 impl Bound {
@@ -52,20 +52,20 @@ impl Bound {
         let folder =
             Folder::open(&settings.folder).with_context(|| unusable("--transfer-dir", &settings.folder))?;
         let (stall, limits) = limits;
-        let patience = Patience { talk: stall.min(Duration::from_secs(60)), stall, limits };
-        let transfers = Arc::new(Transfers::new(Arc::new(folder), patience));
+        let timeouts = Timeouts { talk: stall.min(Duration::from_secs(60)), stall, limits };
+        let transfers = Arc::new(Transfers::new(Arc::new(folder), timeouts));
         Self::bind(ip, settings.port, "--transfer-port", gate, Kind::Transfer(transfers, settings.keep))
     }
 
-    /// Opens the folder and binds the port of the stream service.
+    /// Opens the folder and binds the port of the telemetry service.
     ///
     /// # Errors
     /// If one of them cannot be used; the message says what to do.
-    pub fn stream(settings: &StreamSettings, ip: IpAddr, gate: Arc<Gate>) -> anyhow::Result<Self> {
-        let shelf = Shelf::open(&settings.folder, settings.rotation, settings.sync)
-            .with_context(|| unusable("--stream-dir", &settings.folder))?;
-        let streams = Arc::new(Streams::new(Arc::new(shelf)));
-        Self::bind(ip, settings.port, "--stream-port", gate, Kind::Stream(streams))
+    pub fn telemetry(settings: &TelemetrySettings, ip: IpAddr, gate: Arc<Gate>) -> anyhow::Result<Self> {
+        let shelf = RecordStore::open(&settings.folder, settings.rotation, settings.sync)
+            .with_context(|| unusable("--telemetry-dir", &settings.folder))?;
+        let streams = Arc::new(TelemetryServer::new(Arc::new(shelf)));
+        Self::bind(ip, settings.port, "--telemetry-port", gate, Kind::Telemetry(streams))
     }
 
     fn bind(ip: IpAddr, port: u16, flag: &str, gate: Arc<Gate>, kind: Kind) -> anyhow::Result<Self> {
@@ -75,7 +75,7 @@ impl Bound {
     }
 
     /// Accepts from now on.
-    pub fn start(self, busy: &Busy, who: &Who, runtime: &Runtime) -> JoinHandle<()> {
+    pub fn start(self, busy: &Drain, who: &Who, runtime: &Runtime) -> JoinHandle<()> {
         let (busy, who) = (busy.clone(), Arc::clone(who));
         runtime.spawn(async move {
             let ended = match self.kind {
@@ -86,7 +86,7 @@ impl Bound {
                     };
                     transfer::run(self.listener, self.gate, transfers, keep, begin).await
                 }
-                Kind::Stream(streams) => {
+                Kind::Telemetry(streams) => {
                     let who = move |address| who(address);
                     telemetry::run(self.listener, self.gate, streams, who, tune).await
                 }

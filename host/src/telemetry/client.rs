@@ -5,7 +5,7 @@ use std::net::{Shutdown, TcpStream};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use piman_core::stream::{self, Acks, Heard};
+use piman_core::telemetry::{self, Acks, Heard};
 
 use crate::net::socket::{dial, timely};
 
@@ -39,7 +39,7 @@ impl Default for Waits {
     }
 }
 
-/// A client of the stream service.
+/// A client of the telemetry service.
 #[derive(Debug)]
 pub struct Client {
     host: String,
@@ -57,7 +57,7 @@ pub struct Client {
 #[derive(Debug)]
 struct Line {
     stream: TcpStream,
-    talk: stream::Client,
+    talk: telemetry::Client,
     /// It greeted before it got anything.
     greeted: bool,
     /// Records that were acknowledged on it.
@@ -161,7 +161,7 @@ impl Line {
     /// Connects, and waits for the greeting if the server `greets` first.
     fn open((host, port): (&str, u16), acks: Acks, waits: Waits, greets: bool) -> io::Result<Self> {
         let stream = dial(host, port, waits.connect, waits.silence)?;
-        let talk = stream::Client::new(acks);
+        let talk = telemetry::Client::new(acks);
         let mut line = Self { stream, talk, greeted: false, written: 0, said: Vec::new() };
         let begun = Instant::now();
         loop {

@@ -6,7 +6,7 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use piman_core::stream::RECORD_MAX;
+use piman_core::telemetry::RECORD_MAX;
 
 /// How often it is looked for more.
 const LOOK: Duration = Duration::from_millis(100);

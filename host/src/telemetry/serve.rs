@@ -8,12 +8,12 @@ use std::time::Duration;
 
 use embedded_io_async::{ErrorType, Read, Write};
 use piman_core::Error;
-use piman_core::stream::{Journal, RECORD_MAX, serve};
+use piman_core::telemetry::{Journal, RECORD_MAX, serve};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use super::book::Book;
-use super::shelf::Shelf;
+use super::record_file::RecordFile;
+use super::record_store::RecordStore;
 use crate::net::listen::{Gate, accept};
 use crate::net::socket::{LOOK, answers};
 use crate::sys::files::is_full;
@@ -28,8 +28,8 @@ const SAY: u32 = 60;
 
 /// What all connections share.
 #[derive(Debug)]
-pub struct Streams {
-    shelf: Arc<Shelf>,
+pub struct TelemetryServer {
+    shelf: Arc<RecordStore>,
 }
 
 /// How a connection ended.
@@ -50,18 +50,19 @@ impl fmt::Display for Served {
     }
 }
 
-impl Streams {
+impl TelemetryServer {
     /// Keeps records in `shelf`.
     #[must_use]
-    pub fn new(shelf: Arc<Shelf>) -> Self {
+    pub fn new(shelf: Arc<RecordStore>) -> Self {
         Self { shelf }
     }
 
     /// Serves one connection of the client that is known as `who` to its end.
     pub async fn serve(&self, stream: TcpStream, who: &str) -> Served {
         let stream = Arc::new(stream);
-        let mut line = Line(stream.clone());
-        let mut desk = Desk { book: self.shelf.book(who), sync: self.shelf.syncs(), who, stream, bytes: 0 };
+        let mut line = Socket(stream.clone());
+        let mut desk =
+            Connection { book: self.shelf.book(who), sync: self.shelf.syncs(), who, stream, bytes: 0 };
         // One byte more: the longest record fits with its newline.
         let mut buf = vec![0; RECORD_MAX + 1];
         let end = match serve(&mut line, &mut buf, &mut desk).await {
@@ -80,7 +81,7 @@ impl Streams {
 pub async fn run(
     listener: std::net::TcpListener,
     gate: Arc<Gate>,
-    streams: Arc<Streams>,
+    streams: Arc<TelemetryServer>,
     who: impl Fn(IpAddr) -> String + Send + Sync + 'static,
     tune: fn(&TcpStream),
 ) -> anyhow::Result<()> {
@@ -88,10 +89,10 @@ pub async fn run(
         let (streams, who) = (streams.clone(), who(address));
         async move {
             tune(&stream);
-            log::info!("stream: {who}: connected");
+            log::info!("telemetry: {who}: connected");
             let served = streams.serve(stream, &who).await;
             let level = if served.end.is_ok() { log::Level::Info } else { log::Level::Warn };
-            log::log!(level, "stream: {who}: {served}");
+            log::log!(level, "telemetry: {who}: {served}");
             drop(pass);
         }
     };
@@ -100,13 +101,13 @@ pub async fn run(
 
 /// The socket as the core's driver wants it. It may be silent for as long as it likes (keepalive
 /// finds out whether it is there), but it has to take what it is told.
-struct Line(Arc<TcpStream>);
+struct Socket(Arc<TcpStream>);
 
-impl ErrorType for Line {
+impl ErrorType for Socket {
     type Error = io::Error;
 }
 
-impl Read for Line {
+impl Read for Socket {
     async fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         loop {
             match timeout(LOOK, self.0.readable()).await {
@@ -121,7 +122,7 @@ impl Read for Line {
     }
 }
 
-impl Write for Line {
+impl Write for Socket {
     async fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
         loop {
             match self.0.try_write(buf) {
@@ -146,15 +147,15 @@ impl Write for Line {
 }
 
 /// Where one connection's records go.
-struct Desk<'a> {
-    book: Arc<Mutex<Book>>,
+struct Connection<'a> {
+    book: Arc<Mutex<RecordFile>>,
     sync: bool,
     who: &'a str,
     stream: Arc<TcpStream>,
     bytes: u64,
 }
 
-impl Desk<'_> {
+impl Connection<'_> {
     async fn write(&self, records: &[u8]) -> io::Result<()> {
         if !self.sync {
             // Into the page cache: shorter than to hand it to another thread.
@@ -179,7 +180,7 @@ impl Desk<'_> {
     }
 }
 
-impl Journal for Desk<'_> {
+impl Journal for Connection<'_> {
     type Error = io::Error;
 
     async fn append(&mut self, records: &[u8]) -> io::Result<()> {
@@ -190,7 +191,7 @@ impl Journal for Desk<'_> {
                 Err(e) if waits(&e) => {
                     if failed.is_multiple_of(SAY) {
                         log::error!(
-                            "stream: {}: cannot write: {e}; nothing is acknowledged until it can be written",
+                            "telemetry: {}: cannot write: {e}; nothing is acknowledged until it can be written",
                             self.who
                         );
                     }
@@ -201,7 +202,7 @@ impl Journal for Desk<'_> {
             }
         }
         if failed > 0 {
-            log::info!("stream: {}: there is room again", self.who);
+            log::info!("telemetry: {}: there is room again", self.who);
         }
         self.bytes += records.len() as u64;
         Ok(())

@@ -8,9 +8,9 @@ use serde::Deserialize;
 
 /// A length of time as people write it: `90` or `90s`, `5m`, `2h`, `500ms`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Span(pub Duration);
+pub struct HumanDuration(pub Duration);
 
-impl FromStr for Span {
+impl FromStr for HumanDuration {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
@@ -31,13 +31,13 @@ impl FromStr for Span {
     }
 }
 
-impl fmt::Display for Span {
+impl fmt::Display for HumanDuration {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:?}", self.0)
     }
 }
 
-impl<'de> Deserialize<'de> for Span {
+impl<'de> Deserialize<'de> for HumanDuration {
     fn deserialize<D: serde::Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
         #[derive(Deserialize)]
         #[serde(untagged, expecting = "a length of time such as \"90s\", \"5m\", or a number of seconds")]
@@ -62,10 +62,10 @@ mod tests {
         for (text, ms) in
             [("90", 90_000), ("90s", 90_000), ("5m", 300_000), ("2h", 7_200_000), ("250ms", 250)]
         {
-            assert_eq!(text.parse(), Ok(Span(Duration::from_millis(ms))), "{text}");
+            assert_eq!(text.parse(), Ok(HumanDuration(Duration::from_millis(ms))), "{text}");
         }
         for bad in ["", "s", "0", "-1s", "1y", "1.5s", "99999999999999999999", "99999999999999h"] {
-            assert!(bad.parse::<Span>().is_err(), "{bad}");
+            assert!(bad.parse::<HumanDuration>().is_err(), "{bad}");
         }
     }
 }

@@ -17,7 +17,7 @@ use piman_core::transfer::{
 use rustix::io::Errno;
 
 use super::local::{Source, Target};
-use super::part::HASH_PACE;
+use super::upload::HASH_PACE;
 use crate::net::min_rate::{Limits, Watch};
 use crate::net::socket::{dial, timely};
 use crate::net::tcp::Info;
@@ -105,7 +105,7 @@ pub enum TransferError {
     Server,
     /// Something else is listening there.
     #[error("what answers there is no transfer service")]
-    Strange,
+    ProtocolError,
     /// Our file.
     #[error("{0}")]
     Local(io::Error),
@@ -121,7 +121,7 @@ impl TransferError {
         match self {
             Self::NotThere | Self::Taken => 3,
             Self::ServerFull | Self::Full => 4,
-            Self::Connection(_) | Self::Strange => 5,
+            Self::Connection(_) | Self::ProtocolError => 5,
             Self::Server | Self::Local(_) => 1,
         }
     }
@@ -302,7 +302,7 @@ fn attempts(
                 return Err(TransferError::Local(io::Error::other("the file became shorter")));
             }
             Ok(End::Closed) => closed(),
-            Ok(_) => return Err(TransferError::Strange),
+            Ok(_) => return Err(TransferError::ProtocolError),
             Err(Failure::Final(e)) => return Err(e),
             Err(Failure::AtOnce) => continue,
             Err(Failure::Again(e)) => e,

@@ -10,7 +10,7 @@ use piman_core::transfer::{Name, Refusal, Storage};
 use rustix::fs::{CWD, FlockOperation, OFlags};
 use rustix::io::Errno;
 
-use super::part;
+use super::upload;
 use crate::sys::files::{is_full, rename_new};
 
 /// A file that is put.
@@ -47,7 +47,7 @@ impl Storage for Source {
     }
 
     async fn hash(&mut self, bytes: u64) -> Result<Hash, Refusal> {
-        part::hash(&self.file, bytes).map_err(|e| keep(&mut self.failure, e))
+        upload::hash(&self.file, bytes).map_err(|e| keep(&mut self.failure, e))
     }
 
     async fn reserve(&mut self, _: u64, _: u64) -> Result<(), Refusal> {
@@ -160,7 +160,7 @@ impl Target {
             self.hashed = (0, blake3::Hasher::new());
         }
         let (at, hasher) = &mut self.hashed;
-        part::hash_on(&self.file, at, bytes, hasher)?;
+        upload::hash_on(&self.file, at, bytes, hasher)?;
         Ok(Hash(*hasher.finalize().as_bytes()))
     }
 

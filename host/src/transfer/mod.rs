@@ -14,13 +14,13 @@
 mod client;
 mod folder;
 mod local;
-mod part;
 mod serve;
 mod service;
-mod shelf;
+mod storage;
+mod upload;
 
 pub use client::{Deadlines, Outcome, Progress, TransferError, get, put};
 pub use folder::{FileRefusal, Folder};
 pub use local::Target;
-pub use serve::{Patience, Served, Transfers};
+pub use serve::{Served, Timeouts, Transfers};
 pub use service::run;

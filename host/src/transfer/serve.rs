@@ -18,9 +18,9 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::folder::{FileRefusal, Folder};
-use super::part::HASH_PACE;
-use super::shelf::{Hands, PIECE, Pulse, Shelf};
-use crate::net::min_rate::{Limits, Pace, Watch};
+use super::storage::{Activity, ConnectionStorage, DiskPool, PIECE};
+use super::upload::HASH_PACE;
+use crate::net::min_rate::{Limits, MinRate, Watch};
 use crate::net::sendfile;
 
 /// What a peer sends after the end is read for so long, so that it sees the answer and not a reset.
@@ -30,7 +30,7 @@ const LINGER_BYTES: u64 = 16 << 20;
 
 /// How long a client may take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Patience {
+pub struct Timeouts {
     /// For everything that it says before the bytes of the file, together.
     pub talk: Duration,
     /// Without a single byte of the file that it sends.
@@ -39,7 +39,7 @@ pub struct Patience {
     pub limits: Limits,
 }
 
-impl Default for Patience {
+impl Default for Timeouts {
     fn default() -> Self {
         Self { talk: Duration::from_secs(60), stall: Duration::from_secs(60), limits: Limits::NONE }
     }
@@ -49,8 +49,8 @@ impl Default for Patience {
 #[derive(Debug)]
 pub struct Transfers {
     folder: Arc<Folder>,
-    hands: Arc<Hands>,
-    patience: Patience,
+    hands: Arc<DiskPool>,
+    timeouts: Timeouts,
 }
 
 /// How a connection ended.
@@ -73,8 +73,8 @@ pub struct Served {
 impl Transfers {
     /// Serves `folder`.
     #[must_use]
-    pub fn new(folder: Arc<Folder>, patience: Patience) -> Self {
-        Self { folder, hands: Arc::default(), patience }
+    pub fn new(folder: Arc<Folder>, timeouts: Timeouts) -> Self {
+        Self { folder, hands: Arc::default(), timeouts }
     }
 
     /// The folder.
@@ -86,8 +86,8 @@ impl Transfers {
     /// Serves one connection to its end.
     pub async fn serve(&self, stream: TcpStream) -> Served {
         let began = Instant::now();
-        let pulse = Arc::new(Pulse::default());
-        let mut shelf = Shelf::new(self.folder.clone(), self.hands.clone(), pulse.clone());
+        let pulse = Arc::new(Activity::default());
+        let mut shelf = ConnectionStorage::new(self.folder.clone(), self.hands.clone(), pulse.clone());
         let mut io = FromTokio::new(stream);
         let mut upload = false;
         let mut server = Noting::default();
@@ -105,8 +105,8 @@ impl Transfers {
         &self,
         io: &mut FromTokio<TcpStream>,
         server: &mut Noting,
-        shelf: &mut Shelf,
-        pulse: &Pulse,
+        shelf: &mut ConnectionStorage,
+        pulse: &Activity,
         upload: &mut bool,
     ) -> Result<End, io::Error> {
         let mut input = Input::Start;
@@ -116,7 +116,7 @@ impl Transfers {
                 Pause::End(end) => return Ok(end),
                 Pause::Body(Body::Out { start, size }) => {
                     let file = shelf.file().ok_or_else(|| io::Error::other("no file is open"))?;
-                    let mut watch = Watch::new(io.inner(), self.patience.limits)?;
+                    let mut watch = Watch::new(io.inner(), self.timeouts.limits)?;
                     sendfile::send(io.inner(), &file, start, size - start, &mut watch, |_| Ok(())).await?;
                     // Nothing follows. A socket that is closed with bytes in it gives a slow peer a minute for them.
                     watch.delivered(size - start).await?;
@@ -134,17 +134,17 @@ impl Transfers {
     /// Gives the talk its time; what the disk takes is not the client's.
     async fn patiently<T>(
         &self,
-        pulse: &Pulse,
+        pulse: &Activity,
         talk: impl Future<Output = Result<T, Error<io::Error>>>,
     ) -> Result<Result<T, io::Error>, io::Error> {
         let mut talk = pin!(talk);
-        let mut deadline = Instant::now() + self.patience.talk;
+        let mut deadline = Instant::now() + self.timeouts.talk;
         loop {
             if let Ok(said) = timeout_at(deadline, &mut talk).await {
                 return Ok(said.map_err(broken));
             }
             let more = match pulse.take_work() {
-                Some(hashed) => self.patience.talk + Duration::from_secs(hashed / HASH_PACE),
+                Some(hashed) => self.timeouts.talk + Duration::from_secs(hashed / HASH_PACE),
                 None => return Err(io::Error::new(io::ErrorKind::TimedOut, "the client says nothing")),
             };
             deadline = Instant::now() + more;
@@ -155,15 +155,15 @@ impl Transfers {
     async fn receive(
         &self,
         stream: &TcpStream,
-        shelf: &mut Shelf,
+        shelf: &mut ConnectionStorage,
         start: u64,
         size: u64,
     ) -> io::Result<Result<(), Refusal>> {
         let mut at = start;
-        let mut pace = Pace::new(self.patience.limits.slowest, self.patience.limits.span);
+        let mut pace = MinRate::new(self.timeouts.limits.slowest, self.timeouts.limits.span);
         while at < size {
             let began = Instant::now();
-            match timeout(self.patience.stall, stream.readable()).await {
+            match timeout(self.timeouts.stall, stream.readable()).await {
                 Ok(ready) => ready?,
                 Err(_) => return Err(io::Error::new(io::ErrorKind::TimedOut, "the client sends nothing")),
             }
@@ -278,7 +278,7 @@ impl fmt::Display for Served {
             Ok(End::Ranges) => f.write_str("the client asked whether uploads and downloads can be resumed"),
             Ok(End::Stopped) => f.write_str("the client has no room for it"),
             Ok(End::Closed) => f.write_str("the client went away"),
-            Ok(End::Strange) => f.write_str("the client does not speak this protocol"),
+            Ok(End::ProtocolError) => f.write_str("the client does not speak this protocol"),
             Ok(_) => match (&self.refusal, &self.bad_name) {
                 (Some(why), _) => write!(f, "refused: {why}"),
                 (None, Some((_, why))) => write!(f, "refused: {why}"),

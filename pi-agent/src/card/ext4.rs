@@ -31,7 +31,7 @@ const BLOCKS_MIN: u64 = 4096;
 
 /// How large a filesystem is and how many inodes it has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Shape {
+pub struct Geometry {
     /// Its size, in blocks.
     blocks: u64,
     inodes_per_group: u64,
@@ -40,7 +40,7 @@ pub struct Shape {
 /// Why no filesystem can be made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Misfit {
+pub enum SizeError {
     /// The room is smaller than the smallest filesystem, which has so many bytes.
     TooSmall {
         /// In bytes.
@@ -52,7 +52,7 @@ pub enum Misfit {
     TooManyEntries,
 }
 
-impl std::fmt::Display for Misfit {
+impl std::fmt::Display for SizeError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::TooSmall { needed } => {
@@ -64,23 +64,23 @@ impl std::fmt::Display for Misfit {
     }
 }
 
-impl std::error::Error for Misfit {}
+impl std::error::Error for SizeError {}
 
-impl Shape {
+impl Geometry {
     /// The filesystem for a room of `room` bytes with `entries` entries in it (0 if unknown):
     /// as many inodes as mke2fs would make, and always a quarter more than the entries. A last
     /// group that is too short for its own metadata is left out, so the filesystem may be
     /// a little smaller than the room.
     ///
     /// # Errors
-    /// [`Misfit`] if no filesystem of that size can be made.
-    pub fn new(room: u64, entries: u64) -> Result<Self, Misfit> {
+    /// [`SizeError`] if no filesystem of that size can be made.
+    pub fn new(room: u64, entries: u64) -> Result<Self, SizeError> {
         let blocks = room / BLOCK;
         if blocks < BLOCKS_MIN {
-            return Err(Misfit::TooSmall { needed: BLOCKS_MIN * BLOCK });
+            return Err(SizeError::TooSmall { needed: BLOCKS_MIN * BLOCK });
         }
         if blocks >= u64::from(u32::MAX) {
-            return Err(Misfit::TooLarge);
+            return Err(SizeError::TooLarge);
         }
         let shape = Self::of_blocks(blocks, entries)?;
         let last = blocks % GROUP;
@@ -90,7 +90,7 @@ impl Shape {
         Self::of_blocks(blocks - last, entries)
     }
 
-    fn of_blocks(blocks: u64, entries: u64) -> Result<Self, Misfit> {
+    fn of_blocks(blocks: u64, entries: u64) -> Result<Self, SizeError> {
         let groups = blocks.div_ceil(GROUP);
         // mke2fs.conf: filesystems below 512 MiB are "small".
         let ratio = if blocks * BLOCK < 512 << 20 { 4096 } else { 16_384 };
@@ -106,7 +106,7 @@ impl Shape {
                 let flex = groups.min(FLEX) * (shape.table() + 2) + 1 + shape.gdt_blocks();
                 flex <= GROUP.min(blocks) && shape.inodes_per_group <= GROUP
             })
-            .ok_or(Misfit::TooManyEntries)
+            .ok_or(SizeError::TooManyEntries)
     }
 
     /// Its size, in bytes.
@@ -331,14 +331,14 @@ impl RegionSink for Partition<'_> {
 
 /// Makes an empty filesystem in the `room` bytes of `disk` that begin at `offset`, brings it
 /// to the medium, and returns its size in bytes. Its first block is written last, so what
-/// was interrupted is no filesystem. `entries` will be in it, 0 if unknown; `now` as in [`Shape::options`]; `label` is cut to 16 bytes.
+/// was interrupted is no filesystem. `entries` will be in it, 0 if unknown; `now` as in [`Geometry::options`]; `label` is cut to 16 bytes.
 ///
 /// # Errors
-/// [`io::ErrorKind::InvalidInput`] with a [`Misfit`] if the room does not do; else what the
+/// [`io::ErrorKind::InvalidInput`] with a [`SizeError`] if the room does not do; else what the
 /// disk says.
 pub fn format(disk: &File, offset: u64, room: u64, entries: u64, label: &str, now: i64) -> io::Result<u64> {
-    let invalid = |e: Misfit| io::Error::new(io::ErrorKind::InvalidInput, e);
-    let shape = Shape::new(room, entries).map_err(invalid)?;
+    let invalid = |e: SizeError| io::Error::new(io::ErrorKind::InvalidInput, e);
+    let shape = Geometry::new(room, entries).map_err(invalid)?;
     let mut options = shape.options(now)?;
     let end = (0..=label.len().min(16)).rev().find(|n| label.is_char_boundary(*n)).unwrap_or(0);
     options.label = label.get(..end).filter(|l| !l.is_empty()).map(str::to_owned);
@@ -361,27 +361,27 @@ mod tests {
 
     #[test]
     fn shapes_at_the_edges() {
-        assert_eq!(Shape::new(16 << 20, 0).unwrap().bytes(), 16 << 20);
-        assert!(matches!(Shape::new((16 << 20) - 1, 0), Err(Misfit::TooSmall { .. })));
-        assert_eq!(Shape::new(16 << 40, 0), Err(Misfit::TooLarge));
-        assert_eq!(Shape::new(128 << 20, 100_000), Err(Misfit::TooManyEntries));
+        assert_eq!(Geometry::new(16 << 20, 0).unwrap().bytes(), 16 << 20);
+        assert!(matches!(Geometry::new((16 << 20) - 1, 0), Err(SizeError::TooSmall { .. })));
+        assert_eq!(Geometry::new(16 << 40, 0), Err(SizeError::TooLarge));
+        assert_eq!(Geometry::new(128 << 20, 100_000), Err(SizeError::TooManyEntries));
         for groups in [1, 2, 3, 16, 17, 49, 64] {
             let whole = groups * GROUP * BLOCK;
-            assert_eq!(Shape::new(whole, 0).unwrap().bytes(), whole);
-            assert_eq!(Shape::new(whole + BLOCK, 0).unwrap().bytes(), whole);
-            assert_eq!(Shape::new(whole + 4095, 0).unwrap().bytes(), whole);
+            assert_eq!(Geometry::new(whole, 0).unwrap().bytes(), whole);
+            assert_eq!(Geometry::new(whole + BLOCK, 0).unwrap().bytes(), whole);
+            assert_eq!(Geometry::new(whole + 4095, 0).unwrap().bytes(), whole);
             let much = whole + 20_000 * BLOCK;
-            assert_eq!(Shape::new(much, 0).unwrap().bytes(), much);
+            assert_eq!(Geometry::new(much, 0).unwrap().bytes(), much);
         }
     }
 
     #[test]
     fn there_is_an_inode_for_every_entry() {
         for (room, entries) in [(128 << 20, 20_000), (1 << 30, 200_000), (4 << 30, 700_000), (64 << 30, 1)] {
-            let shape = Shape::new(room, entries).unwrap();
+            let shape = Geometry::new(room, entries).unwrap();
             assert!(shape.groups() * shape.inodes_per_group >= entries * 5 / 4, "{room} {entries}");
         }
-        let tight = Shape::new(4 << 30, 900_000).unwrap();
+        let tight = Geometry::new(4 << 30, 900_000).unwrap();
         assert!(tight.groups() * tight.inodes_per_group > 900_000);
     }
 
@@ -395,7 +395,7 @@ mod tests {
 
     #[test]
     fn every_filesystem_has_its_own_uuid() {
-        let shape = Shape::new(1 << 30, 0).unwrap();
+        let shape = Geometry::new(1 << 30, 0).unwrap();
         let (a, b) = (shape.options(0).unwrap(), shape.options(0).unwrap());
         assert_ne!(a.fs_uuid, b.fs_uuid);
         assert_eq!((a.fs_uuid[6] >> 4, a.fs_uuid[8] >> 6), (4, 2));

@@ -24,7 +24,7 @@ const HEADING: &str = "piman-proof 1";
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Way {
     /// The archive, extracted.
-    Stream,
+    Archive,
     /// The image, in chunks.
     Image,
 }
@@ -61,7 +61,7 @@ impl Proof {
         let mut text = String::new();
         let Self { image, path, agent, time, installation, counter } = self;
         let path = match path {
-            Way::Stream => "stream",
+            Way::Archive => "stream",
             Way::Image => "image",
         };
         // Writing to a String cannot fail.
@@ -91,7 +91,7 @@ impl Proof {
         Some(Self {
             image: Hash::parse(field("image")?)?,
             path: match field("path")? {
-                "stream" => Way::Stream,
+                "stream" => Way::Archive,
                 "image" => Way::Image,
                 _ => return None,
             },
@@ -300,7 +300,7 @@ mod tests {
 
     #[test]
     fn a_proof_and_back() {
-        for path in [Way::Stream, Way::Image] {
+        for path in [Way::Archive, Way::Image] {
             for (installation, counter) in [(None, 0), (Some(Installation(5)), 7)] {
                 let more = More { installation, counter, ..More::default() };
                 let proof = Proof::now(Hash([7; 32]), path, more);

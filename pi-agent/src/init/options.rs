@@ -27,7 +27,7 @@ use std::str::FromStr;
 
 use log::LevelFilter;
 use piman_core::install::{CONTROL_PORT, ROOTFS_PORT};
-use piman_core::talks::PORT as TALKS_PORT;
+use piman_core::rpc::PORT as RPC_PORT;
 use piman_core::transfer::PORT as TRANSFER_PORT;
 
 use super::net::Addressing;
@@ -48,7 +48,7 @@ pub struct Options {
     pub rootfs_port: Option<u16>,
     /// Where the log goes when an installation has ended; 0: nowhere.
     pub transfer_port: u16,
-    /// The server's talks port, if the installed system is to run the agent's service.
+    /// The server's rpc port, if the installed system is to run the agent's service.
     pub service_port: Option<u16>,
     /// The disk to install on and boot from.
     pub disk: PathBuf,
@@ -192,13 +192,13 @@ impl Options {
             "rootfs-port" => self.rootfs_port = Some(parse_port(value)?),
             "transfer-port" if value == "0" => self.transfer_port = 0,
             "transfer-port" => self.transfer_port = parse_port(value)?,
-            "service" if value.is_empty() || value == "1" => self.service_port = Some(TALKS_PORT),
+            "service" if value.is_empty() || value == "1" => self.service_port = Some(RPC_PORT),
             "service" if value == "0" => self.service_port = None,
             "service" => self.service_port = Some(parse_port(value)?),
             "disk" => self.disk = absolute(value)?,
             "init" => self.init = Some(absolute(value)?),
             "log" => self.log = value.parse().map_err(|_| "not off, error, warn, info, debug or trace")?,
-            "path" => self.path = value.parse().map_err(|_| "not auto, stream or image")?,
+            "path" => self.path = value.parse().map_err(|_| "not auto, archive or image")?,
             "key" if value.is_empty() => return Err("no public key"),
             "key" => self.key = Some(value.to_owned()),
             "trust-unmarked" => self.trust_unmarked = switch(value)?,
@@ -276,7 +276,7 @@ mod tests {
         let want = Options {
             server: Some(server("172.30.1.1", Some(5333))),
             disk: "/dev/sda".into(),
-            path: Choice::Stream,
+            path: Choice::Archive,
             trust_unmarked: true,
             rootfs_port: Some(14444),
             service_port: Some(7),

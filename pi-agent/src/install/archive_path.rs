@@ -10,16 +10,16 @@ use piman_core::install::sums::CHUNK;
 use piman_core::install::{Offer, Stage};
 
 use super::erase::erase_proof;
-use super::scratch_dir::Place;
+use super::scratch_dir::ScratchDir;
 use super::{Done, Plan, readback};
 use crate::card::disk::{Disk, RootArea};
-use crate::card::ext4::{self, Shape};
+use crate::card::ext4::{self, Geometry};
 use crate::card::inspect::{Proof, Way};
 use crate::card::mount::Mounted;
 use crate::failure::{Cause, Failure, OrFail};
 use crate::fetch::{Link, Retry};
 use crate::telemetry::progress::Progress;
-use crate::unpack::{self, Expected, Ranges, Summary, Whole};
+use crate::unpack::{self, ChunkSource, Expected, LegacySource, Summary};
 
 pub(super) fn install(
     plan: &Plan,
@@ -56,7 +56,7 @@ pub(super) fn install(
     let node = disk.root_node(&root)?;
     let withheld = disk.withhold_root()?;
     progress.begin(Stage::Mount, 0);
-    let place = Place::of(plan)?;
+    let place = ScratchDir::of(plan)?;
     let mounted = Mounted::new(&node, place.path())?;
     drop(node);
 
@@ -72,7 +72,7 @@ pub(super) fn install(
     mounted.sync().or_fail(Stage::Sync, Cause::Disk, format!("bringing everything to {disk}"))?;
     readback::check(mounted.place())?;
     progress.begin(Stage::Commit, 0);
-    let proof = Proof::now(summary.hash, Way::Stream, offer.map(|o| o.more).unwrap_or_default());
+    let proof = Proof::now(summary.hash, Way::Archive, offer.map(|o| o.more).unwrap_or_default());
     mounted.write_proof(&proof).or_fail(
         Stage::Commit,
         Cause::Disk,
@@ -89,7 +89,7 @@ pub(super) fn install(
     drop(place);
     Ok(Done {
         image: summary.hash,
-        way: Way::Stream,
+        way: Way::Archive,
         received: summary.bytes,
         written: summary.unpacked_bytes,
         root,
@@ -103,7 +103,7 @@ fn fits(offer: &Offer, root: &RootArea) -> Result<(), Failure> {
     // Without headers and padding; and not all of a filesystem is for content.
     let needed = unpacked.saturating_sub(entries.saturating_mul(1536));
     let room = root.length - root.length / 64;
-    let fits = Shape::new(root.length, entries).is_ok() && needed <= room;
+    let fits = Geometry::new(root.length, entries).is_ok() && needed <= room;
     if fits {
         return Ok(());
     }
@@ -118,9 +118,9 @@ fn fits(offer: &Offer, root: &RootArea) -> Result<(), Failure> {
 /// Where the archive comes from.
 enum Supply<'l, F> {
     /// In checked chunks, from a server that has their hashes.
-    Ranges(Box<Ranges<'l, F>>),
+    ChunkSource(Box<ChunkSource<'l, F>>),
     /// As a whole, from any other.
-    Whole(Whole<'l, F>, Option<Expected>),
+    LegacySource(LegacySource<'l, F>, Option<Expected>),
 }
 
 impl<'l, F: FnMut() -> io::Result<TcpStream> + Send> Supply<'l, F> {
@@ -136,22 +136,24 @@ impl<'l, F: FnMut() -> io::Result<TcpStream> + Send> Supply<'l, F> {
         if let (Some(offer), Some(expected)) = (offer, expected)
             && offer.more.sums_chunk == CHUNK
         {
-            let ranges = Ranges::open(connect(offer.fetch_port), link, retry, expected)?;
-            return Ok(Self::Ranges(Box::new(ranges)));
+            let ranges = ChunkSource::open(connect(offer.fetch_port), link, retry, expected)?;
+            return Ok(Self::ChunkSource(Box::new(ranges)));
         }
         let port = offer.map_or(plan.server.rootfs_port, |o| o.rootfs_port);
-        let whole = Whole::open(connect(port), link, retry, super::IDLE_TIMEOUT).or_fail(
+        let whole = LegacySource::open(connect(port), link, retry, super::IDLE_TIMEOUT).or_fail(
             Stage::Disk,
             Cause::Network,
             "asking the server for the archive",
         )?;
-        Ok(Self::Whole(whole, expected))
+        Ok(Self::LegacySource(whole, expected))
     }
 
     fn install(self, link: &Link, root: BorrowedFd<'_>, progress: &Progress) -> Result<Summary, Failure> {
         match self {
-            Self::Whole(whole, expected) => unpack::install_whole(whole, link, expected, root, progress),
-            Self::Ranges(mut ranges) => {
+            Self::LegacySource(whole, expected) => {
+                unpack::install_whole(whole, link, expected, root, progress)
+            }
+            Self::ChunkSource(mut ranges) => {
                 let summary = unpack::install_ranges(&mut ranges, link, root, progress);
                 let tally = ranges.tally;
                 log::info!(

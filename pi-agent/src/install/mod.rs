@@ -29,14 +29,14 @@ pub use retry::run;
 use crate::card::disk::{Disk, RootArea};
 use crate::card::inspect::{self, Card, Way};
 use crate::card::mount::Mounted;
-use crate::control::{Machine, Peer, Server, Talk};
+use crate::control::{ControlConnection, Machine, Peer, Server};
 use crate::failure::{Cause, Failure, OrFail, in_one_line};
 use crate::identity::Identity;
 use crate::rpc::unit::Enrol;
 use crate::telemetry::progress::Progress;
 use crate::trust::{self, Key};
 use reporter::Reporter;
-use scratch_dir::Place;
+use scratch_dir::ScratchDir;
 
 /// How long the server may send nothing: it may have other Pis to serve first.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(120);
@@ -58,7 +58,7 @@ pub enum Choice {
     /// By image where the server has one, else by stream.
     Auto,
     /// The archive, extracted here.
-    Stream,
+    Archive,
     /// The image.
     Image,
 }
@@ -69,9 +69,9 @@ impl std::str::FromStr for Choice {
     fn from_str(text: &str) -> anyhow::Result<Self> {
         match text {
             "auto" => Ok(Self::Auto),
-            "stream" => Ok(Self::Stream),
+            "archive" => Ok(Self::Archive),
             "image" => Ok(Self::Image),
-            _ => Err(anyhow!("{text} is no path: say auto, stream or image")),
+            _ => Err(anyhow!("{text} is no path: use auto, archive or image")),
         }
     }
 }
@@ -179,7 +179,7 @@ pub fn attempt(plan: &Plan, machine: &mut Machine, progress: &Arc<Progress>) -> 
         installation: card.installation(),
         paths: Paths {
             stream: as_root && plan.choice != Choice::Image,
-            image: plan.choice != Choice::Stream,
+            image: plan.choice != Choice::Archive,
         },
         ..who(plan)
     };
@@ -233,7 +233,7 @@ fn open(plan: &Plan) -> Result<(Disk, RootArea), Failure> {
 /// Has the kernel replay the journal of a system that was switched off, as it would to boot it.
 fn replay(disk: &Disk) -> Result<(), Failure> {
     let Some(root) = crate::card::disk::root_in_table(disk.file(), disk.bytes()) else { return Ok(()) };
-    let place = Place::scratch()?;
+    let place = ScratchDir::scratch()?;
     Mounted::new(&disk.root_node(&root)?, place.path()).map(drop)
 }
 
@@ -253,7 +253,7 @@ fn who(plan: &Plan) -> Hello<'_> {
 /// A Pi without a usable disk has nothing to ask, but somebody should know.
 fn report_early(plan: &Plan, failure: &Failure) {
     let text = in_one_line(&failure.error);
-    let told = Talk::resume(&plan.server, who(plan), Peer::Unknown)
+    let told = ControlConnection::resume(&plan.server, who(plan), Peer::Unknown)
         .and_then(|mut talk| talk.notify(Notice::Failed { stage: failure.stage, text: &text }));
     if let Err(e) = told {
         log::warn!("the server cannot be told: {e:#}");
@@ -266,10 +266,10 @@ fn decide(
     start: Start<'_>,
     machine: &mut Machine,
     progress: &Progress,
-) -> Result<(Talk, Decision), Failure> {
+) -> Result<(ControlConnection, Decision), Failure> {
     let mut said = None::<(u8, Instant)>;
     loop {
-        match Talk::open(&plan.server, start, machine)? {
+        match ControlConnection::open(&plan.server, start, machine)? {
             (_, Decision::Wait { seconds, percent }) => {
                 progress.begin(Stage::Prepare, 100);
                 progress.add(percent.min(100).into());
@@ -361,7 +361,7 @@ fn enrol(plan: &Plan, disk: &Disk, area: &RootArea, done: &Done) -> Result<(), F
             }
         }
         None => {
-            let place = Place::scratch()?;
+            let place = ScratchDir::scratch()?;
             let mounted = Mounted::new(&disk.root_node(area)?, place.path())?;
             put(&mounted).or_fail(Stage::Mount, Cause::Refused, what)?;
         }
@@ -404,10 +404,10 @@ fn format(
         } else {
             "the server offers no image for this disk (its log says why)"
         }),
-        (Choice::Auto | Choice::Stream, _) if as_root => archive_path::install(plan, disk, offer, progress),
+        (Choice::Auto | Choice::Archive, _) if as_root => archive_path::install(plan, disk, offer, progress),
         (Choice::Auto, None) => {
             refuse("the server offers no image for this disk, and to extract the archive here needs root")
         }
-        (Choice::Stream, _) => refuse("to extract the archive here needs root (it mounts a filesystem)"),
+        (Choice::Archive, _) => refuse("to extract the archive here needs root (it mounts a filesystem)"),
     }
 }

@@ -10,7 +10,7 @@ use piman_core::install::{Hello, Installation, Milestone, Notice, Report};
 
 use super::Plan;
 use crate::backoff::Backoff;
-use crate::control::{Peer, Talk};
+use crate::control::{ControlConnection, Peer};
 use crate::failure::{Failure, in_one_line};
 use crate::telemetry::progress::Progress;
 
@@ -24,7 +24,7 @@ const TELL_TRIES: u32 = 5;
 
 /// The control connection after the decision.
 pub(super) struct Reporter<'a> {
-    talk: Arc<Mutex<Option<Talk>>>,
+    talk: Arc<Mutex<Option<ControlConnection>>>,
     peer: Peer,
     plan: &'a Plan,
     hello: Hello<'a>,
@@ -33,7 +33,12 @@ pub(super) struct Reporter<'a> {
 
 impl<'a> Reporter<'a> {
     /// Reports the counters on `talk` from now on.
-    pub(super) fn new(talk: Talk, plan: &'a Plan, hello: Hello<'a>, progress: &Arc<Progress>) -> Self {
+    pub(super) fn new(
+        talk: ControlConnection,
+        plan: &'a Plan,
+        hello: Hello<'a>,
+        progress: &Arc<Progress>,
+    ) -> Self {
         let peer = talk.peer();
         let talk = Arc::new(Mutex::new(Some(talk)));
         let (stop, stopped) = channel::<()>();
@@ -89,13 +94,13 @@ impl<'a> Reporter<'a> {
         }
     }
 
-    fn tell(&self, message: &dyn Fn(&mut Talk) -> anyhow::Result<()>) {
+    fn tell(&self, message: &dyn Fn(&mut ControlConnection) -> anyhow::Result<()>) {
         let mut talk = self.talk.lock().unwrap_or_else(PoisonError::into_inner);
         let mut backoff = Backoff::default();
         for left in (0..TELL_TRIES).rev() {
             let told = match talk.take() {
                 Some(old) => Ok(old),
-                None => Talk::resume(&self.plan.server, self.hello, self.peer),
+                None => ControlConnection::resume(&self.plan.server, self.hello, self.peer),
             };
             match told.and_then(|mut open| message(&mut open).map(|()| open)) {
                 Ok(open) => {

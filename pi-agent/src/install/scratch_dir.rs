@@ -15,14 +15,14 @@ use crate::failure::{Cause, Failure, OrFail};
 const TRIES: u32 = 16;
 
 /// A folder to mount at. One that was made for this goes with it, after what is mounted there.
-pub(super) struct Place {
+pub(super) struct ScratchDir {
     path: PathBuf,
     /// A folder around it that nobody but its owner may enter: what is mounted has permissions
     /// of its own, which say nothing about who may see it here.
     private: Option<PathBuf>,
 }
 
-impl Place {
+impl ScratchDir {
     /// Where a Pi boots from it, or else a folder of this installation alone.
     pub(super) fn of(plan: &Plan) -> Result<Self, Failure> {
         match &plan.boot_from {
@@ -63,7 +63,7 @@ impl Place {
     }
 }
 
-impl Drop for Place {
+impl Drop for ScratchDir {
     fn drop(&mut self) {
         if let Some(private) = &self.private {
             // If something is still mounted there they stay, which `Mounted` has said.
@@ -82,12 +82,12 @@ mod tests {
     fn nobody_else_may_enter_and_nothing_stays() {
         let folder = tempfile::tempdir().unwrap();
         let (one, two) =
-            (Place::scratch_in(folder.path()).unwrap(), Place::scratch_in(folder.path()).unwrap());
+            (ScratchDir::scratch_in(folder.path()).unwrap(), ScratchDir::scratch_in(folder.path()).unwrap());
         assert_ne!(one.path(), two.path());
         let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
         assert_eq!(mode(one.path().parent().unwrap()), 0o700);
         drop((one, two));
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
-        assert!(Place::scratch_in(Path::new("/no/such/folder")).is_err());
+        assert!(ScratchDir::scratch_in(Path::new("/no/such/folder")).is_err());
     }
 }

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use piman_core::{stream, talks, transfer};
+use piman_core::{rpc, telemetry, transfer};
 use rustix::io::Errno;
 use rustix::net::addr::{SocketAddrArg, SocketAddrLen, SocketAddrOpaque};
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
@@ -66,9 +66,9 @@ fn socket() -> io::Result<OwnedFd> {
 fn channel(port: u16) -> io::Result<u8> {
     match port {
         1..=30 => Ok(port as u8),
-        stream::PORT => Ok(1),
+        telemetry::PORT => Ok(1),
         transfer::PORT => Ok(2),
-        talks::PORT => Ok(3),
+        rpc::PORT => Ok(3),
         _ => Err(io::Error::new(ErrorKind::InvalidInput, format!("port {port} is no channel of 1 to 30"))),
     }
 }

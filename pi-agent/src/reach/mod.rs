@@ -10,7 +10,7 @@
 #[cfg(feature = "bluetooth")]
 pub mod bluetooth;
 #[cfg(feature = "serial")]
-mod bridge;
+mod mux;
 #[cfg(feature = "serial")]
 pub mod serial;
 

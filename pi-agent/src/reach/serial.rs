@@ -19,8 +19,8 @@ use piman_core::serial::Role;
 use rustix::fs::OFlags;
 use rustix::termios::{ControlModes, OptionalActions, tcgetattr, tcsetattr};
 
-pub use super::bridge::Services;
-use super::bridge::{Bridge, Order, Side};
+pub use super::mux::Services;
+use super::mux::{Mux, Order, Side};
 
 /// The speed if nobody says another.
 const BAUD: u32 = 115_200;
@@ -187,7 +187,7 @@ fn run(line: &Line, open: Option<File>, role: Role, side: &mut Side, stop: &Atom
         Ok(tty) => tty,
         Err(e) => return log::warn!("{e}; again in {} s", PAUSE.as_secs()),
     };
-    if let Err(e) = Bridge::new(tty, role).run(side, stop) {
+    if let Err(e) = Mux::new(tty, role).run(side, stop) {
         log::warn!("the serial line {line}: {e}; again in {} s", PAUSE.as_secs());
     }
 }

@@ -8,7 +8,7 @@ use std::sync::{Mutex, TryLockError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use piman_core::talks::{self, IDENTIFY, IDENTITY, LOG, REBOOT, REINSTALL, RUN, STATUS, Value};
+use piman_core::rpc::{self, IDENTIFY, IDENTITY, LOG, REBOOT, REINSTALL, RUN, STATUS, Value};
 
 use super::hook::{self, Keep};
 use super::{Service, status};
@@ -24,7 +24,7 @@ pub(super) struct Call {
 }
 
 impl Call {
-    pub(super) fn of(call: talks::Call<'_>) -> Self {
+    pub(super) fn of(call: rpc::Call<'_>) -> Self {
         let text = |value: Value<'_>| value.str().map_or_else(|| value.to_string(), String::from);
         let keywords = call.keywords.pairs().map(|(name, value)| (text(name), text(value))).collect();
         Self { opcode: call.opcode, args: call.args.map(text).collect(), keywords }
@@ -74,7 +74,7 @@ pub(super) fn run(service: &Service, call: &Call) -> Answer {
     let placed = match u8::try_from(call.opcode) {
         Ok(RUN) if call.keywords.is_empty() => call.clone(),
         Ok(RUN) => return Err("TypeError: a hook takes no arguments by name".into()),
-        Ok(IDENTITY | STATUS | LOG | REBOOT | REINSTALL | IDENTIFY | talks::ID) => call.place(parameters)?,
+        Ok(IDENTITY | STATUS | LOG | REBOOT | REINSTALL | IDENTIFY | rpc::ID) => call.place(parameters)?,
         _ => call.clone(),
     };
     let call = &placed;
@@ -88,7 +88,7 @@ pub(super) fn run(service: &Service, call: &Call) -> Answer {
             blink(&service.root.join("sys/class/leds"), Duration::from_secs(seconds.into()))
         }
         Ok(RUN) => hook::run(&service.hooks, &call.args),
-        Ok(talks::ID) => Ok(Data::Str(short_id(service))),
+        Ok(rpc::ID) => Ok(Data::Str(short_id(service))),
         _ => Err(format!("LookupError: no function is bound to opcode {}", call.opcode)),
     }
 }
@@ -278,7 +278,7 @@ mod tests {
     fn identity_and_unknown_functions() {
         let root = tempfile::tempdir().unwrap();
         let service = service(root.path());
-        assert_eq!(run(&service, &call(talks::ID, &[])), Ok(Data::Str("cdef01".into())));
+        assert_eq!(run(&service, &call(rpc::ID, &[])), Ok(Data::Str("cdef01".into())));
         assert!(matches!(run(&service, &call(IDENTITY, &[])), Ok(Data::Dict(d)) if d.len() == 4));
         assert!(run(&service, &call(200, &[])).unwrap_err().contains("no function is bound"));
     }

@@ -13,9 +13,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, anyhow, bail, ensure};
 use embedded_io_adapters::std::FromStd;
 use piman_core::blocking::{self, Blocking};
-use piman_core::frame::{Frames, Mail, Role, Timeless};
-use piman_core::talks::auth::{KEY_CONTEXT, Keyed};
-use piman_core::talks::{
+use piman_core::messages::{Frames, Mail, Role, Timeless};
+use piman_core::rpc::auth::{Authenticator, KEY_CONTEXT};
+use piman_core::rpc::{
     AnswerOut, Codec, DEPTH_MAX, Failure, Head, LoginError, Memory, NO_CALL, Place, Protocol, Session, Slot,
     Step, Value, WEIGHT_MAX, postcard, prove,
 };
@@ -50,7 +50,7 @@ impl Key {
     }
 }
 
-impl Keyed for Key {
+impl Authenticator for Key {
     fn tag(&self, parts: &[&[u8]]) -> [u8; 32] {
         let mut hasher = blake3::Hasher::new_keyed(&self.0);
         for part in parts {

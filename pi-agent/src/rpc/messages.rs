@@ -13,7 +13,7 @@ use std::time::Duration;
 use anyhow::{Context, anyhow};
 use embedded_io_adapters::std::FromStd;
 use piman_core::blocking::{self, Blocking};
-use piman_core::frame::{Frames, Mail, PORT, Role, SendError, Timeless};
+use piman_core::messages::{Frames, Mail, PORT, Role, SendError, Timeless};
 
 use super::line::{CONNECT, readable, tune};
 use super::{Service, hook};

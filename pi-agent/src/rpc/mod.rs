@@ -24,7 +24,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use piman_core::talks::Protocol;
+use piman_core::rpc::Protocol;
 
 use crate::backoff::Backoff;
 use crate::identity::Identity;

@@ -9,10 +9,10 @@ use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, bail, ensure};
-use piman_core::frame::GO;
-use piman_core::talks::auth::{EITHER, LOGIN_MAX, LoginOut, Verdict};
-use piman_core::talks::pickle::{self, Pickler, Scanner};
-use piman_core::talks::{
+use piman_core::messages::GO;
+use piman_core::rpc::auth::{EITHER, LOGIN_MAX, LoginOut, Verdict};
+use piman_core::rpc::pickle::{self, Pickler, Scanner};
+use piman_core::rpc::{
     Codec, DEPTH_MAX, DecodeError, Encode, Head, Memory, Place, Protocol, Session, Slot, Value, WEIGHT_MAX,
 };
 

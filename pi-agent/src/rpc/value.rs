@@ -1,6 +1,6 @@
 //! Values of answers.
 
-use piman_core::talks::{Encode, Kind, NoRoom, Out};
+use piman_core::rpc::{Encode, Kind, NoRoom, Out};
 
 /// What a function returns; an error is `Class: message`.
 pub(super) type Answer = Result<Data, String>;

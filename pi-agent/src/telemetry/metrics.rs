@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime};
 use embedded_io_adapters::std::FromStd;
 use piman_core::blocking::{Blocking, run};
 use piman_core::error::PeerError;
-use piman_core::stream::{self, Acks};
+use piman_core::telemetry::{self, Acks};
 
 use crate::backoff::Backoff;
 use crate::telemetry::log_buffer::connect;
@@ -84,7 +84,7 @@ pub fn send(host: &str, port: u16, interval: Duration, count: Option<u64>) {
     }
 }
 
-type Line = (Blocking<FromStd<TcpStream>>, stream::Client);
+type Line = (Blocking<FromStd<TcpStream>>, telemetry::Client);
 
 /// One record on a connection that is made if there is none.
 fn one(host: &str, port: u16, line: &mut Option<Line>, acks: Acks, record: &str) -> io::Result<Acks> {
@@ -98,18 +98,18 @@ fn one(host: &str, port: u16, line: &mut Option<Line>, acks: Acks, record: &str)
             let socket = connect(host, port)?;
             let greets = says_something(&socket, GREETING)?;
             socket.set_read_timeout(Some(ANSWER))?;
-            let new = line.insert((Blocking(FromStd::new(socket)), stream::Client::new(acks)));
+            let new = line.insert((Blocking(FromStd::new(socket)), telemetry::Client::new(acks)));
             if greets {
                 let other =
                     |_| io::Error::other("what answers there does not greet as a service for records does");
-                run(stream::open(&mut new.0, &mut new.1)).map_err(other)?;
+                run(telemetry::open(&mut new.0, &mut new.1)).map_err(other)?;
             }
             // In one piece: some servers take one for each connection.
             text.insert_str(0, &format!("{HEADER}\n"));
             new
         }
     };
-    run(stream::send(io, client, text.as_bytes())).map_err(failed)?;
+    run(telemetry::send(io, client, text.as_bytes())).map_err(failed)?;
     Ok(client.acks())
 }
 

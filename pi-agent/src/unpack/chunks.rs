@@ -15,7 +15,7 @@ use super::Expected;
 use super::buffers::Filler;
 use crate::failure::{Cause, Failure};
 use crate::fetch::{DAMAGED_MAX, Link, Retry, Source, Trouble};
-use crate::unpack::sums::Sums;
+use crate::unpack::sums::ChunkHashes;
 
 /// Chunks that are asked for ahead, so that the server always has something to send.
 const AHEAD: usize = 3;
@@ -24,10 +24,10 @@ const AHEAD: usize = 3;
 pub(super) const BUFFERS: usize = 4;
 
 /// An archive and the hashes of its chunks.
-pub struct Ranges<'l, F> {
+pub struct ChunkSource<'l, F> {
     source: Source<'l, F>,
     archive: Expected,
-    sums: Sums,
+    sums: ChunkHashes,
     /// The first chunk that was never asked for.
     next: u32,
     /// Chunks to be asked for once more.
@@ -53,7 +53,7 @@ pub struct Tally {
     pub broken: u32,
 }
 
-impl<'l, F: FnMut() -> io::Result<TcpStream> + Send> Ranges<'l, F> {
+impl<'l, F: FnMut() -> io::Result<TcpStream> + Send> ChunkSource<'l, F> {
     /// Fetches the hashes of the chunks and compares them with the archive's own. `connect`
     /// makes a connection to the fetch port, with the caller's time-outs.
     ///
@@ -74,9 +74,9 @@ impl<'l, F: FnMut() -> io::Result<TcpStream> + Send> Ranges<'l, F> {
         } else {
             let request = Request { kind: Kind::Sums, id, offset: 0, length: length.into() };
             let advice = "touch the archive on the server, which reads it again then";
-            source.table(&request, |table| Sums::parse(id, bytes, table).is_ok(), advice)?
+            source.table(&request, |table| ChunkHashes::parse(id, bytes, table).is_ok(), advice)?
         };
-        let sums = Sums::parse(id, bytes, &table).map_err(|wrong| fail(Cause::Image, wrong.into()))?;
+        let sums = ChunkHashes::parse(id, bytes, &table).map_err(|wrong| fail(Cause::Image, wrong.into()))?;
         Ok(Self {
             source,
             archive,

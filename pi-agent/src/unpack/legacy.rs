@@ -18,7 +18,7 @@ const SAME: u32 = 3;
 
 /// The archive from its first byte to its last, over as many connections as it takes.
 #[derive(Debug)]
-pub struct Whole<'l, F> {
+pub struct LegacySource<'l, F> {
     connect: F,
     link: &'l Link,
     retry: Retry,
@@ -32,7 +32,7 @@ pub struct Whole<'l, F> {
     same: u32,
 }
 
-impl<'l, F: FnMut() -> io::Result<TcpStream> + Send> Whole<'l, F> {
+impl<'l, F: FnMut() -> io::Result<TcpStream> + Send> LegacySource<'l, F> {
     /// Connects, and waits until an archive's first entry is there. `connect` sets the
     /// time-outs, and is called again when a connection breaks.
     ///
@@ -88,13 +88,13 @@ impl<'l, F: FnMut() -> io::Result<TcpStream> + Send> Whole<'l, F> {
     }
 }
 
-impl<F> Read for Whole<'_, F> {
+impl<F> Read for LegacySource<'_, F> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         self.stream.as_mut().map_or(Ok(0), |stream| stream.read(buf))
     }
 }
 
-impl<F: FnMut() -> io::Result<TcpStream> + Send> Source for Whole<'_, F> {
+impl<F: FnMut() -> io::Result<TcpStream> + Send> Source for LegacySource<'_, F> {
     fn resume(&mut self, mut broken: io::Error, at: u64, known: Hash) -> io::Result<()> {
         if at > self.at {
             (self.at, self.failed, self.same) = (at, 0, 0);

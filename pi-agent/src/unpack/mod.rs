@@ -34,8 +34,8 @@ use anyhow::anyhow;
 use piman_core::hash::Hash;
 use piman_core::install::Stage;
 
-pub use chunks::Ranges;
-pub use legacy::Whole;
+pub use chunks::ChunkSource;
+pub use legacy::LegacySource;
 
 use crate::failure::{Cause, Failure};
 use crate::fetch::Link;
@@ -44,7 +44,7 @@ use archive::Reader;
 use buffers::{Filler, pipe};
 use decode::Decoder;
 use extract::extract;
-use resumable::{Once, Source, Tap};
+use resumable::{Once, ResumableReader, Source};
 
 /// Buffers of unpacked data.
 const UNPACKED: usize = 8;
@@ -122,7 +122,7 @@ pub fn install_from(
 /// # Errors
 /// As [`install_from`].
 pub fn install_whole<F: FnMut() -> io::Result<TcpStream> + Send>(
-    whole: Whole<'_, F>,
+    whole: LegacySource<'_, F>,
     link: &Link,
     expected: Option<Expected>,
     root: BorrowedFd<'_>,
@@ -141,7 +141,7 @@ pub fn install_whole<F: FnMut() -> io::Result<TcpStream> + Send>(
 /// # Errors
 /// As [`install_from`]; `Image` also if a chunk stays damaged, which is named.
 pub fn install_ranges<F: FnMut() -> io::Result<TcpStream> + Send>(
-    ranges: &mut Ranges<'_, F>,
+    ranges: &mut ChunkSource<'_, F>,
     link: &Link,
     root: BorrowedFd<'_>,
     progress: &Progress,
@@ -174,7 +174,7 @@ fn unpack(
 ) -> Result<Summary, Failure> {
     progress.begin(Stage::Transfer, expected.map_or(0, |e| e.bytes));
     let hurry = AtomicBool::new(false);
-    let tap = Tap::new(source, expected, checked, &hurry, progress);
+    let tap = ResumableReader::new(source, expected, checked, &hurry, progress);
     // Whether the copy may be damaged although the archive is good.
     let in_doubt = expected.is_some() && !checked;
     let (filler, drainer) = pipe(UNPACKED);
@@ -217,7 +217,7 @@ struct Received {
 /// How it ended.
 enum End {
     /// With the stream, all of it unpacked.
-    Whole,
+    LegacySource,
     /// The other thread had enough.
     Unwanted,
     /// The stream itself failed.
@@ -228,11 +228,11 @@ enum End {
 
 /// Receives and unpacks until the end. If a copy is in doubt, the rest of a damaged one is
 /// received nonetheless, to know its hash, unless there is a hurry.
-fn receive<S: Source>(mut tap: Tap<'_, S>, mut filler: Filler, in_doubt: bool) -> Received {
+fn receive<S: Source>(mut tap: ResumableReader<'_, S>, mut filler: Filler, in_doubt: bool) -> Received {
     let may_end = Arc::clone(&tap.may_end);
     let unpacked = Decoder::telling(&mut tap, may_end).and_then(|mut decoder| filler.fill_from(&mut decoder));
     let mut end = match unpacked {
-        Ok(buffers::Filled::All) => End::Whole,
+        Ok(buffers::Filled::All) => End::LegacySource,
         Ok(buffers::Filled::Unwanted) => End::Unwanted,
         // It comes from the close that the other thread asked for.
         Err(_) if tap.hurry.load(Relaxed) => End::Unwanted,

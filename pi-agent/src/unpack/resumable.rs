@@ -37,7 +37,7 @@ impl<R: Read + Send> Source for Once<R> {
 
 /// Counts and hashes what is received, and remembers if the stream itself fails: to those who
 /// read from here, that looks like any other error.
-pub(super) struct Tap<'p, S> {
+pub(super) struct ResumableReader<'p, S> {
     source: S,
     /// `None` if every byte that comes was compared with the right hash already.
     hasher: Option<blake3::Hasher>,
@@ -52,7 +52,7 @@ pub(super) struct Tap<'p, S> {
     progress: &'p Progress,
 }
 
-impl<'p, S: Source> Tap<'p, S> {
+impl<'p, S: Source> ResumableReader<'p, S> {
     /// `checked` says that `source` gives nothing but what is expected.
     pub(super) fn new(
         source: S,
@@ -117,7 +117,7 @@ impl<'p, S: Source> Tap<'p, S> {
     }
 }
 
-impl<S: Source> Read for Tap<'_, S> {
+impl<S: Source> Read for ResumableReader<'_, S> {
     /// What is behind the last expected byte is no matter: nobody waits there for a server that does not close.
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         let most = self.expected.map_or(u64::MAX, |e| e.bytes.saturating_sub(self.bytes));
@@ -155,7 +155,7 @@ impl<S: Source> Read for Tap<'_, S> {
     }
 }
 
-impl<S> Tap<'_, S> {
+impl<S> ResumableReader<'_, S> {
     fn fail(&mut self, error: io::Error) -> io::Error {
         let kind = error.kind();
         if !self.hurry.load(Relaxed) {

@@ -12,7 +12,7 @@ use piman_core::install::sums::{self, CHUNK, SUM};
 
 /// Hashes an archive and its chunks as it passes, in pieces of any size.
 #[derive(Debug, Default)]
-pub struct Summing {
+pub struct ChunkHasher {
     /// Of the chunk that is being read.
     hasher: Hasher,
     /// How much of that there was, in bytes.
@@ -21,7 +21,7 @@ pub struct Summing {
     table: Vec<ChainingValue>,
 }
 
-impl Summing {
+impl ChunkHasher {
     /// Before the first byte.
     #[must_use]
     pub fn new() -> Self {
@@ -107,13 +107,13 @@ impl std::error::Error for Wrong {}
 
 /// The chunk hashes of an archive, which give its hash.
 #[derive(Debug, Clone)]
-pub struct Sums {
+pub struct ChunkHashes {
     id: Hash,
     bytes: u64,
     table: Vec<ChainingValue>,
 }
 
-impl Sums {
+impl ChunkHashes {
     /// Takes the table of the archive with this hash and size, in bytes.
     ///
     /// # Errors
@@ -175,11 +175,11 @@ mod tests {
         {
             let archive = &all[..bytes];
             for piece in [MIB, 100_003, 3 * MIB + 1] {
-                let mut summing = Summing::new();
+                let mut summing = ChunkHasher::new();
                 archive.chunks(piece).for_each(|p| summing.update(p));
                 let (id, table) = summing.finish();
                 assert_eq!(&id.0, blake3::hash(archive).as_bytes(), "{bytes} bytes by {piece}");
-                let sums = Sums::parse(id, bytes as u64, &table).unwrap();
+                let sums = ChunkHashes::parse(id, bytes as u64, &table).unwrap();
                 let chunks: Vec<&[u8]> = archive.chunks(MIB).collect();
                 assert_eq!(chunks.len(), sums.chunks() as usize);
                 assert!((0..).zip(&chunks).all(|(i, c)| sums.is(i, c)), "{bytes} bytes");
@@ -190,10 +190,10 @@ mod tests {
     #[test]
     fn one_wrong_bit_is_one_wrong_chunk() {
         let archive = content(3 * MIB + 9);
-        let mut summing = Summing::new();
+        let mut summing = ChunkHasher::new();
         summing.update(&archive);
         let (id, table) = summing.finish();
-        let sums = Sums::parse(id, archive.len() as u64, &table).unwrap();
+        let sums = ChunkHashes::parse(id, archive.len() as u64, &table).unwrap();
         for at in [0, MIB - 1, MIB, 2 * MIB + 77, archive.len() - 1] {
             let mut bad = archive.clone();
             bad[at] ^= 0x10;
@@ -209,18 +209,18 @@ mod tests {
     #[test]
     fn a_table_of_something_else_is_refused() {
         let archive = content(2 * MIB + 1);
-        let mut summing = Summing::new();
+        let mut summing = ChunkHasher::new();
         summing.update(&archive);
         let (id, table) = summing.finish();
         let bytes = archive.len() as u64;
         for byte in 0..table.len() {
             let mut bad = table.clone();
             bad[byte] ^= 1;
-            assert_eq!(Sums::parse(id, bytes, &bad).unwrap_err(), Wrong::Hash);
+            assert_eq!(ChunkHashes::parse(id, bytes, &bad).unwrap_err(), Wrong::Hash);
         }
-        assert_eq!(Sums::parse(id, bytes, &table[..64]).unwrap_err(), Wrong::Size);
-        assert_eq!(Sums::parse(id, bytes + u64::from(CHUNK), &table).unwrap_err(), Wrong::Size);
-        assert_eq!(Sums::parse(Hash([0; 32]), bytes, &table).unwrap_err(), Wrong::Hash);
-        assert_eq!(Sums::parse(id, u64::MAX, &table).unwrap_err(), Wrong::Size);
+        assert_eq!(ChunkHashes::parse(id, bytes, &table[..64]).unwrap_err(), Wrong::Size);
+        assert_eq!(ChunkHashes::parse(id, bytes + u64::from(CHUNK), &table).unwrap_err(), Wrong::Size);
+        assert_eq!(ChunkHashes::parse(Hash([0; 32]), bytes, &table).unwrap_err(), Wrong::Hash);
+        assert_eq!(ChunkHashes::parse(id, u64::MAX, &table).unwrap_err(), Wrong::Size);
     }
 }

@@ -5,17 +5,17 @@ use core::fmt;
 
 use embedded_io_async::{Read, Write};
 use piman_core::drive::{Pi, attend, notify, report};
-use piman_core::frame::{Frames, Inbox, Piece, Role, SendError, Timer};
 use piman_core::hash::Hash;
 use piman_core::install::{
     Date, Decision, Hello, Milestone, Notice, Offer, Paths, REVISION, Report, Stage, Start,
 };
-use piman_core::stream;
-use piman_core::talks::auth::{KEY_CONTEXT, Keyed};
-use piman_core::talks::{
+use piman_core::messages::{Frames, Inbox, Piece, Role, SendError, Timer};
+use piman_core::rpc::auth::{Authenticator, KEY_CONTEXT};
+use piman_core::rpc::{
     self, AnswerOut, CallOut, Codec, Dict, Encode, Failure, ID, IDENTITY, Memory, Place, STATUS, Session,
     Slot, Step, Tuple,
 };
+use piman_core::telemetry;
 use piman_core::transfer::{self, Download, End, Name, Refusal};
 use piman_core::transport::smoltcp::{Clock, Connection, Error, Limits, Stack};
 use smoltcp::iface::SocketHandle;
@@ -249,7 +249,7 @@ impl<const N: usize> Inbox for Last<N> {
     }
 }
 
-/// Sends messages by the frames service and wants each back.
+/// Sends messages by the messages service and wants each back.
 pub async fn frames<D: Device, C: Clock>(
     net: &Stack<'_, D, C>,
     socket: SocketHandle,
@@ -286,7 +286,7 @@ pub async fn frames<D: Device, C: Clock>(
 
 struct Endless<'a>(&'a [u8]);
 
-impl piman_core::frame::Body for Endless<'_> {
+impl piman_core::messages::Body for Endless<'_> {
     async fn piece(&mut self) -> &[u8] {
         self.0
     }
@@ -295,7 +295,7 @@ impl piman_core::frame::Body for Endless<'_> {
 /// The key of both peers.
 struct Key([u8; 32]);
 
-impl Keyed for Key {
+impl Authenticator for Key {
     fn tag(&self, parts: &[&[u8]]) -> [u8; 32] {
         let mut hasher = blake3::Hasher::new_keyed(&self.0);
         for part in parts {
@@ -305,7 +305,7 @@ impl Keyed for Key {
     }
 }
 
-/// Logs in to the talks service, calls a function of the server, and answers the server's calls until it
+/// Logs in to the rpc service, calls a function of the server, and answers the server's calls until it
 /// has called `STATUS`.
 pub async fn talks<D: Device, C: Clock>(
     net: &Stack<'_, D, C>,
@@ -319,7 +319,7 @@ pub async fn talks<D: Device, C: Clock>(
     let key = Key(blake3::derive_key(KEY_CONTEXT, password.as_bytes()));
     // Not random on this board: its clock is all that differs.
     let nonce = blake3::hash(&net.clock().now_ms().to_le_bytes()).into();
-    talks::prove(&mut talk, &key, nonce).await.doing("logging in")?;
+    rpc::prove(&mut talk, &key, nonce).await.doing("logging in")?;
 
     let mut session = Session::new([Place::default(); 2], 2);
     let mut last = Last::<512>::new();
@@ -337,7 +337,7 @@ pub async fn talks<D: Device, C: Clock>(
             stack: &mut [],
             memo: &mut [],
             text: &mut [],
-            depth_max: talks::DEPTH_MAX,
+            depth_max: rpc::DEPTH_MAX,
             weight_max: 32,
         };
         let message = last.bytes;
@@ -386,7 +386,7 @@ where
     talk.send(n as u64, &mut &buf[..n], last).await.doing("sending a message")
 }
 
-/// Sends so many records by the stream service, each acknowledged.
+/// Sends so many records by the telemetry service, each acknowledged.
 pub async fn records<D: Device, C: Clock>(
     net: &Stack<'_, D, C>,
     socket: SocketHandle,
@@ -394,13 +394,13 @@ pub async fn records<D: Device, C: Clock>(
     count: u32,
 ) -> Result<(), Failed> {
     let mut io = connect(net, socket, to).await?;
-    let mut client = stream::Client::default();
-    stream::open(&mut io, &mut client).await.doing("waiting for the greeting")?;
+    let mut client = telemetry::Client::default();
+    telemetry::open(&mut io, &mut client).await.doing("waiting for the greeting")?;
     let begin = net.clock().now_ms();
     for i in 0..count {
         let mut line = Line::default();
         let _ = fmt::Write::write_fmt(&mut line, format_args!("{i},{},{SERIAL}\n", i * i));
-        stream::send(&mut io, &mut client, line.bytes()).await.doing("sending a record")?;
+        telemetry::send(&mut io, &mut client, line.bytes()).await.doing("sending a record")?;
     }
     say!("records {count} {} ms", net.clock().now_ms() - begin);
     io.close().await.doing("closing")

@@ -5,7 +5,7 @@
 use std::collections::VecDeque;
 
 use libfuzzer_sys::fuzz_target;
-use piman_core::frame::{GO, Link, Role, SIZE_MAX, Step};
+use piman_core::messages::{GO, Link, Role, SIZE_MAX, Step};
 
 const LIMIT: u32 = 1000;
 

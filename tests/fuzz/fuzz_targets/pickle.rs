@@ -3,8 +3,8 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use piman_core::talks::pickle::{Assembler, Scanner};
-use piman_core::talks::{Codec, DEPTH_MAX, DecodeError, Memory, Message, Session, Slot, Value, WEIGHT_MAX};
+use piman_core::rpc::pickle::{Assembler, Scanner};
+use piman_core::rpc::{Codec, DEPTH_MAX, DecodeError, Memory, Message, Session, Slot, Value, WEIGHT_MAX};
 
 const ROOM: usize = 4096;
 

@@ -3,7 +3,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use piman_core::stream::{Client, Records};
+use piman_core::telemetry::{Client, Records};
 
 fuzz_target!(|data: &[u8]| {
     let [room, chunk, input @ ..] = data else { return };

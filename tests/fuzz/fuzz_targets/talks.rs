@@ -4,8 +4,8 @@
 use std::collections::BTreeMap;
 
 use libfuzzer_sys::fuzz_target;
-use piman_core::talks::auth::{Handshake, Verdict, admits};
-use piman_core::talks::{Calls, Codec, DEPTH_MAX, Encode, Memory, Place, Slot, Value, WEIGHT_MAX, postcard};
+use piman_core::rpc::auth::{Handshake, Verdict, verify};
+use piman_core::rpc::{Calls, Codec, DEPTH_MAX, Encode, Memory, Place, Slot, Value, WEIGHT_MAX, postcard};
 
 fuzz_target!(|data: &[u8]| {
     let Some((kind, data)) = data.split_first() else { return };
@@ -26,7 +26,7 @@ fn frame(mut data: &[u8]) {
         }
         if let Some(step) = Handshake::parse(value) {
             assert_eq!(look(&step, Handshake::parse), Some(step));
-            assert!(!admits(Some("a password"), value));
+            assert!(!verify(Some("a password"), value));
         }
         if let Some(verdict) = Verdict::parse(value) {
             assert_eq!(look(&verdict, Verdict::parse), Some(verdict));

@@ -229,7 +229,7 @@ fn an_archive_that_is_signed_alone_is_installed_by_stream() {
     agent.args(["--retries", "0", "--transfer-port", "0", "--public-key", &lab.path("one.pub")]);
     let output = agent.output().unwrap();
     assert!(output.status.success(), "{}", said(&output));
-    assert_eq!(lab.installed("card").path, inspect::Way::Stream);
+    assert_eq!(lab.installed("card").path, inspect::Way::Archive);
 }
 
 /// A server of the first revision: it makes an offer, and knows nothing of signatures.

@@ -145,7 +145,7 @@ fn what_a_failed_installation_leaves_is_neither_booted_nor_found() {
     let server = lab.server();
     let mut honest = server.agent(&card, SERIAL);
     let output =
-        honest.args(["--path", "stream", "--retries", "0", "--transfer-port", "0"]).output().unwrap();
+        honest.args(["--path", "archive", "--retries", "0", "--transfer-port", "0"]).output().unwrap();
     assert!(output.status.success(), "{}", said(&output));
     lab.installed("card");
     rogue.say("boot\nEOM\n");

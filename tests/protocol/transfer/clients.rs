@@ -38,7 +38,7 @@ fn clients_with_old_servers() {
     assert_eq!(after.complete["f"], b"0123456789");
     assert_eq!(asked(false, false, b"", b"F\0\0\0\0\0\0\0\0").1, End::Refused(Refusal::Refused));
     assert_eq!(asked(false, false, b"", b"E\0\0\0\0\0\0\0\0").1, End::Refused(Refusal::Failed));
-    assert_eq!(asked(false, false, b"", b"xxxxxxxxx").1, End::Strange);
+    assert_eq!(asked(false, false, b"", b"xxxxxxxxx").1, End::ProtocolError);
     assert_eq!(asked(false, false, b"", &join(&[b"T", &size, b"012345678"])).1, End::Closed);
 
     let (said, end, _) = asked(true, false, b"", b"TT");
@@ -62,10 +62,10 @@ fn a_server_that_lies_about_where_it_goes_on_is_not_believed() {
     let size = 10u64.to_be_bytes();
     for start in [1u64, 2, 4, 11, u64::MAX] {
         let says = join(&[b"RT", &size, &start.to_be_bytes(), b"0123456789"]);
-        assert_eq!(asked(false, true, b"012", &says).1, End::Strange, "{start}");
+        assert_eq!(asked(false, true, b"012", &says).1, End::ProtocolError, "{start}");
     }
     let says = join(&[b"RT", &2u64.to_be_bytes(), &3u64.to_be_bytes()]);
-    assert_eq!(asked(false, true, b"012", &says).1, End::Strange);
+    assert_eq!(asked(false, true, b"012", &says).1, End::ProtocolError);
     let says = join(&[b"RT", &11u64.to_be_bytes(), &hash(b"0123456789")]);
     assert_eq!(asked(true, true, b"", &says).1, End::Closed);
 }

@@ -55,7 +55,7 @@ fn a_download_as_old_peers_do_it() {
         let stopped = served(make, &join(&[&request(b'D', b"a b"), b"F"]));
         assert_eq!((stopped.0.len(), stopped.1), (9, Ok(End::Stopped)));
         let strange = served(make, &join(&[&request(b'D', b"a b"), b"x"]));
-        assert_eq!((strange.0.len(), strange.1), (9, Ok(End::Strange)));
+        assert_eq!((strange.0.len(), strange.1), (9, Ok(End::ProtocolError)));
     }
 }
 
@@ -182,7 +182,7 @@ fn an_upload_goes_on_only_if_it_is_the_same_file() {
     assert_eq!(said, join(&[&partial(b'T', 0, &[0; 32]), b"T"]));
     assert_eq!(after.complete["a"], b"01");
     // From anywhere else.
-    assert_eq!(served(make, &ask(b"a", 10, 2, b"23456789")).1, Ok(End::Strange));
+    assert_eq!(served(make, &ask(b"a", 10, 2, b"23456789")).1, Ok(End::ProtocolError));
     // There already: the same as far as the size tells, and not.
     assert_eq!(served(make, &ask(b"same", 10, 0, b"")).0, partial(b'F', 10, &hash(b"0123456789")));
     assert_eq!(served(make, &ask(b"same", 9, 0, b"")).0, partial(b'F', 0, &[0; 32]));

@@ -3,10 +3,10 @@
 use super::*;
 
 /// With those who say and take nothing.
-fn little() -> Patience {
+fn little() -> Timeouts {
     let two = Duration::from_secs(2);
     let limits = Limits { stall: Some(two), slowest: 50, span: two, ..Limits::NONE };
-    Patience { talk: two, stall: two, limits }
+    Timeouts { talk: two, stall: two, limits }
 }
 
 #[test]

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use piman::net::listen::Gate;
 use piman::net::min_rate::Limits;
 use piman::transfer::{
-    Deadlines, Folder, Outcome, Patience, Progress, Target, TransferError, Transfers, get, put, run,
+    Deadlines, Folder, Outcome, Progress, Target, Timeouts, TransferError, Transfers, get, put, run,
 };
 use piman_core::transfer::Name;
 use piman_tests::chance::noise;
@@ -36,11 +36,11 @@ struct Server {
     _runtime: tokio::runtime::Runtime,
 }
 
-fn serve_in(dir: tempfile::TempDir, folder: &Path, patience: Patience) -> Server {
+fn serve_in(dir: tempfile::TempDir, folder: &Path, patience: Timeouts) -> Server {
     serve_at("127.0.0.1:0", dir, folder, patience)
 }
 
-fn serve_at(address: &str, dir: tempfile::TempDir, folder: &Path, patience: Patience) -> Server {
+fn serve_at(address: &str, dir: tempfile::TempDir, folder: &Path, patience: Timeouts) -> Server {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     let listener = TcpListener::bind(address).unwrap();
     listener.set_nonblocking(true).unwrap();
@@ -51,14 +51,14 @@ fn serve_at(address: &str, dir: tempfile::TempDir, folder: &Path, patience: Pati
     Server { dir, address, transfers, gate, _runtime: runtime }
 }
 
-fn serve_with(patience: Patience) -> Server {
+fn serve_with(patience: Timeouts) -> Server {
     let dir = tempfile::tempdir().unwrap();
     let folder = dir.path().to_owned();
     serve_in(dir, &folder, patience)
 }
 
 fn serve() -> Server {
-    serve_with(Patience::default())
+    serve_with(Timeouts::default())
 }
 
 impl Server {

@@ -99,7 +99,7 @@ fn the_broom() {
 #[cfg_attr(lacks = "root", ignore = "needs root")]
 fn a_full_disk() {
     let small = Small::new(16 * 1024);
-    let server = serve_in(tempfile::tempdir().unwrap(), &small.path(), Patience::default());
+    let server = serve_in(tempfile::tempdir().unwrap(), &small.path(), Timeouts::default());
     let out = tempfile::tempdir().unwrap();
     let from = out.path().join("f");
     // More than there is.

@@ -27,9 +27,9 @@ fn begun(server: &Server, file: &[u8]) -> TcpStream {
 }
 
 /// Nobody but a system that does not answer is too slow for this.
-fn any_pace() -> Patience {
+fn any_pace() -> Timeouts {
     let second = Duration::from_secs(1);
-    Patience { talk: second, stall: second, limits: Limits { unanswered: second, ..Limits::NONE } }
+    Timeouts { talk: second, stall: second, limits: Limits { unanswered: second, ..Limits::NONE } }
 }
 
 #[test]
@@ -57,9 +57,9 @@ fn a_reader_that_stops_for_long_gets_the_rest_when_it_goes_on() {
 
 #[test]
 fn a_byte_now_and_then_is_cut_by_the_operators_limit_and_only_then() {
-    let limited = serve_with(Patience {
+    let limited = serve_with(Timeouts {
         limits: Limits { slowest: 1000, span: Duration::from_secs(1), ..Limits::NONE },
-        ..Patience::default()
+        ..Timeouts::default()
     });
     let free = serve_with(any_pace());
     let mut readers = Vec::new();

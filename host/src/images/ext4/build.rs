@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
 use mkext4::{FsBuilder, InodeHandle, Layout, Meta, RegionSink, SparseSeg, SpecialKind};
-use pi_agent::card::ext4::{Lazy, Misfit, Shape};
+use pi_agent::card::ext4::{Geometry, Lazy, SizeError};
 use pi_agent::unpack::archive::{self, Time};
 use piman_core::hash::Hash;
 use piman_core::install::table::{BLOCK, Header, Table};
@@ -102,8 +102,8 @@ impl Plan {
     fn new(tree: &Tree, bytes: u64) -> Result<Self, Error> {
         let need = Need::of(tree);
         let too_small = || Error::TooSmall { have: bytes, needed: need.bytes() };
-        let shape = Shape::new(bytes, need.inodes).map_err(|e| match e {
-            Misfit::TooManyEntries | Misfit::TooSmall { .. } => too_small(),
+        let shape = Geometry::new(bytes, need.inodes).map_err(|e| match e {
+            SizeError::TooManyEntries | SizeError::TooSmall { .. } => too_small(),
             source => Error::Size { bytes, source },
         })?;
         if shape.free() < need.blocks {
@@ -297,7 +297,8 @@ impl Need {
     fn bytes(&self) -> u64 {
         const STEP: u64 = 4 << 20;
         let mut bytes = (self.blocks * BLOCK).next_multiple_of(STEP).max(STEP);
-        while !Shape::new(bytes, self.inodes).is_ok_and(|s| s.free() >= self.blocks + self.blocks / 100 + 64)
+        while !Geometry::new(bytes, self.inodes)
+            .is_ok_and(|s| s.free() >= self.blocks + self.blocks / 100 + 64)
         {
             if bytes >= 16 << 40 {
                 break;
@@ -462,7 +463,7 @@ mod tests {
     fn the_needed_size_is_enough() {
         for (inodes, blocks) in [(13, 6), (200_000, 200_000), (50_000, 500_000), (1000, 20_000_000)] {
             let need = Need { inodes, blocks };
-            let shape = Shape::new(need.bytes(), inodes).unwrap();
+            let shape = Geometry::new(need.bytes(), inodes).unwrap();
             assert!(shape.free() > blocks, "{need:?}");
             assert!(need.bytes() < blocks * BLOCK * 3 / 2 + (64 << 20), "{need:?}");
         }

@@ -55,16 +55,16 @@ pub enum Error {
         /// The size asked for.
         bytes: u64,
         /// Why not.
-        source: pi_agent::card::ext4::Misfit,
+        source: pi_agent::card::ext4::SizeError,
     },
     /// A name that images cannot hold; extracting on the Pi can.
-    #[error("`{name}` is not UTF-8, which an image cannot hold: install this archive by stream")]
+    #[error("`{name}` is not UTF-8, which an image cannot hold: install this archive with `--path archive`")]
     NotUtf8 {
         /// The name, escaped.
         name: String,
     },
     /// Something else that images cannot hold; extracting on the Pi may.
-    #[error("an image cannot hold this archive: {0}; install it by stream")]
+    #[error("an image cannot hold this archive: {0}; install it with `--path archive`")]
     Unsupported(String),
     /// The archive is damaged.
     #[error("the archive is damaged")]

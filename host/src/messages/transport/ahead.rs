@@ -7,7 +7,7 @@ use std::task::Poll;
 use std::time::Duration;
 
 use embedded_io_async::{ErrorType, Read, Write};
-use piman_core::frame::{QUIET_MS, Timer};
+use piman_core::messages::{QUIET_MS, Timer};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::time::timeout;
 

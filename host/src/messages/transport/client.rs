@@ -1,8 +1,8 @@
-//! A client of the frames service.
+//! A client of the messages service.
 
 use std::time::Duration;
 
-use piman_core::frame::Role;
+use piman_core::messages::Role;
 use tokio::net::{TcpStream, ToSocketAddrs};
 use tokio::sync::oneshot;
 use tokio::time::timeout;

@@ -5,7 +5,7 @@ use std::future::{Future, ready};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use piman_core::frame::{Inbox, Piece};
+use piman_core::messages::{Inbox, Piece};
 
 /// How many bytes of messages that are not handed over yet all connections together may hold.
 #[derive(Debug)]

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use piman_core::frame::{Frames, Role, SendError};
+use piman_core::messages::{Frames, Role, SendError};
 use piman_core::{Error, error::PeerError};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -93,7 +93,7 @@ pub enum Failure {
     Refused(u8),
     /// The peer did not greet in time.
     #[error("the peer did not greet within {} s: does it speak the messages protocol?", .0.as_secs())]
-    Silent(Duration),
+    Timeout(Duration),
     /// It was cut by [`Peer::cut`].
     #[error("this side cut the connection")]
     Cut,
@@ -103,7 +103,7 @@ pub enum Failure {
 }
 
 fn refusal(code: u8) -> &'static str {
-    use piman_core::frame::{CONFLICT, FULL};
+    use piman_core::messages::{CONFLICT, FULL};
     match code {
         FULL => "it has too many connections; try later",
         CONFLICT => "it has a conflict, such as this client being connected already",
@@ -296,9 +296,9 @@ pub(super) async fn run<S: AsyncRead + AsyncWrite + Unpin>(
         failed => {
             let failure = match failed {
                 Ok(Err(Error::Peer(PeerError::Refused(code)))) => Failure::Refused(code),
-                Ok(Err(Error::Io(e))) if e.kind() == ErrorKind::TimedOut => Failure::Silent(settings.stall),
+                Ok(Err(Error::Io(e))) if e.kind() == ErrorKind::TimedOut => Failure::Timeout(settings.stall),
                 Ok(Err(e)) => Failure::Link(e),
-                _ => Failure::Silent(settings.stall),
+                _ => Failure::Timeout(settings.stall),
             };
             // Whoever waited for it may be gone.
             let _ = opened.send(Err(failure));

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::fmt;
 
-use piman_core::frame::{Plugin, PluginError, SIZE_MAX, incoming, outgoing};
+use piman_core::messages::{Plugin, PluginError, SIZE_MAX, incoming, outgoing};
 
 /// What makes the plugins of each connection.
 pub type MakePlugins = dyn Fn() -> Vec<Box<dyn Plugin + Send>> + Send + Sync;

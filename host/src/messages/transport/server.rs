@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use piman_core::Error;
-use piman_core::frame::{FULL, Role};
+use piman_core::messages::{FULL, Role};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::sync::{oneshot, watch};

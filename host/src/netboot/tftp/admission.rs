@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use super::Limits;
-use crate::net::queue::{Slots, Ticket};
+use crate::net::queue::{FairQueue, Ticket};
 use crate::sys::lock::lock;
 
 /// How much there is to do.
@@ -24,7 +24,7 @@ pub struct Load {
 #[derive(Debug)]
 pub(super) struct Admission {
     limits: Limits,
-    slots: Arc<Slots>,
+    slots: Arc<FairQueue>,
     current: Mutex<Current>,
     refused: AtomicU64,
 }
@@ -61,7 +61,7 @@ pub(super) enum Entry {
 
 impl Admission {
     pub(super) fn new(limits: Limits) -> Arc<Self> {
-        let slots = Slots::new(limits.transfers.max(1));
+        let slots = FairQueue::new(limits.transfers.max(1));
         Arc::new(Self { limits, slots, current: Mutex::default(), refused: AtomicU64::new(0) })
     }
 

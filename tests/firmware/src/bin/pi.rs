@@ -73,8 +73,8 @@ async fn work(net: &Net<'_>, sockets: [SocketHandle; 2], dhcp: SocketHandle) -> 
             ("rootfs", Some(control)) => services::install(net, sockets, control, to).await?,
             ("transfer", _) => services::transfer(net, sockets[0], to, "file.bin").await?,
             ("frames", _) => services::frames(net, sockets[0], to).await?,
-            ("talks", _) => services::talks(net, sockets[0], to, "open sesame").await?,
-            ("stream", _) => services::records(net, sockets[0], to, 1000).await?,
+            ("rpc", _) => services::talks(net, sockets[0], to, "open sesame").await?,
+            ("telemetry", _) => services::records(net, sockets[0], to, 1000).await?,
             _ => return Err(Failed("there is no such service")),
         }
     }

@@ -1,6 +1,6 @@
-//! One side of the frames service: a message out, a message in.
+//! One side of the messages service: a message out, a message in.
 
-use piman_core::frame::{Frames, Inbox, Piece, Role, Timeless};
+use piman_core::messages::{Frames, Inbox, Piece, Role, Timeless};
 
 use super::Service;
 use crate::probe::Line;

@@ -1,12 +1,10 @@
-//! One side of the talks service with an old peer, in pickle: a login, a call, an answer.
+//! One side of the rpc service with an old peer, in pickle: a login, a call, an answer.
 
 use embedded_io_async::Read;
 use piman_core::drive::put;
-use piman_core::talks::auth::{LoginOut, Verdict};
-use piman_core::talks::pickle::Assembler;
-use piman_core::talks::{
-    AnswerOut, CallOut, Codec, DEPTH_MAX, Encode, Memory, Place, Session, Slot, Step, Tuple, Value,
-};
+use piman_core::rpc::auth::{LoginOut, Verdict};
+use piman_core::rpc::pickle::Assembler;
+use piman_core::rpc::{AnswerOut, CallOut, Codec, DEPTH_MAX, Encode, Memory, Place, Session, Slot, Step, Tuple, Value};
 
 use super::Service;
 use crate::probe::Line;

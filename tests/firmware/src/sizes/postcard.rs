@@ -1,8 +1,8 @@
-//! One side of the talks service with a peer of ours, in postcard over frames: a call, an answer.
+//! One side of the rpc service with a peer of ours, in postcard over frames: a call, an answer.
 
-use piman_core::frame::{Frames, Role, Timeless};
-use piman_core::talks::auth::Keyed;
-use piman_core::talks::{AnswerOut, CallOut, Codec, Encode, Place, Session, Step, Tuple, prove};
+use piman_core::messages::{Frames, Role, Timeless};
+use piman_core::rpc::auth::Authenticator;
+use piman_core::rpc::{AnswerOut, CallOut, Codec, Encode, Place, Session, Step, Tuple, prove};
 
 use super::Service;
 use super::frames::Last;
@@ -16,7 +16,7 @@ pub struct Postcard;
 /// A hash that costs nothing: the real one is the caller's.
 struct Key;
 
-impl Keyed for Key {
+impl Authenticator for Key {
     fn tag(&self, _parts: &[&[u8]]) -> [u8; 32] {
         [7; 32]
     }

@@ -1,6 +1,6 @@
-//! The client of the stream service: records, each acknowledged.
+//! The client of the telemetry service: records, each acknowledged.
 
-use piman_core::stream::{Acks, Client, open, send};
+use piman_core::telemetry::{Acks, Client, open, send};
 
 use super::Service;
 use crate::probe::Line;

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use piman_core::talks::{Codec, ID, IDENTITY, STATUS};
+use piman_core::rpc::{Codec, ID, IDENTITY, STATUS};
 
 use super::data::Data;
 use super::engine::{Answer, CallError, Functions, Peer, Request};
@@ -12,7 +12,7 @@ use crate::sys::clock::now_ms;
 use crate::sys::lock::lock;
 
 /// The name of the operator's socket in the state folder.
-pub const SOCKET: &str = "talks.sock";
+pub const SOCKET: &str = "rpc.sock";
 /// The operator's call: all Pis that are connected.
 pub(crate) const LIST: u8 = 1;
 /// The operator's call: call a function of a Pi.
@@ -56,9 +56,9 @@ const CLAIM_MAX: usize = 128;
 
 /// All Pis that are connected.
 #[derive(Debug, Clone, Default)]
-pub struct Fleet(Arc<Mutex<Vec<Member>>>);
+pub struct ConnectedPis(Arc<Mutex<Vec<Member>>>);
 
-impl Fleet {
+impl ConnectedPis {
     fn lock(&self) -> MutexGuard<'_, Vec<Member>> {
         lock(&self.0)
     }
@@ -111,15 +111,15 @@ impl Fleet {
             (member.serial, member.mac) = (serial, mac);
             (member.model, member.agent) = (text("model"), text("agent"));
             match &member.serial {
-                Some(serial) => log::info!("talks: {} is {serial}", member.connection()),
-                None => log::info!("talks: {} does not say who it is", member.connection()),
+                Some(serial) => log::info!("rpc: {} is {serial}", member.connection()),
+                None => log::info!("rpc: {} does not say who it is", member.connection()),
             }
         }
     }
 }
 
 /// What a Pi may ask of the server.
-impl Functions for Fleet {
+impl Functions for ConnectedPis {
     fn call(&self, _peer: &Peer, request: Request) -> Answer {
         let answer = match u8::try_from(request.opcode) {
             Ok(IDENTITY) => {
@@ -150,7 +150,7 @@ impl Functions for Fleet {
             number,
             peer: peer.clone(),
         };
-        log::info!("talks: {} is connected", member.connection());
+        log::info!("rpc: {} is connected", member.connection());
         members.push(member);
         drop(members);
         tokio::spawn(self.clone().introduce(peer.clone()));
@@ -161,13 +161,13 @@ impl Functions for Fleet {
         let gone = members.iter().position(|m| m.peer.is(peer)).map(|at| members.swap_remove(at));
         drop(members);
         // One that has come again meanwhile took the place of this connection.
-        log::info!("talks: {} is gone", gone.map_or_else(|| peer.to_string(), |m| m.key()));
+        log::info!("rpc: {} is gone", gone.map_or_else(|| peer.to_string(), |m| m.key()));
     }
 }
 
 /// What the operator may ask, on the socket in the state folder.
 #[derive(Debug, Clone)]
-pub(crate) struct Operator(pub(crate) Fleet);
+pub(crate) struct Operator(pub(crate) ConnectedPis);
 
 impl Functions for Operator {
     fn call(&self, _peer: &Peer, request: Request) -> Answer {
@@ -203,7 +203,7 @@ impl Operator {
     }
 }
 
-async fn relay(fleet: Fleet, request: Request) -> Result<Data, String> {
+async fn relay(fleet: ConnectedPis, request: Request) -> Result<Data, String> {
     let [Data::Str(device), Data::Int(opcode), Data::Int(within_ms), Data::Tuple(args)] = &request.args[..]
     else {
         return Err("this server does not understand the command".into());

@@ -91,7 +91,7 @@ fn login(value: Value<'_>) -> Option<Value<'_>> {
 /// Whether a server with this password admits a client that says this. Without a password it admits
 /// every login.
 #[must_use]
-pub fn admits(password: Option<&str>, value: Value<'_>) -> bool {
+pub fn verify(password: Option<&str>, value: Value<'_>) -> bool {
     match (password, login(value)) {
         (_, None) => false,
         (None, Some(_)) => true,
@@ -102,7 +102,7 @@ pub fn admits(password: Option<&str>, value: Value<'_>) -> bool {
 }
 
 /// A keyed hash, as BLAKE3 or HMAC; the key stays with the implementation.
-pub trait Keyed {
+pub trait Authenticator {
     /// The hash of these parts, one after another. Their lengths are fixed or come last.
     fn tag(&self, parts: &[&[u8]]) -> [u8; 32];
 }
@@ -119,13 +119,13 @@ pub struct Challenge {
 impl Challenge {
     /// What the client proves with.
     #[must_use]
-    pub fn client_proof(&self, key: &impl Keyed) -> [u8; 32] {
+    pub fn client_proof(&self, key: &impl Authenticator) -> [u8; 32] {
         key.tag(&[b"piman client", &self.client, &self.server])
     }
 
     /// What the server proves with.
     #[must_use]
-    pub fn server_proof(&self, key: &impl Keyed) -> [u8; 32] {
+    pub fn server_proof(&self, key: &impl Authenticator) -> [u8; 32] {
         key.tag(&[b"piman server", &self.client, &self.server])
     }
 }

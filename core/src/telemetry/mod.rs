@@ -1,4 +1,4 @@
-//! The stream service: records for as long as a connection lives, in constant memory.
+//! The telemetry service: records for as long as a connection lives, in constant memory.
 //!
 //! | file | what lives there |
 //! |---|---|

@@ -6,12 +6,12 @@ use embedded_io_async::{Read, Write};
 use heapless::Vec;
 
 use super::arena::{DEPTH_MAX, Memory, Slot};
-use super::auth::{Challenge, Handshake, Keyed, Verdict, same};
+use super::auth::{Authenticator, Challenge, Handshake, Verdict, same};
 use super::postcard;
 use super::value::Value;
 use super::write::Encode;
 use crate::error::Error;
-use crate::frame::{Frames, Inbox, Piece, SendError, Timer};
+use crate::messages::{Frames, Inbox, Piece, SendError, Timer};
 
 /// The longest message of a login, in bytes.
 const MESSAGE_MAX: usize = 64;
@@ -28,9 +28,9 @@ pub enum LoginError<E> {
     /// The server has another key.
     Denied,
     /// The server does not know the key: it is not the one that is meant.
-    Impostor,
+    ServerNotTrusted,
     /// The server does not speak this protocol.
-    Stranger,
+    Unauthenticated,
 }
 
 impl<E> From<Error<E>> for LoginError<E> {
@@ -45,8 +45,10 @@ impl<E: fmt::Display> fmt::Display for LoginError<E> {
             Self::Link(e) => e.fmt(f),
             Self::Closed => f.write_str("the server closed the connection"),
             Self::Denied => f.write_str("the password is wrong"),
-            Self::Impostor => f.write_str("the server does not know the password; is it the right server?"),
-            Self::Stranger => f.write_str("the server does not speak this protocol"),
+            Self::ServerNotTrusted => {
+                f.write_str("the server does not know the password; is it the right server?")
+            }
+            Self::Unauthenticated => f.write_str("the server does not speak this protocol"),
         }
     }
 }
@@ -92,14 +94,14 @@ impl Last {
 /// [`LoginError`]; close the connection.
 pub async fn prove<T: Read + Write, C: Timer>(
     frames: &mut Frames<'_, T, C>,
-    key: &impl Keyed,
+    key: &impl Authenticator,
     nonce: [u8; 32],
 ) -> Result<(), LoginError<T::Error>> {
     let mut last = Last::default();
     say(frames, &Handshake::Hello(nonce), &mut last).await?;
     hear(frames, &mut last).await?;
     let Some(Handshake::Challenge(server)) = last.look(Handshake::parse) else {
-        return Err(LoginError::Stranger);
+        return Err(LoginError::Unauthenticated);
     };
     let challenge = Challenge { client: nonce, server };
     say(frames, &Handshake::Proof(challenge.client_proof(key)), &mut last).await?;
@@ -107,9 +109,9 @@ pub async fn prove<T: Read + Write, C: Timer>(
     match last.look(Handshake::parse) {
         Some(Handshake::Proof(proof)) if same(&challenge.server_proof(key), &proof) => Ok(()),
         // A server without a password admits everybody, and knows none.
-        Some(Handshake::Proof(_)) => Err(LoginError::Impostor),
+        Some(Handshake::Proof(_)) => Err(LoginError::ServerNotTrusted),
         _ if last.look(Verdict::parse) == Some(Verdict(false)) => Err(LoginError::Denied),
-        _ => Err(LoginError::Stranger),
+        _ => Err(LoginError::Unauthenticated),
     }
 }
 
@@ -121,13 +123,13 @@ async fn say<T: Read + Write, C: Timer>(
     let mut buf = [0; MESSAGE_MAX];
     let mut out = postcard::Writer::new(&mut buf);
     // Every step fits.
-    step.encode(&mut out).map_err(|_| LoginError::Stranger)?;
+    step.encode(&mut out).map_err(|_| LoginError::Unauthenticated)?;
     let n = out.finish();
     let mut message = buf.get(..n).unwrap_or_default();
     match frames.send(n as u64, &mut message, last).await {
         Ok(()) => Ok(()),
         Err(SendError::Link(e)) => Err(LoginError::Link(e)),
-        Err(_) => Err(LoginError::Stranger),
+        Err(_) => Err(LoginError::Unauthenticated),
     }
 }
 

@@ -12,7 +12,7 @@ use tokio::sync::Semaphore;
 use tokio::task::spawn_blocking;
 
 use super::folder::{FileRefusal, Folder};
-use super::part::{self, Part};
+use super::upload::{self, Upload};
 use crate::sys::lock::lock;
 
 /// How much of an upload is taken and written at once.
@@ -20,7 +20,7 @@ pub(super) const PIECE: usize = 256 * 1024;
 
 /// How much of the disk the connections may use at once.
 #[derive(Debug)]
-pub(super) struct Hands {
+pub(super) struct DiskPool {
     /// Files being hashed: it costs a core each, and a client can ask for it.
     pub(super) hashing: Semaphore,
     /// Pieces being written, each with a buffer.
@@ -28,13 +28,13 @@ pub(super) struct Hands {
     buffers: Mutex<Vec<Vec<u8>>>,
 }
 
-impl Default for Hands {
+impl Default for DiskPool {
     fn default() -> Self {
         Self { hashing: Semaphore::new(2), writing: Semaphore::new(16), buffers: Mutex::default() }
     }
 }
 
-impl Hands {
+impl DiskPool {
     /// A buffer of [`PIECE`] bytes; there are never more than there are turns to write.
     pub(super) fn buffer(&self) -> Vec<u8> {
         let old = lock(&self.buffers).pop();
@@ -49,14 +49,14 @@ impl Hands {
 
 /// What the disk is busy with on behalf of one connection, for its time-outs.
 #[derive(Debug, Default)]
-pub(super) struct Pulse {
+pub(super) struct Activity {
     /// It is right now.
     busy: AtomicBool,
     /// Bytes hashed; the peer may have as many to hash.
     hashed: AtomicU64,
 }
 
-impl Pulse {
+impl Activity {
     /// Whether the disk is busy, or has been since this was asked last; then also how many bytes
     /// were hashed in that time.
     pub(super) fn take_work(&self) -> Option<u64> {
@@ -69,23 +69,23 @@ impl Pulse {
 enum Held {
     Nothing,
     File(Arc<File>),
-    Part(Arc<Mutex<Part>>),
+    Upload(Arc<Mutex<Upload>>),
 }
 
 /// One connection's view.
 #[derive(Debug)]
-pub(super) struct Shelf {
+pub(super) struct ConnectionStorage {
     folder: Arc<Folder>,
-    hands: Arc<Hands>,
-    pulse: Arc<Pulse>,
+    hands: Arc<DiskPool>,
+    pulse: Arc<Activity>,
     held: Held,
     /// For the log: what and why not.
     pub(super) name: Option<Name>,
     pub(super) refusal: Option<FileRefusal>,
 }
 
-impl Shelf {
-    pub(super) fn new(folder: Arc<Folder>, hands: Arc<Hands>, pulse: Arc<Pulse>) -> Self {
+impl ConnectionStorage {
+    pub(super) fn new(folder: Arc<Folder>, hands: Arc<DiskPool>, pulse: Arc<Activity>) -> Self {
         Self { folder, hands, pulse, held: Held::Nothing, name: None, refusal: None }
     }
 
@@ -93,7 +93,7 @@ impl Shelf {
     pub(super) fn file(&self) -> Option<Arc<File>> {
         match &self.held {
             Held::File(file) => Some(file.clone()),
-            Held::Nothing | Held::Part(_) => None,
+            Held::Nothing | Held::Upload(_) => None,
         }
     }
 
@@ -104,7 +104,7 @@ impl Shelf {
         piece: Vec<u8>,
         len: usize,
     ) -> Result<Vec<u8>, Refusal> {
-        let Held::Part(part) = self.held.clone() else { return Err(Refusal::Failed) };
+        let Held::Upload(part) = self.held.clone() else { return Err(Refusal::Failed) };
         self.on_disk(move || {
             lock(&part).write_at(offset, piece.get(..len).unwrap_or_default())?;
             Ok(piece)
@@ -135,7 +135,7 @@ impl Shelf {
     }
 }
 
-impl Storage for Shelf {
+impl Storage for ConnectionStorage {
     async fn open(&mut self, name: &Name) -> Result<u64, Refusal> {
         self.name = Some(name.clone());
         let (folder, name) = (self.folder.clone(), name.clone());
@@ -154,7 +154,7 @@ impl Storage for Shelf {
                 Ok((part, have))
             })
             .await?;
-        self.held = Held::Part(Arc::new(Mutex::new(part)));
+        self.held = Held::Upload(Arc::new(Mutex::new(part)));
         Ok(have)
     }
 
@@ -167,8 +167,8 @@ impl Storage for Shelf {
         let hash = self
             .on_disk(move || match held {
                 Held::Nothing => Err(FileRefusal::NotThere),
-                Held::File(file) => Ok(part::hash(&file, bytes)?),
-                Held::Part(part) => Ok(part::hash(lock(&part).file(), bytes)?),
+                Held::File(file) => Ok(upload::hash(&file, bytes)?),
+                Held::Upload(part) => Ok(upload::hash(lock(&part).file(), bytes)?),
             })
             .await;
         drop(turn);
@@ -177,7 +177,7 @@ impl Storage for Shelf {
     }
 
     async fn reserve(&mut self, start: u64, size: u64) -> Result<(), Refusal> {
-        let Held::Part(part) = self.held.clone() else { return Err(Refusal::Failed) };
+        let Held::Upload(part) = self.held.clone() else { return Err(Refusal::Failed) };
         self.on_disk(move || lock(&part).reserve(start, size)).await
     }
 
@@ -192,7 +192,7 @@ impl Storage for Shelf {
     }
 
     async fn commit(&mut self) -> Result<(), Refusal> {
-        let Held::Part(part) = self.held.clone() else { return Err(Refusal::Failed) };
+        let Held::Upload(part) = self.held.clone() else { return Err(Refusal::Failed) };
         self.on_disk(move || lock(&part).publish()).await?;
         self.held = Held::Nothing;
         Ok(())

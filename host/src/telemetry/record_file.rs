@@ -22,7 +22,7 @@ pub struct Rotation {
 
 /// A file that records are appended to. One process at a time writes to it.
 #[derive(Debug)]
-pub(super) struct Book {
+pub(super) struct RecordFile {
     folder: PathBuf,
     name: String,
     rotation: Rotation,
@@ -37,7 +37,7 @@ struct Open {
     begun: SystemTime,
 }
 
-impl Book {
+impl RecordFile {
     /// The file `NAME.csv` in `folder`; it is made with the first record. With `sync`, records
     /// are on the disk when they have been appended.
     pub(super) fn new(folder: &Path, name: &str, rotation: Rotation, sync: bool) -> Self {
@@ -142,9 +142,9 @@ mod tests {
     fn records_are_appended_and_a_torn_one_is_closed() {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("pi.csv"), "1\nto").unwrap();
-        let mut book = Book::new(dir.path(), "pi", NEVER, true);
+        let mut book = RecordFile::new(dir.path(), "pi", NEVER, true);
         book.append(b"2\n3\n").unwrap();
-        let mut other = Book::new(dir.path(), "pi", NEVER, false);
+        let mut other = RecordFile::new(dir.path(), "pi", NEVER, false);
         assert_eq!(other.append(b"4\n").unwrap_err().kind(), io::ErrorKind::ResourceBusy);
         drop(book);
         other.append(b"4\n").unwrap();
@@ -154,7 +154,7 @@ mod tests {
     #[test]
     fn rotation_by_size_loses_nothing() {
         let dir = tempfile::tempdir().unwrap();
-        let mut book = Book::new(dir.path(), "pi", Rotation { bytes: 10, age: Duration::ZERO }, false);
+        let mut book = RecordFile::new(dir.path(), "pi", Rotation { bytes: 10, age: Duration::ZERO }, false);
         for n in 0..100 {
             book.append(format!("{n:03}\n").as_bytes()).unwrap();
         }
@@ -172,7 +172,7 @@ mod tests {
     fn rotation_by_age() {
         let dir = tempfile::tempdir().unwrap();
         let mut book =
-            Book::new(dir.path(), "pi", Rotation { bytes: 0, age: Duration::from_nanos(1) }, false);
+            RecordFile::new(dir.path(), "pi", Rotation { bytes: 0, age: Duration::from_nanos(1) }, false);
         book.append(b"1\n").unwrap();
         book.append(b"2\n").unwrap();
         assert_eq!(fs::read_to_string(dir.path().join("pi.csv")).unwrap(), "2\n");

@@ -5,19 +5,19 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, Weak};
 
-use super::book::{Book, Rotation};
+use super::record_file::{RecordFile, Rotation};
 use crate::sys::lock::lock;
 
 /// The folder that the files are in. Connections of the same client share its file.
 #[derive(Debug)]
-pub struct Shelf {
+pub struct RecordStore {
     folder: PathBuf,
     rotation: Rotation,
     sync: bool,
-    books: Mutex<HashMap<String, Weak<Mutex<Book>>>>,
+    books: Mutex<HashMap<String, Weak<Mutex<RecordFile>>>>,
 }
 
-impl Shelf {
+impl RecordStore {
     /// Files in `folder`, which must exist. With `sync`, a record is on the disk before it is acknowledged.
     ///
     /// # Errors
@@ -35,14 +35,14 @@ impl Shelf {
     }
 
     /// The file of a client. It is closed when nobody holds it.
-    pub(super) fn book(&self, client: &str) -> Arc<Mutex<Book>> {
+    pub(super) fn book(&self, client: &str) -> Arc<Mutex<RecordFile>> {
         let name = file_name(client);
         let mut books = lock(&self.books);
         if let Some(book) = books.get(&name).and_then(Weak::upgrade) {
             return book;
         }
         books.retain(|_, book| book.strong_count() > 0);
-        let book = Arc::new(Mutex::new(Book::new(&self.folder, &name, self.rotation, self.sync)));
+        let book = Arc::new(Mutex::new(RecordFile::new(&self.folder, &name, self.rotation, self.sync)));
         books.insert(name, Arc::downgrade(&book));
         book
     }

@@ -37,7 +37,7 @@ pub(super) enum Side {
 }
 
 /// One end of a line with all its streams.
-pub(super) struct Bridge {
+pub(super) struct Mux {
     tty: File,
     link: Link,
     open: [Option<Conn>; STREAMS],
@@ -94,7 +94,7 @@ impl Conn {
     }
 }
 
-impl Bridge {
+impl Mux {
     pub(super) fn new(tty: File, role: Role) -> Self {
         // Another one each time a program begins; time is enough for that.
         let since = std::time::UNIX_EPOCH.elapsed().unwrap_or_default();

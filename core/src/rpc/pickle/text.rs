@@ -1,6 +1,6 @@
 //! Numbers and strings of the text protocols.
 
-use crate::talks::arena::{DecodeError, Inner};
+use crate::rpc::arena::{DecodeError, Inner};
 
 type Put<'p> = &'p mut dyn FnMut(u8) -> Result<(), DecodeError>;
 

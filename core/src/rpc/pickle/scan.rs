@@ -1,7 +1,7 @@
 //! Where a message ends: a pickle has no length in front, it ends at its STOP instruction.
 
 use super::opcode::{Argument, STOP, argument};
-use crate::talks::arena::DecodeError;
+use crate::rpc::arena::DecodeError;
 use crate::window::Window;
 
 #[derive(Debug, Clone, Copy)]

@@ -22,7 +22,7 @@ const HASH_PIECE: usize = 256 * 1024;
 /// An upload that is not complete. While it lives nobody else can upload this name; dropped, it
 /// stays for a while to be resumed, unless nothing was received.
 #[derive(Debug)]
-pub struct Part {
+pub struct Upload {
     folder: Arc<Folder>,
     file: File,
     temporary: String,
@@ -35,7 +35,7 @@ impl Folder {
     ///
     /// # Errors
     /// [`FileRefusal::Exists`], [`FileRefusal::Busy`], or the disk.
-    pub fn part(self: &Arc<Self>, name: &Name, keep: bool) -> Result<Part, FileRefusal> {
+    pub fn part(self: &Arc<Self>, name: &Name, keep: bool) -> Result<Upload, FileRefusal> {
         match rustix::fs::statat(&self.root, name.as_str(), AtFlags::SYMLINK_NOFOLLOW) {
             Ok(_) => return Err(FileRefusal::Exists),
             Err(Errno::NOENT) => {}
@@ -65,11 +65,11 @@ impl Folder {
         }
         claims.insert(temporary.clone(), 0);
         drop(claims);
-        Ok(Part::new(self.clone(), file, temporary, name.clone()))
+        Ok(Upload::new(self.clone(), file, temporary, name.clone()))
     }
 }
 
-impl Part {
+impl Upload {
     pub(super) fn new(folder: Arc<Folder>, file: File, temporary: String, name: Name) -> Self {
         Self { folder, file, temporary, name, published: false }
     }
@@ -120,7 +120,7 @@ impl Part {
     }
 }
 
-impl Drop for Part {
+impl Drop for Upload {
     fn drop(&mut self) {
         if !self.published && self.len().is_ok_and(|n| n == 0) {
             self.folder.remove(&self.temporary);

@@ -1,8 +1,8 @@
 //! Values as a pickle of protocol 3, which every Python 3 reads.
 
-use crate::talks::arena::Kind;
-use crate::talks::value::Class;
-use crate::talks::write::{Buffer, NoRoom, Out};
+use crate::rpc::arena::Kind;
+use crate::rpc::value::Class;
+use crate::rpc::write::{Buffer, NoRoom, Out};
 
 /// Writes one value as one pickle into a buffer of the caller's.
 #[derive(Debug)]

@@ -1,4 +1,4 @@
-//! The frames service: messages of 0 to 0xF0FF_FFFF bytes, in both directions of one stream.
+//! The messages service: messages of 0 to 0xF0FF_FFFF bytes, in both directions of one stream.
 //!
 //! | file | what lives there |
 //! |---|---|

@@ -1,4 +1,4 @@
-//! The talks service: each side calls functions of the other, many at once, answered in any order.
+//! The rpc service: each side calls functions of the other, many at once, answered in any order.
 //!
 //! | file | what lives there |
 //! |---|---|

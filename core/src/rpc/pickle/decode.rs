@@ -2,9 +2,9 @@
 
 use super::opcode::{Argument, STOP, argument};
 use super::text;
-use crate::talks::arena::{Arena, DecodeError, Id, Inner, Kind, Memory};
-use crate::talks::message::Head;
-use crate::talks::value::{Fault, Value};
+use crate::rpc::arena::{Arena, DecodeError, Id, Inner, Kind, Memory};
+use crate::rpc::message::Head;
+use crate::rpc::value::{Fault, Value};
 
 /// On the stack, where a group begins.
 const MARK: u32 = u32::MAX;
@@ -440,7 +440,7 @@ impl<'m> Machine<'m> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::talks::Slot;
+    use crate::rpc::Slot;
     use std::format;
     use std::string::String;
 

@@ -282,7 +282,7 @@ mod tests {
     use super::*;
     use serde::Serialize;
 
-    use crate::talks::{DEPTH_MAX, Encode, Slot, Tuple, WEIGHT_MAX};
+    use crate::rpc::{DEPTH_MAX, Encode, Slot, Tuple, WEIGHT_MAX};
     use std::string::ToString;
     use std::vec;
     use std::vec::Vec;
@@ -360,7 +360,7 @@ mod tests {
         out.begin(Kind::Object, 3).unwrap();
         out.class(Class { module: "geometry", name: "Pose" }).unwrap();
         Tuple(&[&1_i64]).encode(&mut out).unwrap();
-        crate::talks::Dict(&[]).encode(&mut out).unwrap();
+        crate::rpc::Dict(&[]).encode(&mut out).unwrap();
         let n = out.finish();
         assert_eq!(&written[..n], bytes);
         assert_eq!(read(&[CLASS, 1, b'm', 1, b'C']).as_deref(), Ok("<class m.C>"));
