@@ -95,7 +95,11 @@ impl ControlConnection {
 
     /// Ends this side, as a Pi that is done, and waits until piman closes.
     fn closed(mut self) {
-        self.0.shutdown(Shutdown::Write).unwrap();
+        match self.0.shutdown(Shutdown::Write) {
+            // Both sides are closed already.
+            Err(e) if e.kind() == std::io::ErrorKind::NotConnected => {}
+            done => done.unwrap(),
+        }
         let mut rest = Vec::new();
         self.0.read_to_end(&mut rest).unwrap();
         assert_eq!(rest, b"");

@@ -4,11 +4,11 @@
 
 mod archive; // the parser of archives
 mod codecs; // what is kept and signed
-mod frames;
 mod install;
+mod messages;
 mod pickle;
+mod rpc;
 mod serial_link; // both ends of a bad line
 mod smoltcp; // its transport
-mod stream;
-mod talks;
+mod telemetry;
 mod transfer;

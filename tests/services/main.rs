@@ -5,16 +5,16 @@
 mod agent_service;
 mod examples; // the programs of host/examples
 mod files;
-mod frames_sockets;
 mod matrix; // every service over every transport; the table in the README
 mod messages; // the hub and its commands; the old library's chat and file transfer
+mod messages_sockets;
 mod old_rpc; // old TCPTalks peers, in both roles
 mod old_rpc_peers; // the old library in Python, and a thousand of them
 mod output; // what the programs print
+mod rpc_sockets;
 mod serial; // the programs at the ends of a bad cable
-mod stream_server;
-mod talks_sockets;
 mod tap; // all services without the kernel's TCP
+mod telemetry_server;
 mod transfer_server;
 
 // The firmware's services say what they do by the macro of this name in the root of their program.

@@ -515,7 +515,7 @@ mod tests {
         }
         for (text, names) in [
             ("messages-port = 9123\nmessages-channel = ['a=9123']", "--messages-channel"),
-            ("messages-port = 5003\nstream-dir = '/s'", "--telemetry-port"),
+            ("messages-port = 5003\ntelemetry-dir = '/s'", "--telemetry-port"),
             ("rpc-port = 7\nmessages-chat = ['a=127.0.0.1:7']", "--messages-chat"),
         ] {
             let error = settings(text).unwrap().check(false).unwrap_err().to_string();

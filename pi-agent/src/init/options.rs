@@ -271,7 +271,7 @@ mod tests {
     fn a_pi_as_it_boots() {
         let line = b"coherent_pool=1M 8250.nr_uarts=1 snd_bcm2835.enable_hdmi=1 smsc95xx.macaddr=DC:A6:32:00:00:01 \
             console=ttyS0,115200 root=/dev/ram0 rootwait rw ip=dhcp elevator=deadline init=/lib/systemd/systemd \
-            piman.server=172.30.1.1:5333 piman.disk=/dev/sda piman.path=stream piman.rootfs-port=14444 \
+            piman.server=172.30.1.1:5333 piman.disk=/dev/sda piman.path=archive piman.rootfs-port=14444 \
             piman.service=7 piman.log=debug piman.shell=1 piman.trust-unmarked\n";
         let want = Options {
             server: Some(server("172.30.1.1", Some(5333))),

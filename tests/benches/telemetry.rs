@@ -100,7 +100,7 @@ fn many(server: &Server, records: u64, folder: &std::path::Path) {
     }
     let rate = records as f64 / began.elapsed().as_secs_f64();
     println!(
-        "\npiman stream, {records} records: {rate:.0} records/s, its memory {:.1} MB at most, the server's then {:.1} MB",
+        "\npiman telemetry, {records} records: {rate:.0} records/s, its memory {:.1} MB at most, the server's then {:.1} MB",
         most / 1000.0,
         memory(server.id()).unwrap_or_default() / 1000.0
     );
