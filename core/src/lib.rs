@@ -15,6 +15,7 @@
 //! | [`dhcp`] | the messages of DHCP, as a client and as a server have them |
 //! | [`base64`] | bytes that are written as letters |
 //! | [`hash`] | BLAKE3 hashes as values on the wire |
+//! | `hosted` | what needs an operating system: archives, ext4, connections (feature `std` and one each) |
 //! | [`rpc`] | calls and answers in both directions |
 //! | [`drive`] | the one async driver for both sides |
 //! | [`transport`] | byte streams of our own: TCP without an operating system |
@@ -24,7 +25,7 @@
 //! between our own peers; `alloc` puts messages together in memory that grows;
 //! `smoltcp` is the transport of that name.
 #![no_std]
-#![forbid(unsafe_code)]
+#![cfg_attr(not(feature = "dial-bluetooth"), forbid(unsafe_code))]
 // Nothing that may panic: not from the wire, the disk or the command line.
 #![cfg_attr(
     not(test),
@@ -42,7 +43,10 @@
 
 #[cfg(feature = "alloc")]
 extern crate alloc;
-#[cfg(test)]
+#[cfg(feature = "std")]
+#[macro_use]
+extern crate std;
+#[cfg(all(test, not(feature = "std")))]
 extern crate std;
 
 #[macro_use]
@@ -54,6 +58,8 @@ pub mod dhcp;
 pub mod drive;
 pub mod error;
 pub mod hash;
+#[cfg(feature = "std")]
+pub mod hosted;
 pub mod install;
 pub mod line;
 pub mod messages;

@@ -10,7 +10,10 @@ fn main() -> ExitCode {
     match cli.run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
-            piman::text::human::print_error(format_args!("piman: {}", pi_agent::failure::in_one_line(&e)));
+            piman::text::human::print_error(format_args!(
+                "piman: {}",
+                piman_core::hosted::causes::in_one_line(e.as_ref())
+            ));
             ExitCode::from(piman::cli::exit_code(&e))
         }
     }

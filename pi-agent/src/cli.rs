@@ -20,6 +20,7 @@ use crate::install::{Choice, Plan};
 use crate::rpc::Service;
 use crate::rpc::unit::Enrol;
 use crate::trust::Key;
+use piman_core::hosted::size;
 
 /// What `--help` prints.
 pub const HELP: &str = "\
@@ -257,13 +258,7 @@ fn read_layout(path: OsString) -> anyhow::Result<Layout> {
 /// Anything else, and sizes of 16 EiB and more.
 pub fn parse_size(text: &str) -> anyhow::Result<u64> {
     let bad = || format!("{text} is no size: say 8G, 512M, 64K or a number of bytes");
-    let upper = text.trim().to_ascii_uppercase();
-    let number = upper.trim_end_matches("IB").trim_end_matches('B');
-    let units = [('K', 10), ('M', 20), ('G', 30), ('T', 40)];
-    let in_unit = |(unit, shift)| Some((number.strip_suffix(unit)?, shift));
-    let (number, shift) = units.into_iter().find_map(in_unit).unwrap_or((number, 0));
-    let count: u64 = number.trim().parse().ok().with_context(bad)?;
-    count.checked_mul(1 << shift).with_context(bad)
+    size::parse_size(text).with_context(bad)
 }
 
 #[cfg(test)]

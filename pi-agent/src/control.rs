@@ -50,9 +50,9 @@ impl Server {
     /// # Errors
     /// If the name is unknown or no address of it answers within 10 s.
     pub fn connect(&self, port: u16) -> anyhow::Result<TcpStream> {
-        let stream = crate::reach::connect(&self.host, port, CONNECT_TIMEOUT)
+        let stream = piman_core::hosted::dial::connect(&self.host, port, CONNECT_TIMEOUT)
             .map_err(|e| anyhow!("{e}; check that `piman serve` runs there"))?;
-        crate::reach::keepalive(&stream)?;
+        piman_core::hosted::dial::keepalive(&stream)?;
         Ok(stream)
     }
 }

@@ -3,6 +3,7 @@
 
 use std::fmt;
 
+use piman_core::hosted::causes::in_one_line;
 use piman_core::install::Stage;
 
 /// Whose fault it is.
@@ -42,28 +43,13 @@ pub struct Failure {
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.stage {
-            Stage::Disk => f.write_str(&in_one_line(&self.error)),
-            stage => write!(f, "{}: {}", stage.word(), in_one_line(&self.error)),
+            Stage::Disk => f.write_str(&in_one_line(self.error.as_ref())),
+            stage => write!(f, "{}: {}", stage.word(), in_one_line(self.error.as_ref())),
         }
     }
 }
 
 impl std::error::Error for Failure {}
-
-/// An error with its causes, from the outside in, for people. Some errors of libraries show their cause
-/// and name it, too: nothing is said twice.
-#[must_use]
-pub fn in_one_line(error: &anyhow::Error) -> String {
-    let mut line = String::new();
-    for cause in error.chain().map(ToString::to_string) {
-        if line.is_empty() {
-            line = cause;
-        } else if !line.ends_with(&cause) {
-            line = format!("{line}: {cause}");
-        }
-    }
-    line
-}
 
 /// Turns any error into a [`Failure`] with what was being done.
 pub trait OrFail<T> {
@@ -77,21 +63,5 @@ pub trait OrFail<T> {
 impl<T, E: Into<anyhow::Error>> OrFail<T> for Result<T, E> {
     fn or_fail(self, stage: Stage, cause: Cause, what: impl fmt::Display) -> Result<T, Failure> {
         self.map_err(|e| Failure { stage, cause, error: e.into().context(what.to_string()) })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_cause_that_its_error_shows_is_said_once() {
-        let parsed = "x".parse::<u16>().unwrap_err();
-        let error =
-            anyhow::Error::new(lexopt::Error::ParsingFailed { value: "--port".into(), error: parsed.into() });
-        assert!(format!("{error:#}").matches("invalid digit").count() == 2);
-        let line = in_one_line(&error.context("reading the command line"));
-        assert_eq!(line.matches("invalid digit").count(), 1, "{line}");
-        assert!(line.starts_with("reading the command line: "), "{line}");
     }
 }

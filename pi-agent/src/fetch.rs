@@ -10,8 +10,8 @@ use anyhow::anyhow;
 use piman_core::install::Stage;
 use piman_core::install::fetch::{Answer, Request};
 
-use crate::backoff::Backoff;
 use crate::failure::{Cause, Failure};
+use piman_core::hosted::backoff::Backoff;
 
 /// The longest answer line, in bytes.
 const LINE_MAX: u64 = 512;

@@ -13,9 +13,7 @@
 //! | [`telemetry`] | measurements, the log, progress |
 //! | [`init`] | the agent as process 1 |
 //! | [`identity`] | who this Pi is |
-//! | [`backoff`] | how long to wait before trying again |
 //! | [`failure`] | why it failed |
-//! | [`reach`] | connections: TCP, a serial line, Bluetooth |
 //! | [`cli`] | the command line |
 // Nothing that may panic: not from the wire, the disk or the command line.
 #![cfg_attr(
@@ -32,7 +30,6 @@
     )
 )]
 
-pub mod backoff;
 pub mod card;
 pub mod cli;
 pub mod control;
@@ -42,7 +39,6 @@ pub mod identity;
 pub mod image;
 pub mod init;
 pub mod install;
-pub mod reach;
 pub mod rpc;
 pub mod telemetry;
 pub mod trust;

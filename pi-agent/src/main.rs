@@ -8,7 +8,6 @@ use std::sync::Arc;
 use pi_agent::card::inspect;
 use pi_agent::cli::{self, HELP, Order};
 use pi_agent::control::Machine;
-use pi_agent::failure::in_one_line;
 use pi_agent::init;
 use pi_agent::install::{self, Outcome, Plan};
 use pi_agent::telemetry::display::{Display, size};
@@ -16,6 +15,7 @@ use pi_agent::telemetry::log_buffer;
 use pi_agent::telemetry::metrics;
 use pi_agent::telemetry::progress::Progress;
 use pi_agent::{log_to_stderr, rpc, say_on_stderr};
+use piman_core::hosted::causes::in_one_line;
 
 fn main() -> ExitCode {
     if let Some(code) = init::dispatch(init::attempt) {
@@ -24,7 +24,7 @@ fn main() -> ExitCode {
     let order = match cli::parse(env::args_os().skip(1)) {
         Ok(order) => order,
         Err(e) => {
-            say_on_stderr(format_args!("pi-agent: {}", in_one_line(&e)));
+            say_on_stderr(format_args!("pi-agent: {}", in_one_line(e.as_ref())));
             return ExitCode::from(2);
         }
     };
@@ -43,7 +43,7 @@ fn main() -> ExitCode {
                 if card.is_installed(false) { ExitCode::SUCCESS } else { ExitCode::from(1) }
             }
             Err(e) => {
-                let e = in_one_line(&e);
+                let e = in_one_line(e.as_ref());
                 say_on_stderr(format_args!("pi-agent: checking {}: {e}", disk.display()));
                 ExitCode::from(2)
             }

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use pi_agent::card::inspect::Way;
+use piman_core::hosted::receipt::Way;
 use piman_core::install::layout::{Layout, SECTOR};
 use piman_tests::netns::assert_says;
 use piman_tests::proxy::Gate;

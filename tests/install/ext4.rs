@@ -3,7 +3,7 @@
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 
-use pi_agent::card::ext4;
+use piman_core::hosted::ext4;
 use piman_tests::disk::{self, Mounted};
 
 /// Makes a filesystem of `room` bytes, `offset` bytes into a file of garbage.

@@ -7,9 +7,9 @@ use std::net::TcpStream;
 use std::path::Path;
 use std::process::Command;
 
-use pi_agent::unpack::sums::ChunkHashes;
 use piman::state::{Sqlite, State as _};
 use piman_core::hash::Hash;
+use piman_core::hosted::summing::ChunkHashes;
 use piman_core::install::fetch::{Answer, Kind, Request};
 use piman_core::install::{Agent, AgentStep, Decision, Hello, Notice, Offer, Paths, sums};
 use piman_tests::server::{Server, wait_until};

@@ -10,13 +10,14 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use pi_agent::card::inspect::{self, Card, Way};
+use pi_agent::card::inspect::{self, Card};
 use pi_agent::control::{Machine, Server};
 use pi_agent::failure::{Cause, Failure};
 use pi_agent::identity::Identity;
 use pi_agent::install::{Choice, Outcome, Plan, attempt, run};
 use pi_agent::telemetry::progress::Progress;
 use piman_core::hash::Hash;
+use piman_core::hosted::receipt::Way;
 use piman_core::install::layout::Layout;
 
 const SIZE: u64 = 256 << 20;

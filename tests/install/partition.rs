@@ -6,8 +6,8 @@ use std::path::Path;
 use std::process::Command;
 
 use pi_agent::card::disk::{Disk, RootArea};
-use pi_agent::card::ext4;
 use pi_agent::card::mount::Mounted;
+use piman_core::hosted::ext4;
 use piman_core::install::layout::Layout;
 use piman_core::install::mbr::{BYTES, Mbr, Partition};
 use piman_tests::disk::LoopDevice;

@@ -2,7 +2,7 @@
 
 use std::io::{self, BufReader, Read};
 
-use pi_agent::unpack::archive::{Damage, Entry, Error, File, Kind, Reader, Segment, Time, Xattr};
+use piman_core::hosted::archive::{Damage, Entry, Error, File, Kind, Reader, Segment, Time, Xattr};
 use piman_tests::tar::{Header, Tar, seal, size};
 use proptest::prelude::*;
 

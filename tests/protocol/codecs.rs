@@ -3,12 +3,12 @@
 
 use std::os::unix::fs::FileExt;
 
-use pi_agent::card::inspect::{self, Proof, Way};
 use pi_agent::init::Options;
 use pi_agent::trust;
-use pi_agent::unpack::sums::{ChunkHasher, ChunkHashes};
 use piman::state::archive_facts::Stamp;
 use piman_core::hash::Hash;
+use piman_core::hosted::receipt::{Proof, Way};
+use piman_core::hosted::summing::{ChunkHasher, ChunkHashes};
 use piman_core::install::Installation;
 use piman_core::install::layout::Layout;
 use piman_core::install::manifest::{Draft, Manifest, split};
@@ -98,9 +98,9 @@ proptest! {
     }
 
     #[test]
-    fn proofs(proof in proof(), bytes in prop::collection::vec(any::<u8>(), 0..200), cut in 0..inspect::SIZE) {
+    fn proofs(proof in proof(), bytes in prop::collection::vec(any::<u8>(), 0..200), cut in 0..piman_core::hosted::receipt::SIZE) {
         let block = proof.encode();
-        prop_assert_eq!(block.len(), inspect::SIZE);
+        prop_assert_eq!(block.len(), piman_core::hosted::receipt::SIZE);
         prop_assert_eq!(Proof::parse(&block), Some(proof.clone()));
         // A block that was written in part is none, or it says which image it is.
         let mut half = block;

@@ -3,10 +3,10 @@
 
 use std::fmt::Write as _;
 
-use pi_agent::unpack::sums::ChunkHashes;
 use piman_core::blocking;
 use piman_core::drive::{self, attend, serve};
 use piman_core::hash::Hash;
+use piman_core::hosted::summing::ChunkHashes;
 use piman_core::install::fetch::{Answer, Request};
 use piman_core::install::table::Table;
 use piman_core::install::{

@@ -10,9 +10,9 @@ use std::process::Command;
 use std::time::Duration;
 
 use embedded_io_async::{ErrorType, Read, Write};
-use pi_agent::reach::serial;
 use piman::messages::transport::{self, Hooks, Peer, Settings};
 use piman_core::blocking;
+use piman_core::hosted::dial::serial;
 use piman_tests::binaries;
 use piman_tests::cable::{Cable, Faults};
 use piman_tests::dialogue::{Client, Host, SERVICES, archive, hold};

@@ -175,7 +175,7 @@ fn files_records_and_calls_over_a_bad_line() {
 
 #[test]
 fn dials_that_nobody_answers_leave_nothing_behind() {
-    use pi_agent::reach::{connect, serial};
+    use piman_core::hosted::dial::{connect, serial};
     let cable = Cable::new(Faults::default());
     let host = format!("serial:{}:460800", cable.ends[1].display());
     for _ in 0..5 {

@@ -36,6 +36,8 @@ pub use ours::{Can, Hello, ImageOffer, Installation, More, Notice, Offer, Paths,
 pub use report::{Milestone, Report};
 pub use session::{Event, InstallPolicy, Plan, Session, Step};
 
+/// Where an initramfs has the public key of those whose images it installs.
+pub const KEY_FILE: &str = "/etc/piman/key.pub";
 /// Where the control connection listens.
 pub const CONTROL_PORT: u16 = 3333;
 /// Where the root filesystem is sent to whoever connects.

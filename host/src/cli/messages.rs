@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
-use pi_agent::backoff::Backoff;
+use piman_core::hosted::backoff::Backoff;
 use piman_core::messages::{PORT, SIZE_MAX};
 use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};

@@ -2,6 +2,7 @@
 
 pub mod call;
 pub mod catalog;
+#[cfg(feature = "demo")]
 pub mod demo;
 pub mod devices;
 pub mod doctor;
@@ -26,6 +27,7 @@ use crate::text::human::print;
 use crate::transfer::TransferError;
 use crate::{netboot, rpc};
 use catalog::GroupCommand;
+#[cfg(feature = "demo")]
 use demo::DemoArgs;
 use image::ImageArgs;
 use key::KeyCommand;
@@ -165,6 +167,7 @@ enum Command {
     #[command(subcommand)]
     Key(KeyCommand),
     /// See an installation on this machine, without a Pi and without root
+    #[cfg(feature = "demo")]
     Demo(DemoArgs),
 }
 
@@ -184,6 +187,7 @@ impl Cli {
     pub fn start_log(&self) {
         let filter = match self.verbose {
             // What a demonstration shows is not to be mixed with a log.
+            #[cfg(feature = "demo")]
             0 if matches!(self.command, Command::Demo(_)) => "warn",
             0 => "info",
             1 => "info,piman=debug",
@@ -252,6 +256,7 @@ impl Cli {
             Command::Image(args) => image::run(&args),
             Command::Group(command) => print(&catalog::group(&command)?),
             Command::Key(command) => print(&key::run(&command)?),
+            #[cfg(feature = "demo")]
             Command::Demo(args) => demo::run(&args),
         }
     }

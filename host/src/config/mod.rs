@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use pi_agent::reach::serial::Line;
+use piman_core::hosted::dial::serial::Line;
 use piman_core::install::{CONTROL_PORT, FETCH_PORT, ROOTFS_PORT};
 use piman_core::telemetry::PORT as TELEMETRY_PORT;
 use piman_core::transfer::PORT as TRANSFER_PORT;

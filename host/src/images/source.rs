@@ -10,10 +10,10 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use pi_agent::unpack::archive::Reader;
-use pi_agent::unpack::decode::{Decoder, packing};
-use pi_agent::unpack::sums::ChunkHasher;
 use piman_core::hash::Hash;
+use piman_core::hosted::archive::Reader;
+use piman_core::hosted::summing::ChunkHasher;
+use piman_core::hosted::unpack::{Decoder, packing};
 use tokio::sync::watch;
 
 use crate::state::State;

@@ -89,7 +89,7 @@ impl AsyncWrite for Living {
 /// # Errors
 /// If nobody answers, or within `connect`.
 pub fn dial(host: &str, port: u16, connect: Duration, silence: Duration) -> io::Result<std::net::TcpStream> {
-    let stream = pi_agent::reach::connect(host, port, connect)?;
+    let stream = piman_core::hosted::dial::connect(host, port, connect)?;
     stream.set_write_timeout(Some(silence))?;
     stream.set_read_timeout(Some(silence))?;
     SockRef::from(&stream).set_tcp_keepalive(&keepalive())?;

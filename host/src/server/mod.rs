@@ -10,7 +10,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::Context;
-use pi_agent::reach::serial::Listening;
+use piman_core::hosted::dial::serial::Listening;
 use piman_core::install::{CONTROL_PORT, FETCH_PORT, ROOTFS_PORT};
 use rustix::process::{Resource, getrlimit, setrlimit};
 use tokio::runtime::{Builder, Runtime};

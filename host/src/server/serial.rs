@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
 use std::time::Duration;
 
 use anyhow::Context;
-use pi_agent::reach::serial::{Line, Listening, listen};
+use piman_core::hosted::dial::serial::{Line, Listening, listen};
 use socket2::{Domain, Socket, Type};
 
 /// How long a service of this server may take to accept.
@@ -71,7 +71,7 @@ pub fn start(lines: &[Line], services: &Services) -> anyhow::Result<Vec<Listenin
 #[cfg(feature = "bluetooth")]
 pub fn start_bluetooth(first: u8, services: &Services) -> anyhow::Result<()> {
     use anyhow::ensure;
-    use pi_agent::reach::bluetooth::{CHANNEL_MAX, listen};
+    use piman_core::hosted::dial::bluetooth::{CHANNEL_MAX, listen};
     use piman_core::{rpc, telemetry, transfer};
     ensure!(
         (1..=CHANNEL_MAX - 2).contains(&first),

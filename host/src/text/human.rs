@@ -11,9 +11,10 @@ use crate::sys::clock::now_ms;
 /// # Errors
 /// Anything else, and 0.
 pub fn size(text: &str) -> Result<u64, String> {
-    match pi_agent::cli::parse_size(text) {
-        Ok(0) => Err("there is nothing of size 0".into()),
-        read => read.map_err(|e| format!("{e:#}")),
+    match piman_core::hosted::size::parse_size(text) {
+        Some(0) => Err("there is nothing of size 0".into()),
+        Some(size) => Ok(size),
+        None => Err(format!("{text} is no size: write 8G, 512M, 64K or a number of bytes")),
     }
 }
 

@@ -5,11 +5,10 @@
 //! | [`disk`] | disks: what may be written, partitions, nodes to mount |
 //! | [`mount`] | the root filesystem where it is mounted |
 //! | [`inspect`] | the proof of a finished installation, and the check for it |
-//! | [`ext4`] | empty filesystems without mounting |
+//! | [`ext4`](piman_core::hosted::ext4) | empty filesystems without mounting |
 //! | [`root_path`] | paths inside the installed system, with its links followed |
 
 pub mod disk;
-pub mod ext4;
 pub mod inspect;
 pub mod mount;
 pub mod root_path;

@@ -11,7 +11,7 @@ use rustix::io::Errno;
 use rustix::process::{Pid, Signal, WaitOptions, WaitStatus};
 
 use super::console::Console;
-use crate::backoff::Backoff;
+use piman_core::hosted::backoff::Backoff;
 
 /// The child's exit code when the root filesystem is mounted and can be booted.
 pub const READY: u8 = 0;

@@ -13,13 +13,13 @@ use super::erase::erase_proof;
 use super::scratch_dir::ScratchDir;
 use super::{Done, Plan, readback};
 use crate::card::disk::{Disk, RootArea};
-use crate::card::ext4::{self, Geometry};
-use crate::card::inspect::{Proof, Way};
 use crate::card::mount::Mounted;
 use crate::failure::{Cause, Failure, OrFail};
 use crate::fetch::{Link, Retry};
 use crate::telemetry::progress::Progress;
 use crate::unpack::{self, ChunkSource, Expected, LegacySource, Summary};
+use piman_core::hosted::ext4::{self, Geometry};
+use piman_core::hosted::receipt::{Proof, Way};
 
 pub(super) fn install(
     plan: &Plan,

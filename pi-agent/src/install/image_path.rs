@@ -7,11 +7,11 @@ use piman_core::install::{ImageOffer, Offer, Stage};
 use super::erase::erase_proof;
 use super::{Done, Plan};
 use crate::card::disk::{Disk, RootArea};
-use crate::card::inspect::{Proof, Way};
 use crate::card::mount::Mounted;
 use crate::failure::{Cause, Failure, OrFail};
 use crate::image::{self, Area, Order, Retry};
 use crate::telemetry::progress::Progress;
+use piman_core::hosted::receipt::{Proof, Way};
 
 pub(super) fn install(
     plan: &Plan,

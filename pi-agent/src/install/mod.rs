@@ -27,14 +27,16 @@ use piman_core::install::{Can, Decision, Hello, More, Notice, Offer, Paths, REVI
 pub use retry::run;
 
 use crate::card::disk::{Disk, RootArea};
-use crate::card::inspect::{self, Card, Way};
+use crate::card::inspect::{self, Card};
 use crate::card::mount::Mounted;
 use crate::control::{ControlConnection, Machine, Peer, Server};
-use crate::failure::{Cause, Failure, OrFail, in_one_line};
+use crate::failure::{Cause, Failure, OrFail};
 use crate::identity::Identity;
 use crate::rpc::unit::Enrol;
 use crate::telemetry::progress::Progress;
 use crate::trust::{self, Key};
+use piman_core::hosted::causes::in_one_line;
+use piman_core::hosted::receipt::Way;
 use reporter::Reporter;
 use scratch_dir::ScratchDir;
 
@@ -252,7 +254,7 @@ fn who(plan: &Plan) -> Hello<'_> {
 
 /// A Pi without a usable disk has nothing to ask, but somebody should know.
 fn report_early(plan: &Plan, failure: &Failure) {
-    let text = in_one_line(&failure.error);
+    let text = in_one_line(failure.error.as_ref());
     let told = ControlConnection::resume(&plan.server, who(plan), Peer::Unknown)
         .and_then(|mut talk| talk.notify(Notice::Failed { stage: failure.stage, text: &text }));
     if let Err(e) = told {

@@ -9,10 +9,11 @@ use piman_core::hash::Hash;
 use piman_core::install::{Hello, Installation, Milestone, Notice, Report};
 
 use super::Plan;
-use crate::backoff::Backoff;
 use crate::control::{ControlConnection, Peer};
-use crate::failure::{Failure, in_one_line};
+use crate::failure::Failure;
 use crate::telemetry::progress::Progress;
+use piman_core::hosted::backoff::Backoff;
+use piman_core::hosted::causes::in_one_line;
 
 /// How often the counters are reported.
 const PERIOD: Duration = Duration::from_secs(1);
@@ -83,7 +84,7 @@ impl<'a> Reporter<'a> {
     /// Says what went wrong.
     pub(super) fn failed(mut self, failure: &Failure) {
         self.stop();
-        let text = in_one_line(&failure.error);
+        let text = in_one_line(failure.error.as_ref());
         self.tell(&|talk| talk.notify(Notice::Failed { stage: failure.stage, text: &text }));
     }
 

@@ -4,10 +4,10 @@ use std::sync::Arc;
 use std::thread;
 
 use super::{Outcome, Plan, attempt};
-use crate::backoff::Backoff;
 use crate::control::Machine;
 use crate::failure::Failure;
 use crate::telemetry::progress::Progress;
+use piman_core::hosted::backoff::Backoff;
 
 /// Tries until it is done, piman refuses, or `retries` passing faults came after the first.
 ///

@@ -24,7 +24,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 use super::functions::Call;
 use super::value::Answer;
 use super::{Service, functions, old};
-use crate::reach;
+use piman_core::hosted::dial;
 
 /// How long a connection may take to be made.
 pub(super) const CONNECT: Duration = Duration::from_secs(30);
@@ -82,7 +82,7 @@ pub(super) struct Back {
 pub(super) fn serve(service: &Arc<Service>, proven: &mut bool) -> anyhow::Result<()> {
     let password = password(service)?;
     let protocol = service.protocol.unwrap_or_else(|| Protocol::default_for(password.is_some()));
-    let stream = reach::connect(&service.host, service.port, CONNECT).context("connecting")?;
+    let stream = dial::connect(&service.host, service.port, CONNECT).context("connecting")?;
     tune(&stream).context("setting the socket's options")?;
     let (answers, answered) = channel();
     let (wake, mut woken) = UnixStream::pair().context("making a pair of sockets")?;
@@ -311,5 +311,5 @@ pub(super) fn tune(stream: &TcpStream) -> std::io::Result<()> {
     stream.set_nodelay(true)?;
     stream.set_read_timeout(Some(STALL))?;
     stream.set_write_timeout(Some(STALL))?;
-    reach::keepalive(stream)
+    dial::keepalive(stream)
 }

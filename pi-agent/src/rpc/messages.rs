@@ -17,7 +17,7 @@ use piman_core::messages::{Frames, Mail, PORT, Role, SendError, Timeless};
 
 use super::line::{CONNECT, readable, tune};
 use super::{Service, hook};
-use crate::reach;
+use piman_core::hosted::dial;
 
 /// The longest message that is taken, in bytes.
 const MESSAGE_MAX: u32 = 1 << 20;
@@ -28,7 +28,7 @@ const LOGGED_MAX: usize = 200;
 /// At most this many messages of the channel are taken before one of ours that waits.
 const FIRST_MAX: usize = 16;
 
-/// Where a channel is: `HOST` or `HOST:PORT`, as [`reach`] knows hosts.
+/// Where a channel is: `HOST` or `HOST:PORT`, as [`dial`] knows hosts.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Address {
     /// The server.
@@ -114,7 +114,7 @@ impl Member {
     /// If there is no connection, or it fails.
     pub(super) fn serve(&mut self) -> anyhow::Result<()> {
         let Address { host, port } = &self.address;
-        let stream = reach::connect(host, *port, CONNECT).context("connecting")?;
+        let stream = dial::connect(host, *port, CONNECT).context("connecting")?;
         tune(&stream).context("setting the socket's options")?;
         let socket = stream.try_clone().context("sharing the socket")?;
         let mut buf = [0; 4096];

@@ -26,9 +26,9 @@ use std::time::{Duration, Instant};
 
 use piman_core::rpc::Protocol;
 
-use crate::backoff::Backoff;
 use crate::identity::Identity;
 use messages::{Address, Member};
+use piman_core::hosted::backoff::Backoff;
 
 /// How long a connection must live for the waits to start anew.
 const STEADY: Duration = Duration::from_secs(30);

@@ -6,8 +6,8 @@ use std::thread;
 use std::time::Duration;
 
 use super::value::Data;
-use crate::card::inspect::{self, Proof};
 use crate::telemetry::machine::{self, Disk, Memory, Times};
+use piman_core::hosted::receipt::Proof;
 
 /// How long the CPU is watched.
 const WATCH: Duration = Duration::from_millis(200);
@@ -36,7 +36,7 @@ fn cpu(root: &Path) -> Option<f64> {
 }
 
 fn image(root: &Path) -> Option<String> {
-    let block = fs::read(root.join(inspect::NAME)).ok()?;
+    let block = fs::read(root.join(piman_core::hosted::receipt::NAME)).ok()?;
     Some(Proof::parse(&block)?.image.to_string())
 }
 

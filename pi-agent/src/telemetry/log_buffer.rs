@@ -59,7 +59,7 @@ fn put(host: &str, port: u16, identity: &Identity, log: Vec<u8>) -> anyhow::Resu
 }
 
 pub(crate) fn connect(host: &str, port: u16) -> io::Result<TcpStream> {
-    let stream = crate::reach::connect(host, port, CONNECT)?;
+    let stream = piman_core::hosted::dial::connect(host, port, CONNECT)?;
     stream.set_read_timeout(Some(ANSWER))?;
     stream.set_write_timeout(Some(ANSWER))?;
     Ok(stream)

@@ -12,9 +12,9 @@ use piman_core::blocking::{Blocking, run};
 use piman_core::error::PeerError;
 use piman_core::telemetry::{self, Acks};
 
-use crate::backoff::Backoff;
 use crate::telemetry::log_buffer::connect;
 use crate::telemetry::machine::{self, Disk, Memory, Times};
+use piman_core::hosted::backoff::Backoff;
 
 /// The names of the columns, in their order.
 pub const HEADER: &str = "time_s,cpu_percent,memory_used_kib,memory_total_kib,disk_used_kib,disk_total_kib,temperature_c,processes";

@@ -25,7 +25,7 @@ use crate::fetch::{Link, Retry, Source};
 use crate::identity::Identity;
 
 /// Where an initramfs has the key.
-pub const FILE: &str = "/etc/piman/key.pub";
+pub const FILE: &str = piman_core::install::KEY_FILE;
 
 /// How often a connection for the signature is made again.
 const TRIES: u32 = 8;

@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, anyhow, bail};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use crate::unpack::archive::{Error, Reader};
-use crate::unpack::decode::{Decoder, may_be_packed, packing};
+use piman_core::hosted::archive::{Error, Reader};
+use piman_core::hosted::unpack::{Decoder, may_be_packed, packing};
 
 /// As much as is looked at, in bytes: a block of zstd has 128 KiB at most.
 const MOST: usize = 256 << 10;

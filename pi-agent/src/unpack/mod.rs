@@ -12,15 +12,12 @@
 //! | `tap` | counts, hashes, and has it go on after a break |
 //! | `pipe` | buffers between two threads |
 
-pub mod archive;
 mod beginning;
 mod buffers;
 mod chunks;
-pub mod decode;
 pub mod extract;
 mod legacy;
 mod resumable;
-pub mod sums;
 
 use std::io::{self, Read};
 use std::net::{Shutdown, TcpStream};
@@ -40,10 +37,10 @@ pub use legacy::LegacySource;
 use crate::failure::{Cause, Failure};
 use crate::fetch::Link;
 use crate::telemetry::progress::Progress;
-use archive::Reader;
 use buffers::{Filler, pipe};
-use decode::Decoder;
 use extract::extract;
+use piman_core::hosted::archive::Reader;
+use piman_core::hosted::unpack::Decoder;
 use resumable::{Once, ResumableReader, Source};
 
 /// Buffers of unpacked data.

@@ -10,14 +10,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::time::Duration;
 
-use pi_agent::backoff::Backoff;
 use pi_agent::card::disk::RootArea;
-use pi_agent::card::inspect::{Proof, Way};
 use pi_agent::failure::{Cause, Failure};
 use pi_agent::image::{self as agent, Area, Medium, Pending, Retry};
 use pi_agent::telemetry::progress::Progress;
 use piman::images::ext4::{self, Error, Image, Images};
 use piman_core::hash::Hash;
+use piman_core::hosted::backoff::Backoff;
+use piman_core::hosted::receipt::{Proof, Way};
 use piman_core::install::fetch::Kind;
 use piman_core::install::table::{HEADER, Table};
 use piman_core::install::{ImageOffer, More, Stage};

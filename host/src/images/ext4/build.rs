@@ -8,9 +8,9 @@ use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
 use mkext4::{FsBuilder, InodeHandle, Layout, Meta, RegionSink, SparseSeg, SpecialKind};
-use pi_agent::card::ext4::{Geometry, Lazy, SizeError};
-use pi_agent::unpack::archive::{self, Time};
 use piman_core::hash::Hash;
+use piman_core::hosted::archive::{self, Time};
+use piman_core::hosted::ext4::{Geometry, Lazy, SizeError};
 use piman_core::install::table::{BLOCK, Header, Table};
 use tempfile::NamedTempFile;
 

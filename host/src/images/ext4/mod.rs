@@ -28,7 +28,7 @@ pub use store::{Image, Images};
 pub use verify::{Comparison, compare};
 
 /// The proof's name in the root directory, which the agent fills in.
-pub(crate) const PROOF: &str = pi_agent::card::inspect::NAME;
+pub(crate) const PROOF: &str = piman_core::hosted::receipt::NAME;
 
 /// What every ext4 filesystem has in its root directory.
 pub(crate) const LOST_FOUND: &str = "lost+found";
@@ -55,7 +55,7 @@ pub enum Error {
         /// The size asked for.
         bytes: u64,
         /// Why not.
-        source: pi_agent::card::ext4::SizeError,
+        source: piman_core::hosted::ext4::SizeError,
     },
     /// A name that images cannot hold; extracting on the Pi can.
     #[error("`{name}` is not UTF-8, which an image cannot hold: install this archive with `--path archive`")]
@@ -68,7 +68,7 @@ pub enum Error {
     Unsupported(String),
     /// The archive is damaged.
     #[error("the archive is damaged")]
-    Archive(#[source] pi_agent::unpack::archive::Error),
+    Archive(#[source] piman_core::hosted::archive::Error),
     /// An entry that cannot be extracted anywhere.
     #[error("the archive is wrong: `{name}` {why}")]
     Entry {
@@ -110,10 +110,10 @@ impl Error {
 }
 
 /// What packs an archive reports damage as such; all else is the file's fault.
-impl From<pi_agent::unpack::archive::Error> for Error {
-    fn from(e: pi_agent::unpack::archive::Error) -> Self {
+impl From<piman_core::hosted::archive::Error> for Error {
+    fn from(e: piman_core::hosted::archive::Error) -> Self {
         match e {
-            pi_agent::unpack::archive::Error::Read(source)
+            piman_core::hosted::archive::Error::Read(source)
                 if !matches!(source.kind(), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof) =>
             {
                 Self::Io { what: "reading the archive".into(), source }

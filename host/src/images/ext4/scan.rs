@@ -5,9 +5,9 @@ use std::io::{self, BufReader, Read};
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
-use pi_agent::unpack::archive::{self, Entry, Reader};
-use pi_agent::unpack::decode::Decoder;
 use piman_core::hash::Hash;
+use piman_core::hosted::archive::{self, Entry, Reader};
+use piman_core::hosted::unpack::Decoder;
 
 use super::{Error, Progress};
 

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use pi_agent::unpack::archive::{self, Entry, Segment, Time, Xattr};
+use piman_core::hosted::archive::{self, Entry, Segment, Time, Xattr};
 
 use super::{Error, LOST_FOUND, PROOF, acl};
 

@@ -13,7 +13,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use flate2::{Compression, GzBuilder};
-use pi_agent::trust::{self, Key};
+use minisign::PublicKey;
+use piman_core::install::KEY_FILE;
 
 use cpio::{Cpio, Kind};
 use lint::{Finding, Weight};
@@ -129,8 +130,10 @@ pub fn build(from: &Ingredients) -> anyhow::Result<Built> {
     if let Some(file) = &from.public_key {
         let key = read(file)?;
         let text = String::from_utf8_lossy(&key);
-        Key::parse(&text, "").with_context(|| format!("reading the public key {}", file.display()))?;
-        secrets.push((trust::FILE.trim_start_matches('/'), 0o644, key));
+        let line = text.lines().map(str::trim).rfind(|line| !line.is_empty()).unwrap_or_default();
+        PublicKey::from_base64(line)
+            .with_context(|| format!("{} is no public key of minisign", file.display()))?;
+        secrets.push((KEY_FILE.trim_start_matches('/'), 0o644, key));
     }
     let mut findings = lint::agent(&agent);
     let name = from.packing.file();

@@ -7,7 +7,7 @@ use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use super::message::{Asker, Kind, Question, Reply, ask};
-use crate::backoff::Backoff;
+use piman_core::hosted::backoff::Backoff;
 
 /// Between repeated questions; a switch that learns passes nothing on for 50 s.
 const REPEAT: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(8));

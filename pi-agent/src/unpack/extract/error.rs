@@ -5,7 +5,7 @@ use std::fmt;
 use rustix::io::Errno;
 
 use crate::failure::Cause;
-use crate::unpack::archive;
+use piman_core::hosted::archive;
 
 /// Why extraction ended.
 #[derive(Debug)]

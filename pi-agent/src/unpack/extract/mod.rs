@@ -34,11 +34,10 @@ use rustix::fs::{
 use rustix::io::{Errno, pwrite, write};
 use rustix::process::geteuid;
 
-use crate::card::inspect;
-use crate::unpack::archive::{Entry, File, Kind, Reader, components};
 pub use error::Error;
 use error::While;
 use metadata::Metadata;
+use piman_core::hosted::archive::{Entry, File, Kind, Reader, components};
 use walk::Way;
 
 /// Of a large file this much is gathered before the disk is told to begin writing, in bytes.
@@ -126,11 +125,13 @@ fn create<R: BufRead>(mut entry: Entry, reader: &mut Reader<R>, way: &mut Way) -
             _ => Err(Error::entry(&path, "the root itself can only be a directory")),
         };
     };
-    if parent.clone().next().unwrap_or(name) == inspect::NAME.as_bytes() {
+    if parent.clone().next().unwrap_or(name) == piman_core::hosted::receipt::NAME.as_bytes() {
         return Ok(0);
     }
     way.go(parent, &path)?;
-    if name == inspect::NAME.as_bytes() && way.is_at_root().doing("looking at the directory of", &path)? {
+    if name == piman_core::hosted::receipt::NAME.as_bytes()
+        && way.is_at_root().doing("looking at the directory of", &path)?
+    {
         return Ok(0);
     }
     let kind = std::mem::replace(&mut entry.kind, Kind::Directory);

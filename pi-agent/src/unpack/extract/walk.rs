@@ -15,7 +15,7 @@ use rustix::io::Errno;
 use super::Error;
 use super::error::While;
 use super::metadata::{Inherited, Metadata, disinherit, restore};
-use crate::unpack::archive::Time;
+use piman_core::hosted::archive::Time;
 
 /// The deepest directory; each level of the way is an open file.
 const DEPTH_MAX: usize = 500;

@@ -1,6 +1,7 @@
 //! One header block of a tar archive: where its fields lie and how numbers are written.
 
 use super::Damage;
+use std::prelude::rust_2024::*;
 
 /// Archives are made of blocks of this size, in bytes.
 pub(super) const BLOCK: usize = 512;

@@ -1,5 +1,7 @@
 //! What an archive says about each of its entries.
 
+use std::prelude::rust_2024::*;
+
 /// One entry of an archive. Its content, if it is a file, is read from the [`Reader`](super::Reader) before
 /// the next entry is asked for; what is not read is skipped.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -9,6 +9,7 @@
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
+use std::prelude::rust_2024::*;
 
 use mkext4::spec::{self, BLOCK_SIZE, BLOCKS_PER_GROUP, JOURNAL_INO};
 use mkext4::{FsBuilder, InodeCount, Options, RegionSink, csum};

@@ -1,5 +1,6 @@
 //! What can be wrong with an archive, and where.
 
+use std::prelude::rust_2024::*;
 use std::{fmt, io};
 
 /// Why an archive cannot be read on. Reading must end here: what follows has no meaning.

@@ -1,6 +1,7 @@
 //! Reads an archive header by header, and passes on the content between them.
 
 use std::io::{self, BufRead, Read};
+use std::prelude::rust_2024::*;
 
 use super::header::{BLOCK, Format, Header};
 use super::pax::Pax;

@@ -8,11 +8,12 @@ use std::io::{self, ErrorKind};
 use std::net::{Shutdown, TcpStream};
 use std::num::NonZeroU32;
 use std::os::fd::OwnedFd;
+use std::prelude::rust_2024::*;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use piman_core::{rpc, telemetry, transfer};
+use crate::{rpc, telemetry, transfer};
 use rustix::io::Errno;
 use rustix::net::addr::{SocketAddrArg, SocketAddrLen, SocketAddrOpaque};
 use rustix::net::sockopt::{Timeout, set_socket_timeout};

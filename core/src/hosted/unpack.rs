@@ -2,6 +2,7 @@
 //! apart by their first bytes.
 
 use std::io::{self, BufRead, BufReader, Chain, Cursor, Read};
+use std::prelude::rust_2024::*;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
@@ -149,7 +150,7 @@ pub fn packing(head: &[u8]) -> Option<Packing> {
 }
 
 /// Whether data that begins so may turn out to be packed, when more of it is there.
-pub(crate) fn may_be_packed(head: &[u8]) -> bool {
+pub fn may_be_packed(head: &[u8]) -> bool {
     matches!(
         head,
         [] | [0x1f]

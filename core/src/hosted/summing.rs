@@ -4,11 +4,12 @@
 use std::fmt;
 use std::mem;
 use std::ops::Range;
+use std::prelude::rust_2024::*;
 
+use crate::hash::Hash;
+use crate::install::sums::{self, CHUNK, SUM};
 use blake3::hazmat::{ChainingValue, HasherExt, Mode, merge_subtrees_non_root, merge_subtrees_root};
 use blake3::{Hash as Root, Hasher};
-use piman_core::hash::Hash;
-use piman_core::install::sums::{self, CHUNK, SUM};
 
 /// Hashes an archive and its chunks as it passes, in pieces of any size.
 #[derive(Debug, Default)]

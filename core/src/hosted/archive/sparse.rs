@@ -3,6 +3,7 @@
 use super::header::decimal;
 use super::header::{BLOCK, unsigned};
 use super::{Damage, SEGMENTS_MAX, Segment};
+use std::prelude::rust_2024::*;
 
 /// The parts of a file that hold data, in order, none of them empty.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

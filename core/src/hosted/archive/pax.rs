@@ -1,10 +1,11 @@
 //! The records of pax headers: what they say about the entry that follows.
 
-use piman_core::base64;
+use crate::base64;
+use std::prelude::rust_2024::*;
 
 use super::sparse::Map;
 use super::{Damage, NAME_MAX, Time, XATTRS_MAX, Xattr};
-use crate::unpack::archive::header::decimal;
+use crate::hosted::archive::header::decimal;
 
 /// What pax headers said about an entry; what they did not is `None`.
 #[derive(Debug, Clone, Default)]

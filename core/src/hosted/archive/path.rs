@@ -1,6 +1,7 @@
 //! Names of entries as paths below the root that is being filled.
 
 use std::fmt;
+use std::prelude::rust_2024::*;
 
 /// The components of an entry's name below the root: a leading `/` and `.` are left out, as
 /// is everything empty. No component at all is the root itself.

@@ -7,15 +7,16 @@
 //! | `serial:DEVICE[:BAUD]` | streams over a line, `serial`; one program a line | `serial` |
 //! | `XX:XX:XX:XX:XX:XX` | RFCOMM, `bluetooth` | `bluetooth` |
 
-#[cfg(feature = "bluetooth")]
+#[cfg(feature = "dial-bluetooth")]
 pub mod bluetooth;
-#[cfg(feature = "serial")]
+#[cfg(feature = "dial-serial")]
 mod mux;
-#[cfg(feature = "serial")]
+#[cfg(feature = "dial-serial")]
 pub mod serial;
 
 use std::io;
 use std::net::{TcpStream, ToSocketAddrs};
+use std::prelude::rust_2024::*;
 use std::time::Duration;
 
 use rustix::net::sockopt;
@@ -26,15 +27,15 @@ use rustix::net::sockopt;
 /// If the name is unknown, nobody answers, or this program was built without what it takes.
 pub fn connect(host: &str, port: u16, within: Duration) -> io::Result<TcpStream> {
     if let Some(line) = host.strip_prefix("serial:") {
-        #[cfg(feature = "serial")]
+        #[cfg(feature = "dial-serial")]
         return serial::connect(&line.parse().map_err(io::Error::other)?, port, within);
-        #[cfg(not(feature = "serial"))]
+        #[cfg(not(feature = "dial-serial"))]
         return Err(lacks(line, "serial"));
     }
     if is_bluetooth(host) {
-        #[cfg(feature = "bluetooth")]
+        #[cfg(feature = "dial-bluetooth")]
         return bluetooth::connect(host, port, within);
-        #[cfg(not(feature = "bluetooth"))]
+        #[cfg(not(feature = "dial-bluetooth"))]
         return Err(lacks(host, "bluetooth"));
     }
     let mut last = io::Error::new(io::ErrorKind::NotFound, format!("{host} has no address"));
@@ -52,7 +53,7 @@ pub fn connect(host: &str, port: u16, within: Duration) -> io::Result<TcpStream>
 }
 
 /// Has a server that lost power noticed after two minutes, also while nothing is to be said.
-pub(crate) fn keepalive(stream: &TcpStream) -> io::Result<()> {
+pub fn keepalive(stream: &TcpStream) -> io::Result<()> {
     sockopt::set_socket_keepalive(stream, true)?;
     sockopt::set_tcp_keepidle(stream, Duration::from_secs(60))?;
     sockopt::set_tcp_keepintvl(stream, Duration::from_secs(15))?;
@@ -66,14 +67,14 @@ fn is_bluetooth(host: &str) -> bool {
     host.split(':').count() == 6 && host.split(':').all(group)
 }
 
-#[cfg(not(all(feature = "serial", feature = "bluetooth")))]
+#[cfg(not(all(feature = "dial-serial", feature = "dial-bluetooth")))]
 fn lacks(what: &str, feature: &str) -> io::Error {
     let text = format!("{what}: this program was built without the feature `{feature}`");
     io::Error::new(io::ErrorKind::Unsupported, text)
 }
 
 /// Both ends of a stream within this program.
-#[cfg(any(feature = "serial", feature = "bluetooth"))]
+#[cfg(any(feature = "dial-serial", feature = "dial-bluetooth"))]
 fn pair() -> io::Result<(TcpStream, TcpStream)> {
     let listener = std::net::TcpListener::bind((std::net::Ipv4Addr::LOCALHOST, 0))?;
     let ours = TcpStream::connect(listener.local_addr()?)?;

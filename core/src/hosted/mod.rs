@@ -1,0 +1,28 @@
+//! What needs an operating system, or at least `std`: for the programs on computers.
+//!
+//! | module | feature | what lives there |
+//! |---|---|---|
+//! | `archive` | `archive` | entries out of a tar archive: pax, GNU, sparse files |
+//! | `unpack` | `unpack` | archives that are packed by gzip or zstd |
+//! | `summing` | `summing` | the chunk hashes of an archive |
+//! | `ext4` | `ext4` | empty ext4 filesystems without mounting |
+//! | `backoff` | `std` | waits before trying again |
+//! | `causes` | `std` | an error and its causes as one line |
+//! | `receipt` | `std` | the proof of a finished installation, as bytes |
+//! | `size` | `std` | sizes as people write them |
+//! | `dial` | `dial` | connections: TCP, a serial line (`dial-serial`), Bluetooth (`dial-bluetooth`) |
+
+#[cfg(feature = "archive")]
+pub mod archive;
+pub mod backoff;
+pub mod causes;
+#[cfg(feature = "dial")]
+pub mod dial;
+#[cfg(feature = "ext4")]
+pub mod ext4;
+pub mod receipt;
+pub mod size;
+#[cfg(feature = "summing")]
+pub mod summing;
+#[cfg(feature = "unpack")]
+pub mod unpack;
