@@ -53,6 +53,9 @@ pub fn connect(host: &str, port: u16, within: Duration) -> io::Result<TcpStream>
 }
 
 /// Has a server that lost power noticed after two minutes, also while nothing is to be said.
+///
+/// # Errors
+/// The kernel's, if it refuses.
 pub fn keepalive(stream: &TcpStream) -> io::Result<()> {
     sockopt::set_socket_keepalive(stream, true)?;
     sockopt::set_tcp_keepidle(stream, Duration::from_secs(60))?;
