@@ -109,9 +109,11 @@ class Peer:
             del self.queues[retcode]
         return output if len(output) > 1 else output[0]
 
-    def execute(self, opcode, *args, timeout=5, **kwargs):
+    def execute(self, opcode, *args, timeout=5, sent=None, **kwargs):
         retcode = random.randint(0, 0xFFFFFFFF)
         self.put((b"R", opcode, retcode, args, kwargs))
+        if sent:
+            sent.set()
         output = self.poll(retcode, timeout)
         if isinstance(output, tuple) and isinstance(output[0], type) and issubclass(output[0], Exception):
             kind, value, trace = output
@@ -156,14 +158,15 @@ def serve_one(first, password, protocol, functions):
         time.sleep(1)
 
 
-def serve_many(first, password, protocol, functions):
-    """The server of many clients; its `connect` fails where a client does not log in."""
+def serve_many(first, password, protocol, functions, asked):
+    """The server of many clients; its `connect` fails where a client does not log in, or leaves before it is
+    asked for its id."""
     first.settimeout(60)
     peer = Peer(first.accept()[0], protocol, functions, True)
     if not admit(peer, password):
         raise LoginError("bad password")
     try:
-        peer.id = peer.execute(ID, timeout=1)
+        peer.id = peer.execute(ID, timeout=1, sent=asked)
     except TimeoutError:
         peer.id = None
     return peer
@@ -227,9 +230,16 @@ def many_calls(peer, count, threads):
 def main():
     options = json.loads(sys.argv[1])
     password, protocol = options.get("password"), options["protocol"]
-    finished = threading.Event()
+    finished, asked = threading.Event(), threading.Event()
+
+    def echo(*args):
+        # A client may make one call and leave; it is not to overtake the question for its id, which another
+        # thread sends. So whoever has the result has had the question before.
+        assert role != "many" or asked.wait(60), "the client has not been asked for its id"
+        return list(args)
+
     functions = {
-        1: lambda *args: list(args),
+        1: echo,
         2: lambda n, payload: (2 * n + 1, payload),
         3: fail,
         4: lambda: finished.set(),
@@ -246,7 +256,10 @@ def main():
     else:
         first = listener(options.get("port", 0))
         say("port", first.getsockname()[1])
-        peer = (serve_one if role == "one" else serve_many)(first, password, protocol, functions)
+        if role == "one":
+            peer = serve_one(first, password, protocol, functions)
+        else:
+            peer = serve_many(first, password, protocol, functions, asked)
         say("in", getattr(peer, "id", ""))
     calls = options.get("calls", [])
     if options.get("large"):
