@@ -23,7 +23,7 @@ impl Functions for Nothing {
     }
 }
 
-/// Connects and logs in within `within`. The protocol is a [`Protocol`], or the one of a [`Codec`]; both
+/// Connects and logs in within `within`. The protocol is a [`Protocol`], or the one of a [`Codec`](piman_core::rpc::Codec); both
 /// [`Protocol::Auto`] and [`Protocol::Pickle`] give the password to the server in clear. The connection lives in
 /// a task of its own until [`Peer::close`] or the end.
 ///

@@ -118,7 +118,9 @@ impl Side {
                         self.link.sent(size);
                         self.taken.push(size);
                     }
-                    Step::Rejected(_) => self.refused.push(self.under_way.take().expect("a message is under way")),
+                    Step::Rejected(_) => {
+                        self.refused.push(self.under_way.take().expect("a message is under way"))
+                    }
                     bad @ (Step::Refused(_) | Step::Broken) => panic!("{bad:?} of a peer of ours"),
                 }
             }
