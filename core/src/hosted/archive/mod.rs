@@ -13,7 +13,7 @@
 //!
 //! ```no_run
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! use pi_agent::archive::{Kind, Reader};
+//! use piman_core::hosted::archive::{Kind, Reader};
 //! use std::io::{BufReader, Read};
 //! let input = BufReader::with_capacity(256 << 10, std::fs::File::open("root.tar")?);
 //! let mut reader = Reader::new(input);
