@@ -45,7 +45,8 @@ pub fn decode_first<'m>(message: &'m [u8], memory: Memory<'m>) -> Result<(Value<
     if u32::try_from(message.len()).is_err() {
         return Err(DecodeError::NoRoom);
     }
-    let mut reader = Reader { arena: Arena::new(message, slots, text, depth_max, weight_max), rest: Rest(message) };
+    let mut reader =
+        Reader { arena: Arena::new(message, slots, text, depth_max, weight_max), rest: Rest(message) };
     let root = reader.value(depth_max)?;
     let used = message.len() - reader.rest.0.len();
     Ok((reader.arena.done(root), used))
