@@ -373,6 +373,20 @@ mod tests {
     }
 
     #[test]
+    fn whole_numbers_are_read_as_serde_writes_them() {
+        let mut samples: Vec<i64> = (0..63).flat_map(|bit| [1 << bit, -(1 << bit), (1 << bit) - 1]).collect();
+        samples.extend([i64::MIN, i64::MAX]);
+        for n in samples {
+            let mut buf = [0; 20];
+            let bytes = postcard::to_slice(&Model::Int(n), &mut buf).unwrap();
+            assert_eq!(read(bytes), Ok(n.to_string()));
+            assert_eq!(write(&n), bytes);
+            let (length, head) = skip(bytes).unwrap();
+            assert!(length == bytes.len() && head.is_none(), "{n}");
+        }
+    }
+
+    #[test]
     fn objects_go_through_as_notes() {
         use Model as M;
         let parts = vec![M::Class("geometry", "Pose"), M::Tuple(vec![M::Int(1)]), M::Dict(vec![])];
@@ -397,6 +411,12 @@ mod tests {
         assert_eq!(read(&[DICT, 1, NONE]), Err(DecodeError::Malformed));
         assert_eq!(read(&[STR, 2, 0xC3, 0x28]), Err(DecodeError::BadText));
         assert_eq!(read(&[BYTES, 0xFF, 0xFF, 0xFF, 0xFF, 0x0F]), Err(DecodeError::Truncated));
+        assert_eq!(read(&[LIST, 0x80, 0x80, 0x80, 0x80, 0x10]), Err(DecodeError::Malformed));
+        assert_eq!(read(&[BOOL, 2]), Err(DecodeError::Malformed));
+        assert_eq!(read(&[FLOAT, 0, 0, 0, 0, 0, 0, 0]), Err(DecodeError::Truncated));
+        // More than 64 bits.
+        let wide = [&[INT][..], &[0xFF; 9], &[0x02]].concat();
+        assert_eq!(read(&wide), Err(DecodeError::Malformed));
         assert_eq!(read(&[LIST, 1].repeat(100)), Err(DecodeError::TooDeep));
         let wide = [&[LIST, 0xC8, 0x01][..], &[NONE; 200]].concat();
         assert_eq!(read(&wide), Err(DecodeError::NoRoom));
