@@ -69,32 +69,29 @@ pub(crate) fn nibble(digit: u8) -> Option<u8> {
 }
 
 /// A number in decimal, with zeros in front up to `width` digits.
-pub(crate) fn number(to: &mut impl Sink, mut number: u64, width: u8) {
+pub(crate) fn number(to: &mut impl Sink, number: u64, width: u8) {
+    // Divided byte by byte: small processors have to be taught a division of 64 bits.
+    let mut number = number.to_be_bytes();
     // The last digit first; u64::MAX has 20.
     let mut digits = [0; 20];
     let mut count = 0;
     for place in &mut digits {
-        if number == 0 && count >= width.max(1) {
+        if number == [0; 8] && count >= width.max(1) {
             break;
         }
-        (number, *place) = by_ten(number);
+        let mut rest = 0;
+        for byte in &mut number {
+            rest = rest << 8 | u32::from(*byte);
+            // Below 256, since the rest before was below 10.
+            *byte = (rest / 10) as u8;
+            rest %= 10;
+        }
+        *place = rest as u8;
         count += 1;
     }
     for value in digits.iter().take(count.into()).rev() {
         digit(to, *value);
     }
-}
-
-/// A number by ten, and the rest; without a division of 64 bits, which small processors
-/// have to be taught.
-fn by_ten(number: u64) -> (u64, u8) {
-    let (mut quotient, mut rest) = (0, 0);
-    for shift in [48, 32, 16, 0] {
-        let part = rest << 16 | (number >> shift) as u32 & 0xFFFF;
-        quotient = quotient << 16 | u64::from(part / 10);
-        rest = part % 10;
-    }
-    (quotient, rest as u8)
 }
 
 /// Reads a number in decimal: digits alone. `None` if it is none, or too large.

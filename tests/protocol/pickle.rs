@@ -222,8 +222,10 @@ fn what_is_refused_still_tells_which_call_it_belongs_to() {
         let mut room = Room::new(4096);
         let got = match head(&message, room.memory()) {
             Some(Head::Call { retcode }) => format!("call {retcode}"),
-            Some(Head::Answer { retcode, fault: None }) => format!("answer {retcode}"),
-            Some(Head::Answer { retcode, fault: Some(fault) }) => format!("answer {retcode} {fault}"),
+            Some(Head::Answer { retcode, value }) => match value.and_then(Value::fault) {
+                None => format!("answer {retcode}"),
+                Some(fault) => format!("answer {retcode} {fault}"),
+            },
             None => "nothing".into(),
         };
         assert_eq!(got, want, "{beginning}");

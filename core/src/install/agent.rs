@@ -207,6 +207,20 @@ mod tests {
     }
 
     #[test]
+    fn numbers_that_are_too_large_count_as_missing() {
+        for (fields, seconds, percent) in [
+            ("seconds=65535 percent=255", 65535, 255),
+            ("seconds=65536 percent=256", 5, 0),
+            ("seconds=4294967297 percent=4294967297", 5, 0),
+            ("seconds=18446744073709551617 percent=-1", 5, 0),
+        ] {
+            let block = std::format!("PIMAN/1 wait {fields}\nEOM\n");
+            let want = (None, Decision::Wait { seconds, percent });
+            assert_eq!(talk(&mut Agent::new(), &block), Some(want), "{fields}");
+        }
+    }
+
+    #[test]
     fn a_server_is_understood_by_any_line_of_ours() {
         for (line, want) in [
             (&b"PIMAN/1 hello rev=1"[..], true),

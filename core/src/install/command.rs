@@ -46,13 +46,13 @@ impl Word {
     /// `None` for anything else than the bare word.
     pub(super) fn parse(line: &[u8]) -> Option<Self> {
         // One comparison in a loop, not one for each.
-        let words: [(&[u8], Self); 4] = [
-            (b"boot", Self::Boot),
-            (b"format", Self::Format),
-            (b"reinstall", Self::Reinstall),
-            (b"ip", Self::Ip),
+        const WORDS: &[(&[u8], Word)] = &[
+            (b"boot", Word::Boot),
+            (b"format", Word::Format),
+            (b"reinstall", Word::Reinstall),
+            (b"ip", Word::Ip),
         ];
-        words.into_iter().find(|(word, _)| *word == line).map(|(_, order)| order)
+        WORDS.iter().find(|(word, _)| *word == line).map(|(_, order)| *order)
     }
 }
 
@@ -135,7 +135,12 @@ impl Date {
         if digits.len() != 12 {
             return None;
         }
-        Self::new(year, pair(4)?, pair(6)?, pair(8)?, pair(10)?, pair(13)?)
+        let mut pairs = [4, 6, 8, 10, 13];
+        for place in &mut pairs {
+            *place = pair((*place).into())?;
+        }
+        let [month, day, hour, minute, second] = pairs;
+        Self::new(year, month, day, hour, minute, second)
     }
 
     /// Seconds since 1970-01-01T00:00:00 of the same clock (whatever its zone).

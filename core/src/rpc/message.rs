@@ -1,6 +1,6 @@
 //! What a message says: a call or an answer, the same in both codecs.
 
-use super::value::{Fault, Items, Value};
+use super::value::{Items, Value};
 use super::write::{Dict, Encode, NoRoom, Out, Tuple};
 
 /// Marks a call.
@@ -77,8 +77,9 @@ pub enum Head<'m> {
     Answer {
         /// The number of our call.
         retcode: u32,
-        /// The error that it reports, if that much can be read: its traceback may be what cannot.
-        fault: Option<Fault<'m>>,
+        /// What it carries, if that much can be read: a [fault](Value::fault) in it is the error that it
+        /// reports. The traceback of that may be what cannot be read.
+        value: Option<Value<'m>>,
     },
 }
 
@@ -92,7 +93,7 @@ impl<'m> Head<'m> {
             }
             ANSWER => {
                 let retcode = retcode(items.next()?)?;
-                Some(Self::Answer { retcode, fault: items.next().and_then(Value::fault) })
+                Some(Self::Answer { retcode, value: items.next() })
             }
             _ => None,
         }

@@ -6,7 +6,7 @@
 //! its state, as an old peer sent them), in this order. It is written and read value by value, since there
 //! is no allocator to build the enum with.
 
-use serde::Deserialize;
+use core::str;
 
 use super::arena::{Arena, DecodeError, Id, Inner, Kind, Memory};
 use super::message::Head;
@@ -45,9 +45,10 @@ pub fn decode_first<'m>(message: &'m [u8], memory: Memory<'m>) -> Result<(Value<
     if u32::try_from(message.len()).is_err() {
         return Err(DecodeError::NoRoom);
     }
-    let mut reader = Reader { arena: Arena::new(message, slots, text, depth_max, weight_max), rest: message };
+    let mut reader =
+        Reader { arena: Arena::new(message, slots, text, depth_max, weight_max), rest: Rest(message) };
     let root = reader.value(depth_max)?;
-    let used = message.len() - reader.rest.len();
+    let used = message.len() - reader.rest.0.len();
     Ok((reader.arena.done(root), used))
 }
 
@@ -56,109 +57,132 @@ pub fn decode_first<'m>(message: &'m [u8], memory: Memory<'m>) -> Result<(Value<
 /// follows in the frame can be read.
 #[must_use]
 pub fn skip(message: &[u8]) -> Option<(usize, Option<Head<'_>>)> {
-    let mut rest = message;
+    let mut rest = Rest(message);
     let head = head(message);
     // Values that are still to come; counted, since they may lie in each other deeper than a stack is.
     let mut left = 1_u64;
     while left > 0 {
         left -= 1;
-        let (tag, after) = postcard::take_from_bytes::<u8>(rest).ok()?;
-        rest = match tag {
-            NONE => after,
-            BOOL => after.get(1..)?,
-            INT => postcard::take_from_bytes::<i64>(after).ok()?.1,
-            FLOAT => after.get(8..)?,
+        match rest.byte().ok()? {
+            NONE => {}
+            BOOL => drop(rest.take(1).ok()?),
+            INT => drop(rest.number().ok()?),
+            FLOAT => drop(rest.take(8).ok()?),
             // Texts that are not Unicode have an end, too.
-            BYTES | STR => postcard::take_from_bytes::<&[u8]>(after).ok()?.1,
-            ERROR | CLASS => postcard::take_from_bytes::<(&[u8], &[u8])>(after).ok()?.1,
-            TUPLE | LIST | SET | DICT | OBJECT => {
-                let (count, after) = postcard::take_from_bytes::<u32>(after).ok()?;
-                left = left.saturating_add(count.into());
-                after
-            }
+            BYTES | STR => drop(rest.counted().ok()?),
+            ERROR | CLASS => drop((rest.counted().ok()?, rest.counted().ok()?)),
+            TUPLE | LIST | SET | DICT | OBJECT => left = left.saturating_add(rest.count().ok()?.into()),
             _ => return None,
-        };
+        }
     }
-    Some((message.len() - rest.len(), head))
+    Some((message.len() - rest.0.len(), head))
 }
 
 /// The first parts of a message, which are small in every message that makes sense.
 fn head(message: &[u8]) -> Option<Head<'_>> {
-    let (tag, rest) = message.split_first()?;
-    let (_count, mut rest) = postcard::take_from_bytes::<u32>(rest).ok().filter(|_| *tag == TUPLE)?;
+    let mut rest = Rest(message);
+    let tag = rest.byte().ok()?;
+    let _count = rest.count().ok().filter(|_| tag == TUPLE)?;
     let parts = core::iter::from_fn(|| {
-        let (tag, after) = rest.split_first()?;
-        let (value, after) = match *tag {
-            BYTES => postcard::take_from_bytes::<&[u8]>(after).map(|(b, after)| (Value::Bytes(b), after)),
-            INT => postcard::take_from_bytes::<i64>(after).map(|(i, after)| (Value::Int(i), after)),
-            STR => postcard::take_from_bytes::<&[u8]>(after).map(|(_, after)| (Value::None, after)),
+        Some(match rest.byte().ok()? {
+            BYTES => Value::Bytes(rest.counted().ok()?),
+            INT => Value::Int(rest.int().ok()?),
+            STR => {
+                rest.counted().ok()?;
+                Value::None
+            }
             _ => return None,
-        }
-        .ok()?;
-        rest = after;
-        Some(value)
+        })
     });
     Head::of(parts)
 }
 
+/// What was not read yet. All numbers are read by one function: one for each type, as serde would have them,
+/// is more flash than a microcontroller should spend.
+struct Rest<'m>(&'m [u8]);
+
+impl<'m> Rest<'m> {
+    fn take(&mut self, length: usize) -> Result<&'m [u8], DecodeError> {
+        let (taken, rest) = self.0.split_at_checked(length).ok_or(DecodeError::Truncated)?;
+        self.0 = rest;
+        Ok(taken)
+    }
+
+    fn byte(&mut self) -> Result<u8, DecodeError> {
+        let (byte, rest) = self.0.split_first().ok_or(DecodeError::Truncated)?;
+        self.0 = rest;
+        Ok(*byte)
+    }
+
+    fn number(&mut self) -> Result<u64, DecodeError> {
+        let (number, rest) = postcard::take_from_bytes(self.0).map_err(|e| match e {
+            postcard::Error::DeserializeUnexpectedEnd => DecodeError::Truncated,
+            _ => DecodeError::Malformed,
+        })?;
+        self.0 = rest;
+        Ok(number)
+    }
+
+    /// A whole number: small negative ones are short, too.
+    fn int(&mut self) -> Result<i64, DecodeError> {
+        let number = self.number()?;
+        Ok((number >> 1) as i64 ^ -((number & 1) as i64))
+    }
+
+    /// How many members a group has.
+    fn count(&mut self) -> Result<u32, DecodeError> {
+        self.number()?.try_into().map_err(|_| DecodeError::Malformed)
+    }
+
+    /// A length, and as many bytes.
+    fn counted(&mut self) -> Result<&'m [u8], DecodeError> {
+        let length = self.number()?;
+        self.take(usize::try_from(length).map_err(|_| DecodeError::Truncated)?)
+    }
+}
+
 struct Reader<'m> {
     arena: Arena<'m>,
-    rest: &'m [u8],
+    rest: Rest<'m>,
 }
 
 impl<'m> Reader<'m> {
-    fn take<T: Deserialize<'m>>(&mut self) -> Result<T, DecodeError> {
-        let (value, rest) = postcard::take_from_bytes(self.rest).map_err(|e| match e {
-            postcard::Error::DeserializeUnexpectedEnd => DecodeError::Truncated,
-            postcard::Error::DeserializeBadUtf8 => DecodeError::BadText,
-            _ => DecodeError::Malformed,
-        })?;
-        self.rest = rest;
-        Ok(value)
-    }
-
     fn str(&mut self) -> Result<Id, DecodeError> {
-        let text: &'m str = self.take()?;
-        let span = self.arena.span(text.as_bytes());
-        self.arena.add(Inner::Str(span))
+        let text = self.rest.counted()?;
+        str::from_utf8(text).map_err(|_| DecodeError::BadText)?;
+        self.arena.add(Inner::Str(self.arena.span(text)))
     }
 
     /// One value; `depth` more may lie in each other.
     fn value(&mut self, depth: u8) -> Result<Id, DecodeError> {
-        let kind = match self.take::<u8>()? {
-            NONE => return self.arena.add(Inner::None),
-            BOOL => {
-                let value = self.take()?;
-                return self.arena.add(Inner::Bool(value));
-            }
-            INT => {
-                let value = self.take()?;
-                return self.arena.add(Inner::Int(value));
-            }
+        let inner = match self.rest.byte()? {
+            NONE => Ok(Inner::None),
+            BOOL => match self.rest.byte()? {
+                value @ 0..=1 => Ok(Inner::Bool(value == 1)),
+                _ => return Err(DecodeError::Malformed),
+            },
+            INT => Ok(Inner::Int(self.rest.int()?)),
             FLOAT => {
-                let value = self.take()?;
-                return self.arena.add(Inner::Float(value));
+                let bytes = self.rest.take(8)?.try_into().map_err(|_| DecodeError::Truncated)?;
+                Ok(Inner::Float(f64::from_le_bytes(bytes)))
             }
-            BYTES => {
-                let bytes: &'m [u8] = self.take()?;
-                let span = self.arena.span(bytes);
-                return self.arena.add(Inner::Bytes(span));
-            }
+            BYTES => Ok(Inner::Bytes(self.arena.span(self.rest.counted()?))),
             STR => return self.str(),
             ERROR => return self.error(),
-            CLASS => {
-                let (module, name) = (self.str()?, self.str()?);
-                return self.arena.add(Inner::Class { module, name });
-            }
-            OBJECT => Kind::Object,
-            TUPLE => Kind::Tuple,
-            LIST => Kind::List,
-            SET => Kind::Set,
-            DICT => Kind::Dict,
+            CLASS => Ok(Inner::Class { module: self.str()?, name: self.str()? }),
+            OBJECT => Err(Kind::Object),
+            TUPLE => Err(Kind::Tuple),
+            LIST => Err(Kind::List),
+            SET => Err(Kind::Set),
+            DICT => Err(Kind::Dict),
             other => return Err(DecodeError::Unknown(other)),
         };
+        let kind = match inner {
+            Ok(inner) => return self.arena.add(inner),
+            Err(kind) => kind,
+        };
         let depth = depth.checked_sub(1).ok_or(DecodeError::TooDeep)?;
-        let count: u32 = self.take()?;
+        let count = self.rest.count()?;
         if kind == Kind::Dict && !count.is_multiple_of(2) {
             return Err(DecodeError::Malformed);
         }
@@ -349,6 +373,20 @@ mod tests {
     }
 
     #[test]
+    fn whole_numbers_are_read_as_serde_writes_them() {
+        let mut samples: Vec<i64> = (0..63).flat_map(|bit| [1 << bit, -(1 << bit), (1 << bit) - 1]).collect();
+        samples.extend([i64::MIN, i64::MAX]);
+        for n in samples {
+            let mut buf = [0; 20];
+            let bytes = postcard::to_slice(&Model::Int(n), &mut buf).unwrap();
+            assert_eq!(read(bytes), Ok(n.to_string()));
+            assert_eq!(write(&n), bytes);
+            let (length, head) = skip(bytes).unwrap();
+            assert!(length == bytes.len() && head.is_none(), "{n}");
+        }
+    }
+
+    #[test]
     fn objects_go_through_as_notes() {
         use Model as M;
         let parts = vec![M::Class("geometry", "Pose"), M::Tuple(vec![M::Int(1)]), M::Dict(vec![])];
@@ -373,6 +411,12 @@ mod tests {
         assert_eq!(read(&[DICT, 1, NONE]), Err(DecodeError::Malformed));
         assert_eq!(read(&[STR, 2, 0xC3, 0x28]), Err(DecodeError::BadText));
         assert_eq!(read(&[BYTES, 0xFF, 0xFF, 0xFF, 0xFF, 0x0F]), Err(DecodeError::Truncated));
+        assert_eq!(read(&[LIST, 0x80, 0x80, 0x80, 0x80, 0x10]), Err(DecodeError::Malformed));
+        assert_eq!(read(&[BOOL, 2]), Err(DecodeError::Malformed));
+        assert_eq!(read(&[FLOAT, 0, 0, 0, 0, 0, 0, 0]), Err(DecodeError::Truncated));
+        // More than 64 bits.
+        let wide = [&[INT][..], &[0xFF; 9], &[0x02]].concat();
+        assert_eq!(read(&wide), Err(DecodeError::Malformed));
         assert_eq!(read(&[LIST, 1].repeat(100)), Err(DecodeError::TooDeep));
         let wide = [&[LIST, 0xC8, 0x01][..], &[NONE; 200]].concat();
         assert_eq!(read(&wide), Err(DecodeError::NoRoom));

@@ -2,7 +2,7 @@
 
 use super::calls::{Calls, Place};
 use super::message::{Call, Head, Message};
-use super::value::{Fault, Items, Value};
+use super::value::{Items, Value};
 
 /// What is to be done about a message.
 #[derive(Debug, Clone, Copy)]
@@ -31,8 +31,9 @@ pub enum Step<'m> {
     Spoilt {
         /// Which call.
         place: usize,
-        /// The error of the function, if that much could be read.
-        fault: Option<Fault<'m>>,
+        /// What it carries, if that much could be read; a [fault](Value::fault) in it is the error of the
+        /// function.
+        value: Option<Value<'m>>,
     },
     /// An answer that nobody waits for: too late, twice, or never asked for. Drop it.
     Late,
@@ -78,8 +79,8 @@ impl<P: AsMut<[Place]>> Session<P> {
     pub fn unreadable<'m>(&mut self, head: Head<'m>) -> Step<'m> {
         match head {
             Head::Call { retcode } => Step::Unreadable { retcode },
-            Head::Answer { retcode, fault } => match self.calls.end(retcode) {
-                Some(place) => Step::Spoilt { place, fault },
+            Head::Answer { retcode, value } => match self.calls.end(retcode) {
+                Some(place) => Step::Spoilt { place, value },
                 None => Step::Late,
             },
         }

@@ -469,8 +469,8 @@ impl Done {
             }
             Step::Unreadable { retcode } => Self::Refused(retcode, "ValueError", reason(NO_CALL)),
             Step::Answered { place, mut values } => Self::Answered(place, result(&mut values)),
-            Step::Spoilt { place, fault } => {
-                let error = match fault {
+            Step::Spoilt { place, value } => {
+                let error = match value.and_then(Value::fault) {
                     Some(fault) => CallError::Function(fault_text(fault)),
                     None => CallError::Unreadable(reason("it is no tuple of values")),
                 };

@@ -63,13 +63,39 @@ fn name<'a>(fields: &'a [u8], key: &str) -> Option<&'a str> {
     str::from_utf8(name).ok()
 }
 
-pub(super) fn number<T: TryFrom<u64>>(fields: &[u8], key: &str) -> Option<T> {
-    large(fields, key)?.try_into().ok()
+pub(super) fn number<T: Number>(fields: &[u8], key: &str) -> Option<T> {
+    T::field(fields, key)
 }
 
-/// One for all types of numbers.
-fn large(fields: &[u8], key: &str) -> Option<u64> {
-    words::parse(field(fields, key)?)
+/// What a field can be a number of.
+pub(super) trait Number: Sized {
+    /// `None` if it is none, or too large.
+    fn field(fields: &[u8], key: &str) -> Option<Self>;
+}
+
+impl Number for u64 {
+    fn field(fields: &[u8], key: &str) -> Option<Self> {
+        words::parse(field(fields, key)?)
+    }
+}
+
+macro_rules! numbers {
+    ($($type:ident)*) => {
+        $(impl Number for $type {
+            #[inline]
+            fn field(fields: &[u8], key: &str) -> Option<Self> {
+                // It is at most the largest of its type.
+                up_to(fields, key, Self::MAX.into()).map(|n| n as Self)
+            }
+        })*
+    };
+}
+
+numbers!(u8 u16 u32);
+
+/// One for all types of smaller numbers.
+fn up_to(fields: &[u8], key: &str, max: u32) -> Option<u32> {
+    u64::field(fields, key)?.try_into().ok().filter(|n| *n <= max)
 }
 
 fn hash(fields: &[u8], key: &str) -> Option<Hash> {

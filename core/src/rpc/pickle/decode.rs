@@ -4,7 +4,7 @@ use super::opcode::{Argument, STOP, argument};
 use super::text;
 use crate::rpc::arena::{Arena, DecodeError, Id, Inner, Kind, Memory};
 use crate::rpc::message::Head;
-use crate::rpc::value::{Fault, Value};
+use crate::rpc::value::Value;
 
 /// On the stack, where a group begins.
 const MARK: u32 = u32::MAX;
@@ -127,16 +127,15 @@ impl<'m> Machine<'m> {
         let parts = stack.iter().filter(|id| **id != MARK).map(|id| values.value(*id));
         let head = Head::of(parts.clone())?;
         let mut error = parts.skip(2);
-        match (head, error.next(), error.next().and_then(Value::fault)) {
-            // A class alone may be what bytes or a set are being made by.
-            (
-                Head::Answer { retcode, .. },
-                Some(Value::Class(class)),
-                fault @ Some(Fault { class: of, .. }),
-            ) if class == of => Some(Head::Answer { retcode, fault }),
-            (Head::Answer { retcode, .. }, _, _) => Some(Head::Answer { retcode, fault: None }),
-            (call, _, _) => Some(call),
-        }
+        let Head::Answer { retcode, .. } = head else { return Some(head) };
+        // A class alone may be what bytes or a set are being made by.
+        let value = match (error.next(), error.next()) {
+            (Some(Value::Class(class)), Some(instance)) => {
+                Some(instance).filter(|v| v.fault().is_some_and(|fault| fault.class == class))
+            }
+            _ => None,
+        };
+        Some(Head::Answer { retcode, value })
     }
 
     fn step(&mut self, opcode: u8, (argument, second): (&'m [u8], &'m [u8])) -> Result<(), DecodeError> {
@@ -448,8 +447,11 @@ mod tests {
         let (mut slots, mut stack, mut memo, mut text) = ([Slot::default(); 40], [0; 20], [0; 5], [0; 20]);
         let (slots, stack, memo, text) = (&mut slots[..], &mut stack[..], &mut memo[..], &mut text[..]);
         match head(message, Memory { slots, stack, memo, text, depth_max: 9, weight_max: 99 }) {
-            Some(Head::Answer { retcode, fault: Some(fault) }) => format!("{retcode} {fault}"),
-            Some(Head::Answer { retcode, fault: None } | Head::Call { retcode }) => format!("{retcode}"),
+            Some(Head::Answer { retcode, value }) => match value.and_then(Value::fault) {
+                Some(fault) => format!("{retcode} {fault}"),
+                None => format!("{retcode}"),
+            },
+            Some(Head::Call { retcode }) => format!("{retcode}"),
             None => String::new(),
         }
     }
