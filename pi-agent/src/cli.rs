@@ -231,7 +231,10 @@ fn run(parser: &mut Parser) -> anyhow::Result<Order> {
             Arg::Long("port") => service.port = parser.value()?.parse()?,
             Arg::Long("password-file") => service.password_file = Some(parser.value()?.into()),
             Arg::Long("protocol") => service.protocol = Some(parser.value()?.parse()?),
-            Arg::Long("hooks") => service.hooks = parser.value()?.into(),
+            // A hook runs in another folder.
+            Arg::Long("hooks") => {
+                service.hooks = std::path::absolute(PathBuf::from(parser.value()?)).context("--hooks")?;
+            }
             Arg::Long("reboot") => service.reboot = parser.value()?.into(),
             Arg::Long("serial") => {
                 service.identity = Identity { serial: Some(parser.value()?.string()?), ..Identity::default() }

@@ -14,6 +14,7 @@ use embedded_io_adapters::std::FromStd;
 use piman_core::Error;
 use piman_core::blocking::{Blocking, run};
 use piman_core::drive;
+use piman_core::error::PeerError;
 use piman_core::install::{Can, Date, Decision, Hello, Notice, Report, Stage, Start};
 use piman_core::line::LINE_MAX;
 
@@ -28,6 +29,8 @@ const ANSWER_TIMEOUT: Duration = Duration::from_millis(300);
 /// How long a server that did not answer the greeting may take to decide. One that has not by then may have read
 /// the greeting and the report at once and found no word that it knows: it is asked again without a greeting.
 const UNANSWERED_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a server that closed at the greeting is left alone: it may be one that is being started again.
+const AFTER_CLOSE: Duration = Duration::from_secs(1);
 /// How long an old server is given to read a report by itself.
 const PAUSE: Duration = Duration::from_millis(100);
 /// How long a report may take to be taken.
@@ -88,10 +91,21 @@ impl ControlConnection {
     ) -> Result<(Self, Decision), Failure> {
         let who = format!("{} port {}", server.host, server.control_port);
         let plain = Start { hello: None, ..start };
-        if start.hello.is_some() && !machine.old_server {
+        let mut closed = 0;
+        while start.hello.is_some() && !machine.old_server {
             match Self::ask(server, start, machine) {
                 Err(Unheard::Greeting) => {
                     log::warn!("{who} does not answer this agent's greeting: asking again as an old Pi does");
+                    break;
+                }
+                // One of ours that is being started again, or is full, does so too: once is no sign.
+                Err(Unheard::Closed(_)) if closed == 0 => {
+                    closed += 1;
+                    thread::sleep(AFTER_CLOSE);
+                }
+                Err(Unheard::Closed(_)) => {
+                    log::warn!("{who} closes at this agent's greeting: asking again as an old Pi does");
+                    break;
                 }
                 done => return done.map_err(|e| e.failure(&who)),
             }
@@ -127,6 +141,7 @@ impl ControlConnection {
             Err(Error::Io(e)) if e.kind() == io::ErrorKind::TimedOut && greets && !ours => {
                 Err(Unheard::Greeting)
             }
+            Err(e) if is_closed(&e) && greets && !ours => Err(Unheard::Closed(anyhow!("{e}"))),
             Err(e) => Err(Unheard::Failed(anyhow!("{e}"))),
         }
     }
@@ -192,10 +207,21 @@ impl ControlConnection {
 enum Unheard {
     /// The server is there and does not answer the greeting.
     Greeting,
+    /// The server closes, and has said nothing that an old one does not say.
+    Closed(anyhow::Error),
     /// No connection.
     Absent(anyhow::Error),
     /// The connection failed or ended.
     Failed(anyhow::Error),
+}
+
+fn is_closed(e: &Error<io::Error>) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
+    match e {
+        Error::Peer(PeerError::Closed) => true,
+        Error::Io(e) => matches!(e.kind(), UnexpectedEof | ConnectionReset | ConnectionAborted | BrokenPipe),
+        _ => false,
+    }
 }
 
 impl Unheard {
@@ -204,7 +230,7 @@ impl Unheard {
         let error = match self {
             Self::Greeting => anyhow::Error::new(late()).context(waiting()),
             Self::Absent(e) => e,
-            Self::Failed(e) => e.context(waiting()),
+            Self::Closed(e) | Self::Failed(e) => e.context(waiting()),
         };
         Failure { stage: Stage::Disk, cause: Cause::Network, error }
     }

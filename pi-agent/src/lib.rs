@@ -53,6 +53,7 @@ pub fn say_on_stderr(line: std::fmt::Arguments<'_>) {
 
 /// Sends log lines of level info and worse to standard error.
 pub fn log_to_stderr() {
+    use std::io::IsTerminal;
     struct Stderr;
     impl log::Log for Stderr {
         fn enabled(&self, metadata: &log::Metadata<'_>) -> bool {
@@ -62,7 +63,8 @@ pub fn log_to_stderr() {
             if self.enabled(record.metadata()) {
                 telemetry::log_buffer::keep(&record.args().to_string());
                 // A console line of its own, also where a progress line is being shown.
-                say_on_stderr(format_args!("\r{}", record.args()));
+                let begin = if std::io::stderr().is_terminal() { "\r" } else { "" };
+                say_on_stderr(format_args!("{begin}{}", record.args()));
             }
         }
         fn flush(&self) {}

@@ -25,6 +25,8 @@ struct Python {
 
 impl Python {
     fn start(program: &str, arguments: &[&str]) -> Self {
+        // Built now, if at all: what a test measures begins when its server runs.
+        let _ = binaries::piman();
         let mut python = Command::new("python3");
         python.args(["-u", "-c", program]).args(arguments).stdout(Stdio::piped());
         let mut child = python.spawn().expect("python3 starts");
@@ -89,6 +91,9 @@ def client(conn):
     while True:
         data = conn.recv(1024).decode("utf-8")
         print(repr(data), flush=True)
+        if "strict" in sys.argv[1] and data.startswith("PIMAN"):
+            conn.close()
+            return
         if data == "IS_UNINSTALLED\n":
             conn.send(b"format\n")
             conn.send(b"EOM\n")
@@ -164,6 +169,21 @@ fn a_server_that_compares_what_one_read_returns_is_understood() {
     }
 }
 
+#[test]
+#[cfg_attr(lacks = "root", ignore = "needs root")]
+#[cfg_attr(lacks = "python3", ignore = "needs python3")]
+fn a_server_that_closes_at_what_it_does_not_know_is_asked_without_a_greeting() {
+    let folder = tempfile::tempdir().unwrap();
+    let archive = tar::of_bytes(100_000);
+    let python = Python::start(CONTROL, &["strict", archive.path().to_str().unwrap()]);
+    let plan = plan(&python, &folder.path().join("card.img"));
+    let (mut machine, progress) = (Machine::default(), Arc::new(Progress::new()));
+    let outcome = attempt(&plan, &mut machine, &progress).unwrap();
+    assert!(matches!(outcome, Outcome::Installed { .. }), "{outcome:?}");
+    assert!(machine.old_server);
+    assert!(matches!(attempt(&plan, &mut machine, &progress).unwrap(), Outcome::Boot { .. }));
+}
+
 /// The tutorial's telemetry servers: the streaming one greets and then reads for ever, the one-shot one reads once
 /// before it greets. What each says after a piece, and how many bytes it reads at once, are arguments.
 const TELEMETRY: &str = r#"
@@ -182,7 +202,7 @@ while True:
         conn.send(answer)
         conn.close()
         continue
-    if kind == "streaming":
+    if kind in ("streaming", "greets and quits"):
         conn.send(b"Connection established")
     try:
         while True:
@@ -191,7 +211,7 @@ while True:
                 break
             print(repr(data.decode()), flush=True)
             conn.send(answer)
-            if kind == "quits":
+            if kind in ("quits", "greets and quits"):
                 break
     except ConnectionError as e:
         print("broken", e, flush=True)
@@ -221,6 +241,8 @@ fn telemetry_servers_that_greet_first_last_or_never() {
         ("oneshot", "data received"),
         ("oneshot", "data processed"),
         ("never", "data received"),
+        ("greets and quits", "data received"),
+        ("quits", "data processed"),
     ] {
         let mut python = Python::start(TELEMETRY, &[kind, answer, "1024"]);
         let began = Instant::now();

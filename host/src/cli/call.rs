@@ -105,6 +105,15 @@ fn called(
     ask: impl FnOnce(u8, Arguments) -> anyhow::Result<Vec<Outcome>>,
 ) -> anyhow::Result<(String, bool)> {
     let opcode = opcode(&wanted.function)?;
+    // They would be sent to the Pi as texts, which nobody means.
+    const OURS: [&str; 6] = ["--json", "--timeout", "--server", "--protocol", "--password-file", "--state"];
+    let is_ours = |arg: &&String| OURS.iter().any(|o| arg.split('=').next() == Some(o));
+    if let Some(arg) = wanted.args.iter().find(is_ours) {
+        anyhow::bail!(
+            "{arg} is an option of `piman call`: give it before the name of the Pi, or as an argument in JSON quotes, \
+             '\"{arg}\"'"
+        );
+    }
     // By its name, and not by its opcode, which is any function to an old peer.
     let is_hook = Function::named(&wanted.function).is_some_and(|f| f.opcode == RUN);
     let arguments = if is_hook { Arguments::of_hook(&wanted.args) } else { Arguments::typed(&wanted.args)? };

@@ -82,7 +82,7 @@ pub(crate) fn ask(
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("starting")?;
     runtime.block_on(async {
         let functions = Arc::new(Desk { id: id() });
-        let server = connect((name, port), protocol, secret, functions, LOGIN).await;
+        let server = connect((name, port), protocol, secret, functions, LOGIN.min(within)).await;
         let server =
             server.map_err(advice).with_context(|| format!("calling the server {name} port {port}"))?;
         let result = server.call_with(opcode, args, keywords, within).await;

@@ -203,7 +203,10 @@ impl Line {
                 Ok(Heard::Part) => part = self.talk.acks() == Acks::Unknown,
                 Ok(Heard::Nothing | Heard::Greeting) => {}
                 Err(e)
-                    if part && (e.kind() == io::ErrorKind::TimedOut || (!self.greeted && is_closed(&e))) =>
+                    // An end in good order comes after all was read; a reset may not.
+                    if part
+                        && (matches!(e.kind(), io::ErrorKind::TimedOut | io::ErrorKind::UnexpectedEof)
+                            || (!self.greeted && is_closed(&e))) =>
                 {
                     self.talk.is_old();
                     return Ok(());

@@ -82,7 +82,7 @@ pub(super) struct Back {
 pub(super) fn serve(service: &Arc<Service>, proven: &mut bool) -> anyhow::Result<()> {
     let password = password(service)?;
     let protocol = service.protocol.unwrap_or_else(|| Protocol::default_for(password.is_some()));
-    let stream = dial::connect(&service.host, service.port, CONNECT).context("connecting")?;
+    let stream = dial::connect(&service.host, service.port, CONNECT)?;
     tune(&stream).context("setting the socket's options")?;
     let (answers, answered) = channel();
     let (wake, mut woken) = UnixStream::pair().context("making a pair of sockets")?;

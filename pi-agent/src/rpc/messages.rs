@@ -114,7 +114,7 @@ impl Member {
     /// If there is no connection, or it fails.
     pub(super) fn serve(&mut self) -> anyhow::Result<()> {
         let Address { host, port } = &self.address;
-        let stream = dial::connect(host, *port, CONNECT).context("connecting")?;
+        let stream = dial::connect(host, *port, CONNECT)?;
         tune(&stream).context("setting the socket's options")?;
         let socket = stream.try_clone().context("sharing the socket")?;
         let mut buf = [0; 4096];
