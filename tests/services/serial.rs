@@ -210,7 +210,8 @@ fn a_cable_that_is_pulled_is_an_error_and_plugged_in_again_it_goes_on() {
     fs::write(lab.path("files/big"), noise(3_000_000, 2)).unwrap();
     let mut get = Command::new(binaries::piman());
     get.args(["get", &format!("[{}]:big", lab.host()), "big", "--timeout", "2s", "--json"]);
-    get.current_dir(lab.dir.path()).stdout(Stdio::piped()).stderr(Stdio::null());
+    let said = lab.path("get.log");
+    get.current_dir(lab.dir.path()).stdout(Stdio::piped()).stderr(fs::File::create(&said).unwrap());
     let mut running = Running(get.spawn().unwrap());
     wait_until("it is in the middle", || lab.cable.carried() > 300_000);
     lab.cable.pull(true);
@@ -222,7 +223,8 @@ fn a_cable_that_is_pulled_is_an_error_and_plugged_in_again_it_goes_on() {
     assert!(!lab.path("big").exists(), "half a file under its name");
     lab.cable.pull(false);
     wait_until("it ends", || running.0.try_wait().unwrap().is_some());
-    assert!(running.0.wait().unwrap().success());
+    let end = running.0.wait().unwrap();
+    assert!(end.success(), "{end}: {}", fs::read_to_string(&said).unwrap());
     assert!(fs::read(lab.path("big")).unwrap() == noise(3_000_000, 2));
     // Nobody at the other end, and no line at all.
     lab.cable.pull(true);
