@@ -83,8 +83,8 @@ impl AsyncWrite for Living {
     }
 }
 
-/// A client's blocking connection to the first address of the host that answers. Whoever has lost power
-/// is noticed, and whoever says or takes nothing for so long.
+/// A client's blocking connection to the first address of the host that answers. A server that lost power
+/// is noticed, and one that sends or takes nothing for as long as `silence`.
 ///
 /// # Errors
 /// If nobody answers, or within `connect`.
@@ -133,4 +133,26 @@ pub fn keepalive() -> TcpKeepalive {
 pub fn reset_at_close(stream: &TcpStream) {
     // It fails only for a socket that is gone already.
     let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_connection_counts_the_time_for_which_its_window_is_closed() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().unwrap();
+        runtime.block_on(async {
+            let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let port = listener.local_addr().unwrap().port();
+            let within = Duration::from_secs(20);
+            let client = dial("127.0.0.1", port, within, within).unwrap();
+            let (served, _) = listener.accept().await.unwrap();
+            tune(&served);
+            for socket in [SockRef::from(&client), SockRef::from(&served)] {
+                assert_eq!(socket.tcp_user_timeout().unwrap(), None);
+                assert!(socket.keepalive().unwrap());
+            }
+        });
+    }
 }

@@ -130,7 +130,7 @@ impl Table {
     }
 }
 
-/// Whoever has one IPv6 address has 2^64 of them.
+/// The owner of one IPv6 address usually has 2^64 of them, so a /64 counts as one address.
 fn network(address: IpAddr) -> IpAddr {
     match address {
         IpAddr::V4(_) => address,

@@ -80,7 +80,7 @@ fn outcome(options: &Options, attempt: Attempt) -> Outcome {
             if wait::network(options).is_err() {
                 return Outcome::Passing(lacking);
             }
-            log::warn!("{lacking}; the address of before is used");
+            log::warn!("{lacking}; keeping the previous address");
         }
     }
     match wait::wait_for("the network", NETWORK_DEADLINE, || wait::network(options)) {

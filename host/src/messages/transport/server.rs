@@ -73,7 +73,8 @@ impl Server {
         let gate = Gate::new("messages", plan.connections, plan.settings.per_address);
         let (stop, stopped) = watch::channel(false);
         let plan = Arc::new(plan);
-        // Whoever is too many is told so; that is done here and not at the door, for a few at a time.
+        // A connection over the limit gets a refusal. It is sent here and not where connections are accepted, and for
+        // a few at a time.
         let door = Gate::new("messages", plan.connections.saturating_add(REFUSALS), usize::MAX);
         let listeners = listeners
             .into_iter()
