@@ -12,7 +12,7 @@ use crate::install::{
     Start, Step, TEXT_MAX,
 };
 use crate::line::{Framer, TooLong};
-use crate::words::{Piece, Sink as _, Words as _};
+use crate::text::{Piece, Sink as _, ToText as _};
 
 /// Serves one Pi on the control connection until the session or the stream ends.
 /// `buf` bounds the length of a line ([`LINE_MAX`](crate::line::LINE_MAX) for all that old peers send).
@@ -24,7 +24,7 @@ pub async fn serve<T: Read + Write>(
     io: &mut T,
     buf: &mut [u8],
     date: Option<Date>,
-    fleet: &mut impl InstallPolicy,
+    policy: &mut impl InstallPolicy,
 ) -> Result<(), Error<T::Error>> {
     let mut framer = Framer::new(buf);
     let (mut session, mut step) = Session::open(date);
@@ -32,7 +32,7 @@ pub async fn serve<T: Read + Write>(
     // One step and one place that waits for it: each would be kept apart in the future.
     loop {
         match &step {
-            Step::Send(command) => say::<_, COMMAND_PIECE>(io, |to| command.words(to)).await?,
+            Step::Send(command) => write_line::<_, COMMAND_PIECE>(io, |to| command.write_text(to)).await?,
             Step::Close => return Ok(()),
             Step::Read => {}
         }
@@ -41,10 +41,10 @@ pub async fn serve<T: Read + Write>(
         }
         step = loop {
             match framer.next_line() {
-                Ok(Some(line)) => break session.handle(Report::parse(line), fleet),
+                Ok(Some(line)) => break session.handle(Report::parse(line), policy),
                 Ok(None) => {}
                 Err(TooLong) => {
-                    fleet.note(Event::TooLong);
+                    policy.note(Event::TooLong);
                     continue;
                 }
             }
@@ -53,7 +53,7 @@ pub async fn serve<T: Read + Write>(
                 let Some(line) = framer.rest() else { return Ok(()) };
                 // The Pi may still read although it writes no more.
                 last = true;
-                break session.handle(Report::parse(line), fleet);
+                break session.handle(Report::parse(line), policy);
             }
             framer.filled(n);
         };
@@ -91,7 +91,7 @@ pub trait Pi {
 ///
 /// # Errors
 /// [`Error::Io`] if the stream fails, [`PeerError::Closed`] if it ends without a decision.
-pub async fn attend<T: Read + Write>(
+pub async fn run<T: Read + Write>(
     io: &mut T,
     buf: &mut [u8],
     start: &Start<'_>,
@@ -113,7 +113,7 @@ pub async fn attend<T: Read + Write>(
             if last.must_be_read_before(now) {
                 pi.pause().await;
             }
-            say::<_, PIECE>(io, |to| line.words(to, pi)).await?;
+            write_line::<_, PIECE>(io, |to| line.write_text(to, pi)).await?;
             last = now;
         }
         reported |= matches!(turn, Turn::Report);
@@ -213,11 +213,11 @@ impl<'a> Line<'a> {
         }
     }
 
-    fn words(&self, to: &mut Piece<PIECE>, pi: &mut impl Pi) {
+    fn write_text(&self, to: &mut Piece<PIECE>, pi: &mut impl Pi) {
         match self {
             Self::Hello(hello) => {
                 to.text(MARK);
-                hello.words(to);
+                hello.write_text(to);
             }
             Self::Word(word) | Self::Report(word) | Self::Decided(word) => to.text(word),
             Self::Addresses => pi.addresses(to),
@@ -235,13 +235,13 @@ impl<'a> Line<'a> {
 /// # Errors
 /// [`Error::Io`] if the stream fails.
 pub async fn report<T: Write>(io: &mut T, report: &Report<'_>) -> Result<(), Error<T::Error>> {
-    say::<_, PIECE>(io, |to| match (report.word(), report) {
+    write_line::<_, PIECE>(io, |to| match (report.word(), report) {
         (Some(word), _) => {
             to.text(word);
             to.byte(b'\n')
         }
         (None, Report::Ours(notice)) => {
-            notice.words(to);
+            notice.write_text(to);
             to.byte(b'\n')
         }
         (None, _) => {}
@@ -266,7 +266,7 @@ const COMMAND_PIECE: usize = 352;
 
 /// Writes a text, `N` bytes at once, so that most leave in one segment: `words` is called until it
 /// has been taken whole.
-async fn say<T: Write, const N: usize>(
+async fn write_line<T: Write, const N: usize>(
     io: &mut T,
     mut words: impl FnMut(&mut Piece<N>),
 ) -> Result<(), Error<T::Error>> {

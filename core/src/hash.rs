@@ -2,7 +2,7 @@
 
 use core::fmt;
 
-use crate::words::{self, Sink, Words};
+use crate::text::{self, Sink, ToText};
 
 /// A BLAKE3 hash. What it is taken over is said where it is used.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
@@ -21,15 +21,15 @@ impl Hash {
         let mut bytes = [0; 32];
         for (byte, pair) in bytes.iter_mut().zip(digits.chunks_exact(2)) {
             let [high, low] = pair else { return None };
-            *byte = words::nibble(*high)? << 4 | words::nibble(*low)?;
+            *byte = text::nibble(*high)? << 4 | text::nibble(*low)?;
         }
         Some(Self(bytes))
     }
 }
 
-impl Words for Hash {
-    fn words(&self, to: &mut impl Sink) {
-        words::hex(to, &self.0)
+impl ToText for Hash {
+    fn write_text(&self, to: &mut impl Sink) {
+        text::hex(to, &self.0)
     }
 }
 

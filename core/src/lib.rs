@@ -66,9 +66,9 @@ pub mod messages;
 pub mod rpc;
 pub mod serial;
 pub mod telemetry;
+mod text;
 pub mod transfer;
 pub mod transport;
 mod window;
-mod words;
 
 pub use error::Error;

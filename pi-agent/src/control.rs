@@ -128,7 +128,8 @@ impl ControlConnection {
             decision: now + UNANSWERED_TIMEOUT,
         });
         let mut buf = [0; LINE_MAX];
-        let asked = run(drive::attend(&mut talk.io, &mut buf, &start, &mut Heard { machine, heard: &heard }));
+        let asked =
+            run(drive::run(&mut talk.io, &mut buf, &start, &mut TalkingMachine { machine, heard: &heard }));
         let ours = heard.load(Ordering::Relaxed);
         talk.io.0.inner_mut().unheard = None;
         talk.peer = match (ours, greets) {
@@ -332,13 +333,13 @@ pub struct Machine {
 }
 
 /// A machine in one talk.
-struct Heard<'a> {
+struct TalkingMachine<'a> {
     machine: &'a mut Machine,
     /// The server understands our lines.
     heard: &'a AtomicBool,
 }
 
-impl drive::Pi for Heard<'_> {
+impl drive::Pi for TalkingMachine<'_> {
     fn set_date(&mut self, date: Date) -> bool {
         self.machine.set_date(date)
     }

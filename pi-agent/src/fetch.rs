@@ -331,7 +331,7 @@ mod tests {
     use super::*;
 
     /// What comes of a server that says this.
-    fn hear(said: &'static [u8]) -> Result<Vec<u8>, Trouble> {
+    fn receive(said: &'static [u8]) -> Result<Vec<u8>, Trouble> {
         let server = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let stream = TcpStream::connect(server.local_addr().unwrap()).unwrap();
         let said = std::thread::spawn(move || server.accept().unwrap().0.write_all(said).unwrap());
@@ -343,13 +343,13 @@ mod tests {
 
     #[test]
     fn answers() {
-        assert_eq!(hear(b"ok 5\nhello").unwrap(), b"hello");
-        assert_eq!(hear(b"wait 2\nwait 1\nok 5\nhello").unwrap(), b"hello");
-        assert!(matches!(hear(b"no such image\n"), Err(Trouble::No(reason)) if reason == "such image"));
+        assert_eq!(receive(b"ok 5\nhello").unwrap(), b"hello");
+        assert_eq!(receive(b"wait 2\nwait 1\nok 5\nhello").unwrap(), b"hello");
+        assert!(matches!(receive(b"no such image\n"), Err(Trouble::No(reason)) if reason == "such image"));
         let noise: &[u8] = &[b'x'; 600];
         let bad: [&[u8]; 6] = [b"ok 6\nhello!", b"", b"ok 5", b"ok 5\nhell", b"what\n", noise];
         for bad in bad {
-            assert!(matches!(hear(bad), Err(Trouble::Broken(_))), "{:?}", String::from_utf8_lossy(bad));
+            assert!(matches!(receive(bad), Err(Trouble::Broken(_))), "{:?}", String::from_utf8_lossy(bad));
         }
     }
 }

@@ -30,8 +30,8 @@ fn main() -> ExitCode {
     };
     log_to_stderr();
     match order {
-        Order::Help => say(HELP),
-        Order::Version => say(concat!("pi-agent ", env!("CARGO_PKG_VERSION"), "\n")),
+        Order::Help => print(HELP),
+        Order::Version => print(concat!("pi-agent ", env!("CARGO_PKG_VERSION"), "\n")),
         Order::Install(plan, retries, port) => run(&plan, retries, port),
         Order::Metrics { host, port, interval, count } => {
             metrics::send(&host, port, interval, count);
@@ -39,7 +39,7 @@ fn main() -> ExitCode {
         }
         Order::Check(disk) => match inspect::check(&disk) {
             Ok(card) => {
-                say(&format!("{}: {card}\n", disk.display()));
+                print(&format!("{}: {card}\n", disk.display()));
                 if card.is_installed(false) { ExitCode::SUCCESS } else { ExitCode::from(1) }
             }
             Err(e) => {
@@ -72,8 +72,8 @@ fn run(plan: &Plan, retries: u32, transfer_port: u16) -> ExitCode {
         log_buffer::send(&plan.server.host, transfer_port, &plan.identity);
     }
     match outcome {
-        Ok(Outcome::Boot { card, .. }) => say(&format!("the server says boot: nothing to do ({card})\n")),
-        Ok(Outcome::Installed { image, received, written, took, .. }) => say(&format!(
+        Ok(Outcome::Boot { card, .. }) => print(&format!("the server says boot: nothing to do ({card})\n")),
+        Ok(Outcome::Installed { image, received, written, took, .. }) => print(&format!(
             "installed image {image:.16} in {:.1} s: {} received, {} written\n",
             took.as_secs_f64(),
             size(received),
@@ -87,7 +87,7 @@ fn run(plan: &Plan, retries: u32, transfer_port: u16) -> ExitCode {
 }
 
 /// Prints, and does not mind a reader that has gone away.
-fn say(text: &str) -> ExitCode {
+fn print(text: &str) -> ExitCode {
     match std::io::stdout().write_all(text.as_bytes()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(_) => ExitCode::from(1),

@@ -10,7 +10,7 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use piman_core::telemetry::{Client, Heard};
+use piman_core::telemetry::{Client, Reply};
 use piman_tests::bench::{memory, raise_file_limit};
 use piman_tests::binaries;
 use piman_tests::server::{Server, connect_from};
@@ -49,11 +49,11 @@ fn send(port: u16, client: usize) -> u64 {
     let mut stream = connect_from([127, 0, 0, 1 + client as u8], port);
     stream.set_nodelay(true).expect("an option");
     let mut talk = Client::default();
-    wait_for(&mut stream, &mut talk, Heard::Greeting);
+    wait_for(&mut stream, &mut talk, Reply::Greeting);
     let (began, mut sent) = (Instant::now(), 0);
     while began.elapsed() < SPAN {
         stream.write_all(record(sent).as_bytes()).expect("it reads");
-        wait_for(&mut stream, &mut talk, Heard::Written);
+        wait_for(&mut stream, &mut talk, Reply::Written);
         sent += 1;
     }
     sent
@@ -63,12 +63,12 @@ fn record(n: u64) -> String {
     format!("{},{n},21.5,48,1013.25\n", 1_700_000_000 + n)
 }
 
-fn wait_for(stream: &mut TcpStream, talk: &mut Client, what: Heard) {
+fn wait_for(stream: &mut TcpStream, talk: &mut Client, what: Reply) {
     let mut buf = [0; 64];
     loop {
         let n = stream.read(&mut buf).expect("it answers");
         assert!(n > 0, "the server closed");
-        if buf[..n].iter().any(|b| talk.hear(*b) == what) {
+        if buf[..n].iter().any(|b| talk.receive(*b) == what) {
             return;
         }
     }

@@ -57,7 +57,7 @@ impl Lab {
     /// What a Pi with a system on its card is told.
     fn decision(&self, from: [u8; 4]) -> String {
         let mut talk = self.talk(from);
-        talk.say("IS_INSTALLED\n");
+        talk.write_line("IS_INSTALLED\n");
         talk.block()
     }
 
@@ -78,7 +78,7 @@ const PI: [u8; 4] = [127, 0, 0, 1];
 struct ControlConnection(TcpStream);
 
 impl ControlConnection {
-    fn say(&mut self, text: &str) {
+    fn write_line(&mut self, text: &str) {
         self.0.write_all(text.as_bytes()).unwrap();
     }
 
@@ -123,7 +123,7 @@ fn reports_are_understood_however_they_come() {
         (format!("{}\nIS_INSTALLED\n", "x".repeat(5000)), BOOT),
     ] {
         let mut talk = lab.talk(PI);
-        talk.say(&said);
+        talk.write_line(&said);
         assert_eq!(talk.block(), want, "at once: {said:?}");
         let mut talk = lab.talk(PI);
         talk.0.set_nodelay(true).unwrap();
@@ -134,7 +134,7 @@ fn reports_are_understood_however_they_come() {
     }
     // The last line has no end, but the stream has.
     let mut talk = lab.talk(PI);
-    talk.say("+ send IS_INSTALLED\nIS_UNINSTALLED");
+    talk.write_line("+ send IS_INSTALLED\nIS_UNINSTALLED");
     talk.0.shutdown(Shutdown::Write).unwrap();
     assert_eq!(talk.block(), FORMAT);
     talk.closed();
@@ -154,11 +154,11 @@ fn the_time_comes_first_unless_it_is_not_wanted() {
     };
     let now = seconds(String::from_utf8(now).unwrap().trim());
     assert!(now.abs_diff(seconds(stamp)) < 60, "local time, and not {stamp}");
-    talk.say("busybox date -s 202601010000.00\nRECEIVED_DATE\nSET_DATE\nIS_INSTALLED\n");
+    talk.write_line("busybox date -s 202601010000.00\nRECEIVED_DATE\nSET_DATE\nIS_INSTALLED\n");
     assert_eq!(talk.block(), BOOT);
     let lab = Lab::new(&["--no-date"]);
     let mut quiet = lab.talk(PI);
-    quiet.say("IS_INSTALLED\n");
+    quiet.write_line("IS_INSTALLED\n");
     assert_eq!(quiet.block(), BOOT);
 }
 
@@ -166,14 +166,14 @@ fn the_time_comes_first_unless_it_is_not_wanted() {
 fn the_shell_script_reports_the_end_last() {
     let lab = Lab::new(&["--no-date"]);
     let mut talk = lab.talk(PI);
-    talk.say(TRACE);
-    talk.say("IS_UNINSTALLED\n");
+    talk.write_line(TRACE);
+    talk.write_line("IS_UNINSTALLED\n");
     assert_eq!(talk.block(), FORMAT);
     // It echoes the command, and formats with a lot of output.
-    talk.say("format\nRECEIVED_FORMAT\n+ sfdisk /dev/mmcblk0\n");
-    talk.say("Writing inode tables:   0/119\x08\x08\x08\x08\x08\x08\x08  1/119\ndone\n");
+    talk.write_line("format\nRECEIVED_FORMAT\n+ sfdisk /dev/mmcblk0\n");
+    talk.write_line("Writing inode tables:   0/119\x08\x08\x08\x08\x08\x08\x08  1/119\ndone\n");
     assert_eq!(lab.download(PI), lab.bytes());
-    talk.say("+ mount /dev/mmcblk0p2 /new_root\nMOUNTING\nFINISHED_MOUNTING\nIS_FORMATTED\n");
+    talk.write_line("+ mount /dev/mmcblk0p2 /new_root\nMOUNTING\nFINISHED_MOUNTING\nIS_FORMATTED\n");
     talk.closed();
     wait_until("it is installed", || lab.server.piman(&["devices"]).contains("installed"));
     let events = || lab.server.piman(&["device", "127.0.0.1"]);
@@ -190,9 +190,9 @@ fn the_test_client_reports_the_end_first() {
     let lab = Lab::new(&["--no-date"]);
     lab.server.piman(&["reinstall", "127.0.0.1"]);
     let mut talk = lab.talk(PI);
-    talk.say("IS_INSTALLED\n");
+    talk.write_line("IS_INSTALLED\n");
     assert_eq!(talk.block(), FORMAT);
-    talk.say("RECEIVED_FORMAT\nIS_FORMATTED\n");
+    talk.write_line("RECEIVED_FORMAT\nIS_FORMATTED\n");
     talk.closed();
     wait_until("the order has begun", || lab.orders().contains("begun"));
     assert_eq!(lab.download(PI), lab.bytes());
@@ -210,19 +210,19 @@ fn an_order_lives_until_the_installation_has_succeeded() {
     assert_eq!(lab.decision(PI), FORMAT, "being told is not being installed");
     // Reports the end without having got anything.
     let mut talk = lab.talk(PI);
-    talk.say("IS_INSTALLED\n");
+    talk.write_line("IS_INSTALLED\n");
     assert_eq!(talk.block(), FORMAT);
-    talk.say("IS_FORMATTED\n");
+    talk.write_line("IS_FORMATTED\n");
     talk.closed();
     // What was got before the next format does not count either.
     assert_eq!(lab.decision(PI), FORMAT);
     assert_eq!(lab.download(PI), lab.bytes());
     lab.restart();
     let mut talk = lab.talk(PI);
-    talk.say("IS_INSTALLED\n");
+    talk.write_line("IS_INSTALLED\n");
     assert_eq!(talk.block(), FORMAT, "the other half is missing");
     assert_eq!(lab.download(PI), lab.bytes());
-    talk.say("IS_FORMATTED\n");
+    talk.write_line("IS_FORMATTED\n");
     talk.closed();
     wait_until("the order is completed", || lab.orders().contains("completed"));
     assert_eq!(lab.decision(PI), BOOT, "and never again");
@@ -239,13 +239,13 @@ fn half_a_download_completes_no_order() {
     let lab = Lab::with(tar::of_bytes(40 << 20), &["--no-date"]);
     lab.server.piman(&["reinstall", "127.0.0.1"]);
     let mut talk = lab.talk(PI);
-    talk.say("IS_INSTALLED\n");
+    talk.write_line("IS_INSTALLED\n");
     assert_eq!(talk.block(), FORMAT);
     let mut download = lab.connect("rootfs", PI);
     let mut some = vec![0; 1 << 20];
     download.read_exact(&mut some).unwrap();
     drop(download);
-    talk.say("IS_FORMATTED\n");
+    talk.write_line("IS_FORMATTED\n");
     talk.closed();
     lab.server.wait_log("was ended by the Pi");
     assert_eq!(lab.decision(PI), FORMAT);
@@ -270,11 +270,11 @@ fn an_order_is_for_exactly_one_pi() {
         lab.server.piman(&["reinstall", order]);
     }
     let mut talk = lab.talk(other);
-    talk.say(hello);
-    talk.say("IS_INSTALLED\n");
+    talk.write_line(hello);
+    talk.write_line("IS_INSTALLED\n");
     assert_eq!(talk.block(), BOOT, "parts of a name are other names");
     lab.server.piman(&["reinstall", "10000000abcdef01"]);
-    talk.say("IS_INSTALLED\n");
+    talk.write_line("IS_INSTALLED\n");
     assert!(talk.block().starts_with("format\nPIMAN/1 offer id="), "an order counts at once");
     assert_eq!(lab.decision(other), BOOT, "the same address without the serial number");
     assert_eq!(
@@ -292,19 +292,21 @@ fn our_agents_order_is_completed_by_the_proof_alone() {
     let hello =
         format!("PIMAN/1 hello serial={serial} mac=- model=Pi agent=1 disk=0 root=0 card=- paths=stream\n");
     let mut talk = lab.talk(pi);
-    talk.say(&format!("{hello}IS_INSTALLED\n"));
+    talk.write_line(&format!("{hello}IS_INSTALLED\n"));
     assert!(talk.block().starts_with("format\n"));
     assert_eq!(lab.download(pi), lab.bytes());
-    talk.say("PIMAN/1 progress stage=transfer done=7 total=9\nIS_FORMATTED\n");
+    talk.write_line("PIMAN/1 progress stage=transfer done=7 total=9\nIS_FORMATTED\n");
     talk.closed();
     wait_until("the order has begun", || lab.orders().contains("begun"));
     wait_until("its progress is known", || lab.server.piman(&["devices"]).contains("7 B of 9 B, 77 %"));
     let mut talk = lab.talk(pi);
-    talk.say(&format!("{hello}PIMAN/1 failed stage=sync text=the card is\x1b[31m broken\nIS_INSTALLED\n"));
+    talk.write_line(&format!(
+        "{hello}PIMAN/1 failed stage=sync text=the card is\x1b[31m broken\nIS_INSTALLED\n"
+    ));
     assert!(talk.block().starts_with("format\n"));
     let failed = || lab.server.piman(&["devices"]);
     wait_until("the failure is shown", || failed().contains("failed (sync): the card is [31m broken"));
-    talk.say(&format!("PIMAN/1 committed id={}\nIS_INSTALLED\n", "ab".repeat(32)));
+    talk.write_line(&format!("PIMAN/1 committed id={}\nIS_INSTALLED\n", "ab".repeat(32)));
     assert_eq!(talk.block(), BOOT, "at once, and not when it is written down");
     wait_until("the order is completed", || lab.orders().contains("completed"));
     let devices = || lab.server.piman(&["devices", "--json"]);
@@ -391,14 +393,14 @@ fn several_members_and_any_path_of_the_talk() {
     let lab = Lab::with(archive, &["--no-date"]);
     assert_eq!(lab.download([127, 0, 0, 77]), lab.bytes(), "port 4444 needs no talk before");
     let mut talk = lab.talk(PI);
-    talk.say("IS_UNINSTALLED\nIS_UNINSTALLED\n");
+    talk.write_line("IS_UNINSTALLED\nIS_UNINSTALLED\n");
     assert_eq!((talk.block(), talk.block()), (FORMAT.into(), FORMAT.into()));
-    talk.say("RECEIVED_REINSTALL\nUNMOUNTING\nFINISHED_UNMOUNTING\nIS_INSTALLED\n");
+    talk.write_line("RECEIVED_REINSTALL\nUNMOUNTING\nFINISHED_UNMOUNTING\nIS_INSTALLED\n");
     assert_eq!(talk.block(), BOOT);
-    talk.say("RECEIVED_BOOT\nMOUNTING\nFINISHED_MOUNTING\n");
+    talk.write_line("RECEIVED_BOOT\nMOUNTING\nFINISHED_MOUNTING\n");
     talk.closed();
     let mut talk = lab.talk(PI);
-    talk.say("IS_FORMATTED\nIS_UNINSTALLED\n");
+    talk.write_line("IS_FORMATTED\nIS_UNINSTALLED\n");
     talk.closed();
 }
 
@@ -441,7 +443,7 @@ fn a_traced_shell_that_reports_the_end_first_lives_to_install() {
 fn a_pi_that_ended_is_heard_for_the_time_of_one_pause_and_no_longer() {
     let lab = Lab::new(&["--no-date", "--idle-timeout", "2s"]);
     let mut talk = lab.talk(PI);
-    talk.say("IS_FORMATTED\n");
+    talk.write_line("IS_FORMATTED\n");
     let began = Instant::now();
     // It is never silent for as long, and is closed nevertheless.
     while talk.0.write_all(b"+ and so on\n").is_ok() {
@@ -457,9 +459,9 @@ fn an_old_pi_that_mounted_and_hung_up_has_booted() {
     let stage = || lab.server.piman(&["devices"]);
     let mut talk = lab.talk(PI);
     assert!(talk.block().starts_with("busybox date"));
-    talk.say("RECEIVED_DATE\nIS_INSTALLED\n");
+    talk.write_line("RECEIVED_DATE\nIS_INSTALLED\n");
     assert_eq!(talk.block(), BOOT);
-    talk.say("RECEIVED_BOOT\nMOUNTING\nFINISHED_MOUNTING\n");
+    talk.write_line("RECEIVED_BOOT\nMOUNTING\nFINISHED_MOUNTING\n");
     wait_until("it has mounted", || stage().contains("finished mounting"));
     assert!(!lab.server.log().contains("set its clock"), "it did not say so: {}", lab.server.log());
     talk.closed();
@@ -467,13 +469,13 @@ fn an_old_pi_that_mounted_and_hung_up_has_booted() {
     // Only mounted, or only told: not booted.
     let mut talk = lab.talk([127, 0, 0, 2]);
     talk.block();
-    talk.say("RECEIVED_DATE\nSET_DATE\nIS_INSTALLED\n");
+    talk.write_line("RECEIVED_DATE\nSET_DATE\nIS_INSTALLED\n");
     talk.block();
-    talk.say("RECEIVED_BOOT\n");
+    talk.write_line("RECEIVED_BOOT\n");
     talk.closed();
     let mut talk = lab.talk([127, 0, 0, 3]);
     talk.block();
-    talk.say("MOUNTING\nFINISHED_MOUNTING\n");
+    talk.write_line("MOUNTING\nFINISHED_MOUNTING\n");
     talk.closed();
     wait_until("all is noted", || stage().contains("received boot") && stage().contains("finished mounting"));
     assert_eq!(stage().matches("booted").count(), 1, "{}", stage());

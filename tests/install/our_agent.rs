@@ -77,7 +77,7 @@ impl Old {
         (server, heard)
     }
 
-    fn say(&self, mut stream: &TcpStream, text: &str) {
+    fn write_line(&self, mut stream: &TcpStream, text: &str) {
         if self.stammers {
             text.bytes().for_each(|b| stream.write_all(&[b]).unwrap());
         } else {
@@ -88,13 +88,13 @@ impl Old {
     fn control(&self, stream: TcpStream) -> Vec<String> {
         stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
         stream.set_nodelay(true).unwrap();
-        self.say(&stream, self.greeting);
+        self.write_line(&stream, self.greeting);
         let mut heard = Vec::new();
         for line in BufReader::new(&stream).lines() {
             let line = line.unwrap();
             match line.as_str() {
-                "IS_UNINSTALLED" => self.say(&stream, self.uninstalled),
-                "IS_INSTALLED" => self.say(&stream, self.installed),
+                "IS_UNINSTALLED" => self.write_line(&stream, self.uninstalled),
+                "IS_INSTALLED" => self.write_line(&stream, self.installed),
                 _ => {}
             }
             let end = line == "IS_FORMATTED";

@@ -137,7 +137,7 @@ proptest! {
         prop_assert!(options.complaints.len() <= before.split_whitespace().count());
     }
 
-    /// What a peer that has not logged in may send is read without a fault, and admits nobody.
+    /// What a peer that has not logged in may send is read without a fault, and verify nobody.
     #[test]
     fn logins_of_any_bytes(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
         let mut slots = vec![Slot::default(); 2 * bytes.len() + 16];
@@ -198,11 +198,11 @@ proptest! {
         for counter in counters {
             highest = highest.max(counter);
             trust::remember(&disk, counter, &Layout::default()).unwrap();
-            prop_assert_eq!(trust::floor(&disk, size), highest);
+            prop_assert_eq!(trust::rollback_counter(&disk, size), highest);
         }
         let mut byte = [0];
         disk.read_exact_at(&mut byte, 64 * 512 + at).unwrap();
         disk.write_all_at(&[byte[0] ^ (1 << bit)], 64 * 512 + at).unwrap();
-        prop_assert_eq!(trust::floor(&disk, size), 0);
+        prop_assert_eq!(trust::rollback_counter(&disk, size), 0);
     }
 }

@@ -4,7 +4,7 @@
 use std::fmt::Write as _;
 
 use piman_core::blocking;
-use piman_core::drive::{self, attend, serve};
+use piman_core::drive::{self, run, serve};
 use piman_core::hash::Hash;
 use piman_core::hosted::summing::ChunkHashes;
 use piman_core::install::fetch::{Answer, Request};
@@ -252,7 +252,7 @@ fn both_sides_agree_at_every_chop() {
             let (decision, ended) = world.both(
                 async {
                     let start = Start { hello: Some(hello), installed };
-                    let decision = attend(&mut pi, &mut [0; LINE_MAX], &start, &mut card).await;
+                    let decision = run(&mut pi, &mut [0; LINE_MAX], &start, &mut card).await;
                     drive::report(&mut pi, &Report::Formatted).await.unwrap();
                     drop(pi);
                     decision
@@ -281,7 +281,7 @@ fn a_cut_after_every_byte_is_an_error_of_the_agent_and_none_of_the_server() {
         let mut lab = Lab::new(Plan::Format(Some(offer())));
         let (decision, _) = world.both(
             async {
-                let decision = attend(&mut pi, &mut [0; LINE_MAX], &start, &mut Card { date: None }).await;
+                let decision = run(&mut pi, &mut [0; LINE_MAX], &start, &mut Card { date: None }).await;
                 drop(pi);
                 decision
             },
@@ -426,7 +426,7 @@ proptest! {
         let block = format!("format\n{head}{}\nEOM\n", fields.join(" "));
         let mut script = Script::new(block.as_bytes(), chop);
         let start = Start { hello: None, installed: false };
-        let decision = blocking::run(attend(&mut script, &mut [0; LINE_MAX + 400], &start, &mut Card { date: None }));
+        let decision = blocking::run(run(&mut script, &mut [0; LINE_MAX + 400], &start, &mut Card { date: None }));
         prop_assert_eq!(decision, Ok(Decision::Format(Some(offer))));
         // To a peer that knows nothing of ours each line is one that is no command.
         for line in block.lines().filter(|l| l.starts_with("PIMAN")) {

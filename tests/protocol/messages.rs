@@ -8,7 +8,7 @@ use embedded_io_async::{Read, Write};
 use piman_core::Error;
 use piman_core::error::PeerError;
 use piman_core::messages::{
-    Body, CONFLICT, FAILED, FULL, Frames, GO, Inbox, Piece, Role, SIZE_MAX, SendError, TOO_LARGE,
+    Body, CONFLICT, FAILED, FULL, GO, MessageSink, MessageStream, Piece, Role, SIZE_MAX, SendError, TOO_LARGE,
 };
 use piman_tests::memory::{End, World};
 
@@ -19,7 +19,7 @@ struct Whole {
     part: Vec<u8>,
 }
 
-impl Inbox for Whole {
+impl MessageSink for Whole {
     async fn piece(&mut self, piece: Piece<'_>) {
         assert_eq!(piece.offset as usize, self.part.len());
         assert!(!piece.bytes.is_empty() || piece.size == 0);
@@ -32,7 +32,7 @@ impl Inbox for Whole {
 }
 
 async fn send<'b>(
-    frames: &mut Frames<'b, End, World>,
+    frames: &mut MessageStream<'b, End, World>,
     message: &[u8],
     inbox: &mut Whole,
 ) -> Result<(), SendError<std::convert::Infallible>> {
@@ -46,7 +46,7 @@ fn message(size: usize, seed: u8) -> Vec<u8> {
 /// One side: sends `outgoing` without waiting for anything, then takes the rest.
 async fn side(world: &World, end: End, role: Role, outgoing: &[Vec<u8>], expected: &[Vec<u8>], buf: usize) {
     let mut buf = vec![0; buf];
-    let mut frames = Frames::open(end, world.clone(), role, 1 << 20, &mut buf).await.unwrap();
+    let mut frames = MessageStream::open(end, world.clone(), role, 1 << 20, &mut buf).await.unwrap();
     let mut inbox = Whole::default();
     for message in outgoing {
         send(&mut frames, message, &mut inbox).await.unwrap();
@@ -103,7 +103,7 @@ fn at_the_same_moment_one_or_both_too_large() {
                 let world = world.clone();
                 async move {
                     let mut buf = [0; 50];
-                    let mut frames = Frames::open(end, world, role, limit, &mut buf).await.unwrap();
+                    let mut frames = MessageStream::open(end, world, role, limit, &mut buf).await.unwrap();
                     let mut inbox = Whole::default();
                     let result =
                         frames.send(size as u64, &mut &message(size.min(101), 1)[..], &mut inbox).await;
@@ -136,7 +136,7 @@ fn who_refuses_and_speaks_at_once_is_understood() {
         let (a, b) = world.stream(4096, 4096);
         let sender = async {
             let mut buf = [0; 50];
-            let mut frames = Frames::open(a, world.clone(), role, 100, &mut buf).await.unwrap();
+            let mut frames = MessageStream::open(a, world.clone(), role, 100, &mut buf).await.unwrap();
             let mut inbox = Whole::default();
             assert_eq!(send(&mut frames, &[1; 101], &mut inbox).await, Err(SendError::Rejected(TOO_LARGE)));
             assert!(frames.receive(&mut inbox).await.unwrap());
@@ -144,7 +144,7 @@ fn who_refuses_and_speaks_at_once_is_understood() {
         };
         let refuser = async {
             let mut buf = [0; 50];
-            let mut frames = Frames::open(b, world.clone(), other, 100, &mut buf).await.unwrap();
+            let mut frames = MessageStream::open(b, world.clone(), other, 100, &mut buf).await.unwrap();
             let mut inbox = Whole::default();
             // Take the size and refuse it in the course of sending.
             frames.stream().readable().await;
@@ -174,7 +174,7 @@ fn an_old_peer_that_waits_sends_and_takes() {
             let (a, mut b) = world.stream(64, chop);
             let ours = async {
                 let mut buf = [0; 50];
-                let mut frames = Frames::open(a, world.clone(), role, 100, &mut buf).await.unwrap();
+                let mut frames = MessageStream::open(a, world.clone(), role, 100, &mut buf).await.unwrap();
                 let mut inbox = Whole::default();
                 assert!(frames.receive(&mut inbox).await.unwrap());
                 let echo = inbox.messages[0].clone();
@@ -220,7 +220,7 @@ fn a_size_that_stammers_is_no_refusal() {
     let (a, mut b) = world.stream(64, 64);
     let ours = async {
         let mut buf = [0; 50];
-        let mut frames = Frames::open(a, world.clone(), Role::Client, 100, &mut buf).await.unwrap();
+        let mut frames = MessageStream::open(a, world.clone(), Role::Client, 100, &mut buf).await.unwrap();
         let mut inbox = Whole::default();
         send(&mut frames, b"ours", &mut inbox).await.unwrap();
         assert_eq!(inbox.messages, [b"theirs"]);
@@ -249,7 +249,7 @@ fn refusals_at_the_greeting() {
         let (a, mut b) = world.stream(512, 512);
         let ours = async {
             let mut buf = [0; 50];
-            let refused = Frames::open(a, world.clone(), Role::Client, 100, &mut buf).await.err();
+            let refused = MessageStream::open(a, world.clone(), Role::Client, 100, &mut buf).await.err();
             assert_eq!(refused, Some(Error::Peer(PeerError::Refused(code))));
         };
         let server = async {
@@ -279,7 +279,7 @@ fn a_connection_that_is_cut_anywhere() {
                 let (world, messages) = (world.clone(), &messages);
                 async move {
                     let mut buf = [0; 16];
-                    let Ok(mut frames) = Frames::open(end, world, role, 100, &mut buf).await else {
+                    let Ok(mut frames) = MessageStream::open(end, world, role, 100, &mut buf).await else {
                         return 0;
                     };
                     let mut inbox = Whole::default();
@@ -326,7 +326,7 @@ impl Body for Zeros {
 /// Counts what comes.
 struct Count(u64);
 
-impl Inbox for Count {
+impl MessageSink for Count {
     async fn piece(&mut self, piece: Piece<'_>) {
         assert_eq!(u64::from(piece.offset), self.0);
         self.0 += piece.bytes.len() as u64;
@@ -339,14 +339,15 @@ fn the_largest_message_in_bounded_memory() {
     let (a, b) = world.stream(1 << 17, 1 << 17);
     let sender = async {
         let mut buf = [0; 16];
-        let mut frames = Frames::open(a, world.clone(), Role::Client, 0, &mut buf).await.unwrap();
+        let mut frames = MessageStream::open(a, world.clone(), Role::Client, 0, &mut buf).await.unwrap();
         let too_large = frames.send(u64::from(SIZE_MAX) + 1, &mut Zeros(vec![0; 9]), &mut Count(0)).await;
         assert_eq!(too_large, Err(SendError::TooLarge));
         frames.send(SIZE_MAX.into(), &mut Zeros(vec![0; 1 << 17]), &mut Count(0)).await.unwrap();
     };
     let receiver = async {
         let mut buf = vec![0; 1 << 17];
-        let mut frames = Frames::open(b, world.clone(), Role::Server, SIZE_MAX, &mut buf).await.unwrap();
+        let mut frames =
+            MessageStream::open(b, world.clone(), Role::Server, SIZE_MAX, &mut buf).await.unwrap();
         let mut count = Count(0);
         assert!(frames.receive(&mut count).await.unwrap());
         assert_eq!(count.0, u64::from(SIZE_MAX));
@@ -360,13 +361,13 @@ fn a_body_that_is_too_short_is_the_callers_error() {
     let (a, b) = world.stream(64, 64);
     let sender = async {
         let mut buf = [0; 16];
-        let mut frames = Frames::open(a, world.clone(), Role::Client, 100, &mut buf).await.unwrap();
+        let mut frames = MessageStream::open(a, world.clone(), Role::Client, 100, &mut buf).await.unwrap();
         let short = frames.send(9, &mut &b"short"[..], &mut Whole::default()).await;
         assert_eq!(short, Err(SendError::Short));
     };
     let receiver = async {
         let mut buf = [0; 16];
-        let mut frames = Frames::open(b, world.clone(), Role::Server, 100, &mut buf).await.unwrap();
+        let mut frames = MessageStream::open(b, world.clone(), Role::Server, 100, &mut buf).await.unwrap();
         let mut inbox = Whole::default();
         assert_eq!(frames.receive(&mut inbox).await, Err(Error::Peer(PeerError::Closed)));
         assert!(inbox.messages.is_empty());

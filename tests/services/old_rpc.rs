@@ -203,12 +203,12 @@ fn start(password: Option<&str>, functions: Arc<dyn Functions>) -> Server {
     start_with(password, ConnectedPis::default(), functions)
 }
 
-fn start_with(password: Option<&str>, fleet: ConnectedPis, functions: Arc<dyn Functions>) -> Server {
+fn start_with(password: Option<&str>, connected: ConnectedPis, functions: Arc<dyn Functions>) -> Server {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     listener.set_nonblocking(true).unwrap();
     let secret = Secret::new(password.map(String::from));
     let plan = Plan { listener, operator: None, secret, connections: 500, connections_per_address: 500 };
-    Server::start(plan, fleet, functions).unwrap()
+    Server::start(plan, connected, functions).unwrap()
 }
 
 /// The agent's service, and what it logs.
@@ -266,7 +266,7 @@ fn the_agent_serves_an_old_server() {
         ("many", "null", 4, &["--protocol", "auto"][..]),
         ("one", "\"secret\"", 2, &["--protocol", "pickle", "--password-file", right][..]),
         ("many", "\"secret\"", 5, &["--protocol", "auto", "--password-file", right][..]),
-        // A server without a password admits everybody.
+        // A server without a password verify everybody.
         ("one", "null", 4, &["--protocol", "auto", "--password-file", right][..]),
         ("many", "null", 4, &["--protocol", "pickle"][..]),
     ] {
@@ -322,29 +322,29 @@ async fn auto_speaks_our_own_protocol_to_our_own_server() {
     let folder = tempfile::tempdir().unwrap();
     let (right, wrong) = passwords(folder.path());
     let (right, wrong) = (right.to_str().unwrap().to_owned(), wrong.to_str().unwrap().to_owned());
-    let fleet = ConnectedPis::default();
-    let locked = start_with(Some("secret"), fleet.clone(), Arc::new(fleet.clone()));
+    let connected = ConnectedPis::default();
+    let locked = start_with(Some("secret"), connected.clone(), Arc::new(connected.clone()));
     let open_fleet = ConnectedPis::default();
     let open = start_with(None, open_fleet.clone(), Arc::new(open_fleet.clone()));
     let (locked_port, open_port) = (locked.address().port(), open.address().port());
     tokio::task::spawn_blocking(move || {
-        for (fleet, port, more) in [
+        for (connected, port, more) in [
             (&open_fleet, open_port, &[][..]),
             (&open_fleet, open_port, &["--protocol", "auto"][..]),
             (&open_fleet, open_port, &["--protocol", "piman"][..]),
-            (&fleet, locked_port, &["--protocol", "auto", "--password-file", &right][..]),
-            (&fleet, locked_port, &["--password-file", &right][..]),
+            (&connected, locked_port, &["--protocol", "auto", "--password-file", &right][..]),
+            (&connected, locked_port, &["--password-file", &right][..]),
         ] {
             let _agent = Agent::start(port, SERIAL, more);
-            wait_until("the Pi is connected", || fleet.find(SERIAL).is_some());
-            assert_eq!(fleet.find(SERIAL).unwrap().codec(), Codec::Postcard, "{more:?}");
+            wait_until("the Pi is connected", || connected.find(SERIAL).is_some());
+            assert_eq!(connected.find(SERIAL).unwrap().codec(), Codec::Postcard, "{more:?}");
             drop(_agent);
-            wait_until("the Pi is gone", || fleet.is_empty());
+            wait_until("the Pi is gone", || connected.is_empty());
         }
         // Pickles if the operator wants them.
         let agent = Agent::start(locked_port, SERIAL, &["--protocol", "pickle", "--password-file", &right]);
-        wait_until("the Pi is connected", || fleet.find(SERIAL).is_some());
-        assert_eq!(fleet.find(SERIAL).unwrap().codec(), Codec::Pickle);
+        wait_until("the Pi is connected", || connected.find(SERIAL).is_some());
+        assert_eq!(connected.find(SERIAL).unwrap().codec(), Codec::Pickle);
         drop(agent);
         let agent = Agent::start(locked_port, SERIAL, &[]);
         agent.wait_log("the server wants a password");
@@ -475,8 +475,8 @@ async fn piman_call_calls_our_own_server_from_a_desk() {
     let folder = tempfile::tempdir().unwrap();
     let (right, _) = passwords(folder.path());
     let right = right.to_str().unwrap().to_owned();
-    let fleet = ConnectedPis::default();
-    let server = start_with(Some("secret"), fleet.clone(), Arc::new(fleet));
+    let connected = ConnectedPis::default();
+    let server = start_with(Some("secret"), connected.clone(), Arc::new(connected));
     let name = format!("127.0.0.1:{}", server.address().port());
     tokio::task::spawn_blocking(move || {
         for protocol in ["piman", "pickle", "auto"] {

@@ -135,7 +135,7 @@ impl Functions for Desk {
     }
 }
 
-fn listen(operator: Option<&Path>, fleet: ConnectedPis, functions: Arc<dyn Functions>) -> Server {
+fn listen(operator: Option<&Path>, connected: ConnectedPis, functions: Arc<dyn Functions>) -> Server {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     listener.set_nonblocking(true).unwrap();
     let plan = Plan {
@@ -145,7 +145,7 @@ fn listen(operator: Option<&Path>, fleet: ConnectedPis, functions: Arc<dyn Funct
         connections: 100,
         connections_per_address: 100,
     };
-    Server::start(plan, fleet, functions).unwrap()
+    Server::start(plan, connected, functions).unwrap()
 }
 
 /// Errors reach the caller's `execute` as errors of their class, at once and with the reason, whatever was
@@ -257,8 +257,8 @@ sys.stdin.read()
 #[cfg_attr(lacks = "python3", ignore = "needs python3")]
 async fn two_old_peers_at_one_address_are_two() {
     let state = tempfile::tempdir().unwrap();
-    let fleet = ConnectedPis::default();
-    let server = listen(Some(state.path()), fleet.clone(), Arc::new(fleet.clone()));
+    let connected = ConnectedPis::default();
+    let server = listen(Some(state.path()), connected.clone(), Arc::new(connected.clone()));
     let mut robots = Vec::new();
     for (name, protocol) in [("left", 4), ("right", 2)] {
         let program = format!("NAME = '{name}'\n{ROBOT}");
@@ -323,14 +323,14 @@ async fn two_old_peers_at_one_address_are_two() {
     // A number is free again when its connection is over.
     let (first, _output) = robots.remove(0);
     drop(first);
-    wait_gone(&fleet, "127.0.0.1").await;
-    assert!(fleet.find("127.0.0.1#2").is_some());
+    wait_gone(&connected, "127.0.0.1").await;
+    assert!(connected.find("127.0.0.1#2").is_some());
     drop(server);
 }
 
-async fn wait_gone(fleet: &ConnectedPis, name: &str) {
+async fn wait_gone(connected: &ConnectedPis, name: &str) {
     let gone = async {
-        while fleet.find(name).is_some() {
+        while connected.find(name).is_some() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };

@@ -202,9 +202,9 @@ async fn disconnects_in_the_midst_of_every_byte() {
 async fn whoever_waits_hears_that_the_peer_is_gone() {
     for codec in CODECS {
         let server = server(None, Arc::new(Some8));
-        let fleet = ConnectedPis::default();
+        let connected = ConnectedPis::default();
         let secret = Secret::new(None);
-        let peer = connect(server.address(), codec, secret, Arc::new(fleet), DEADLINE).await.unwrap();
+        let peer = connect(server.address(), codec, secret, Arc::new(connected), DEADLINE).await.unwrap();
         let waiting = tokio::spawn({
             let peer = peer.clone();
             async move { peer.call(4, vec![], Duration::from_secs(3600)).await }
@@ -406,7 +406,7 @@ async fn the_operator_calls_one_or_all() {
     let state = tempfile::tempdir().unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     listener.set_nonblocking(true).unwrap();
-    let (fleet, secret) = (ConnectedPis::default(), Secret::new(Some("secret".into())));
+    let (connected, secret) = (ConnectedPis::default(), Secret::new(Some("secret".into())));
     let plan = Plan {
         listener,
         operator: Some(state.path().join(piman::rpc::SOCKET)),
@@ -414,7 +414,7 @@ async fn the_operator_calls_one_or_all() {
         connections: 10,
         connections_per_address: 10,
     };
-    let server = Server::start(plan, fleet.clone(), Arc::new(fleet.clone())).unwrap();
+    let server = Server::start(plan, connected.clone(), Arc::new(connected.clone())).unwrap();
     let mut pis = Vec::new();
     for serial in ["10000000aaaaaaa1", "10000000aaaaaaa2"] {
         let pi = connect(server.address(), Codec::Postcard, secret.clone(), Arc::new(Pi(serial)), DEADLINE);
@@ -425,7 +425,7 @@ async fn the_operator_calls_one_or_all() {
     let _again = connect(server.address(), Codec::Postcard, secret.clone(), again, DEADLINE).await.unwrap();
     timeout(DEADLINE, pis[1].closed()).await.unwrap();
     let known = async {
-        while fleet.find("10000000aaaaaaa1").is_none() || fleet.len() != 2 {
+        while connected.find("10000000aaaaaaa1").is_none() || connected.len() != 2 {
             tokio::task::yield_now().await;
         }
     };

@@ -9,7 +9,7 @@ use piman_core::drive;
 use piman_core::hash::Hash;
 use piman_core::install::{self, Event, InstallPolicy, Plan};
 use piman_core::line::LINE_MAX;
-use piman_core::messages::{Frames, Mail, Role, Timeless};
+use piman_core::messages::{MessageBuffer, MessageStream, Role, Timeless};
 use piman_core::rpc::auth::{LoginOut, Verdict};
 use piman_core::rpc::pickle::Assembler;
 use piman_core::rpc::{
@@ -222,8 +222,9 @@ async fn call<T: Read<Error: Debug> + Write<Error: Debug>>(io: &mut T) {
 /// Messages there and back.
 async fn echo<T: Read<Error: Debug> + Write<Error: Debug>>(io: T) {
     let mut buf = vec![0; 700];
-    let mut frames = Frames::open(io, Timeless, Role::Client, 1 << 20, &mut buf).await.expect("a greeting");
-    let mut mail = Mail::default();
+    let mut frames =
+        MessageStream::open(io, Timeless, Role::Client, 1 << 20, &mut buf).await.expect("a greeting");
+    let mut mail = MessageBuffer::default();
     for size in [0, 1, 255, 256, 5000] {
         let message = bytes(size, 9);
         frames.send(size as u64, &mut &message[..], &mut mail).await.expect("it is taken");
@@ -267,9 +268,10 @@ impl Host {
             }
             rpc::PORT => answer(&mut io).await,
             _ => {
-                let mut frames =
-                    Frames::open(io, Timeless, Role::Server, 1 << 20, &mut buf).await.expect("a greeting");
-                let mut mail = Mail::default();
+                let mut frames = MessageStream::open(io, Timeless, Role::Server, 1 << 20, &mut buf)
+                    .await
+                    .expect("a greeting");
+                let mut mail = MessageBuffer::default();
                 while frames.receive(&mut mail).await.expect("the stream lives") {
                     for message in std::mem::take(&mut mail.whole) {
                         let size = message.len() as u64;

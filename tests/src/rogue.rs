@@ -66,7 +66,7 @@ impl Rogue {
     ///
     /// # Panics
     /// If one of its threads has.
-    pub fn say(&self, order: &str) {
+    pub fn write_line(&self, order: &str) {
         self.script.lock().expect("no panic").order = order.into();
     }
 

@@ -185,7 +185,7 @@ fn backups(groups: u64) -> impl Iterator<Item = u64> {
 /// byte of data, the rest of a file's last block, and the whole journal. Marks the inode
 /// tables as not zeroed on the way.
 #[derive(Debug)]
-pub struct Lazy<S> {
+pub struct SparseSink<S> {
     inner: S,
     seed: u32,
     groups: u64,
@@ -195,7 +195,7 @@ pub struct Lazy<S> {
     journal: Vec<(u64, u64)>,
 }
 
-impl<S: RegionSink> Lazy<S> {
+impl<S: RegionSink> SparseSink<S> {
     /// A filter before `inner`, for one filesystem.
     pub fn new(inner: S) -> Self {
         Self { inner, seed: 0, groups: 0, table: 0, journal: Vec::new() }
@@ -261,7 +261,7 @@ fn unexpected() -> io::Error {
     io::Error::other("the filesystem builder lays things out in an unknown way")
 }
 
-impl<S: RegionSink> RegionSink for Lazy<S> {
+impl<S: RegionSink> RegionSink for SparseSink<S> {
     fn data(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()> {
         if offset == 0 {
             self.learn_superblock(bytes)?;
@@ -344,7 +344,7 @@ pub fn format(disk: &File, offset: u64, room: u64, entries: u64, label: &str, no
     let end = (0..=label.len().min(16)).rev().find(|n| label.is_char_boundary(*n)).unwrap_or(0);
     options.label = label.get(..end).filter(|l| !l.is_empty()).map(str::to_owned);
     let layout = FsBuilder::new(options).and_then(FsBuilder::seal).map_err(io::Error::other)?;
-    let mut sink = Lazy::new(Partition { disk, offset, first: Vec::new() });
+    let mut sink = SparseSink::new(Partition { disk, offset, first: Vec::new() });
     layout.writer(&mut sink).and_then(mkext4::build::ImageWriter::finish).map_err(|e| match e {
         mkext4::Error::Io(e) => e,
         e => io::Error::other(e),

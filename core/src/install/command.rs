@@ -3,7 +3,7 @@
 use core::fmt;
 
 use super::ours::Offer;
-use crate::words::{self, Sink, Words};
+use crate::text::{self, Sink, ToText};
 
 /// The line that ends a block of commands.
 pub(super) const END: &[u8] = b"EOM";
@@ -56,29 +56,29 @@ impl Word {
     }
 }
 
-impl Words for Command {
-    fn words(&self, to: &mut impl Sink) {
+impl ToText for Command {
+    fn write_text(&self, to: &mut impl Sink) {
         match self {
             Self::Boot => to.text("boot"),
             Self::Format(None) => to.text("format"),
             Self::Format(Some(offer)) => {
                 to.text("format\n");
-                offer.words(to);
+                offer.write_text(to);
             }
             Self::Reinstall => to.text("reinstall"),
-            Self::Date(date) => date.words(to),
+            Self::Date(date) => date.write_text(to),
             Self::Ip => to.text("ip"),
             Self::Hello => {
                 to.text(super::ours::MARK);
                 to.text(" hello rev=");
-                words::number(to, super::ours::REVISION.into(), 0);
+                text::number(to, super::ours::REVISION.into(), 0);
             }
             Self::Wait { seconds, percent } => {
                 to.text(super::ours::MARK);
                 to.text(" wait seconds=");
-                words::number(to, (*seconds).into(), 0);
+                text::number(to, (*seconds).into(), 0);
                 to.text(" percent=");
-                words::number(to, (*percent).into(), 0);
+                text::number(to, (*percent).into(), 0);
             }
         }
         to.text("\nEOM\n")
@@ -127,11 +127,11 @@ impl Date {
     /// is ever given to a shell.
     #[must_use]
     pub fn parse(line: &[u8]) -> Option<Self> {
-        let stamp = words::after(line.trim_ascii(), b"busybox date -s ")?;
+        let stamp = text::after(line.trim_ascii(), b"busybox date -s ")?;
         let [digits @ .., b'.', _, _] = stamp else { return None };
         // Two digits, or four: they fit.
-        let pair = |at: usize| words::parse(stamp.get(at..at + 2)?).map(|n| n as u8);
-        let year = words::parse(digits.get(..4)?)? as u16;
+        let pair = |at: usize| text::parse(stamp.get(at..at + 2)?).map(|n| n as u8);
+        let year = text::parse(digits.get(..4)?)? as u16;
         if digits.len() != 12 {
             return None;
         }
@@ -157,16 +157,16 @@ impl Date {
     }
 }
 
-impl Words for Date {
-    fn words(&self, to: &mut impl Sink) {
+impl ToText for Date {
+    fn write_text(&self, to: &mut impl Sink) {
         let Self { year, month, day, hour, minute, second } = *self;
         to.text("busybox date -s ");
-        words::number(to, year.into(), 4);
+        text::number(to, year.into(), 4);
         for pair in [month, day, hour, minute] {
-            words::number(to, pair.into(), 2);
+            text::number(to, pair.into(), 2);
         }
         to.byte(b'.');
-        words::number(to, second.into(), 2)
+        text::number(to, second.into(), 2)
     }
 }
 

@@ -129,18 +129,18 @@ impl Session {
     }
 
     /// Takes one report and says what to do.
-    pub fn handle(&mut self, report: Report<'_>, fleet: &mut impl InstallPolicy) -> Step {
+    pub fn handle(&mut self, report: Report<'_>, policy: &mut impl InstallPolicy) -> Step {
         let (state, event, step) = match (self.state, report) {
             (State::Ended, _) => return self.end(),
             (_, Report::Formatted) => (State::Ended, Event::Formatted, self.end()),
             (_, Report::Uninstalled) => {
-                fleet.note(Event::Found { installed: false });
-                self.format(false, fleet)
+                policy.note(Event::Found { installed: false });
+                self.format(false, policy)
             }
             (_, Report::Installed) => {
-                fleet.note(Event::Found { installed: true });
-                if fleet.reinstall_ordered() {
-                    self.format(true, fleet)
+                policy.note(Event::Found { installed: true });
+                if policy.reinstall_ordered() {
+                    self.format(true, policy)
                 } else {
                     (State::Booting, Event::Boot, Step::Send(Command::Boot))
                 }
@@ -159,7 +159,7 @@ impl Session {
             debug!("session: {:?} -> {:?}", self.state, state);
             self.state = state;
         }
-        fleet.note(event);
+        policy.note(event);
         step
     }
 
@@ -169,8 +169,8 @@ impl Session {
         if self.hello { Step::Close } else { Step::Read }
     }
 
-    fn format<'a>(&self, ordered: bool, fleet: &mut impl InstallPolicy) -> (State, Event<'a>, Step) {
-        match fleet.plan(self.hello) {
+    fn format<'a>(&self, ordered: bool, policy: &mut impl InstallPolicy) -> (State, Event<'a>, Step) {
+        match policy.plan(self.hello) {
             // An old Pi does not know how to wait.
             Plan::Wait { seconds, percent } if self.hello => {
                 (State::Waiting, Event::Wait, Step::Send(Command::Wait { seconds, percent }))

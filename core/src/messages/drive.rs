@@ -15,7 +15,7 @@ use crate::drive::put;
 use crate::error::{Error, PeerError};
 
 /// Where messages from the peer go, part by part.
-pub trait Inbox {
+pub trait MessageSink {
     /// Takes one part. A message of size 0 is one empty part.
     fn piece(&mut self, piece: Piece<'_>) -> impl Future<Output = ()>;
 }
@@ -92,7 +92,7 @@ impl<E: fmt::Debug + fmt::Display> core::error::Error for SendError<E> {}
 
 /// One side of a frames talk over a stream.
 #[derive(Debug)]
-pub struct Frames<'b, T, C> {
+pub struct MessageStream<'b, T, C> {
     io: T,
     timer: C,
     link: Link,
@@ -122,7 +122,7 @@ enum Sending {
     Over(Option<u8>),
 }
 
-impl<'b, T: Read + Write, C: Timer> Frames<'b, T, C> {
+impl<'b, T: Read + Write, C: Timer> MessageStream<'b, T, C> {
     /// Greets and waits for the peer's greeting. `limit` is the largest message that is taken,
     /// in bytes; parts of up to `buf.len()` bytes (at least 1) reach the inbox. The stream must take
     /// 5 bytes before the peer reads, and lose nothing when a read is cancelled (the latter
@@ -158,7 +158,7 @@ impl<'b, T: Read + Write, C: Timer> Frames<'b, T, C> {
     ///
     /// # Errors
     /// [`Error::Io`] if the stream fails or [`Error::Peer`] if the peer breaks the protocol.
-    pub async fn receive(&mut self, inbox: &mut impl Inbox) -> Result<bool, Error<T::Error>> {
+    pub async fn receive(&mut self, inbox: &mut impl MessageSink) -> Result<bool, Error<T::Error>> {
         loop {
             match self.advance(inbox).await? {
                 Stop::Message => return Ok(true),
@@ -181,7 +181,7 @@ impl<'b, T: Read + Write, C: Timer> Frames<'b, T, C> {
         &mut self,
         size: u64,
         body: &mut impl Body,
-        inbox: &mut impl Inbox,
+        inbox: &mut impl MessageSink,
     ) -> Result<(), SendError<T::Error>> {
         let mut sending = Sending::Waits;
         loop {
@@ -253,7 +253,7 @@ impl<'b, T: Read + Write, C: Timer> Frames<'b, T, C> {
     }
 
     /// Does what can be done without reading.
-    async fn advance(&mut self, inbox: &mut impl Inbox) -> Result<Stop, Error<T::Error>> {
+    async fn advance(&mut self, inbox: &mut impl MessageSink) -> Result<Stop, Error<T::Error>> {
         loop {
             let mut input = self.buf.get(self.unused.clone()).unwrap_or_default();
             let before = input.len();

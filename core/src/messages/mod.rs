@@ -3,8 +3,8 @@
 //! | file | what lives there |
 //! |---|---|
 //! | `link` | one side of the talk as pure steps, [`Link`] |
-//! | `drive` | the same over a byte stream, [`Frames`] |
-//! | `mail` | whole messages in memory that grows (feature `alloc`), [`Mail`] |
+//! | `drive` | the same over a byte stream, [`MessageStream`] |
+//! | `mail` | whole messages in memory that grows (feature `alloc`), [`MessageBuffer`] |
 //! | `plugin` | transformations of whole messages, [`Plugin`] |
 //!
 //! On the wire: both sides send [`GO`] at connect and expect it; then a message is its size
@@ -24,10 +24,10 @@ mod link;
 mod mail;
 mod plugin;
 
-pub use drive::{Body, Frames, Inbox, SendError, Timeless, Timer};
+pub use drive::{Body, MessageSink, MessageStream, SendError, Timeless, Timer};
 pub use link::{Link, NotNow, Piece, Role, Step};
 #[cfg(feature = "alloc")]
-pub use mail::Mail;
+pub use mail::MessageBuffer;
 pub use plugin::{Plugin, PluginError, incoming, outgoing};
 
 /// Where the service listens, unless told otherwise.

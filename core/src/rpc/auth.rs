@@ -88,7 +88,7 @@ fn login(value: Value<'_>) -> Option<Value<'_>> {
     }
 }
 
-/// Whether a server with this password admits a client that says this. Without a password it admits
+/// Whether a server with this password verify a client that says this. Without a password it verify
 /// every login.
 #[must_use]
 pub fn verify(password: Option<&str>, value: Value<'_>) -> bool {

@@ -11,7 +11,7 @@ use super::postcard;
 use super::value::Value;
 use super::write::Encode;
 use crate::error::Error;
-use crate::messages::{Frames, Inbox, Piece, SendError, Timer};
+use crate::messages::{MessageSink, MessageStream, Piece, SendError, Timer};
 
 /// The longest message of a login, in bytes.
 const MESSAGE_MAX: usize = 64;
@@ -62,7 +62,7 @@ struct Last {
     too_long: bool,
 }
 
-impl Inbox for Last {
+impl MessageSink for Last {
     async fn piece(&mut self, piece: Piece<'_>) {
         if piece.offset == 0 {
             self.bytes.clear();
@@ -92,31 +92,31 @@ impl Last {
 ///
 /// # Errors
 /// [`LoginError`]; close the connection.
-pub async fn prove<T: Read + Write, C: Timer>(
-    frames: &mut Frames<'_, T, C>,
+pub async fn login<T: Read + Write, C: Timer>(
+    frames: &mut MessageStream<'_, T, C>,
     key: &impl Authenticator,
     nonce: [u8; 32],
 ) -> Result<(), LoginError<T::Error>> {
     let mut last = Last::default();
-    say(frames, &Handshake::Hello(nonce), &mut last).await?;
-    hear(frames, &mut last).await?;
+    send(frames, &Handshake::Hello(nonce), &mut last).await?;
+    receive(frames, &mut last).await?;
     let Some(Handshake::Challenge(server)) = last.look(Handshake::parse) else {
         return Err(LoginError::Unauthenticated);
     };
     let challenge = Challenge { client: nonce, server };
-    say(frames, &Handshake::Proof(challenge.client_proof(key)), &mut last).await?;
-    hear(frames, &mut last).await?;
+    send(frames, &Handshake::Proof(challenge.client_proof(key)), &mut last).await?;
+    receive(frames, &mut last).await?;
     match last.look(Handshake::parse) {
         Some(Handshake::Proof(proof)) if same(&challenge.server_proof(key), &proof) => Ok(()),
-        // A server without a password admits everybody, and knows none.
+        // A server without a password accepts everybody, and has no password to prove.
         Some(Handshake::Proof(_)) => Err(LoginError::ServerNotTrusted),
         _ if last.look(Verdict::parse) == Some(Verdict(false)) => Err(LoginError::Denied),
         _ => Err(LoginError::Unauthenticated),
     }
 }
 
-async fn say<T: Read + Write, C: Timer>(
-    frames: &mut Frames<'_, T, C>,
+async fn send<T: Read + Write, C: Timer>(
+    frames: &mut MessageStream<'_, T, C>,
     step: &Handshake,
     last: &mut Last,
 ) -> Result<(), LoginError<T::Error>> {
@@ -133,8 +133,8 @@ async fn say<T: Read + Write, C: Timer>(
     }
 }
 
-async fn hear<T: Read + Write, C: Timer>(
-    frames: &mut Frames<'_, T, C>,
+async fn receive<T: Read + Write, C: Timer>(
+    frames: &mut MessageStream<'_, T, C>,
     last: &mut Last,
 ) -> Result<(), LoginError<T::Error>> {
     if frames.receive(last).await? { Ok(()) } else { Err(LoginError::Closed) }

@@ -37,7 +37,7 @@ mod write;
 pub use arena::{DEPTH_MAX, DecodeError, Kind, Memory, Slot, WEIGHT_MAX};
 pub use calls::{CALLS_MAX, Calls, Place, TooMany};
 #[cfg(feature = "postcard")]
-pub use drive::{LoginError, prove};
+pub use drive::{LoginError, login};
 pub use function::{
     BindError, Bindings, FUNCTIONS, Function, ID, IDENTIFY, IDENTITY, LOG, REBOOT, REINSTALL, RUN, STATUS,
 };

@@ -24,7 +24,7 @@ pub enum Acks {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 #[must_use]
-pub enum Heard {
+pub enum Reply {
     /// Nothing yet.
     Nothing,
     /// The greeting: records may be sent.
@@ -56,13 +56,13 @@ impl Client {
         self.acks
     }
 
-    /// After [`Heard::Part`] nothing followed: the server is an old one, and that was it.
+    /// After [`Reply::Part`] nothing followed: the server is an old one, and that was it.
     pub fn is_old(&mut self) {
         self.acks = Acks::Any;
     }
 
     /// Takes one byte of the server. Bytes that belong to nothing are skipped.
-    pub fn hear(&mut self, byte: u8) -> Heard {
+    pub fn receive(&mut self, byte: u8) -> Reply {
         if self.recent.is_full() {
             self.recent.remove(0);
         }
@@ -72,16 +72,16 @@ impl Client {
             if self.acks == Acks::Unknown {
                 self.acks = Acks::Exact;
             }
-            Heard::Written
+            Reply::Written
         } else if self.recent.ends_with(RECEIVED) {
             match self.acks {
-                Acks::Any => Heard::Written,
-                Acks::Exact | Acks::Unknown => Heard::Part,
+                Acks::Any => Reply::Written,
+                Acks::Exact | Acks::Unknown => Reply::Part,
             }
         } else if self.recent.ends_with(GREETING) {
-            Heard::Greeting
+            Reply::Greeting
         } else {
-            return Heard::Nothing;
+            return Reply::Nothing;
         };
         self.recent.clear();
         heard
@@ -93,7 +93,7 @@ impl Client {
 /// # Errors
 /// [`Error::Io`] if the stream fails, [`PeerError::Closed`] if it ends.
 pub async fn open<T: Read>(io: &mut T, client: &mut Client) -> Result<(), Error<T::Error>> {
-    while listen(io, client).await? != Heard::Greeting {}
+    while listen(io, client).await? != Reply::Greeting {}
     Ok(())
 }
 
@@ -112,27 +112,27 @@ pub async fn send<T: Read + Write>(
     io.flush().await?;
     loop {
         match listen(io, client).await? {
-            Heard::Written => return Ok(()),
-            Heard::Part if client.acks() == Acks::Unknown => {
+            Reply::Written => return Ok(()),
+            Reply::Part if client.acks() == Acks::Unknown => {
                 client.is_old();
                 return Ok(());
             }
-            Heard::Part | Heard::Greeting | Heard::Nothing => {}
+            Reply::Part | Reply::Greeting | Reply::Nothing => {}
         }
     }
 }
 
 /// Reads what is there, and says the last that it meant.
-async fn listen<T: Read>(io: &mut T, client: &mut Client) -> Result<Heard, Error<T::Error>> {
+async fn listen<T: Read>(io: &mut T, client: &mut Client) -> Result<Reply, Error<T::Error>> {
     let mut buf = [0; 64];
     let n = io.read(&mut buf).await?;
     if n == 0 {
         return Err(Error::Peer(PeerError::Closed));
     }
-    let mut last = Heard::Nothing;
+    let mut last = Reply::Nothing;
     for byte in buf.iter().take(n) {
-        match client.hear(*byte) {
-            Heard::Nothing => {}
+        match client.receive(*byte) {
+            Reply::Nothing => {}
             heard => last = heard,
         }
     }
@@ -143,15 +143,15 @@ async fn listen<T: Read>(io: &mut T, client: &mut Client) -> Result<Heard, Error
 mod tests {
     use super::*;
 
-    fn hear(client: &mut Client, bytes: &[u8]) -> std::vec::Vec<Heard> {
-        bytes.iter().map(|b| client.hear(*b)).filter(|h| *h != Heard::Nothing).collect()
+    fn receive(client: &mut Client, bytes: &[u8]) -> std::vec::Vec<Reply> {
+        bytes.iter().map(|b| client.receive(*b)).filter(|h| *h != Reply::Nothing).collect()
     }
 
     #[test]
     fn a_server_of_ours_is_recognised() {
         let mut client = Client::default();
-        let heard = hear(&mut client, b"Connection establisheddata processeddata receiveddata processed");
-        assert_eq!(heard, [Heard::Greeting, Heard::Written, Heard::Part, Heard::Written]);
+        let heard = receive(&mut client, b"Connection establisheddata processeddata receiveddata processed");
+        assert_eq!(heard, [Reply::Greeting, Reply::Written, Reply::Part, Reply::Written]);
         assert_eq!(client.acks(), Acks::Exact);
     }
 
@@ -159,16 +159,16 @@ mod tests {
     fn an_old_server_may_say_either() {
         let mut client = Client::default();
         assert_eq!(
-            hear(&mut client, b"Connection established\r\ndata received"),
-            [Heard::Greeting, Heard::Part]
+            receive(&mut client, b"Connection established\r\ndata received"),
+            [Reply::Greeting, Reply::Part]
         );
         client.is_old();
-        assert_eq!(hear(&mut client, b"data received, data received"), [Heard::Written, Heard::Written]);
+        assert_eq!(receive(&mut client, b"data received, data received"), [Reply::Written, Reply::Written]);
     }
 
     #[test]
     fn noise_is_skipped() {
         let mut client = Client::default();
-        assert_eq!(hear(&mut client, b"ddata datadata processe data processed"), [Heard::Written]);
+        assert_eq!(receive(&mut client, b"ddata datadata processe data processed"), [Reply::Written]);
     }
 }

@@ -20,7 +20,7 @@
 mod client;
 mod server;
 
-pub use client::{Acks, Client, Heard, open, send};
+pub use client::{Acks, Client, Reply, open, send};
 pub use server::{Journal, Records, serve};
 
 /// Where the service listens.

@@ -5,21 +5,21 @@ use std::fmt::Write as _;
 use anyhow::{Context, bail};
 use serde::Serialize;
 
-use crate::state::{Device, Happening, State};
+use crate::state::{Device, DeviceEvent, State};
 use crate::text::human::{bytes, clock, columns, since, when};
 
 /// What `--json` prints of all devices.
 #[derive(Debug, Serialize)]
 struct Everything {
-    /// The server's own troubles.
-    troubles: Vec<Happening>,
+    /// The server's own alerts.
+    alerts: Vec<DeviceEvent>,
     devices: Vec<Device>,
 }
 
 #[derive(Debug, Serialize)]
 struct One {
     device: Device,
-    events: Vec<Happening>,
+    events: Vec<DeviceEvent>,
 }
 
 /// All Pis.
@@ -27,14 +27,14 @@ struct One {
 /// # Errors
 /// If the state cannot be read.
 pub fn all(state: &dyn State, json: bool) -> anyhow::Result<String> {
-    let everything = Everything { troubles: state.troubles()?, devices: state.devices()? };
+    let everything = Everything { alerts: state.alerts()?, devices: state.devices()? };
     if json {
         return print_json(&everything);
     }
     let mut out = String::new();
-    for trouble in &everything.troubles {
+    for alert in &everything.alerts {
         // Writing to a string does not fail.
-        let _ = writeln!(out, "{}: {} ({})", trouble.kind, trouble.text, when(trouble.at_ms));
+        let _ = writeln!(out, "{}: {} ({})", alert.kind, alert.text, when(alert.at_ms));
     }
     if everything.devices.is_empty() {
         out.push_str("no Pi was seen yet\n");
@@ -75,7 +75,7 @@ pub fn one(state: &dyn State, name: &str, json: bool) -> anyhow::Result<String> 
     let Some(device) = devices.iter().find(called).cloned() else {
         bail!("{named} was not seen yet; `piman devices` shows those that were")
     };
-    let events = state.happenings(&device.key)?;
+    let events = state.events(&device.key)?;
     if json {
         return print_json(&One { device, events });
     }

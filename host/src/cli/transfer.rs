@@ -179,7 +179,7 @@ impl Display {
             Progress::Begins { start, size } => {
                 self.size = size;
                 if start > 0 {
-                    self.say(&format!("resumed: {} of {} are there", HumanBytes(start), HumanBytes(size)));
+                    self.print(&format!("resumed: {} of {} are there", HumanBytes(start), HumanBytes(size)));
                 }
                 if self.terminal {
                     let bar = ProgressBar::new(size).with_position(start);
@@ -195,18 +195,18 @@ impl Display {
                 Some(bar) => bar.set_position(bytes),
                 None if self.said.elapsed() >= SAY => {
                     self.said = Instant::now();
-                    self.say(&format!("{} of {}", HumanBytes(bytes), HumanBytes(self.size)));
+                    self.print(&format!("{} of {}", HumanBytes(bytes), HumanBytes(self.size)));
                 }
                 None => {}
             },
             Progress::Again(why) => {
                 self.end();
-                self.say(&format!("{why}; trying again"));
+                self.print(&format!("{why}; trying again"));
             }
         }
     }
 
-    fn say(&self, text: &str) {
+    fn print(&self, text: &str) {
         crate::text::human::print_error(format_args!("{text}"));
     }
 

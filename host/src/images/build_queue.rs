@@ -209,7 +209,7 @@ impl BuildQueue {
                         "image {:.16} for root filesystems of {size} bytes is ready: {stored} bytes, {seconds:.1} s",
                         image.hash()
                     );
-                    self.recorder.trouble("image", None);
+                    self.recorder.alert("image", None);
                 }
                 Err(Error::Stopped | Error::Changed) => {}
                 Err(e) => {
@@ -218,7 +218,7 @@ impl BuildQueue {
                     log::error!("there is no image for root filesystems of {size} bytes: {text}");
                     let instead =
                         if stream { Availability::Archive } else { Availability::Impossible(text.clone()) };
-                    self.recorder.trouble("image", Some(text));
+                    self.recorder.alert("image", Some(text));
                     work.failed.insert((id, size), Failure { at: Instant::now(), instead });
                 }
             }

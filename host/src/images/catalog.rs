@@ -31,7 +31,7 @@ pub struct Catalog {
     state: Arc<dyn State>,
     /// What `--rootfs` names: for everyone who gets nothing else.
     fallback: Option<PathBuf>,
-    shelf: Mutex<ImageSources>,
+    sources: Mutex<ImageSources>,
     /// Whether the catalogue had an answer when it was last read.
     answered: AtomicBool,
     tell: Tell,
@@ -45,26 +45,26 @@ struct ImageSources {
 }
 
 impl Catalog {
-    /// A library with an archive for everyone who gets nothing else, and what the catalogue in
+    /// A catalog with an archive for everyone who gets nothing else, and what the catalogue in
     /// the state has. All are being checked when this returns.
     ///
     /// # Errors
     /// If the system has no thread left.
     pub fn open(state: Arc<dyn State>, fallback: Option<Source>, tell: Tell) -> std::io::Result<Arc<Self>> {
-        let library = Arc::new(Self {
+        let catalog = Arc::new(Self {
             state,
             fallback: fallback.as_ref().map(|source| source.path().to_owned()),
-            shelf: Mutex::default(),
+            sources: Mutex::default(),
             answered: AtomicBool::new(false),
             tell,
         });
         if let Some(source) = fallback {
-            library.lock().put(Arc::new(source), &library.state, &library.tell)?;
+            catalog.lock().put(Arc::new(source), &catalog.state, &catalog.tell)?;
         }
-        if let Err(e) = library.follow() {
+        if let Err(e) = catalog.follow() {
             log::error!("images cannot be read, so only --rootfs is installed: {e}");
         }
-        Ok(library)
+        Ok(catalog)
     }
 
     /// Does what the catalogue says now: what is new in it is opened, and what is neither in it nor
@@ -98,7 +98,7 @@ impl Catalog {
     }
 
     fn lock(&self) -> MutexGuard<'_, ImageSources> {
-        lock(&self.shelf)
+        lock(&self.sources)
     }
 
     /// The archive that this Pi gets.
@@ -125,12 +125,12 @@ impl Catalog {
 
     /// What is at this path; `None` while the server is being stopped.
     fn source(&self, path: &Path) -> Option<Arc<Source>> {
-        let mut shelf = self.lock();
-        if let Some(source) = shelf.sources.get(path) {
+        let mut sources = self.lock();
+        if let Some(source) = sources.sources.get(path) {
             return Some(Arc::clone(source));
         }
         let source = Arc::new(Source::at(path));
-        match shelf.put(Arc::clone(&source), &self.state, &self.tell) {
+        match sources.put(Arc::clone(&source), &self.state, &self.tell) {
             Ok(()) => Some(source),
             Err(e) => {
                 log::error!("{} cannot be watched: {e}", path.display());
@@ -171,10 +171,10 @@ impl Catalog {
     /// Ends the threads, and returns them.
     #[must_use]
     pub fn close(&self) -> Vec<JoinHandle<()>> {
-        let mut shelf = self.lock();
-        shelf.closed = true;
-        shelf.sources.values().for_each(|source| source.close());
-        std::mem::take(&mut shelf.threads)
+        let mut sources = self.lock();
+        sources.closed = true;
+        sources.sources.values().for_each(|source| source.close());
+        std::mem::take(&mut sources.threads)
     }
 }
 
@@ -184,7 +184,7 @@ impl ImageSources {
             return Err(std::io::Error::other("the server is being stopped"));
         }
         let (tell, watched) = (Arc::clone(tell), Arc::clone(&source));
-        let hear = move |found: Result<(&Arc<Archive>, Hash), &str>| {
+        let on_checked = move |found: Result<(&Arc<Archive>, Hash), &str>| {
             let path = watched.path();
             match found {
                 Ok((archive, id)) => tell(path, News::Good(archive, id)),
@@ -196,7 +196,7 @@ impl ImageSources {
             }
         };
         self.threads.retain(|thread| !thread.is_finished());
-        self.threads.push(source.watch(Arc::clone(state), hear)?);
+        self.threads.push(source.watch(Arc::clone(state), on_checked)?);
         self.sources.insert(source.path().to_owned(), source);
         Ok(())
     }
@@ -242,31 +242,31 @@ mod tests {
             let _ = told.send((name, kind));
         };
         let fallback = Source::open(&path("a")).unwrap();
-        let library = Catalog::open(Arc::clone(&state), Some(fallback), Arc::new(tell)).unwrap();
+        let catalog = Catalog::open(Arc::clone(&state), Some(fallback), Arc::new(tell)).unwrap();
         let wait = |name: &str, kind: &str| {
             while news.recv_timeout(Duration::from_secs(60)).unwrap() != (name.to_owned(), kind) {}
         };
         wait("a", "good");
-        let both = || library.all().filter(|all| all.len() == 2);
+        let both = || catalog.all().filter(|all| all.len() == 2);
         while both().is_none() {
             std::thread::sleep(Duration::from_millis(10));
         }
 
         // Nothing is needed no more before what was added has been read.
         assert!(add("c"));
-        let all = library.all();
+        let all = catalog.all();
         assert!(all.is_none_or(|all| all.len() == 3), "c is not known, or it is among them");
         wait("c", "good");
-        assert_eq!(library.all().unwrap().len(), 3);
+        assert_eq!(catalog.all().unwrap().len(), 3);
 
         // What was removed stands in nobody's way, also if it is gone.
         fs::remove_file(path("b")).unwrap();
         wait("b", "bad");
-        assert_eq!(library.all(), None);
+        assert_eq!(catalog.all(), None);
         assert!(state.edit(&Edit::Remove { name: "b".into() }).unwrap());
-        assert_eq!(library.all().unwrap().len(), 2);
+        assert_eq!(catalog.all().unwrap().len(), 2);
         wait("b", "dropped");
-        for thread in library.close() {
+        for thread in catalog.close() {
             thread.thread().unpark();
             thread.join().unwrap();
         }

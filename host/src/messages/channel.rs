@@ -93,7 +93,7 @@ impl Channel {
     pub(super) fn message(&self, id: u64, peer: &Peer, message: Vec<u8>) {
         match self.kind {
             Kind::Relay => self.spread(id, &message),
-            Kind::Chat => self.say(id, peer, &message),
+            Kind::Chat => self.send_from(id, peer, &message),
         }
     }
 
@@ -138,7 +138,7 @@ impl Channel {
     }
 
     /// A line of a chat, or a command.
-    fn say(&self, id: u64, peer: &Peer, message: &[u8]) {
+    fn send_from(&self, id: u64, peer: &Peer, message: &[u8]) {
         let text = String::from_utf8_lossy(message);
         // Other members' terminals show it: no escape sequences, and no second line that looks like
         // somebody else's.

@@ -16,7 +16,7 @@ struct Counts {
 /// One of them; over when dropped.
 #[derive(Debug)]
 pub struct InFlight {
-    busy: Drain,
+    drain: Drain,
     transfer: bool,
 }
 
@@ -39,7 +39,7 @@ impl Drain {
 
     fn begin(&self, transfer: bool) -> InFlight {
         self.counter(transfer).fetch_add(1, Ordering::Relaxed);
-        InFlight { busy: self.clone(), transfer }
+        InFlight { drain: self.clone(), transfer }
     }
 
     /// How many transfers go on, and how many Pis were told to format and have not reported the end.
@@ -52,7 +52,7 @@ impl Drain {
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        self.busy.counter(self.transfer).fetch_sub(1, Ordering::Relaxed);
+        self.drain.counter(self.transfer).fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -62,11 +62,11 @@ mod tests {
 
     #[test]
     fn busy_counts() {
-        let busy = Drain::default();
-        let one = busy.transfer();
-        let other = busy.installation();
-        assert_eq!(busy.counts(), (1, 1));
+        let drain = Drain::default();
+        let one = drain.transfer();
+        let other = drain.installation();
+        assert_eq!(drain.counts(), (1, 1));
         drop((one, other));
-        assert_eq!(busy.counts(), (0, 0));
+        assert_eq!(drain.counts(), (0, 0));
     }
 }

@@ -28,7 +28,7 @@ pub struct Permit(Arc<FairQueue>);
 
 /// A place in the line; it is given up when this is dropped.
 #[derive(Debug)]
-pub struct Ticket {
+pub struct QueuePlace {
     slots: Arc<FairQueue>,
     number: u64,
 }
@@ -45,12 +45,12 @@ impl FairQueue {
     }
 
     /// Goes to the end of the line.
-    pub fn queue(self: &Arc<Self>) -> Ticket {
+    pub fn queue(self: &Arc<Self>) -> QueuePlace {
         let mut line = self.lock();
         let number = line.next;
         line.next += 1;
         line.waiting.insert(number);
-        Ticket { slots: Arc::clone(self), number }
+        QueuePlace { slots: Arc::clone(self), number }
     }
 
     /// How many wait for one.
@@ -66,7 +66,7 @@ impl FairQueue {
     }
 }
 
-impl Ticket {
+impl QueuePlace {
     /// Takes a slot, if it is this one's turn; else how many are before it.
     ///
     /// # Errors
@@ -107,7 +107,7 @@ impl Ticket {
     }
 }
 
-impl Ticket {
+impl QueuePlace {
     /// Gives the place up.
     pub fn leave(&self) {
         if self.slots.lock().waiting.remove(&self.number) {
@@ -116,7 +116,7 @@ impl Ticket {
     }
 }
 
-impl Drop for Ticket {
+impl Drop for QueuePlace {
     fn drop(&mut self) {
         self.leave();
     }

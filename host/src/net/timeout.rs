@@ -23,12 +23,12 @@ pub struct Timeouts {
 
 /// How far a Pi's reports are, as whoever hears them says.
 #[derive(Debug, Default)]
-pub struct Heard {
+pub struct TalkState {
     reported: AtomicBool,
     ended: AtomicBool,
 }
 
-impl Heard {
+impl TalkState {
     /// A report that counts has come.
     pub fn report(&self) {
         self.reported.store(true, Ordering::Relaxed);
@@ -47,14 +47,14 @@ pub struct Timed<'a> {
     stream: FromTokio<Living>,
     timeouts: &'a Timeouts,
     deadline: Instant,
-    heard: &'a Heard,
+    heard: &'a TalkState,
     ended: bool,
 }
 
 impl<'a> Timed<'a> {
     /// Whoever hears the reports says so to `heard`.
     #[must_use]
-    pub fn new(stream: TcpStream, timeouts: &'a Timeouts, heard: &'a Heard) -> Self {
+    pub fn new(stream: TcpStream, timeouts: &'a Timeouts, heard: &'a TalkState) -> Self {
         let deadline = Instant::now() + timeouts.first_report;
         Self { stream: FromTokio::new(Living::new(stream)), timeouts, deadline, heard, ended: false }
     }

@@ -46,7 +46,7 @@ impl WorkerPool {
     }
 
     /// Has `serve` called with `stream` on the thread that has the fewest connections.
-    pub fn attend<S, F>(&self, stream: TcpStream, serve: S)
+    pub fn run<S, F>(&self, stream: TcpStream, serve: S)
     where
         S: FnOnce(TcpStream) -> F + Send + 'static,
         F: Future<Output = ()> + Send,
@@ -123,7 +123,7 @@ mod tests {
         for _ in 0..6 {
             clients.push(TcpStream::connect(listener.local_addr().unwrap()).await.unwrap());
             let told = told.clone();
-            lanes.attend(listener.accept().await.unwrap().0, move |mut stream| async move {
+            lanes.run(listener.accept().await.unwrap().0, move |mut stream| async move {
                 told.send(thread::current().id()).unwrap();
                 stream.write_all(b"x").await.unwrap();
                 std::future::pending::<()>().await;

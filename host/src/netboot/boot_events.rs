@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::dhcp::{self, probe::hardware_address};
 use super::tftp::{self, What};
-use crate::state::{Change, Device, Happening, Identity, Recorder, State};
+use crate::state::{Change, Device, DeviceEvent, Identity, Recorder, State};
 use crate::sys::clock::now_ms;
 use crate::sys::lock::lock;
 
@@ -71,8 +71,8 @@ impl Timeline {
 
     fn note(&self, pi: Identity, kind: &str, stage: &str, text: String) {
         log::info!("{pi}: {kind}: {text}");
-        let happening = Happening { at_ms: now_ms(), kind: kind.into(), text };
-        let change = Change { stage: Some(stage.into()), happenings: vec![happening], ..Change::of(pi) };
+        let event = DeviceEvent { at_ms: now_ms(), kind: kind.into(), text };
+        let change = Change { stage: Some(stage.into()), events: vec![event], ..Change::of(pi) };
         self.recorder.note(change);
     }
 
@@ -106,7 +106,7 @@ impl Timeline {
             (None, 1..) => log::info!("tftp: nobody waits any more{refused}"),
             _ => {}
         }
-        self.recorder.trouble("tftp", text);
+        self.recorder.alert("tftp", text);
     }
 
     /// A Pi asked for a file.

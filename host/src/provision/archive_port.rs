@@ -28,9 +28,9 @@ const PART: Duration = Duration::from_secs(60);
 pub async fn send(stream: TcpStream, address: IpAddr, service: Arc<InstallContext>) {
     tune(&stream);
     let pi = service.who(address);
-    let busy = service.busy.transfer();
+    let busy = service.drain.transfer();
     let good = async {
-        match service.library.of(&pi) {
+        match service.catalog.of(&pi) {
             Ok(source) => Ok(timeout(ARCHIVE_WAIT, source.good()).await),
             Err(reason) => Err(io::Error::other(reason)),
         }

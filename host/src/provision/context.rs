@@ -7,10 +7,10 @@ use crate::config::Settings;
 use crate::images::build_queue::BuildQueue;
 use crate::images::catalog::Catalog;
 use crate::net::drain::Drain;
-use crate::net::queue::{FairQueue, Permit, Ticket};
+use crate::net::queue::{FairQueue, Permit, QueuePlace};
 use crate::provision::bounded_cache::BoundedCache;
 use crate::provision::legacy::{Advance, Installs};
-use crate::state::{Change, Happening, Identity, Recorder};
+use crate::state::{Change, DeviceEvent, Identity, Recorder};
 use crate::sys::clock::now_ms;
 
 /// The server that a connection belongs to.
@@ -22,7 +22,7 @@ pub struct InstallContext {
     /// The port that sends ranges.
     pub fetch_port: u16,
     /// What to install.
-    pub library: Arc<Catalog>,
+    pub catalog: Arc<Catalog>,
     /// The same as images.
     pub builds: Arc<BuildQueue>,
     /// What is remembered.
@@ -30,7 +30,7 @@ pub struct InstallContext {
     /// Who may transfer.
     pub slots: Arc<FairQueue>,
     /// What keeps the server from ending at once when it is told to.
-    pub busy: Drain,
+    pub drain: Drain,
     /// Who was last heard on the control connection from an address.
     pub last_identity: BoundedCache<IpAddr, Identity>,
     /// Pis, by key, that were told to wait, and why if something is wrong: that they ask again
@@ -49,8 +49,8 @@ impl InstallContext {
     /// Takes note of what happened to a Pi.
     pub fn happened(&self, pi: &Identity, kind: &str, text: String, change: Change) {
         log::info!("{pi}: {text}");
-        let happening = Happening { at_ms: now_ms(), kind: kind.into(), text };
-        self.recorder.note(Change { happenings: vec![happening], ..change });
+        let event = DeviceEvent { at_ms: now_ms(), kind: kind.into(), text };
+        self.recorder.note(Change { events: vec![event], ..change });
     }
 
     /// Puts a Pi at the end of the line for a transfer.
@@ -66,7 +66,7 @@ impl InstallContext {
         let text = (waiting > 0 && of > 0).then(|| {
             format!("{} of {of} slots are taken, {waiting} transfers wait for one", self.slots.taken())
         });
-        self.recorder.trouble("slots", text);
+        self.recorder.alert("slots", text);
     }
 
     /// An old Pi has reported the end, or got everything: when both are so, it is installed.
@@ -89,7 +89,7 @@ impl InstallContext {
 pub struct QueueGuard<'a> {
     service: &'a InstallContext,
     pi: Identity,
-    ticket: Ticket,
+    ticket: QueuePlace,
     told: u32,
 }
 

@@ -20,11 +20,11 @@ use crate::images::sign;
 use crate::images::source::{Archive, SourceState};
 use crate::net::drain::InFlight;
 use crate::net::socket::tune;
-use crate::net::timeout::Heard;
+use crate::net::timeout::TalkState;
 use crate::net::timeout::Timed;
 use crate::provision::context::InstallContext;
 use crate::provision::legacy::Advance;
-use crate::state::{Change, Facts, Happening, Identity};
+use crate::state::{Change, DeviceEvent, Facts, Identity};
 use crate::sys::clock::now_ms;
 
 /// After how many seconds a Pi should ask again while its image is being prepared.
@@ -40,10 +40,10 @@ const LINE: usize = 640;
 const NOISE_SHOWN: usize = 120;
 
 /// Talks to one Pi until it or the conversation ends.
-pub async fn attend(stream: TcpStream, address: IpAddr, service: Arc<InstallContext>) {
+pub async fn run(stream: TcpStream, address: IpAddr, service: Arc<InstallContext>) {
     tune(&stream);
     let date = if service.settings.date { local_time() } else { None };
-    let last_identity = Heard::default();
+    let last_identity = TalkState::default();
     let mut io = Timed::new(stream, &service.settings.timeouts, &last_identity);
     let mut guest = ControlConnection::new(&service, address, &last_identity);
     let mut buf = [0; LINE];
@@ -74,7 +74,7 @@ struct ControlConnection<'a> {
     address: IpAddr,
     /// Who it said it is, and what it can do.
     said: Option<Box<PiInfo>>,
-    last_identity: &'a Heard,
+    last_identity: &'a TalkState,
     since: Instant,
     events: u64,
     /// It was told to wait and asks again, so what it says first is known.
@@ -113,7 +113,7 @@ struct PiInfo {
 }
 
 impl<'a> ControlConnection<'a> {
-    fn new(service: &'a InstallContext, address: IpAddr, last_identity: &'a Heard) -> Self {
+    fn new(service: &'a InstallContext, address: IpAddr, last_identity: &'a TalkState) -> Self {
         Self {
             service,
             address,
@@ -148,7 +148,7 @@ impl<'a> ControlConnection<'a> {
         } else {
             let level = if matches!(kind, "error" | "failed") { log::Level::Error } else { log::Level::Info };
             log::log!(level, "{}: {text}", change.identity);
-            change.happenings.push(Happening { at_ms: now_ms(), kind: kind.into(), text });
+            change.events.push(DeviceEvent { at_ms: now_ms(), kind: kind.into(), text });
         }
         self.service.recorder.note(change);
     }
@@ -200,7 +200,7 @@ impl<'a> ControlConnection<'a> {
     }
 
     /// Why nothing can be installed now, if so.
-    fn trouble(&mut self, what: &str, reason: &str) {
+    fn alert(&mut self, what: &str, reason: &str) {
         let text = format!("{what}: {reason}");
         if self.service.waiting.find(&self.pi().key()).is_some_and(|known| known != text) {
             self.quiet = false;
@@ -251,7 +251,7 @@ impl<'a> ControlConnection<'a> {
 
     /// What is meant for this Pi.
     fn servable(&self) -> SourceState {
-        self.service.library.of(&self.pi()).map_or_else(SourceState::Bad, |source| source.servable())
+        self.service.catalog.of(&self.pi()).map_or_else(SourceState::Bad, |source| source.servable())
     }
 
     /// Gives it its orders, and its installation a name. Nothing on a card is erased for an order
@@ -296,7 +296,7 @@ impl InstallPolicy for ControlConnection<'_> {
             },
             SourceState::Checking(_) if self.said.is_some() => Ok(()),
             SourceState::Checking(_) => {
-                self.trouble("a reinstall is ordered, later", "the archive is still being checked");
+                self.alert("a reinstall is ordered, later", "the archive is still being checked");
                 return false;
             }
             SourceState::Bad(reason) => Err(reason),
@@ -306,7 +306,7 @@ impl InstallPolicy for ControlConnection<'_> {
         match possible {
             Ok(()) => true,
             Err(reason) => {
-                self.trouble("a reinstall is ordered but not possible", &reason);
+                self.alert("a reinstall is ordered but not possible", &reason);
                 false
             }
         }
@@ -318,7 +318,7 @@ impl InstallPolicy for ControlConnection<'_> {
             SourceState::Checking(percent) => return Plan::Wait { seconds: ASK_AGAIN, percent },
             SourceState::Bad(reason) => {
                 // An old Pi has nothing to lose here; its download waits for a good archive.
-                self.trouble("nothing can be installed", &reason);
+                self.alert("nothing can be installed", &reason);
                 return Plan::Wait { seconds: ASK_MUCH_LATER, percent: 0 };
             }
         };
@@ -334,12 +334,12 @@ impl InstallPolicy for ControlConnection<'_> {
             Availability::Making(percent) => return Plan::Wait { seconds: ASK_AGAIN, percent },
             Availability::Archive => None,
             Availability::Impossible(reason) => {
-                self.trouble("nothing can be installed on this card", &reason);
+                self.alert("nothing can be installed on this card", &reason);
                 return Plan::Wait { seconds: ASK_MUCH_LATER, percent: 0 };
             }
         };
         if let Err(reason) = self.give() {
-            self.trouble("nothing is installed", &reason);
+            self.alert("nothing is installed", &reason);
             return Plan::Wait { seconds: ASK_MUCH_LATER, percent: 0 };
         }
         Plan::Format(Some(Offer {
@@ -385,7 +385,7 @@ impl InstallPolicy for ControlConnection<'_> {
                 if self.said.is_none() {
                     self.service.installs.told(self.address);
                 }
-                self.installing = Some(self.service.busy.installation());
+                self.installing = Some(self.service.drain.installation());
                 let mut text = String::from("told to format");
                 if ordered || self.orders > 0 {
                     text.push_str(", as ordered");
@@ -499,7 +499,7 @@ mod tests {
 
     #[test]
     fn ten_thousand_idle_connections_need_little_memory() {
-        let bytes = size(attend);
+        let bytes = size(run);
         assert!(bytes <= 2000, "{bytes} bytes");
     }
 }

@@ -139,7 +139,7 @@ impl Session<'_> {
         if offset.checked_add(length).is_none_or(|end| end > bytes) {
             return self.line(Answer::No("such range: it ends behind the object"), false).await;
         }
-        let _busy = self.service.busy.transfer();
+        let _busy = self.service.drain.transfer();
         if self.slot.is_none() {
             let mut line = self.service.line_up(self.pi.clone());
             while self.slot.is_none() {
@@ -170,9 +170,9 @@ impl Session<'_> {
     /// After a start archives are checked first. Whoever was fetching one when the server ended
     /// goes on then where it was.
     async fn checked(&self, id: Hash) -> io::Result<()> {
-        let library = &self.service.library;
+        let catalog = &self.service.catalog;
         let mut told: Option<Instant> = None;
-        while self.held.is_none() && library.by_id(id).is_none() && library.is_checking() {
+        while self.held.is_none() && catalog.by_id(id).is_none() && catalog.is_checking() {
             if told.is_none_or(|at| at.elapsed() > CHECKING) {
                 self.line(Answer::Wait(0), false).await?;
                 told = Some(Instant::now());
@@ -187,7 +187,7 @@ impl Session<'_> {
             return Some(held.clone());
         }
         let image = || self.service.builds.by_table(id);
-        let archive = || self.service.library.by_id(id);
+        let archive = || self.service.catalog.by_id(id);
         match kind {
             Kind::Table => image().map(Object::Table),
             Kind::Chunks => image().map(Object::Chunks),

@@ -64,7 +64,7 @@ pub struct Shared {
     /// The same, to be noted in.
     pub recorder: Arc<Recorder>,
     /// What keeps the server from ending at once.
-    pub busy: Drain,
+    pub drain: Drain,
 }
 
 /// The service at work.
@@ -76,7 +76,7 @@ pub struct Running {
     /// The ports that send archives and images: a Pi that was told to format still comes here
     /// while the server is being stopped.
     pub sending: [Task<()>; 2],
-    lanes: Arc<WorkerPool>,
+    workers: Arc<WorkerPool>,
     threads: Vec<JoinHandle<()>>,
     stop_files: Arc<reinstall_file::Stop>,
 }
@@ -110,7 +110,7 @@ impl Bound {
     pub fn start(
         self,
         settings: &Settings,
-        Shared { state, recorder, busy }: Shared,
+        Shared { state, recorder, drain }: Shared,
         control: &Runtime,
         bulk: &Runtime,
     ) -> anyhow::Result<Running> {
@@ -127,35 +127,35 @@ impl Bound {
         let tell_state = Arc::clone(&state);
         let shelf: Arc<OnceLock<Weak<Catalog>>> = Arc::default();
         let tell_shelf = Arc::clone(&shelf);
-        let library = Catalog::open(
+        let catalog = Catalog::open(
             state,
             archive,
             Arc::new(move |path: &Path, news: News<'_>| {
-                let library = tell_shelf.get().and_then(Weak::upgrade);
+                let catalog = tell_shelf.get().and_then(Weak::upgrade);
                 if let News::Good(archive, id) = &news {
-                    let all = library.as_ref().and_then(|l| l.all());
+                    let all = catalog.as_ref().and_then(|l| l.all());
                     tell_builds.renew(archive, *id, all.as_deref(), &sizes(&*tell_state));
                 }
                 tell(&for_tell, path, &news);
                 // Perhaps it was taken off the list of images before it was deleted.
-                if let (News::Bad(_), Some(library)) = (&news, library)
-                    && let Err(e) = library.follow()
+                if let (News::Bad(_), Some(catalog)) = (&news, catalog)
+                    && let Err(e) = catalog.follow()
                 {
                     log::warn!("images cannot be read: {e}");
                 }
             }),
         );
-        let library = library.context("starting a thread")?;
+        let catalog = catalog.context("starting a thread")?;
         // Set once, here.
-        let _ = shelf.set(Arc::downgrade(&library));
+        let _ = shelf.set(Arc::downgrade(&catalog));
         let service = Arc::new(InstallContext {
             rootfs_port: addresses.rootfs.port(),
             fetch_port: addresses.fetch.port(),
-            library,
+            catalog,
             builds,
             recorder,
             slots: FairQueue::new(settings.slots),
-            busy,
+            drain,
             last_identity: BoundedCache::default(),
             waiting: BoundedCache::default(),
             installs: Installs::default(),
@@ -169,17 +169,17 @@ impl Bound {
             control.spawn(ended(accept(control_listener, gate("control"), move |stream, address, pass| {
                 let service = Arc::clone(&for_control);
                 async move {
-                    control::attend(stream, address, service).await;
+                    control::run(stream, address, service).await;
                     drop(pass);
                 }
             })));
         let cores = std::thread::available_parallelism().map_or(2, usize::from);
-        let lanes = Arc::new(WorkerPool::start(cores).context("starting the threads for transfers")?);
-        let [rootfs_lanes, fetch_lanes] = [&lanes, &lanes].map(Arc::clone);
+        let workers = Arc::new(WorkerPool::start(cores).context("starting the threads for transfers")?);
+        let [rootfs_workers, fetch_workers] = [&workers, &workers].map(Arc::clone);
         let sending = [
             bulk.spawn(ended(accept(rootfs_listener, gate("rootfs"), move |stream, address, pass| {
                 let service = Arc::clone(&for_rootfs);
-                rootfs_lanes.attend(stream, move |stream| async move {
+                rootfs_workers.run(stream, move |stream| async move {
                     archive_port::send(stream, address, service).await;
                     drop(pass);
                 });
@@ -187,14 +187,14 @@ impl Bound {
             }))),
             bulk.spawn(ended(accept(fetch_listener, gate("fetch"), move |stream, address, pass| {
                 let service = Arc::clone(&for_fetch);
-                fetch_lanes.attend(stream, move |stream| async move {
+                fetch_workers.run(stream, move |stream| async move {
                     fetch_port::answer(stream, address, service).await;
                     drop(pass);
                 });
                 ready(())
             }))),
         ];
-        Ok(Running { service, accepting, sending, lanes, threads, stop_files })
+        Ok(Running { service, accepting, sending, workers, threads, stop_files })
     }
 }
 
@@ -203,9 +203,9 @@ impl Running {
     /// The runtimes that accept have been ended before.
     #[must_use]
     pub fn stop(self) -> Vec<JoinHandle<()>> {
-        drop(self.lanes);
+        drop(self.workers);
         let mut threads = self.threads;
-        threads.extend(self.service.library.close());
+        threads.extend(self.service.catalog.close());
         self.service.builds.stop();
         self.stop_files.stop();
         threads
@@ -230,7 +230,7 @@ fn sizes(state: &dyn State) -> Vec<u64> {
 
 /// Tells the log and the state what became of a version of the archive.
 fn tell(recorder: &Recorder, path: &Path, news: &News<'_>) {
-    let trouble = match news {
+    let alert = match news {
         News::Good(archive, id) => {
             log::info!("{} is good: {} bytes, image {id:.16}", archive.path().display(), archive.bytes());
             None
@@ -241,7 +241,7 @@ fn tell(recorder: &Recorder, path: &Path, news: &News<'_>) {
         }
         News::Dropped => None,
     };
-    recorder.trouble(&format!("archive {}", path.display()), trouble);
+    recorder.alert(&format!("archive {}", path.display()), alert);
 }
 
 async fn ended(accepting: impl Future<Output = anyhow::Result<()>>) {

@@ -174,8 +174,8 @@ impl Functions for Operator {
         match u8::try_from(request.opcode) {
             Ok(LIST) => Box::pin(std::future::ready(Ok(self.list()))),
             Ok(CALL) => {
-                let fleet = self.0.clone();
-                Box::pin(async move { relay(fleet, request).await })
+                let connected = self.0.clone();
+                Box::pin(async move { relay(connected, request).await })
             }
             _ => Box::pin(std::future::ready(Err("this server does not know that command".into()))),
         }
@@ -203,13 +203,13 @@ impl Operator {
     }
 }
 
-async fn relay(fleet: ConnectedPis, request: Request) -> Result<Data, String> {
+async fn relay(connected: ConnectedPis, request: Request) -> Result<Data, String> {
     let [Data::Str(device), Data::Int(opcode), Data::Int(within_ms), Data::Tuple(args)] = &request.args[..]
     else {
         return Err("this server does not understand the command".into());
     };
     let keywords = request.keywords.clone();
-    let peer = fleet.find(device).ok_or_else(|| format!("{device} is not connected"))?;
+    let peer = connected.find(device).ok_or_else(|| format!("{device} is not connected"))?;
     let opcode = u8::try_from(*opcode).map_err(|_| "an opcode is a number from 0 to 255".to_owned())?;
     let within = Duration::from_millis(u64::try_from(*within_ms).unwrap_or(0));
     // An error of the Pi's function is an outcome like its result; the operator tells it from a Pi that

@@ -33,11 +33,11 @@ pub struct Direct {
 }
 
 /// What a server may ask of whoever calls it: old servers ask every client for its id and wait for it.
-struct Desk {
+struct DirectPeer {
     id: String,
 }
 
-impl Functions for Desk {
+impl Functions for DirectPeer {
     fn call(&self, _peer: &Peer, request: Request) -> Answer {
         let answer = if request.opcode == i64::from(ID) {
             Ok(self.id.as_str().into())
@@ -81,7 +81,7 @@ pub(crate) fn ask(
     let (name, port) = name_and_port(host)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("starting")?;
     runtime.block_on(async {
-        let functions = Arc::new(Desk { id: id() });
+        let functions = Arc::new(DirectPeer { id: id() });
         let server = connect((name, port), protocol, secret, functions, LOGIN.min(within)).await;
         let server =
             server.map_err(advice).with_context(|| format!("calling the server {name} port {port}"))?;

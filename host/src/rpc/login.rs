@@ -9,12 +9,12 @@ use std::time::{Duration, Instant};
 use anyhow::ensure;
 use piman_core::Error;
 use piman_core::error::PeerError;
-use piman_core::messages::{Frames, GO, Mail, Role};
+use piman_core::messages::{GO, MessageBuffer, MessageStream, Role};
 use piman_core::rpc::auth::{
     Authenticator, Challenge, EITHER, Handshake, KEY_CONTEXT, LOGIN_MS, LoginOut, PENALTY_MS, Verdict, same,
     verify,
 };
-use piman_core::rpc::{Codec, Encode, LoginError, Protocol, prove};
+use piman_core::rpc::{Codec, Encode, LoginError, Protocol, login as prove_password};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::time::{sleep, timeout, timeout_at};
 
@@ -38,7 +38,7 @@ pub struct Secret {
 }
 
 impl Secret {
-    /// Of a password; `None` is no secret: a server then admits everybody.
+    /// Of a password; `None` is no secret: a server then verify everybody.
     #[must_use]
     pub fn new(password: Option<String>) -> Self {
         let key = blake3::derive_key(KEY_CONTEXT, password.as_deref().unwrap_or("").as_bytes());
@@ -210,7 +210,7 @@ async fn serve_frames<S: AsyncRead + AsyncWrite + Unpin>(
     let mut buf = [0; PIECE];
     let opening = async {
         let mut talk = open(&mut stream, Role::Server, &mut buf).await?;
-        let mut mail = Mail::default();
+        let mut mail = MessageBuffer::default();
         let judged = match address {
             None => Ok(()),
             Some(_) => challenge(&mut talk, &mut mail, secret, address, attempts).await?,
@@ -303,7 +303,7 @@ pub(super) async fn join<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
                 other => other,
             })?;
             if let Some(secret) = &secret {
-                prove(&mut talk, secret, random::bytes()).await.map_err(|e| match e {
+                prove_password(&mut talk, secret, random::bytes()).await.map_err(|e| match e {
                     LoginError::Denied if secret.password.is_none() => RpcError::NoPassword,
                     LoginError::Denied => RpcError::Denied,
                     LoginError::ServerNotTrusted => RpcError::ServerNotTrusted,
@@ -324,7 +324,7 @@ pub(super) async fn join<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
         };
         let _ = done.send(Ok(()));
         let mut engine = Engine::new(this, functions);
-        tell(frames(&mut talk, Mail::default(), &mut engine, ends).await);
+        tell(frames(&mut talk, MessageBuffer::default(), &mut engine, ends).await);
     });
     let verdict = tokio::select! {
         biased;
@@ -371,7 +371,7 @@ fn tell(ended: Result<(), Lost>) {
     }
 }
 
-type Talk<'b, S> = Frames<'b, &'b mut Ahead<S>, Clock>;
+type Talk<'b, S> = MessageStream<'b, &'b mut Ahead<S>, Clock>;
 
 async fn open<'b, S: AsyncRead + AsyncWrite + Unpin>(
     stream: &'b mut Ahead<S>,
@@ -379,7 +379,7 @@ async fn open<'b, S: AsyncRead + AsyncWrite + Unpin>(
     buf: &'b mut [u8],
 ) -> Result<Talk<'b, S>, RpcError> {
     let limit = u32::try_from(MESSAGE_MAX).unwrap_or(u32::MAX);
-    Frames::open(stream, Clock, role, limit, buf).await.map_err(|e| match e {
+    MessageStream::open(stream, Clock, role, limit, buf).await.map_err(|e| match e {
         Error::Io(e) if lost(&e) => RpcError::Cut,
         Error::Io(e) => RpcError::Io(e),
         Error::Peer(PeerError::Closed) => RpcError::Cut,
@@ -390,7 +390,7 @@ async fn open<'b, S: AsyncRead + AsyncWrite + Unpin>(
 /// The server's side of the challenge; the inner result says whether the client knows the key.
 async fn challenge<S: AsyncRead + AsyncWrite + Unpin>(
     talk: &mut Talk<'_, S>,
-    mail: &mut Mail,
+    mail: &mut MessageBuffer,
     secret: &Secret,
     address: Option<IpAddr>,
     attempts: &Attempts,
@@ -410,7 +410,7 @@ async fn challenge<S: AsyncRead + AsyncWrite + Unpin>(
 
 async fn step<S: AsyncRead + AsyncWrite + Unpin>(
     talk: &mut Talk<'_, S>,
-    mail: &mut Mail,
+    mail: &mut MessageBuffer,
 ) -> Result<Handshake, RpcError> {
     let message = whole(talk, mail).await?;
     decode(Codec::Postcard, &message, Handshake::parse).flatten().ok_or(RpcError::Unauthenticated)
@@ -419,7 +419,7 @@ async fn step<S: AsyncRead + AsyncWrite + Unpin>(
 /// The next whole message.
 async fn whole<S: AsyncRead + AsyncWrite + Unpin>(
     talk: &mut Talk<'_, S>,
-    mail: &mut Mail,
+    mail: &mut MessageBuffer,
 ) -> Result<Vec<u8>, RpcError> {
     while mail.whole.is_empty() {
         if !talk.receive(mail).await.map_err(|e| RpcError::Lost(e.to_string()))? {

@@ -9,7 +9,7 @@
 //! | `wire` | its bytes: pickles or frames |
 //! | `client` | connecting |
 //! | `server` | the port, the operator's socket |
-//! | `fleet` | the Pis that are connected, and what the operator may ask |
+//! | `connected` | the Pis that are connected, and what the operator may ask |
 //! | `command` | `piman call`, `piman status` |
 //! | `direct` | `piman call --server`: a function of a server |
 //!

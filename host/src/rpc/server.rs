@@ -38,7 +38,7 @@ pub struct Plan {
 #[derive(Debug)]
 pub struct Server {
     address: SocketAddr,
-    fleet: ConnectedPis,
+    connected: ConnectedPis,
     socket: Option<PathBuf>,
     tasks: Vec<JoinHandle<()>>,
 }
@@ -49,13 +49,13 @@ impl Server {
     ///
     /// # Errors
     /// If the operator's socket cannot be made.
-    pub fn start(plan: Plan, fleet: ConnectedPis, functions: Arc<dyn Functions>) -> anyhow::Result<Self> {
+    pub fn start(plan: Plan, connected: ConnectedPis, functions: Arc<dyn Functions>) -> anyhow::Result<Self> {
         let address = plan.listener.local_addr()?;
         let gate = Gate::new("rpc", plan.connections, plan.connections_per_address);
         let mut tasks = Vec::new();
         if let Some(path) = &plan.operator {
             let listener = bind_operator(path)?;
-            let operator: Arc<dyn Functions> = Arc::new(Operator(fleet.clone()));
+            let operator: Arc<dyn Functions> = Arc::new(Operator(connected.clone()));
             tasks.push(tokio::spawn(operate(listener, operator)));
         }
         let secret = Arc::new((plan.secret, Attempts::new(Instant::now())));
@@ -78,7 +78,7 @@ impl Server {
                 log::error!("{e:#}");
             }
         }));
-        Ok(Self { address, fleet, socket: plan.operator, tasks })
+        Ok(Self { address, connected, socket: plan.operator, tasks })
     }
 
     /// Where Pis connect.
@@ -93,7 +93,7 @@ impl Drop for Server {
         for task in &self.tasks {
             task.abort();
         }
-        self.fleet.close();
+        self.connected.close();
         if let Some(socket) = &self.socket {
             // What remains is harmless: the next server takes its place.
             let _ = std::fs::remove_file(socket);

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use piman_core::Error;
-use piman_core::messages::{Frames, Mail, SendError};
+use piman_core::messages::{MessageBuffer, MessageStream, SendError};
 use piman_core::rpc::DecodeError;
 use piman_core::rpc::auth::LOGIN_MAX;
 use piman_core::rpc::pickle::Scanner;
@@ -249,8 +249,8 @@ pub(super) async fn pickles<S: AsyncRead + AsyncWrite + Unpin>(
 
 /// Talks in frames until the end.
 pub(super) async fn frames<S: AsyncRead + AsyncWrite + Unpin>(
-    frames: &mut Frames<'_, &mut Ahead<S>, Clock>,
-    mut mail: Mail,
+    frames: &mut MessageStream<'_, &mut Ahead<S>, Clock>,
+    mut mail: MessageBuffer,
     engine: &mut Engine,
     mut ends: Ends,
 ) -> Result<(), Lost> {
@@ -298,8 +298,8 @@ struct Batch {
 impl Batch {
     async fn send<S: AsyncRead + AsyncWrite + Unpin>(
         self,
-        frames: &mut Frames<'_, &mut Ahead<S>, Clock>,
-        mail: &mut Mail,
+        frames: &mut MessageStream<'_, &mut Ahead<S>, Clock>,
+        mail: &mut MessageBuffer,
         engine: &mut Engine,
     ) -> Result<(), Lost> {
         let (mut frame, mut calls) = (Vec::new(), Vec::new());
@@ -322,9 +322,9 @@ impl Batch {
 
 /// Whether the peer took it.
 pub(super) async fn send<S: AsyncRead + AsyncWrite + Unpin>(
-    frames: &mut Frames<'_, &mut Ahead<S>, Clock>,
+    frames: &mut MessageStream<'_, &mut Ahead<S>, Clock>,
     message: &[u8],
-    mail: &mut Mail,
+    mail: &mut MessageBuffer,
 ) -> Result<bool, Lost> {
     match frames.send(message.len() as u64, &mut &*message, mail).await {
         Ok(()) => Ok(true),

@@ -65,7 +65,7 @@ impl Addresses {
 pub struct Server {
     addresses: Addresses,
     install: Option<provision::Running>,
-    busy: Drain,
+    drain: Drain,
     recorder: Arc<Recorder>,
     shutdown: Duration,
     /// Decisions have threads of their own: a disk that is slow to read for a transfer delays none.
@@ -122,18 +122,18 @@ impl Server {
         };
 
         let (recorder, state_thread) = Recorder::start(Arc::clone(&state)).context("starting a thread")?;
-        let busy = Drain::default();
+        let drain = Drain::default();
         let cores = std::thread::available_parallelism().map_or(2, usize::from);
         let control = runtime("control", 2)?;
         let bulk = runtime("bulk", cores.max(2))?;
         let shared = provision::Shared {
             state: Arc::clone(&state),
             recorder: Arc::clone(&recorder),
-            busy: busy.clone(),
+            drain: drain.clone(),
         };
         let install = install.map(|i| i.start(&settings, shared, &control, &bulk)).transpose()?;
         let here = control.enter();
-        let fleet = rpc::ConnectedPis::default();
+        let connected = rpc::ConnectedPis::default();
         let rpc = rpc_listener.map(|listener| {
             let plan = rpc::Plan {
                 listener,
@@ -142,7 +142,7 @@ impl Server {
                 connections: settings.connections,
                 connections_per_address: settings.connections_per_address,
             };
-            rpc::Server::start(plan, fleet.clone(), Arc::new(fleet))
+            rpc::Server::start(plan, connected.clone(), Arc::new(connected))
         });
         let rpc = rpc.transpose()?;
         drop(here);
@@ -162,7 +162,7 @@ impl Server {
             None => Identity::of(address).key(),
         };
         let who: Who = Arc::new(who);
-        listeners.extend([transfer, telemetry].into_iter().flatten().map(|b| b.start(&busy, &who, &bulk)));
+        listeners.extend([transfer, telemetry].into_iter().flatten().map(|b| b.start(&drain, &who, &bulk)));
         let services = addresses.by_port();
         let lines = serial::start(&settings.serial, &services)?;
         if let Some(first) = settings.bluetooth {
@@ -172,7 +172,7 @@ impl Server {
         Ok(Self {
             addresses,
             install,
-            busy,
+            drain,
             recorder,
             shutdown,
             control,
@@ -233,7 +233,7 @@ impl Server {
             let drain = async {
                 let mut said = (0, 0);
                 while Instant::now() < deadline {
-                    let busy = self.busy.counts();
+                    let busy = self.drain.counts();
                     if busy == (0, 0) {
                         return;
                     }

@@ -62,9 +62,9 @@ impl Bound {
     /// # Errors
     /// If one of them cannot be used; the message says what to do.
     pub fn telemetry(settings: &TelemetrySettings, ip: IpAddr, gate: Arc<Gate>) -> anyhow::Result<Self> {
-        let shelf = RecordStore::open(&settings.folder, settings.rotation, settings.sync)
+        let store = RecordStore::open(&settings.folder, settings.rotation, settings.sync)
             .with_context(|| unusable("--telemetry-dir", &settings.folder))?;
-        let streams = Arc::new(TelemetryServer::new(Arc::new(shelf)));
+        let streams = Arc::new(TelemetryServer::new(Arc::new(store)));
         Self::bind(ip, settings.port, "--telemetry-port", gate, Kind::Telemetry(streams))
     }
 
@@ -75,14 +75,14 @@ impl Bound {
     }
 
     /// Accepts from now on.
-    pub fn start(self, busy: &Drain, who: &Who, runtime: &Runtime) -> JoinHandle<()> {
-        let (busy, who) = (busy.clone(), Arc::clone(who));
+    pub fn start(self, drain: &Drain, who: &Who, runtime: &Runtime) -> JoinHandle<()> {
+        let (drain, who) = (drain.clone(), Arc::clone(who));
         runtime.spawn(async move {
             let ended = match self.kind {
                 Kind::Transfer(transfers, keep) => {
                     let begin = move |socket: &_| {
                         tune(socket);
-                        busy.transfer()
+                        drain.transfer()
                     };
                     transfer::run(self.listener, self.gate, transfers, keep, begin).await
                 }

@@ -92,7 +92,7 @@ pub struct Order {
 
 /// What happened to a Pi, at one moment.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Happening {
+pub struct DeviceEvent {
     /// When, in milliseconds since 1970.
     pub at_ms: u64,
     /// What kind, one word.
@@ -160,7 +160,7 @@ pub struct Change {
     /// What went wrong; `Some(None)` clears it.
     pub error: Option<Option<Box<str>>>,
     /// What happened, in order.
-    pub happenings: Vec<Happening>,
+    pub events: Vec<DeviceEvent>,
 }
 
 impl Change {
@@ -175,16 +175,16 @@ impl Change {
             progress: None,
             image: None,
             error: None,
-            happenings: Vec::new(),
+            events: Vec::new(),
         }
     }
 
     /// Whether it is more than how far a Pi is.
     fn is_news(&self) -> bool {
-        self.facts.is_some() || self.image.is_some() || self.error.is_some() || !self.happenings.is_empty()
+        self.facts.is_some() || self.image.is_some() || self.error.is_some() || !self.events.is_empty()
     }
 
-    /// Adds what is newer. At most `limit` happenings are kept; returns how many were not.
+    /// Adds what is newer. At most `limit` events are kept; returns how many were not.
     fn merge(&mut self, newer: Self, limit: usize) -> usize {
         self.identity = newer.identity;
         self.seen_ms = self.seen_ms.max(newer.seen_ms);
@@ -193,9 +193,9 @@ impl Change {
         self.progress = newer.progress.or(self.progress);
         self.image = newer.image.or(self.image);
         self.error = newer.error.or(self.error.take());
-        let room = limit.saturating_sub(self.happenings.len());
-        let over = newer.happenings.len().saturating_sub(room);
-        self.happenings.extend(newer.happenings.into_iter().take(room));
+        let room = limit.saturating_sub(self.events.len());
+        let over = newer.events.len().saturating_sub(room);
+        self.events.extend(newer.events.into_iter().take(room));
         over
     }
 }
@@ -207,15 +207,15 @@ pub struct Batch {
     pub changes: Vec<Change>,
     /// Orders that are completed, and when.
     pub completed: Vec<(OpenOrder, u64)>,
-    /// The server's own troubles: a word, and what is the matter (`None`: it is over).
-    pub troubles: Vec<(String, Option<String>)>,
+    /// The server's own alerts: a word, and what is the matter (`None`: it is over).
+    pub alerts: Vec<(String, Option<String>)>,
 }
 
 impl Batch {
     /// Whether there is nothing to save.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.changes.is_empty() && self.completed.is_empty() && self.troubles.is_empty()
+        self.changes.is_empty() && self.completed.is_empty() && self.alerts.is_empty()
     }
 }
 
@@ -332,7 +332,7 @@ pub enum Ordered {
     },
 }
 
-/// Where devices, orders and happenings are kept. All calls may block for a moment. The wire services
+/// Where devices, orders and events are kept. All calls may block for a moment. The wire services
 /// call [`open_orders`](Self::open_orders) and [`image_of`](Self::image_of), which wait for no writer,
 /// and [`give`](Self::give), which ends on the disk.
 pub trait State: Send + Sync {
@@ -382,13 +382,13 @@ pub trait State: Send + Sync {
     ///
     /// # Errors
     /// [`StateError`] if the state cannot be read.
-    fn happenings(&self, key: &str) -> Result<Vec<Happening>, StateError>;
+    fn events(&self, key: &str) -> Result<Vec<DeviceEvent>, StateError>;
 
-    /// The server's own troubles that are not over, in words.
+    /// The server's own alerts that are not over, in words.
     ///
     /// # Errors
     /// [`StateError`] if the state cannot be read.
-    fn troubles(&self) -> Result<Vec<Happening>, StateError>;
+    fn alerts(&self) -> Result<Vec<DeviceEvent>, StateError>;
 
     /// All images, and who gets which.
     ///
@@ -438,13 +438,12 @@ mod tests {
     #[test]
     fn newer_changes_win_and_happenings_are_bounded() {
         let pi = Identity::of([10, 0, 0, 1].into());
-        let happening = || Happening { at_ms: 1, kind: "x".into(), text: "y".into() };
+        let event = || DeviceEvent { at_ms: 1, kind: "x".into(), text: "y".into() };
         let mut change =
             Change { progress: Some((1, 9)), error: Some(Some("bad".into())), ..Change::of(pi.clone()) };
-        let newer =
-            Change { progress: Some((2, 9)), happenings: vec![happening(); 5], ..Change::of(pi.clone()) };
+        let newer = Change { progress: Some((2, 9)), events: vec![event(); 5], ..Change::of(pi.clone()) };
         assert_eq!(change.merge(newer, 3), 2);
-        assert_eq!((change.progress, change.happenings.len()), (Some((2, 9)), 3));
+        assert_eq!((change.progress, change.events.len()), (Some((2, 9)), 3));
         assert_eq!(change.error, Some(Some("bad".into())));
         change.merge(Change { error: Some(None), ..Change::of(pi) }, 3);
         assert_eq!(change.error, Some(None));

@@ -16,7 +16,7 @@ use crate::sys::random;
 
 /// How many devices may have unsaved changes; more are not noted.
 const DEVICES_MAX: usize = 20_000;
-/// How many happenings of one device are kept until they are saved; more are counted only.
+/// How many events of one device are kept until they are saved; more are counted only.
 const HAPPENINGS_MAX: usize = 32;
 /// How long mere progress is collected before it is saved; what has happened is saved at once.
 const COLLECT: Duration = Duration::from_millis(250);
@@ -99,11 +99,11 @@ impl Recorder {
         self.wake.notify_all();
     }
 
-    /// Takes note that the server itself has a trouble, or that it is over.
-    pub fn trouble(&self, kind: &str, text: Option<String>) {
+    /// Takes note that the server itself has a alert, or that it is over.
+    pub fn alert(&self, kind: &str, text: Option<String>) {
         let mut notes = lock(&self.notes);
-        notes.rest.troubles.retain(|(k, _)| *k != kind);
-        notes.rest.troubles.push((kind.to_owned(), text));
+        notes.rest.alerts.retain(|(k, _)| *k != kind);
+        notes.rest.alerts.push((kind.to_owned(), text));
         drop(notes);
         self.wake.notify_all();
     }
@@ -246,9 +246,9 @@ impl Notes {
             }
         }
         self.rest.completed.splice(..0, old.completed);
-        for (kind, text) in old.troubles {
-            if !self.rest.troubles.iter().any(|(k, _)| *k == kind) {
-                self.rest.troubles.push((kind, text));
+        for (kind, text) in old.alerts {
+            if !self.rest.alerts.iter().any(|(k, _)| *k == kind) {
+                self.rest.alerts.push((kind, text));
             }
         }
     }

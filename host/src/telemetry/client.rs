@@ -5,7 +5,7 @@ use std::net::{Shutdown, TcpStream};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use piman_core::telemetry::{self, Acks, Heard};
+use piman_core::telemetry::{self, Acks, Reply};
 
 use crate::net::socket::{dial, timely};
 
@@ -173,7 +173,7 @@ impl Line {
                     (true, false) => waits.greeting.min(ALREADY),
                 };
             match line.listen_until(deadline) {
-                Ok(Heard::Greeting) => {
+                Ok(Reply::Greeting) => {
                     line.greeted = true;
                     return Ok(line);
                 }
@@ -199,9 +199,9 @@ impl Line {
             // An old server has said all that it will; one of ours says more soon.
             let wait = if part { waits.moment } else { waits.silence };
             match self.listen_until(Instant::now() + wait) {
-                Ok(Heard::Written) => return Ok(()),
-                Ok(Heard::Part) => part = self.talk.acks() == Acks::Unknown,
-                Ok(Heard::Nothing | Heard::Greeting) => {}
+                Ok(Reply::Written) => return Ok(()),
+                Ok(Reply::Part) => part = self.talk.acks() == Acks::Unknown,
+                Ok(Reply::Nothing | Reply::Greeting) => {}
                 Err(e)
                     // An end in good order comes after all was read; a reset may not.
                     if part
@@ -253,7 +253,7 @@ impl Line {
     }
 
     /// Reads what is there, and says the last that it meant. What has come by the deadline is read in any case.
-    fn listen_until(&mut self, deadline: Instant) -> io::Result<Heard> {
+    fn listen_until(&mut self, deadline: Instant) -> io::Result<Reply> {
         let mut buf = [0; 256];
         let left = deadline.saturating_duration_since(Instant::now());
         let read = if left.is_zero() {
@@ -270,16 +270,16 @@ impl Line {
                 return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the server closed the connection"));
             }
             Ok(n) => n,
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => return Ok(Heard::Nothing),
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => return Ok(Reply::Nothing),
             Err(e) => return Err(timely(e, "the server says nothing")),
         };
-        let mut last = Heard::Nothing;
+        let mut last = Reply::Nothing;
         for byte in buf.iter().take(n) {
             if self.said.len() < SAID_MAX {
                 self.said.push(*byte);
             }
-            match self.talk.hear(*byte) {
-                Heard::Nothing => {}
+            match self.talk.receive(*byte) {
+                Reply::Nothing => {}
                 heard => last = heard,
             }
         }

@@ -2,8 +2,8 @@
 //!
 //! | file | what lives there |
 //! |---|---|
-//! | `book` | one client's file: whole records appended, rotated by size and age |
-//! | `shelf` | all files: who writes to which |
+//! | `file` | one client's file: whole records appended, rotated by size and age |
+//! | `store` | all files: who writes to which |
 //! | `serve` | one connection: time-outs, and waiting while the disk is full |
 //! | `follow` | records out of a growing file, like `tail -F`, or of standard input |
 //! | [`telemetry`](crate::cli::telemetry) | `piman telemetry` |

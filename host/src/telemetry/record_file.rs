@@ -142,11 +142,11 @@ mod tests {
     fn records_are_appended_and_a_torn_one_is_closed() {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("pi.csv"), "1\nto").unwrap();
-        let mut book = RecordFile::new(dir.path(), "pi", NEVER, true);
-        book.append(b"2\n3\n").unwrap();
+        let mut file = RecordFile::new(dir.path(), "pi", NEVER, true);
+        file.append(b"2\n3\n").unwrap();
         let mut other = RecordFile::new(dir.path(), "pi", NEVER, false);
         assert_eq!(other.append(b"4\n").unwrap_err().kind(), io::ErrorKind::ResourceBusy);
-        drop(book);
+        drop(file);
         other.append(b"4\n").unwrap();
         assert_eq!(fs::read_to_string(dir.path().join("pi.csv")).unwrap(), "1\nto\n2\n3\n4\n");
     }
@@ -154,9 +154,9 @@ mod tests {
     #[test]
     fn rotation_by_size_loses_nothing() {
         let dir = tempfile::tempdir().unwrap();
-        let mut book = RecordFile::new(dir.path(), "pi", Rotation { bytes: 10, age: Duration::ZERO }, false);
+        let mut file = RecordFile::new(dir.path(), "pi", Rotation { bytes: 10, age: Duration::ZERO }, false);
         for n in 0..100 {
-            book.append(format!("{n:03}\n").as_bytes()).unwrap();
+            file.append(format!("{n:03}\n").as_bytes()).unwrap();
         }
         let mut all: Vec<String> = Vec::new();
         for entry in fs::read_dir(dir.path()).unwrap() {
@@ -171,10 +171,10 @@ mod tests {
     #[test]
     fn rotation_by_age() {
         let dir = tempfile::tempdir().unwrap();
-        let mut book =
+        let mut file =
             RecordFile::new(dir.path(), "pi", Rotation { bytes: 0, age: Duration::from_nanos(1) }, false);
-        book.append(b"1\n").unwrap();
-        book.append(b"2\n").unwrap();
+        file.append(b"1\n").unwrap();
+        file.append(b"2\n").unwrap();
         assert_eq!(fs::read_to_string(dir.path().join("pi.csv")).unwrap(), "2\n");
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2);
     }

@@ -35,16 +35,16 @@ impl RecordStore {
     }
 
     /// The file of a client. It is closed when nobody holds it.
-    pub(super) fn book(&self, client: &str) -> Arc<Mutex<RecordFile>> {
+    pub(super) fn file(&self, client: &str) -> Arc<Mutex<RecordFile>> {
         let name = file_name(client);
         let mut books = lock(&self.books);
-        if let Some(book) = books.get(&name).and_then(Weak::upgrade) {
-            return book;
+        if let Some(file) = books.get(&name).and_then(Weak::upgrade) {
+            return file;
         }
-        books.retain(|_, book| book.strong_count() > 0);
-        let book = Arc::new(Mutex::new(RecordFile::new(&self.folder, &name, self.rotation, self.sync)));
-        books.insert(name, Arc::downgrade(&book));
-        book
+        books.retain(|_, file| file.strong_count() > 0);
+        let file = Arc::new(Mutex::new(RecordFile::new(&self.folder, &name, self.rotation, self.sync)));
+        books.insert(name, Arc::downgrade(&file));
+        file
     }
 }
 

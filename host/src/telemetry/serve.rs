@@ -29,7 +29,7 @@ const SAY: u32 = 60;
 /// What all connections share.
 #[derive(Debug)]
 pub struct TelemetryServer {
-    shelf: Arc<RecordStore>,
+    store: Arc<RecordStore>,
 }
 
 /// How a connection ended.
@@ -51,10 +51,10 @@ impl fmt::Display for Served {
 }
 
 impl TelemetryServer {
-    /// Keeps records in `shelf`.
+    /// Keeps records in `store`.
     #[must_use]
-    pub fn new(shelf: Arc<RecordStore>) -> Self {
-        Self { shelf }
+    pub fn new(store: Arc<RecordStore>) -> Self {
+        Self { store }
     }
 
     /// Serves one connection of the client that is known as `who` to its end.
@@ -62,7 +62,7 @@ impl TelemetryServer {
         let stream = Arc::new(stream);
         let mut line = Socket(stream.clone());
         let mut desk =
-            Connection { book: self.shelf.book(who), sync: self.shelf.syncs(), who, stream, bytes: 0 };
+            Connection { file: self.store.file(who), sync: self.store.syncs(), who, stream, bytes: 0 };
         // One byte more: the longest record fits with its newline.
         let mut buf = vec![0; RECORD_MAX + 1];
         let end = match serve(&mut line, &mut buf, &mut desk).await {
@@ -148,7 +148,7 @@ impl Write for Socket {
 
 /// Where one connection's records go.
 struct Connection<'a> {
-    book: Arc<Mutex<RecordFile>>,
+    file: Arc<Mutex<RecordFile>>,
     sync: bool,
     who: &'a str,
     stream: Arc<TcpStream>,
@@ -159,10 +159,10 @@ impl Connection<'_> {
     async fn write(&self, records: &[u8]) -> io::Result<()> {
         if !self.sync {
             // Into the page cache: shorter than to hand it to another thread.
-            return lock(&self.book).append(records);
+            return lock(&self.file).append(records);
         }
-        let (book, records) = (self.book.clone(), records.to_vec());
-        tokio::task::spawn_blocking(move || lock(&book).append(&records)).await.map_err(io::Error::other)?
+        let (file, records) = (self.file.clone(), records.to_vec());
+        tokio::task::spawn_blocking(move || lock(&file).append(&records)).await.map_err(io::Error::other)?
     }
 
     /// Waits a little; fails if the client is gone meanwhile.

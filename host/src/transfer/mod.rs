@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `folder` | the folder: what may be seen, what is under way, what is really free |
 //! | `part` | one upload on the disk, from its temporary name to its own |
-//! | `shelf` | one connection's view of the folder, as the core's storage |
+//! | `storage` | one connection's view of the folder, as the core's storage |
 //! | `serve` | one connection of the server: time-outs, and the bytes moved the quick way |
 //! | `service` | the listener, its connections, and the broom |
 //! | [`transfer`](crate::cli::transfer) | `piman get` and `piman put` |

@@ -49,7 +49,7 @@ impl Default for Timeouts {
 #[derive(Debug)]
 pub struct Transfers {
     folder: Arc<Folder>,
-    hands: Arc<DiskPool>,
+    pool: Arc<DiskPool>,
     timeouts: Timeouts,
 }
 
@@ -74,7 +74,7 @@ impl Transfers {
     /// Serves `folder`.
     #[must_use]
     pub fn new(folder: Arc<Folder>, timeouts: Timeouts) -> Self {
-        Self { folder, hands: Arc::default(), timeouts }
+        Self { folder, pool: Arc::default(), timeouts }
     }
 
     /// The folder.
@@ -86,15 +86,15 @@ impl Transfers {
     /// Serves one connection to its end.
     pub async fn serve(&self, stream: TcpStream) -> Served {
         let began = Instant::now();
-        let pulse = Arc::new(Activity::default());
-        let mut shelf = ConnectionStorage::new(self.folder.clone(), self.hands.clone(), pulse.clone());
+        let activity = Arc::new(Activity::default());
+        let mut storage = ConnectionStorage::new(self.folder.clone(), self.pool.clone(), activity.clone());
         let mut io = FromTokio::new(stream);
         let mut upload = false;
         let mut server = Noting::default();
-        let end = self.drive(&mut io, &mut server, &mut shelf, &pulse, &mut upload).await;
-        let (name, refusal) = (shelf.name.take(), shelf.refusal.take());
+        let end = self.drive(&mut io, &mut server, &mut storage, &activity, &mut upload).await;
+        let (name, refusal) = (storage.name.take(), storage.refusal.take());
         // The name is free before the client can know that it is over.
-        drop(shelf);
+        drop(storage);
         if !matches!(end, Ok(End::Closed) | Err(_)) {
             linger(io.inner_mut()).await;
         }
@@ -105,17 +105,17 @@ impl Transfers {
         &self,
         io: &mut FromTokio<TcpStream>,
         server: &mut Noting,
-        shelf: &mut ConnectionStorage,
-        pulse: &Activity,
+        storage: &mut ConnectionStorage,
+        activity: &Activity,
         upload: &mut bool,
     ) -> Result<End, io::Error> {
         let mut input = Input::Start;
         loop {
-            let talk = advance(io, server, shelf, input);
-            let moved = match self.patiently(pulse, talk).await?? {
+            let talk = advance(io, server, storage, input);
+            let moved = match self.patiently(activity, talk).await?? {
                 Pause::End(end) => return Ok(end),
                 Pause::Body(Body::Out { start, size }) => {
-                    let file = shelf.file().ok_or_else(|| io::Error::other("no file is open"))?;
+                    let file = storage.file().ok_or_else(|| io::Error::other("no file is open"))?;
                     let mut watch = Watch::new(io.inner(), self.timeouts.limits)?;
                     sendfile::send(io.inner(), &file, start, size - start, &mut watch, |_| Ok(())).await?;
                     // Nothing follows. A socket that is closed with bytes in it gives a slow peer a minute for them.
@@ -124,7 +124,7 @@ impl Transfers {
                 }
                 Pause::Body(Body::In { start, size }) => {
                     *upload = true;
-                    self.receive(io.inner(), shelf, start, size).await?
+                    self.receive(io.inner(), storage, start, size).await?
                 }
             };
             input = moved.map_or_else(Input::Broken, |()| Input::Moved);
@@ -134,7 +134,7 @@ impl Transfers {
     /// Gives the talk its time; what the disk takes is not the client's.
     async fn patiently<T>(
         &self,
-        pulse: &Activity,
+        activity: &Activity,
         talk: impl Future<Output = Result<T, Error<io::Error>>>,
     ) -> Result<Result<T, io::Error>, io::Error> {
         let mut talk = pin!(talk);
@@ -143,7 +143,7 @@ impl Transfers {
             if let Ok(said) = timeout_at(deadline, &mut talk).await {
                 return Ok(said.map_err(broken));
             }
-            let more = match pulse.take_work() {
+            let more = match activity.take_work() {
                 Some(hashed) => self.timeouts.talk + Duration::from_secs(hashed / HASH_PACE),
                 None => return Err(io::Error::new(io::ErrorKind::TimedOut, "the client says nothing")),
             };
@@ -155,7 +155,7 @@ impl Transfers {
     async fn receive(
         &self,
         stream: &TcpStream,
-        shelf: &mut ConnectionStorage,
+        storage: &mut ConnectionStorage,
         start: u64,
         size: u64,
     ) -> io::Result<Result<(), Refusal>> {
@@ -168,19 +168,19 @@ impl Transfers {
                 Err(_) => return Err(io::Error::new(io::ErrorKind::TimedOut, "the client sends nothing")),
             }
             let waited = began.elapsed();
-            let hands = self.hands.clone();
-            let turn = hands.writing.acquire().await.map_err(io::Error::other)?;
-            let mut piece = hands.buffer();
+            let pool = self.pool.clone();
+            let turn = pool.writing.acquire().await.map_err(io::Error::other)?;
+            let mut piece = pool.buffer();
             let want = usize::try_from(size - at).unwrap_or(usize::MAX).min(PIECE);
             let (len, ended) = fill(stream, piece.get_mut(..want).unwrap_or_default())?;
             if len > 0 {
-                match shelf.write(at, piece, len).await {
-                    Ok(buffer) => hands.give_back(buffer),
+                match storage.write(at, piece, len).await {
+                    Ok(buffer) => pool.give_back(buffer),
                     Err(no) => return Ok(Err(no)),
                 }
                 at += len as u64;
             } else {
-                hands.give_back(piece);
+                pool.give_back(piece);
             }
             drop(turn);
             pace.note(waited, len as u64)?;

@@ -76,8 +76,8 @@ enum Held {
 #[derive(Debug)]
 pub(super) struct ConnectionStorage {
     folder: Arc<Folder>,
-    hands: Arc<DiskPool>,
-    pulse: Arc<Activity>,
+    pool: Arc<DiskPool>,
+    activity: Arc<Activity>,
     held: Held,
     /// For the log: what and why not.
     pub(super) name: Option<Name>,
@@ -85,8 +85,8 @@ pub(super) struct ConnectionStorage {
 }
 
 impl ConnectionStorage {
-    pub(super) fn new(folder: Arc<Folder>, hands: Arc<DiskPool>, pulse: Arc<Activity>) -> Self {
-        Self { folder, hands, pulse, held: Held::Nothing, name: None, refusal: None }
+    pub(super) fn new(folder: Arc<Folder>, pool: Arc<DiskPool>, activity: Arc<Activity>) -> Self {
+        Self { folder, pool, activity, held: Held::Nothing, name: None, refusal: None }
     }
 
     /// The file that is being sent.
@@ -117,9 +117,9 @@ impl ConnectionStorage {
         &mut self,
         work: impl FnOnce() -> Result<T, FileRefusal> + Send + 'static,
     ) -> Result<T, Refusal> {
-        self.pulse.busy.store(true, Ordering::Relaxed);
+        self.activity.busy.store(true, Ordering::Relaxed);
         let done = spawn_blocking(work).await;
-        self.pulse.busy.store(false, Ordering::Relaxed);
+        self.activity.busy.store(false, Ordering::Relaxed);
         match done {
             Ok(Ok(value)) => Ok(value),
             Ok(Err(refusal)) => {
@@ -160,10 +160,10 @@ impl Storage for ConnectionStorage {
 
     async fn hash(&mut self, bytes: u64) -> Result<Hash, Refusal> {
         let held = self.held.clone();
-        let hands = self.hands.clone();
+        let pool = self.pool.clone();
         // To wait for a turn is to be busy, too.
-        self.pulse.busy.store(true, Ordering::Relaxed);
-        let turn = hands.hashing.acquire().await.map_err(|_| Refusal::Failed)?;
+        self.activity.busy.store(true, Ordering::Relaxed);
+        let turn = pool.hashing.acquire().await.map_err(|_| Refusal::Failed)?;
         let hash = self
             .on_disk(move || match held {
                 Held::Nothing => Err(FileRefusal::NotThere),
@@ -172,7 +172,7 @@ impl Storage for ConnectionStorage {
             })
             .await;
         drop(turn);
-        self.pulse.hashed.fetch_add(bytes, Ordering::Relaxed);
+        self.activity.hashed.fetch_add(bytes, Ordering::Relaxed);
         hash
     }
 

@@ -54,7 +54,7 @@ pub fn run(options: &Options, attempt: Attempt) -> ExitCode {
     let outcome = outcome(options, attempt);
     match &outcome {
         Outcome::Ready => {}
-        Outcome::Passing(why) | Outcome::Permanent(why) => say(Level::Error, why),
+        Outcome::Passing(why) | Outcome::Permanent(why) => write_line(Level::Error, why),
     }
     ExitCode::from(outcome.code())
 }
@@ -105,14 +105,14 @@ impl Log for Lines {
     }
 
     fn log(&self, record: &Record<'_>) {
-        say(record.level(), record.args());
+        write_line(record.level(), record.args());
     }
 
     fn flush(&self) {}
 }
 
 /// One line; that nobody reads it is no reason to fail.
-fn say(level: Level, text: impl std::fmt::Display) {
+fn write_line(level: Level, text: impl std::fmt::Display) {
     let mark = match level {
         Level::Error => "error: ",
         Level::Warn => "warning: ",

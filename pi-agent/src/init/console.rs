@@ -35,7 +35,7 @@ impl Console {
     }
 
     /// Writes one line. Several lines of text become several lines.
-    pub fn say(&mut self, text: impl fmt::Display) {
+    pub fn write_line(&mut self, text: impl fmt::Display) {
         let seconds = self.start.elapsed().as_secs_f64();
         let mut block = String::new();
         for line in text.to_string().lines() {
@@ -95,7 +95,7 @@ pub(super) mod tests {
     #[test]
     fn lines_have_a_prefix_seconds_and_no_control_characters() {
         let kept = Kept::default();
-        Console::to(Box::new(kept.clone())).say("one\ntwo\u{7} \u{1b}[1m\r\n");
+        Console::to(Box::new(kept.clone())).write_line("one\ntwo\u{7} \u{1b}[1m\r\n");
         let text = kept.text();
         let lines: Vec<_> = text.split('\n').collect();
         assert_eq!(lines.len(), 3, "{text:?}");
@@ -108,6 +108,6 @@ pub(super) mod tests {
 
     #[test]
     fn a_console_that_fails_is_no_matter() {
-        Console::to(Box::new(Broken)).say("nobody hears this");
+        Console::to(Box::new(Broken)).write_line("nobody hears this");
     }
 }

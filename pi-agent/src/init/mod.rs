@@ -144,10 +144,10 @@ fn process_1(arguments: &[OsString], cmdline: &Path) -> ! {
     // The streams that the kernel gave are used then.
     let _ = mounts::take_console();
     let mut console = Console::open();
-    console.say(format_args!("pi-agent {} is process 1", env!("CARGO_PKG_VERSION")));
+    console.write_line(format_args!("pi-agent {} is process 1", env!("CARGO_PKG_VERSION")));
     let options = read_options(cmdline);
     for complaint in complaints.iter().chain(&options.complaints) {
-        console.say(format_args!("warning: {complaint}"));
+        console.write_line(format_args!("warning: {complaint}"));
     }
     let mut supervisor = Supervisor::default();
     loop {
@@ -155,7 +155,7 @@ fn process_1(arguments: &[OsString], cmdline: &Path) -> ! {
         if end == End::Exit(READY.into()) {
             hand_over(&options, arguments, &mut console, &mut supervisor);
         } else {
-            console.say(format_args!("the attempt {end}"));
+            console.write_line(format_args!("the attempt {end}"));
         }
         if end == End::Stuck {
             restart_machine(&mut console);
@@ -164,7 +164,7 @@ fn process_1(arguments: &[OsString], cmdline: &Path) -> ! {
             shell(&mut console);
         }
         let wait = supervisor.wait_after(end);
-        console.say(format_args!("trying again in {} s", wait.as_secs().max(1)));
+        console.write_line(format_args!("trying again in {} s", wait.as_secs().max(1)));
         supervisor.sleep(wait);
     }
 }
@@ -183,21 +183,26 @@ fn hand_over(options: &Options, arguments: &[OsString], console: &mut Console, s
     let init = match system::find_init(new_root, wanted) {
         Ok(init) => init,
         Err(wrong) => {
-            console.say(format_args!("the installed system has no init that can run: {wrong}"));
-            console
-                .say("install another image: piman reinstall, with an archive of a whole system for this Pi");
+            console.write_line(format_args!("the installed system has no init that can run: {wrong}"));
+            console.write_line(
+                "install another image: piman reinstall, with an archive of a whole system for this Pi",
+            );
             return system::unmount(new_root);
         }
     };
     if let Some(wanted) = wanted.filter(|w| *w != init) {
-        console.say(format_args!("warning: {} cannot run, taking {}", wanted.display(), init.display()));
+        console.write_line(format_args!(
+            "warning: {} cannot run, taking {}",
+            wanted.display(),
+            init.display()
+        ));
     }
-    console.say(format_args!("switching root, {} becomes process 1", init.display()));
+    console.write_line(format_args!("switching root, {} becomes process 1", init.display()));
     if let Err(e) = switch::switch_root(new_root, console) {
-        console.say(format_args!("cannot switch root: {e}"));
+        console.write_line(format_args!("cannot switch root: {e}"));
         // What could not be moved back.
         for complaint in mounts::mount_all() {
-            console.say(complaint);
+            console.write_line(complaint);
         }
         return system::unmount(new_root);
     }
@@ -205,10 +210,10 @@ fn hand_over(options: &Options, arguments: &[OsString], console: &mut Console, s
     // starts again from the network.
     for _ in 0..INIT_TRIES {
         let error = switch::become_init(&init, arguments);
-        console.say(format_args!("cannot run {}: {error}", init.display()));
+        console.write_line(format_args!("cannot run {}: {error}", init.display()));
         for other in system::candidates(wanted).filter(|c| *c != init) {
             let error = switch::become_init(other, arguments);
-            console.say(format_args!("cannot run {} either: {error}", other.display()));
+            console.write_line(format_args!("cannot run {} either: {error}", other.display()));
         }
         let wait = supervisor.passing.wait();
         supervisor.sleep(wait);
@@ -218,9 +223,9 @@ fn hand_over(options: &Options, arguments: &[OsString], console: &mut Console, s
 
 /// Starts the machine again, from the network: what no attempt can repair.
 fn restart_machine(console: &mut Console) {
-    console.say("restarting the machine");
+    console.write_line("restarting the machine");
     if let Err(e) = rustix::system::reboot(rustix::system::RebootCommand::Restart) {
-        console.say(format_args!("cannot restart the machine: {e}"));
+        console.write_line(format_args!("cannot restart the machine: {e}"));
     }
 }
 
@@ -228,12 +233,12 @@ fn restart_machine(console: &mut Console) {
 fn shell(console: &mut Console) {
     let shell = Path::new("/bin/sh");
     if !shell.exists() {
-        return console.say("piman.shell=1: the initramfs has no /bin/sh");
+        return console.write_line("piman.shell=1: the initramfs has no /bin/sh");
     }
-    console.say("a shell, as piman.shell=1 asks for; exit tries again");
+    console.write_line("a shell, as piman.shell=1 asks for; exit tries again");
     match Command::new(shell).spawn().and_then(|mut child| child.wait()) {
-        Ok(status) => console.say(format_args!("the shell ended: {status}")),
-        Err(e) => console.say(format_args!("cannot run {}: {e}", shell.display())),
+        Ok(status) => console.write_line(format_args!("the shell ended: {status}")),
+        Err(e) => console.write_line(format_args!("cannot run {}: {e}", shell.display())),
     }
 }
 

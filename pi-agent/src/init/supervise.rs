@@ -100,7 +100,7 @@ impl Supervisor {
     /// Runs one child to its end, passing its lines on to the console.
     pub fn run(&self, command: &mut Command, console: &mut Console) -> End {
         match self.start(command) {
-            Ok((pid, pipe)) => self.attend(pid, pipe, console),
+            Ok((pid, pipe)) => self.supervise(pid, pipe, console),
             Err(e) => End::NotStarted(Errno::from_io_error(&e).unwrap_or(Errno::IO)),
         }
     }
@@ -141,7 +141,7 @@ impl Supervisor {
         Ok((pid.ok_or(Errno::CHILD)?, reader))
     }
 
-    fn attend(&self, pid: Pid, mut pipe: PipeReader, console: &mut Console) -> End {
+    fn supervise(&self, pid: Pid, mut pipe: PipeReader, console: &mut Console) -> End {
         let mut lines = Lines::default();
         let mut open = true;
         let mut heard = Instant::now();
@@ -163,7 +163,8 @@ impl Supervisor {
             match killed {
                 None if heard.elapsed() >= self.patience => {
                     let seconds = self.patience.as_secs();
-                    console.say(format_args!("no sign of life for {seconds} s: killing process {pid}"));
+                    console
+                        .write_line(format_args!("no sign of life for {seconds} s: killing process {pid}"));
                     let _ = rustix::process::kill_process_group(pid, Signal::KILL);
                     let _ = rustix::process::kill_process(pid, Signal::KILL);
                     killed = Some(Instant::now());
@@ -232,7 +233,7 @@ impl Lines {
 
     fn flush(&mut self, console: &mut Console) {
         if !self.0.trim_ascii().is_empty() {
-            console.say(String::from_utf8_lossy(&self.0));
+            console.write_line(String::from_utf8_lossy(&self.0));
         }
         self.0.clear();
     }

@@ -47,9 +47,9 @@ pub fn switch_root(new_root: &Path, console: &mut Console) -> Result<(), String>
     match is_disposable(&old_root) {
         Ok(()) => {
             let deleted = delete_content(&old_root);
-            console.say(format_args!("the initramfs is deleted ({deleted} files)"));
+            console.write_line(format_args!("the initramfs is deleted ({deleted} files)"));
         }
-        Err(why) => console.say(format_args!("the old root is left as it is: {why}")),
+        Err(why) => console.write_line(format_args!("the old root is left as it is: {why}")),
     }
     Ok(())
 }
@@ -70,7 +70,7 @@ fn move_all(
         match made.and_then(|()| Ok(rustix::mount::mount_move(from, &to)?)) {
             Ok(()) => moved.push((from.to_owned(), to)),
             // The installed system mounts them itself.
-            Err(e) => console.say(format_args!("cannot move {} along: {e}", from.display())),
+            Err(e) => console.write_line(format_args!("cannot move {} along: {e}", from.display())),
         }
     }
     let step = |what: &'static str| move |e: Errno| format!("{what}: {e}");

@@ -378,8 +378,8 @@ fn trusted(plan: &Plan, disk: &Disk, offer: Option<Offer>) -> Result<Option<Offe
         // What nobody has signed must not count against a later image.
         return Ok(offer.map(|o| Offer { more: More { counter: 0, ..o.more }, ..o }));
     };
-    let floor = trust::floor(disk.file(), disk.bytes());
-    key.check(offer, &plan.identity, floor, |port| dial(plan, port)).map(Some)
+    let rollback_counter = trust::rollback_counter(disk.file(), disk.bytes());
+    key.check(offer, &plan.identity, rollback_counter, |port| dial(plan, port)).map(Some)
 }
 
 fn format(

@@ -66,9 +66,9 @@ impl<'a> Reporter<'a> {
 
     /// Mounts between the reports that say so.
     pub(super) fn mounting<T>(&self, mount: impl FnOnce() -> Result<T, Failure>) -> Result<T, Failure> {
-        self.say(Report::Milestone(Milestone::Mounting));
+        self.report(Report::Milestone(Milestone::Mounting));
         let mounted = mount()?;
-        self.say(Report::Milestone(Milestone::FinishedMounting));
+        self.report(Report::Milestone(Milestone::FinishedMounting));
         Ok(mounted)
     }
 
@@ -88,7 +88,7 @@ impl<'a> Reporter<'a> {
         self.tell(&|talk| talk.notify(Notice::Failed { stage: failure.stage, text: &text }));
     }
 
-    fn say(&self, report: Report<'_>) {
+    fn report(&self, report: Report<'_>) {
         let mut talk = self.talk.lock().unwrap_or_else(PoisonError::into_inner);
         if talk.as_mut().is_some_and(|t| t.report(report).is_err()) {
             *talk = None;

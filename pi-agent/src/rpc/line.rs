@@ -13,11 +13,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, anyhow, bail, ensure};
 use embedded_io_adapters::std::FromStd;
 use piman_core::blocking::{self, Blocking};
-use piman_core::messages::{Frames, Mail, Role, Timeless};
+use piman_core::messages::{MessageBuffer, MessageStream, Role, Timeless};
 use piman_core::rpc::auth::{Authenticator, KEY_CONTEXT};
 use piman_core::rpc::{
     AnswerOut, Codec, DEPTH_MAX, Failure, Head, LoginError, Memory, NO_CALL, Place, Protocol, Session, Slot,
-    Step, Value, WEIGHT_MAX, postcard, prove,
+    Step, Value, WEIGHT_MAX, login, postcard,
 };
 use rustix::event::{PollFd, PollFlags, poll};
 
@@ -106,13 +106,13 @@ pub(super) fn serve(service: &Arc<Service>, proven: &mut bool) -> anyhow::Result
     let socket = stream.try_clone().context("sharing the socket")?;
     let mut buf = [0; 4096];
     let io = Blocking(FromStd::new(stream));
-    let open = Frames::open(io, Timeless, Role::Client, CALL_MAX, &mut buf);
+    let open = MessageStream::open(io, Timeless, Role::Client, CALL_MAX, &mut buf);
     let mut frames = blocking::run(open).map_err(|e| match protocol {
         Protocol::Piman => anyhow!("greeting: {e}; if it is an old TCPTalks server, say --protocol pickle (a password then crosses the network in clear)"),
         _ => anyhow!("greeting: {e}"),
     })?;
     let key = Key::of(password.as_deref().unwrap_or(""));
-    blocking::run(prove(&mut frames, &key, nonce()?)).map_err(|e| match e {
+    blocking::run(login(&mut frames, &key, nonce()?)).map_err(|e| match e {
         LoginError::Denied if password.is_none() => {
             anyhow!("login: the server wants a password: give it with --password-file FILE")
         }
@@ -123,7 +123,7 @@ pub(super) fn serve(service: &Arc<Service>, proven: &mut bool) -> anyhow::Result
     log::info!("connected to {}:{}", service.host, service.port);
 
     let mut session = Session::new([], RUNNING_MAX);
-    let mut mail = Mail::default();
+    let mut mail = MessageBuffer::default();
     loop {
         send_answers(&mut frames, &mut session, &answered, &mut mail)?;
         for frame in mail.whole.drain(..) {
@@ -161,10 +161,10 @@ pub(super) fn readable(
 }
 
 fn send_answers(
-    frames: &mut Frames<'_, Stream, Timeless>,
+    frames: &mut MessageStream<'_, Stream, Timeless>,
     session: &mut Session<[Place; 0]>,
     answered: &Receiver<Ended>,
-    mail: &mut Mail,
+    mail: &mut MessageBuffer,
 ) -> anyhow::Result<()> {
     while let Ok(ended) = answered.try_recv() {
         let message = encode(Codec::Postcard, session, &ended)?;

@@ -13,7 +13,7 @@ use std::time::Duration;
 use anyhow::{Context, anyhow};
 use embedded_io_adapters::std::FromStd;
 use piman_core::blocking::{self, Blocking};
-use piman_core::messages::{Frames, Mail, PORT, Role, SendError, Timeless};
+use piman_core::messages::{MessageBuffer, MessageStream, PORT, Role, SendError, Timeless};
 
 use super::line::{CONNECT, readable, tune};
 use super::{Service, hook};
@@ -119,10 +119,10 @@ impl Member {
         let socket = stream.try_clone().context("sharing the socket")?;
         let mut buf = [0; 4096];
         let io = Blocking(FromStd::new(Timely(stream)));
-        let open = Frames::open(io, Timeless, Role::Client, MESSAGE_MAX, &mut buf);
+        let open = MessageStream::open(io, Timeless, Role::Client, MESSAGE_MAX, &mut buf);
         let mut frames = blocking::run(open).map_err(|e| anyhow!("greeting: {e}"))?;
         log::info!("joined the message channel on {}", self.address);
-        let mut mail = Mail::default();
+        let mut mail = MessageBuffer::default();
         loop {
             for message in mail.whole.drain(..) {
                 self.take(message);

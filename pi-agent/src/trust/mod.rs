@@ -3,7 +3,7 @@
 //!
 //! | file | what lives there |
 //! |---|---|
-//! | `floor` | the counter below which a card takes no image |
+//! | `rollback_counter` | the counter below which a card takes no image |
 
 mod rollback;
 
@@ -18,7 +18,7 @@ use piman_core::install::fetch::{Kind, Request};
 use piman_core::install::manifest::{self, BYTES_MAX, Manifest};
 use piman_core::install::{Offer, Stage};
 
-pub use rollback::{floor, raise, remember};
+pub use rollback::{raise, remember, rollback_counter};
 
 use crate::failure::{Cause, Failure};
 use crate::fetch::{Link, Retry, Source};
@@ -90,7 +90,7 @@ impl Key {
         }
     }
 
-    /// Checks that an offer is signed, for this Pi, and no step back behind `floor`. Returns it
+    /// Checks that an offer is signed, for this Pi, and no step back behind `rollback_counter`. Returns it
     /// with what is not signed of it left out.
     ///
     /// # Errors
@@ -99,7 +99,7 @@ impl Key {
         &self,
         offer: Option<Offer>,
         identity: &Identity,
-        floor: u64,
+        rollback_counter: u64,
         connect: impl Fn(u16) -> io::Result<TcpStream>,
     ) -> Result<Offer, Failure> {
         let refuse = |e: anyhow::Error| {
@@ -121,10 +121,16 @@ impl Key {
         let connect = || connect(offer.fetch_port);
         // Whether it came as it was signed is seen by the signature.
         let signed = Source::new(connect, &link, retry, "the signature").table(&request, |_| true, "")?;
-        self.judge(&signed, offer, identity, floor).map_err(refuse)
+        self.judge(&signed, offer, identity, rollback_counter).map_err(refuse)
     }
 
-    fn judge(&self, signed: &[u8], offer: Offer, identity: &Identity, floor: u64) -> anyhow::Result<Offer> {
+    fn judge(
+        &self,
+        signed: &[u8],
+        offer: Offer,
+        identity: &Identity,
+        rollback_counter: u64,
+    ) -> anyhow::Result<Offer> {
         let (signature, text) = manifest::split(signed).context("what came is no signed manifest")?;
         let signature = Signature::decode(signature.trim_end())
             .map_err(|_| anyhow!("the image's signature is none of minisign's"))?;
@@ -146,8 +152,8 @@ impl Key {
         );
         let counter = manifest.counter;
         ensure!(
-            counter >= floor,
-            "the image is older (counter {counter}) than what this card has had ({floor})"
+            counter >= rollback_counter,
+            "the image is older (counter {counter}) than what this card has had ({rollback_counter})"
         );
         log::info!("image {:.12} `{}` is signed, counter {counter}", manifest.image, manifest.name);
         let mut offer = offer;

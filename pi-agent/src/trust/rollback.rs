@@ -16,7 +16,7 @@ const HEADING: &[u8; 16] = b"piman-counter 1\n";
 
 /// The smallest counter that a disk of so many bytes takes; 0: any.
 #[must_use]
-pub fn floor(disk: &File, bytes: u64) -> u64 {
+pub fn rollback_counter(disk: &File, bytes: u64) -> u64 {
     remembered(disk).max(inspect::look(disk, bytes).counter())
 }
 
@@ -69,14 +69,14 @@ mod tests {
 
     #[test]
     fn what_is_remembered_is_whole_or_nothing() {
-        let path = std::env::temp_dir().join(format!("floor-{}", std::process::id()));
+        let path = std::env::temp_dir().join(format!("rollback-{}", std::process::id()));
         let disk = File::options().read(true).write(true).create(true).truncate(true).open(&path).unwrap();
-        assert_eq!(floor(&disk, 0), 0);
+        assert_eq!(rollback_counter(&disk, 0), 0);
         disk.set_len(1 << 20).unwrap();
         assert_eq!(remembered(&disk), 0);
         let text = [&HEADING[..], &77_u64.to_le_bytes()].concat();
         disk.write_all_at(&[&text[..], blake3::hash(&text).as_bytes()].concat(), AT).unwrap();
-        assert_eq!(floor(&disk, 1 << 20), 77);
+        assert_eq!(rollback_counter(&disk, 1 << 20), 77);
         // Nothing is installed, so nothing is to be remembered.
         raise(&disk, 1 << 20, &Layout::default()).unwrap();
         assert_eq!(remembered(&disk), 77);
@@ -85,7 +85,7 @@ mod tests {
         let layout = Layout::default();
         for (counter, kept) in [(9, 9), (3, 9), (0, 9), (10, 10)] {
             remember(&disk, counter, &layout).unwrap();
-            assert_eq!(floor(&disk, 1 << 20), kept);
+            assert_eq!(rollback_counter(&disk, 1 << 20), kept);
         }
         // A partition is never written to for it.
         let early = Layout { boot_start: 64, ..layout };

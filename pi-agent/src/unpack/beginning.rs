@@ -146,7 +146,7 @@ mod tests {
     }
 
     /// What comes of a server that sends these pieces, and closes.
-    fn hear(pieces: &[&[u8]]) -> Result<(), Unfit> {
+    fn receive(pieces: &[&[u8]]) -> Result<(), Unfit> {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let mut server = listener.accept().unwrap().0;
@@ -161,8 +161,8 @@ mod tests {
     fn an_archive_is_known_by_its_first_entry() {
         for length in [0, 10, 600_000] {
             for packed in [gzip(&archive(length)), zstd(&archive(length))] {
-                hear(&[&packed[..packed.len().min(200_000)]]).unwrap();
-                hear(&[&packed[..1], &packed[1..3], &packed[3..20], &packed[20..]]).unwrap();
+                receive(&[&packed[..packed.len().min(200_000)]]).unwrap();
+                receive(&[&packed[..1], &packed[1..3], &packed[3..20], &packed[20..]]).unwrap();
             }
         }
     }
@@ -185,7 +185,7 @@ mod tests {
             (vec![&gzip(&damaged)[..]], "damaged"),
             (vec![&gzip(&b"<html><body>no such file</body></html>".repeat(20))[..]], "damaged"),
         ] {
-            let (passing, error) = match hear(&pieces).unwrap_err() {
+            let (passing, error) = match receive(&pieces).unwrap_err() {
                 Unfit::Broken(error) => (true, format!("{error:#}")),
                 Unfit::Refused(error) => (false, format!("{error:#}")),
             };

@@ -41,7 +41,7 @@ impl Write for Line {
 
 impl Line {
     /// The peer says this next.
-    pub fn hear(&mut self, script: &'static [u8]) {
+    pub fn receive(&mut self, script: &'static [u8]) {
         self.input = black_box(script);
     }
 

@@ -4,12 +4,12 @@
 use core::fmt;
 
 use embedded_io_async::{Read, Write};
-use piman_core::drive::{Pi, attend, notify, report};
+use piman_core::drive::{Pi, notify, report, run};
 use piman_core::hash::Hash;
 use piman_core::install::{
     Date, Decision, Hello, Milestone, Notice, Offer, Paths, REVISION, Report, Stage, Start,
 };
-use piman_core::messages::{Frames, Inbox, Piece, Role, SendError, Timer};
+use piman_core::messages::{MessageSink, MessageStream, Piece, Role, SendError, Timer};
 use piman_core::rpc::auth::{Authenticator, KEY_CONTEXT};
 use piman_core::rpc::{
     self, AnswerOut, CallOut, Codec, Dict, Encode, Failure, ID, IDENTITY, Memory, Place, STATUS, Session,
@@ -106,7 +106,7 @@ pub async fn install<D: Device, C: Clock>(
     let mut talk = connect(net, sockets[0], control).await?;
     let mut buf = [0; 1024];
     let start = Start { hello: Some(hello), installed: false };
-    let offer = match attend(&mut talk, &mut buf, &start, &mut Chip).await.doing("reporting")? {
+    let offer = match run(&mut talk, &mut buf, &start, &mut Chip).await.doing("reporting")? {
         Decision::Format(Some(offer)) => offer,
         other => {
             say!("decision {other:?}");
@@ -236,7 +236,7 @@ impl<const N: usize> Last<N> {
     }
 }
 
-impl<const N: usize> Inbox for Last<N> {
+impl<const N: usize> MessageSink for Last<N> {
     async fn piece(&mut self, piece: Piece<'_>) {
         if piece.offset == 0 {
             self.used = 0;
@@ -257,7 +257,8 @@ pub async fn frames<D: Device, C: Clock>(
 ) -> Result<(), Failed> {
     let stream = connect(net, socket, to).await?;
     let mut buf = [0; 512];
-    let mut frames = Frames::open(stream, net, Role::Client, 3000, &mut buf).await.doing("greeting")?;
+    let mut frames =
+        MessageStream::open(stream, net, Role::Client, 3000, &mut buf).await.doing("greeting")?;
     let mut message = [0; 3000];
     for (i, byte) in message.iter_mut().enumerate() {
         *byte = (i % 251) as u8;
@@ -315,11 +316,11 @@ pub async fn talks<D: Device, C: Clock>(
 ) -> Result<(), Failed> {
     let stream = connect(net, socket, to).await?;
     let mut buf = [0; 256];
-    let mut talk = Frames::open(stream, net, Role::Client, 512, &mut buf).await.doing("greeting")?;
+    let mut talk = MessageStream::open(stream, net, Role::Client, 512, &mut buf).await.doing("greeting")?;
     let key = Key(blake3::derive_key(KEY_CONTEXT, password.as_bytes()));
     // Not random on this board: its clock is all that differs.
     let nonce = blake3::hash(&net.clock().now_ms().to_le_bytes()).into();
-    rpc::prove(&mut talk, &key, nonce).await.doing("logging in")?;
+    rpc::login(&mut talk, &key, nonce).await.doing("logging in")?;
 
     let mut session = Session::new([Place::default(); 2], 2);
     let mut last = Last::<512>::new();
@@ -374,7 +375,7 @@ pub async fn talks<D: Device, C: Clock>(
 }
 
 async fn say_message<T: Read + Write, C: Timer>(
-    talk: &mut Frames<'_, T, C>,
+    talk: &mut MessageStream<'_, T, C>,
     last: &mut Last<512>,
     message: &dyn Encode,
 ) -> Result<(), Failed>

@@ -38,6 +38,6 @@ fuzz_target!(|data: &[u8]| {
     }
     let mut client = Client::default();
     for byte in input {
-        let _ = client.hear(*byte);
+        let _ = client.receive(*byte);
     }
 });

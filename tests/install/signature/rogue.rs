@@ -82,7 +82,7 @@ fn a_signed_manifest_without_chunk_hashes_installs_nothing() {
         let card = new_card(&lab, "card");
         let output = install(&rogue, &card, Some(&lab.path("one.pub")));
         refused(&output, &rogue, &card, "the server has no chunk hashes of the archive");
-        rogue.say("boot\nEOM\n");
+        rogue.write_line("boot\nEOM\n");
         let output = install(&rogue, &card, Some(&lab.path("one.pub")));
         refused(&output, &rogue, &card, "the server says boot, but");
     }
@@ -132,7 +132,7 @@ fn what_a_failed_installation_leaves_is_neither_booted_nor_found() {
     let text = String::from_utf8_lossy(&check.stdout).into_owned() + &said(&check);
     assert!(!check.status.success() && text.contains("the installation was not finished"), "{text}");
 
-    rogue.say("boot\nEOM\n");
+    rogue.write_line("boot\nEOM\n");
     for more in [&[][..], &["--trust-unmarked"], &["--public-key", &lab.path("one.pub")]] {
         let output = agent(&rogue, &card).args(more).output().unwrap();
         assert_eq!(output.status.code(), Some(1), "{}", said(&output));
@@ -148,7 +148,7 @@ fn what_a_failed_installation_leaves_is_neither_booted_nor_found() {
         honest.args(["--path", "archive", "--retries", "0", "--transfer-port", "0"]).output().unwrap();
     assert!(output.status.success(), "{}", said(&output));
     lab.installed("card");
-    rogue.say("boot\nEOM\n");
+    rogue.write_line("boot\nEOM\n");
     assert!(install(&rogue, &card, None).status.success(), "what is installed may boot");
 }
 
@@ -218,7 +218,7 @@ fn an_archive_without_entries_erases_nothing() {
     // A system that nobody marked is booted if it is trusted, and only then.
     let card = fs::File::options().write(true).open(lab.path("good")).unwrap();
     card.write_all_at(&[0; 4096], Layout::default().root_start * SECTOR).unwrap();
-    rogue.say("boot\nEOM\n");
+    rogue.write_line("boot\nEOM\n");
     let output = install(&rogue, Path::new(&lab.path("good")), None);
     assert_eq!(output.status.code(), Some(1), "{}", said(&output));
 }

@@ -11,15 +11,15 @@ fn asked(upload: bool, ranges: bool, have: &[u8], says: &[u8]) -> (Vec<u8>, End,
             files.borrow_mut().partial.insert("f".to_owned(), have.to_vec());
         }
         let mut script = Script::new(says, chop);
-        let mut shelf = Shelf::new(&files);
+        let mut storage = MemoryStorage::new(&files);
         let end = if upload {
             let mut machine = Upload::new(name("f"), ranges);
-            blocking::run(run(&mut script, &mut [0; 7], &mut machine, &mut shelf))
+            blocking::run(run(&mut script, &mut [0; 7], &mut machine, &mut storage))
         } else {
             let mut machine = Download::new(name("f"), ranges);
-            blocking::run(run(&mut script, &mut [0; 7], &mut machine, &mut shelf))
+            blocking::run(run(&mut script, &mut [0; 7], &mut machine, &mut storage))
         };
-        drop(shelf);
+        drop(storage);
         let end = end.unwrap_or(End::Closed);
         let now = (script.output, end, Rc::try_unwrap(files).unwrap().into_inner());
         if let Some((output, end, _)) = &last {
@@ -75,8 +75,8 @@ fn old_servers_can_answer_whether_they_know_ranges() {
     let size = 10u64.to_be_bytes();
     let probe = |says: &[u8]| {
         let mut script = Script::new(says, 3);
-        let mut shelf = Shelf::new(&folder(&[]));
-        let end = blocking::run(run(&mut script, &mut [0; 7], &mut Probe::default(), &mut shelf));
+        let mut storage = MemoryStorage::new(&folder(&[]));
+        let end = blocking::run(run(&mut script, &mut [0; 7], &mut Probe::default(), &mut storage));
         (script.output, end.unwrap())
     };
     let asked = request(b'D', b".piman-ranges");

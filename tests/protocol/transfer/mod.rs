@@ -33,19 +33,19 @@ struct Folder {
 
 /// One transfer's view of a folder.
 #[derive(Debug)]
-struct Shelf {
+struct MemoryStorage {
     folder: Rc<RefCell<Folder>>,
     name: String,
     upload: bool,
 }
 
-impl Shelf {
+impl MemoryStorage {
     fn new(folder: &Rc<RefCell<Folder>>) -> Self {
         Self { folder: folder.clone(), name: String::new(), upload: false }
     }
 }
 
-impl Drop for Shelf {
+impl Drop for MemoryStorage {
     fn drop(&mut self) {
         if self.upload {
             self.folder.borrow_mut().taken.remove(&self.name);
@@ -53,7 +53,7 @@ impl Drop for Shelf {
     }
 }
 
-impl Storage for Shelf {
+impl Storage for MemoryStorage {
     async fn open(&mut self, name: &Name) -> Result<u64, Refusal> {
         self.name = name.to_string();
         let folder = self.folder.borrow();
@@ -153,7 +153,12 @@ fn served(
         let folder = folder();
         let mut script = Script::new(input, chop);
         let mut buf = [0; 50];
-        let end = blocking::run(run(&mut script, &mut buf, &mut Server::default(), &mut Shelf::new(&folder)));
+        let end = blocking::run(run(
+            &mut script,
+            &mut buf,
+            &mut Server::default(),
+            &mut MemoryStorage::new(&folder),
+        ));
         let end = end.map_err(|e| match e {
             Error::Peer(e) => e,
             Error::Io(never) => match never {},

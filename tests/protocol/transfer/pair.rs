@@ -19,7 +19,7 @@ fn attempt(
     } else {
         b.cut_after(cut)
     }
-    let (mut ours, mut theirs) = (Shelf::new(client), Shelf::new(server));
+    let (mut ours, mut theirs) = (MemoryStorage::new(client), MemoryStorage::new(server));
     let client = async {
         let end = if up {
             run(&mut a, &mut [0; 33], &mut Upload::new(name("f"), ranges), &mut ours).await
@@ -86,9 +86,9 @@ proptest! {
         }
         let files = folder(&[("f", b"0123456789")]);
         let mut script = Script::new(&input, chop);
-        let mut shelf = Shelf::new(&files);
-        let _ = blocking::run(run(&mut script, &mut [0; 9], &mut Server::default(), &mut shelf));
-        drop(shelf);
+        let mut storage = MemoryStorage::new(&files);
+        let _ = blocking::run(run(&mut script, &mut [0; 9], &mut Server::default(), &mut storage));
+        drop(storage);
         prop_assert!(files.borrow().taken.is_empty());
         prop_assert_eq!(&files.borrow().complete["f"], b"0123456789");
     }

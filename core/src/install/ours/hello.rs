@@ -4,7 +4,7 @@ use core::fmt;
 
 use super::{Installation, MARK, field, hash, name, number, put, put_installation, put_name};
 use crate::hash::Hash;
-use crate::words::{Sink, Words};
+use crate::text::{Sink, ToText};
 
 /// By which ways an agent can install.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -42,7 +42,7 @@ pub struct Can {
     pub answer: bool,
 }
 
-/// Words with `+` between them.
+/// ToText with `+` between them.
 impl Can {
     fn parse(text: &[u8]) -> Self {
         Self { signed: has(text, "signed"), answer: has(text, "answer") }
@@ -112,8 +112,8 @@ impl<'a> Hello<'a> {
 
 /// What follows the mark. What revision 0 knows comes first and always; what is newer follows if there
 /// is any.
-impl Words for Hello<'_> {
-    fn words(&self, to: &mut impl Sink) {
+impl ToText for Hello<'_> {
+    fn write_text(&self, to: &mut impl Sink) {
         to.text(" hello");
         put_name(to, " serial=", self.serial, 40);
         put_name(to, " mac=", self.mac, 20);
@@ -123,7 +123,7 @@ impl Words for Hello<'_> {
         put(to, " root=", self.root_bytes);
         to.text(" card=");
         match &self.card {
-            Some(id) => id.words(to),
+            Some(id) => id.write_text(to),
             None => to.byte(b'-'),
         }
         to.text(" paths=");

@@ -26,7 +26,7 @@ use core::fmt;
 use core::str;
 
 use crate::hash::Hash;
-use crate::words::{self, Sink, Words};
+use crate::text::{self, Sink, ToText};
 
 pub use hello::{Can, Hello, Paths};
 pub use offer::{ImageOffer, More, Offer};
@@ -45,7 +45,7 @@ const NAME_MAX: usize = 64;
 
 /// The verb and the fields of a line of ours; `None` if it is not one.
 pub(super) fn split(line: &[u8]) -> Option<(&[u8], &[u8])> {
-    let rest = words::after(words::after(line.trim_ascii(), MARK.as_bytes())?, b" ")?;
+    let rest = text::after(text::after(line.trim_ascii(), MARK.as_bytes())?, b" ")?;
     let end = rest.iter().position(|b| *b == b' ').unwrap_or(rest.len());
     rest.split_at_checked(end)
 }
@@ -53,7 +53,7 @@ pub(super) fn split(line: &[u8]) -> Option<(&[u8], &[u8])> {
 fn field<'a>(fields: &'a [u8], key: &str) -> Option<&'a [u8]> {
     fields
         .split(u8::is_ascii_whitespace)
-        .find_map(|f| words::after(words::after(f, key.as_bytes())?, b"="))
+        .find_map(|f| text::after(text::after(f, key.as_bytes())?, b"="))
         .filter(|v| !matches!(*v, b"" | b"-"))
 }
 
@@ -75,7 +75,7 @@ pub(super) trait Number: Sized {
 
 impl Number for u64 {
     fn field(fields: &[u8], key: &str) -> Option<Self> {
-        words::parse(field(fields, key)?)
+        text::parse(field(fields, key)?)
     }
 }
 
@@ -105,7 +105,7 @@ fn hash(fields: &[u8], key: &str) -> Option<Hash> {
 /// Writes the key, as ` key=`, and a number.
 fn put(to: &mut impl Sink, key: &str, number: u64) {
     to.text(key);
-    words::number(to, number, 0)
+    text::number(to, number, 0)
 }
 
 /// How piman calls one installation of one Pi, so that its end is known whatever happens on
@@ -123,7 +123,7 @@ impl Installation {
 
     fn from_hex(digits: &[u8]) -> Option<Self> {
         let digits: &[u8; 16] = digits.try_into().ok()?;
-        digits.iter().try_fold(0, |number, d| Some(number << 4 | u64::from(words::nibble(*d)?))).map(Self)
+        digits.iter().try_fold(0, |number, d| Some(number << 4 | u64::from(text::nibble(*d)?))).map(Self)
     }
 
     fn field(fields: &[u8]) -> Option<Self> {
@@ -131,9 +131,9 @@ impl Installation {
     }
 }
 
-impl Words for Installation {
-    fn words(&self, to: &mut impl Sink) {
-        words::hex(to, &self.0.to_be_bytes())
+impl ToText for Installation {
+    fn write_text(&self, to: &mut impl Sink) {
+        text::hex(to, &self.0.to_be_bytes())
     }
 }
 
@@ -148,7 +148,7 @@ impl fmt::Display for Installation {
 fn put_installation(to: &mut impl Sink, installation: Option<Installation>) {
     let Some(installation) = installation else { return };
     to.text(" installation=");
-    installation.words(to)
+    installation.write_text(to)
 }
 
 /// Writes the key, as ` key=`, and a text as its value: `-` for nothing, `_` for white space, at most
@@ -298,11 +298,11 @@ impl<'a> Notice<'a> {
     }
 }
 
-impl Words for Notice<'_> {
-    fn words(&self, to: &mut impl Sink) {
+impl ToText for Notice<'_> {
+    fn write_text(&self, to: &mut impl Sink) {
         to.text(MARK);
         match self {
-            Self::Hello(hello) => hello.words(to),
+            Self::Hello(hello) => hello.write_text(to),
             Self::Progress { stage, done, total } => {
                 to.text(" progress stage=");
                 to.text(stage.word());
@@ -311,7 +311,7 @@ impl Words for Notice<'_> {
             }
             Self::Committed { id, installation } => {
                 to.text(" committed id=");
-                id.words(to);
+                id.write_text(to);
                 put_installation(to, *installation)
             }
             Self::Failed { stage, text } => {

@@ -4,7 +4,7 @@ use core::fmt;
 
 use super::{Installation, MARK, hash, number, put, put_installation};
 use crate::hash::Hash;
-use crate::words::{Sink, Words};
+use crate::text::{Sink, ToText};
 
 /// What to install.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -99,17 +99,17 @@ impl ImageOffer {
     }
 }
 
-impl Words for Offer {
-    fn words(&self, to: &mut impl Sink) {
+impl ToText for Offer {
+    fn write_text(&self, to: &mut impl Sink) {
         to.text(MARK);
         to.text(" offer id=");
-        self.id.words(to);
+        self.id.write_text(to);
         put(to, " bytes=", self.bytes);
         put(to, " rootfs=", self.rootfs_port.into());
         put(to, " fetch=", self.fetch_port.into());
         if let Some(ImageOffer { table, table_bytes, chunk_bytes }) = &self.image {
             to.text(" table=");
-            table.words(to);
+            table.write_text(to);
             put(to, " table-bytes=", (*table_bytes).into());
             put(to, " chunk-bytes=", *chunk_bytes);
         }

@@ -3,7 +3,7 @@
 
 /// The most digits that count; those after them only round.
 const DIGITS_MAX: usize = 100;
-/// Words of 32 bits: for so many digits, times ten to the 308th or over ten to the 324th and all digits.
+/// ToText of 32 bits: for so many digits, times ten to the 308th or over ten to the 324th and all digits.
 const WORDS: usize = 52;
 
 /// Reads `-1.5e-7`, `inf`, `nan` and the like; `None` if it is none.

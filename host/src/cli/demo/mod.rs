@@ -1,9 +1,9 @@
 //! `piman demo`: the main job on any machine, as an ordinary user, without a Pi. A server on
 //! loopback, a virtual card, the agent between them; then the result is proved.
 
-mod prove;
 mod rootfs;
 mod show;
+mod verify;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -105,7 +105,7 @@ pub fn run(args: &DemoArgs) -> anyhow::Result<()> {
         show::size(received),
         show::size(written)
     ))?;
-    prove::all(&card, &archive, image)?;
+    verify::all(&card, &archive, image)?;
     next_steps(&card, &dir)
 }
 

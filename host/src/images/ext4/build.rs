@@ -10,7 +10,7 @@ use std::sync::atomic::AtomicBool;
 use mkext4::{FsBuilder, InodeHandle, Layout, Meta, RegionSink, SparseSeg, SpecialKind};
 use piman_core::hash::Hash;
 use piman_core::hosted::archive::{self, Time};
-use piman_core::hosted::ext4::{Geometry, Lazy, SizeError};
+use piman_core::hosted::ext4::{Geometry, SizeError, SparseSink};
 use piman_core::install::table::{BLOCK, Header, Table};
 use tempfile::NamedTempFile;
 
@@ -171,7 +171,7 @@ impl Plan {
 
     /// Writes all metadata, then each entry's content as the archive gives it.
     fn write(&self, tree: &Tree, id: Hash, scan: &Scan<'_>, ranges: &mut Ranges<'_>) -> Result<(), Error> {
-        let mut sink = Lazy::new(ranges);
+        let mut sink = SparseSink::new(ranges);
         let mut writer = self.layout.writer(&mut sink)?;
         let mut index = 0;
         let again = scan.run(|entry, content| {

@@ -5,7 +5,7 @@ use std::future::{Future, ready};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use piman_core::messages::{Inbox, Piece};
+use piman_core::messages::{MessageSink, Piece};
 
 /// How many bytes of messages that are not handed over yet all connections together may hold.
 #[derive(Debug)]
@@ -82,7 +82,7 @@ impl Incoming {
     }
 }
 
-impl Inbox for Incoming {
+impl MessageSink for Incoming {
     fn piece(&mut self, piece: Piece<'_>) -> impl Future<Output = ()> {
         if !self.skips && !self.may_hold(piece.bytes.len()) {
             self.skips = true;

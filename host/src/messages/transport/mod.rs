@@ -9,7 +9,7 @@
 //! | `incoming` | messages that come, within what all connections may hold |
 //! | `ahead` | the stream as the core's driver wants it |
 //!
-//! Messages that do not fit the memory are for [`piman_core::messages::Frames`] itself, which hands them on
+//! Messages that do not fit the memory are for [`piman_core::messages::MessageStream`] itself, which hands them on
 //! in parts.
 
 pub(crate) mod ahead;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use piman_core::messages::{Frames, Role, SendError};
+use piman_core::messages::{MessageStream, Role, SendError};
 use piman_core::{Error, error::PeerError};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -290,7 +290,7 @@ pub(super) async fn run<S: AsyncRead + AsyncWrite + Unpin>(
     opened: oneshot::Sender<Result<(), Failure>>,
 ) {
     let mut buf = vec![0; PIECE].into_boxed_slice();
-    let open = Frames::open(&mut stream, Clock, role, settings.limit, &mut buf);
+    let open = MessageStream::open(&mut stream, Clock, role, settings.limit, &mut buf);
     let mut frames = match timeout(settings.stall, open).await {
         Ok(Ok(frames)) => frames,
         failed => {
@@ -319,7 +319,7 @@ pub(super) async fn run<S: AsyncRead + AsyncWrite + Unpin>(
 }
 
 async fn serve<S: AsyncRead + AsyncWrite + Unpin>(
-    frames: &mut Frames<'_, &mut Ahead<S>, Clock>,
+    frames: &mut MessageStream<'_, &mut Ahead<S>, Clock>,
     Ends { mut outgoing, mut stopped }: Ends,
     settings: &Settings,
     plugins: &mut Plugins,
@@ -396,7 +396,7 @@ fn deliver(
 
 /// Takes the next message; `false` if the peer has closed the connection.
 async fn receive<S: AsyncRead + AsyncWrite + Unpin>(
-    frames: &mut Frames<'_, &mut Ahead<S>, Clock>,
+    frames: &mut MessageStream<'_, &mut Ahead<S>, Clock>,
     incoming: &mut Incoming,
 ) -> Result<bool, Failure> {
     // A peer that has closed between two messages has said all that it had to say.
@@ -407,7 +407,7 @@ async fn receive<S: AsyncRead + AsyncWrite + Unpin>(
 }
 
 async fn send<S: AsyncRead + AsyncWrite + Unpin>(
-    frames: &mut Frames<'_, &mut Ahead<S>, Clock>,
+    frames: &mut MessageStream<'_, &mut Ahead<S>, Clock>,
     Outgoing { message, done, _waits }: Outgoing,
     plugins: &mut Plugins,
     incoming: &mut Incoming,

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use super::Limits;
-use crate::net::queue::{FairQueue, Ticket};
+use crate::net::queue::{FairQueue, QueuePlace};
 use crate::sys::lock::lock;
 
 /// How much there is to do.
@@ -41,7 +41,7 @@ pub(super) struct Turn {
     gate: Arc<Admission>,
     key: (SocketAddr, String),
     /// The place in the line.
-    pub(super) ticket: Ticket,
+    pub(super) ticket: QueuePlace,
 }
 
 impl Turn {

@@ -164,7 +164,7 @@ fn accept(server: &Arc<Server>, packet: &[u8], peer: SocketAddr, here: IpAddr) {
     let refuse = |asked: String, code, text: &'static str| {
         let server = Arc::clone(server);
         async move {
-            if let Err(e) = say(here, peer, &packet::error(code, text)).await {
+            if let Err(e) = send_packet(here, peer, &packet::error(code, text)).await {
                 log::debug!("tftp: {peer}: {e}");
             }
             server.report(peer, asked, What::Failed(text.to_owned()));
@@ -190,7 +190,7 @@ fn accept(server: &Arc<Server>, packet: &[u8], peer: SocketAddr, here: IpAddr) {
 }
 
 /// One packet from a port of its own.
-async fn say(here: IpAddr, peer: SocketAddr, packet: &[u8]) -> io::Result<()> {
+async fn send_packet(here: IpAddr, peer: SocketAddr, packet: &[u8]) -> io::Result<()> {
     let socket = UdpSocket::bind((here, 0)).await?;
     socket.send_to(packet, peer).await?;
     Ok(())
@@ -228,7 +228,7 @@ async fn answer(server: Arc<Server>, turn: Turn, request: Request, here: IpAddr)
         Err(e @ NoFile::Unreadable(_)) => (Some((code::ACCESS, e.to_string())), What::Failed(e.to_string())),
     };
     if let Some((code, text)) = refusal
-        && let Err(e) = say(here, peer, &packet::error(code, &text)).await
+        && let Err(e) = send_packet(here, peer, &packet::error(code, &text)).await
     {
         log::debug!("tftp: {peer}: {e}");
     }

@@ -22,7 +22,7 @@ use piman_core::install::Installation;
 use rusqlite::{Connection, ErrorCode, OpenFlags, Row};
 
 use super::{
-    Batch, Catalogue, Device, Edit, Happening, Identity, OpenOrder, Order, Ordered, State, StateError,
+    Batch, Catalogue, Device, DeviceEvent, Edit, Identity, OpenOrder, Order, Ordered, State, StateError,
 };
 use crate::state::archive_facts::{Content, Stamp};
 use crate::sys::clock::now_ms;
@@ -34,7 +34,7 @@ pub const FILE: &str = "piman.db";
 
 /// The version of the tables below.
 const FORMAT: i64 = 2;
-/// How many happenings of a device are kept.
+/// How many events of a device are kept.
 const HAPPENINGS_KEPT: i64 = 500;
 /// How many devices are kept.
 const DEVICES_KEPT: i64 = 20_000;
@@ -378,24 +378,24 @@ impl State for Sqlite {
         })
     }
 
-    fn happenings(&self, key: &str) -> Result<Vec<Happening>, StateError> {
+    fn events(&self, key: &str) -> Result<Vec<DeviceEvent>, StateError> {
         self.read(|db| {
             let mut query =
                 db.prepare_cached("SELECT at_ms, kind, text FROM happenings WHERE device = ?1 ORDER BY id")?;
-            query.query_map([key], happening)?.collect()
+            query.query_map([key], event)?.collect()
         })
     }
 
-    fn troubles(&self) -> Result<Vec<Happening>, StateError> {
+    fn alerts(&self) -> Result<Vec<DeviceEvent>, StateError> {
         self.read(|db| {
             let mut query = db.prepare_cached("SELECT at_ms, kind, text FROM troubles ORDER BY at_ms")?;
-            query.query_map([], happening)?.collect()
+            query.query_map([], event)?.collect()
         })
     }
 }
 
-fn happening(row: &Row<'_>) -> rusqlite::Result<Happening> {
-    Ok(Happening { at_ms: unsigned(row, 0)?, kind: row.get(1)?, text: row.get(2)? })
+fn event(row: &Row<'_>) -> rusqlite::Result<DeviceEvent> {
+    Ok(DeviceEvent { at_ms: unsigned(row, 0)?, kind: row.get(1)?, text: row.get(2)? })
 }
 
 #[cfg(test)]
@@ -408,13 +408,13 @@ mod tests {
     fn troubles_end_with_the_server_that_had_them() {
         let folder = tempfile::tempdir().unwrap();
         let state = Sqlite::serve(folder.path()).unwrap();
-        let troubles = vec![("slots".to_owned(), Some("none is left".to_owned()))];
-        state.save(&Batch { troubles, ..Batch::default() }).unwrap();
+        let alerts = vec![("slots".to_owned(), Some("none is left".to_owned()))];
+        state.save(&Batch { alerts, ..Batch::default() }).unwrap();
         let command = Sqlite::command(folder.path()).unwrap();
-        assert_eq!(command.troubles().unwrap().len(), 1, "a command ends none");
+        assert_eq!(command.alerts().unwrap().len(), 1, "a command ends none");
         drop(state);
         let state = Sqlite::serve(folder.path()).unwrap();
-        assert_eq!(state.troubles().unwrap(), []);
+        assert_eq!(state.alerts().unwrap(), []);
     }
 
     #[test]

@@ -24,7 +24,7 @@ pub(super) fn save(db: &mut Connection, batch: &Batch) -> rusqlite::Result<()> {
             [ORDERS_KEPT],
         )?;
     }
-    for (kind, text) in &batch.troubles {
+    for (kind, text) in &batch.alerts {
         match text {
             Some(text) => work.execute(
                 "INSERT OR REPLACE INTO troubles (kind, at_ms, text) VALUES (?1, ?2, ?3)",
@@ -85,11 +85,11 @@ fn save_change(work: &Connection, change: &Change) -> rusqlite::Result<()> {
             signed(facts.root_bytes),
         ])?;
     }
-    for h in &change.happenings {
+    for h in &change.events {
         work.prepare_cached("INSERT INTO happenings (device, at_ms, kind, text) VALUES (?1, ?2, ?3, ?4)")?
             .execute(params![key, signed(h.at_ms), h.kind, h.text])?;
     }
-    if !change.happenings.is_empty() {
+    if !change.events.is_empty() {
         work.prepare_cached(
             "DELETE FROM happenings WHERE device = ?1 AND id <=
                 (SELECT id FROM happenings WHERE device = ?1 ORDER BY id DESC LIMIT 1 OFFSET ?2)",

@@ -1,6 +1,6 @@
 //! One side of the messages service: a message out, a message in.
 
-use piman_core::messages::{Frames, Inbox, Piece, Role, Timeless};
+use piman_core::messages::{MessageSink, MessageStream, Piece, Role, Timeless};
 
 use super::Service;
 use crate::probe::Line;
@@ -33,7 +33,7 @@ impl Default for Last {
     }
 }
 
-impl Inbox for Last {
+impl MessageSink for Last {
     async fn piece(&mut self, piece: Piece<'_>) {
         if piece.offset == 0 {
             self.used = 0;
@@ -49,7 +49,7 @@ impl Service for Messages {
     const SCRIPT: &'static [u8] = script!(b"\xff", b"\xff", b"\0\0\0\x05hello", b"\0\0\0\x05world");
 
     async fn run(io: &mut Line, buf: &mut [u8]) -> bool {
-        let Ok(mut frames) = Frames::open(io, Timeless, Role::Client, 1 << 20, buf).await else {
+        let Ok(mut frames) = MessageStream::open(io, Timeless, Role::Client, 1 << 20, buf).await else {
             return false;
         };
         let mut last = Last::new();

@@ -3,7 +3,7 @@
 use core::fmt;
 use core::hint::black_box;
 
-use piman_core::drive::{Pi, attend, report};
+use piman_core::drive::{Pi, report, run};
 use piman_core::hash::Hash;
 use piman_core::install::{
     Can, Date, Decision, Hello, Milestone, Notice, Paths, REVISION, Report, Stage, Start,
@@ -44,7 +44,7 @@ impl Service for Install {
     );
 
     async fn run(io: &mut Line, buf: &mut [u8]) -> bool {
-        let Ok(Decision::Format(Some(_))) = attend(io, buf, black_box(&START), &mut Chip).await else {
+        let Ok(Decision::Format(Some(_))) = run(io, buf, black_box(&START), &mut Chip).await else {
             return false;
         };
         for line in black_box(&REPORTS) {

@@ -30,7 +30,7 @@ pub trait Service {
 /// The session on the chip, by the driver without an executor.
 #[inline(never)]
 pub fn session<S: Service>(io: &mut Line, buf: &mut [u8; BUFFER]) -> bool {
-    io.hear(S::SCRIPT);
+    io.receive(S::SCRIPT);
     let future = S::run(io, buf);
     let size = size_of_val(&future);
     let ok = blocking::run(future);

@@ -62,7 +62,7 @@ async fn talk(io: &mut Line, buf: &mut [u8]) -> Option<bool> {
     let mut assembler = Assembler::new(incoming);
     let mut session = Session::new([Place::default(); 2], 2);
     let mut room = Room::new();
-    say(io, outgoing, &LoginOut(Some("password"))).await?;
+    write_line(io, outgoing, &LoginOut(Some("password"))).await?;
     let (mut admitted, mut answered) = (false, false);
     loop {
         while let Some(message) = assembler.next_message().ok()? {
@@ -70,14 +70,16 @@ async fn talk(io: &mut Line, buf: &mut [u8]) -> Option<bool> {
             if !admitted {
                 admitted = Verdict::parse(value)?.0;
                 let (retcode, _) = session.calls.begin(1 << 16, 1000).ok()?;
-                say(io, outgoing, &CallOut { opcode: 1, retcode, args: &Tuple(&[&2_i64, &"two"]) }).await?;
+                write_line(io, outgoing, &CallOut { opcode: 1, retcode, args: &Tuple(&[&2_i64, &"two"]) })
+                    .await?;
                 continue;
             }
             match session.handle(value) {
                 Step::Run(call) => {
                     let mut args = call.args;
                     let value = args.next()?.int()?;
-                    say(io, outgoing, &AnswerOut { retcode: call.retcode, value: &(value + 1) }).await?;
+                    write_line(io, outgoing, &AnswerOut { retcode: call.retcode, value: &(value + 1) })
+                        .await?;
                     session.answered();
                 }
                 Step::Answered { mut values, .. } => answered = values.next()?.int()? == 9,
@@ -96,7 +98,7 @@ async fn talk(io: &mut Line, buf: &mut [u8]) -> Option<bool> {
     }
 }
 
-async fn say(io: &mut Line, buf: &mut [u8], message: &dyn Encode) -> Option<()> {
+async fn write_line(io: &mut Line, buf: &mut [u8], message: &dyn Encode) -> Option<()> {
     let n = Codec::Pickle.encode(message, buf).ok()?;
     put(io, buf.get(..n)?).await.ok()
 }

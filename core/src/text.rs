@@ -13,14 +13,14 @@ pub(crate) trait Sink {
 }
 
 /// What writes itself as text by plain calls.
-pub(crate) trait Words {
+pub(crate) trait ToText {
     /// Writes all of it.
-    fn words(&self, to: &mut impl Sink);
+    fn write_text(&self, to: &mut impl Sink);
 
     /// The same for people, by `Display`.
     fn show(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut shown = Shown { f, result: Ok(()) };
-        self.words(&mut shown);
+        self.write_text(&mut shown);
         shown.result
     }
 }
@@ -182,8 +182,8 @@ mod tests {
     /// A number and its width.
     struct Number(u64, u8);
 
-    impl Words for Number {
-        fn words(&self, to: &mut impl Sink) {
+    impl ToText for Number {
+        fn write_text(&self, to: &mut impl Sink) {
             number(to, self.0, self.1);
         }
     }
