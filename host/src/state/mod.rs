@@ -228,6 +228,8 @@ pub struct Registered {
     /// Whether it is for everyone who has no other.
     pub is_default: bool,
     pub added_ms: u64,
+    /// Whether it is installed although it cannot boot as far as can be seen.
+    pub takes_unfit: bool,
 }
 
 /// Which image a Pi or a group gets.
@@ -255,7 +257,7 @@ pub struct Catalogue {
 #[expect(missing_docs, reason = "the names say it")]
 pub enum Edit {
     /// Gives an archive a name; one of that name gets this path.
-    Add { name: String, path: PathBuf },
+    Add { name: String, path: PathBuf, takes_unfit: bool },
     /// Forgets an image, and that somebody gets it.
     Remove { name: String },
     /// Makes it the default; `None`: there is none.
