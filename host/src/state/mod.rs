@@ -273,12 +273,12 @@ pub enum Edit {
 #[non_exhaustive]
 pub enum StateError {
     /// The file is no database, or a broken one.
-    #[error("{path} is damaged: {cause}")]
+    #[error("{path} is damaged: {reason}")]
     Damaged {
         /// Which file.
         path: String,
         /// What was found.
-        cause: rusqlite::Error,
+        reason: String,
     },
     /// The folder or file cannot be written.
     #[error(
@@ -310,13 +310,22 @@ pub enum StateError {
         /// Ours.
         known: i64,
     },
+    /// It cannot be used now, which has nothing to do with what is in it: the disk is full, another program
+    /// holds it.
+    #[error("{path} cannot be used now: {reason}")]
+    Busy {
+        /// Which file.
+        path: String,
+        /// What the database says.
+        reason: String,
+    },
     /// Anything else.
-    #[error("{path}: {cause}")]
+    #[error("{path}: {reason}")]
     Other {
         /// Which file.
         path: String,
         /// What the database says.
-        cause: rusqlite::Error,
+        reason: String,
     },
 }
 

@@ -5,9 +5,9 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use piman_core::hash::Hash;
-use rusqlite::{Connection, OptionalExtension, Row, TransactionBehavior, params};
+use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
 
-use super::{signed, unsigned};
+use super::{durably, signed, unsigned};
 use crate::state::archive_facts::{Content, Stamp};
 use crate::state::{Catalogue, Choice, Edit, Identity, Registered};
 use crate::sys::clock::now_ms;
@@ -52,11 +52,16 @@ pub(super) fn image_of(db: &Connection, pi: &Identity) -> rusqlite::Result<Optio
 
 /// Returns whether there was something to change.
 pub(super) fn edit(db: &mut Connection, edit: &Edit) -> rusqlite::Result<bool> {
-    let work = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    let changed = durably(db, |work| change(work, edit))?;
+    Ok(changed > 0)
+}
+
+/// Returns how many rows were changed.
+fn change(work: &Transaction<'_>, edit: &Edit) -> rusqlite::Result<usize> {
     let known = |name: &str| {
         work.query_row("SELECT count(*) FROM images WHERE name = ?1", [name], |row| row.get::<_, bool>(0))
     };
-    let changed = match edit {
+    Ok(match edit {
         Edit::Add { name, path, takes_unfit } => work.execute(
             "INSERT INTO images (name, path, added_ms, takes_unfit) VALUES (?1, ?2, ?3, ?4)
              ON CONFLICT (name) DO UPDATE SET path = ?2, added_ms = ?3, takes_unfit = ?4",
@@ -84,9 +89,7 @@ pub(super) fn edit(db: &mut Connection, edit: &Edit) -> rusqlite::Result<bool> {
         Edit::Join { device, group: None } => {
             work.execute("DELETE FROM members WHERE device = ?1", [device])?
         }
-    };
-    work.commit()?;
-    Ok(changed > 0)
+    })
 }
 
 pub(super) fn known(db: &Connection, path: &Path) -> rusqlite::Result<Option<(Stamp, Content)>> {
