@@ -35,6 +35,7 @@
 pub mod cli;
 pub mod config;
 pub mod images;
+pub mod logging;
 pub mod messages;
 pub mod net;
 pub mod netboot;

@@ -426,7 +426,7 @@ impl<'a> Link<'a> {
             match connect(server.clone(), within, settings.clone(), Some(&*self.plugins), hooks).await {
                 Ok(peer) => {
                     if failed > 0 {
-                        log::info!("connected to {server}");
+                        tracing::info!("connected to {server}");
                     }
                     return Ok(Line { server, within, peer, messages, why });
                 }
@@ -437,8 +437,8 @@ impl<'a> Link<'a> {
                     }
                     let wait = self.backoff.wait();
                     // Once; the others would say the same.
-                    let level = if failed == 1 { log::Level::Warn } else { log::Level::Debug };
-                    log::log!(level, "{e}; trying again");
+                    let level = if failed == 1 { tracing::Level::WARN } else { tracing::Level::DEBUG };
+                    crate::log_at!(level, "{e}; trying again");
                     sleep(wait).await;
                 }
             }
@@ -448,7 +448,7 @@ impl<'a> Link<'a> {
     /// After a connection that was there.
     async fn lost(&mut self, why: Option<&str>) {
         let why = why.unwrap_or("the server closed it");
-        log::warn!("the connection to {} is lost: {why}; trying again", self.common.server);
+        tracing::warn!("the connection to {} is lost: {why}; trying again", self.common.server);
         self.backoff.reset();
         sleep(self.backoff.wait()).await;
     }

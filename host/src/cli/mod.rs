@@ -43,6 +43,12 @@ pub struct Cli {
     /// Show more on standard error (twice: everything a Pi says)
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     verbose: u8,
+    /// What is logged: a level, or levels per room such as `info,piman::rpc=debug`; the variable PIMAN_LOG has the same form
+    #[arg(long, global = true, value_name = "LEVELS")]
+    log_level: Option<String>,
+    /// How log lines on standard error look
+    #[arg(long, global = true, value_enum, default_value_t, value_name = "FORMAT")]
+    log_format: crate::logging::Format,
     #[command(subcommand)]
     command: Command,
 }
@@ -193,9 +199,10 @@ impl Cli {
             1 => "info,piman=debug",
             _ => "debug",
         };
-        let env = env_logger::Env::default().default_filter_or(filter);
-        // A second logger is refused, which is what a program around this one wants.
-        let _ = env_logger::Builder::from_env(env).format_target(false).try_init();
+        let result = crate::logging::start(self.log_level.as_deref(), filter, self.log_format);
+        if let Err(e) = result {
+            crate::text::human::print_error(format_args!("piman: {e}"));
+        }
     }
 
     /// Does what was asked for.

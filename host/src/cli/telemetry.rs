@@ -73,7 +73,7 @@ pub fn run(args: &TelemetryArgs) -> anyhow::Result<()> {
             Next::Record(record) => {
                 let mut tell = |e: &io::Error| {
                     if !std::mem::replace(&mut said, true) {
-                        log::warn!("{} port {}: {e}; trying again", args.host, args.port);
+                        tracing::warn!("{} port {}: {e}; trying again", args.host, args.port);
                     }
                 };
                 client.send(record, &mut tell).map_err(|why| Unreachable {
@@ -81,7 +81,7 @@ pub fn run(args: &TelemetryArgs) -> anyhow::Result<()> {
                     why,
                 })?;
                 if std::mem::take(&mut said) {
-                    log::info!("records are written again");
+                    tracing::info!("records are written again");
                 }
                 records += 1;
             }

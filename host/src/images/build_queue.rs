@@ -135,7 +135,7 @@ impl BuildQueue {
         let mut work = self.lock();
         let waiting = work.waiting.iter().filter(|w| w.id == id).count();
         if made + waiting >= IMAGES_MAX {
-            log::warn!(
+            tracing::warn!(
                 "no image for {filesystem_bytes} bytes: there are {IMAGES_MAX} of this archive already"
             );
             return Availability::Archive;
@@ -166,7 +166,7 @@ impl BuildQueue {
         }
         for size in sizes {
             if let Availability::Making(_) = self.prepare(archive, id, *size) {
-                log::info!("an image of {:.16} for root filesystems of {size} bytes is made ahead", id);
+                tracing::info!("an image of {:.16} for root filesystems of {size} bytes is made ahead", id);
             }
         }
     }
@@ -205,7 +205,7 @@ impl BuildQueue {
             match made {
                 Ok(image) => {
                     let (seconds, stored) = (began.elapsed().as_secs_f64(), image.header().stored_bytes);
-                    log::info!(
+                    tracing::info!(
                         "image {:.16} for root filesystems of {size} bytes is ready: {stored} bytes, {seconds:.1} s",
                         image.hash()
                     );
@@ -215,7 +215,7 @@ impl BuildQueue {
                 Err(e) => {
                     let stream = e.leaves_stream();
                     let text = format!("{:#}", anyhow::Error::from(e));
-                    log::error!("there is no image for root filesystems of {size} bytes: {text}");
+                    tracing::error!("there is no image for root filesystems of {size} bytes: {text}");
                     let instead =
                         if stream { Availability::Archive } else { Availability::Impossible(text.clone()) };
                     self.recorder.alert("image", Some(text));

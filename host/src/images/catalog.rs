@@ -71,7 +71,7 @@ impl Catalog {
             catalog.lock().put(Arc::new(source), &catalog.state, &catalog.tell)?;
         }
         if let Err(e) = catalog.follow() {
-            log::error!("images cannot be read, so only --rootfs is installed: {e}");
+            tracing::error!("images cannot be read, so only --rootfs is installed: {e}");
         }
         Ok(catalog)
     }
@@ -102,7 +102,7 @@ impl Catalog {
             keep
         });
         for path in dropped {
-            log::info!("{} is not in the list of images any more", path.display());
+            tracing::info!("{} is not in the list of images any more", path.display());
             (self.tell)(&path, News::Dropped);
         }
         Ok(())
@@ -151,7 +151,7 @@ impl Catalog {
         match sources.put(Arc::clone(&source), &self.state, &self.tell) {
             Ok(()) => Some(source),
             Err(e) => {
-                log::error!("{} cannot be watched: {e}", path.display());
+                tracing::error!("{} cannot be watched: {e}", path.display());
                 None
             }
         }
@@ -176,7 +176,9 @@ impl Catalog {
     /// The hashes of all, if all are known and good: then whatever belongs to another one is
     /// needed no more.
     pub fn all(&self) -> Option<Vec<Hash>> {
-        self.follow().inspect_err(|e| log::warn!("images cannot be read, so none is removed: {e}")).ok()?;
+        self.follow()
+            .inspect_err(|e| tracing::warn!("images cannot be read, so none is removed: {e}"))
+            .ok()?;
         let good = self.good();
         (good.len() == self.lock().sources.len()).then(|| good.into_iter().map(|(_, id)| id).collect())
     }

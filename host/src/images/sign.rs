@@ -117,7 +117,7 @@ pub fn signed(state: &Path, id: Hash) -> Option<Vec<u8>> {
         Ok(bytes) => bytes,
         Err(e) => {
             if e.kind() != ErrorKind::NotFound {
-                log::error!("{} cannot be read, so this image counts as not signed: {e}", file.display());
+                tracing::error!("{} cannot be read, so this image counts as not signed: {e}", file.display());
             }
             return None;
         }
@@ -125,7 +125,7 @@ pub fn signed(state: &Path, id: Hash) -> Option<Vec<u8>> {
     let right =
         manifest::split(&bytes).and_then(|(_, text)| Manifest::parse(text)).is_some_and(|m| m.image == id);
     if !right {
-        log::error!("{} is damaged, so this image counts as not signed: sign it again", file.display());
+        tracing::error!("{} is damaged, so this image counts as not signed: sign it again", file.display());
     }
     Some(bytes).filter(|_| right)
 }

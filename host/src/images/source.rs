@@ -94,7 +94,7 @@ impl Archive {
 
     /// What was found of this very version before.
     fn known(&self, state: &dyn State) -> Option<Arc<Content>> {
-        let known = state.known(&self.path).inspect_err(|e| log::warn!("{}: {e}", self.path.display()));
+        let known = state.known(&self.path).inspect_err(|e| tracing::warn!("{}: {e}", self.path.display()));
         known.ok()?.filter(|(stamp, _)| *stamp == self.stamp).map(|(_, facts)| Arc::new(facts))
     }
 
@@ -104,7 +104,7 @@ impl Archive {
             return;
         }
         if let Err(e) = state.keep(&self.path, &self.stamp, facts) {
-            log::warn!("what is known of {} is not kept: {e}", self.path.display());
+            tracing::warn!("what is known of {} is not kept: {e}", self.path.display());
         }
     }
 
@@ -454,7 +454,7 @@ impl Source {
         match verdict {
             Ok(facts) => {
                 for finding in &facts.fitness.findings {
-                    log::warn!("{}: {finding}", self.path.display());
+                    tracing::warn!("{}: {finding}", self.path.display());
                 }
                 match self.refusal(facts) {
                     Some(reason) => tell(Err(&reason)),

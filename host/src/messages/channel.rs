@@ -67,7 +67,7 @@ impl Channel {
                 .insert(id, Member { peer: peer.clone(), name: name.clone(), behind: None, dropped: false });
             here(&members).count()
         };
-        log::info!("messages: {}: {peer} has joined, {}", self.name, connections(count));
+        tracing::info!("messages: {}: {peer} has joined, {}", self.name, connections(count));
         if self.kind == Kind::Chat {
             self.spread(id, format!("[{name}] **joined the chat ({})", connections(count)).as_bytes());
         }
@@ -80,7 +80,7 @@ impl Channel {
             let mut members = lock(&self.members);
             (members.remove(&id), here(&members).count())
         };
-        log::info!("messages: {}: {peer} has left{why}, {}", self.name, connections(count));
+        tracing::info!("messages: {}: {peer} has left{why}, {}", self.name, connections(count));
         if let Some(gone) = gone
             && self.kind == Kind::Chat
             && !self.ending.load(Ordering::Relaxed)
@@ -104,7 +104,7 @@ impl Channel {
         let mut members = lock(&self.members);
         for (_, member) in members.iter_mut().filter(|(id, member)| **id != from && !member.dropped) {
             if member.peer.queue(Arc::clone(&message)) == Err(NotSent::Full) {
-                log::warn!(
+                tracing::warn!(
                     "messages: {}: {} reads too slowly, {} messages wait for it: it is disconnected",
                     self.name,
                     member.peer,
@@ -159,7 +159,7 @@ impl Channel {
     fn answer(&self, id: u64, peer: &Peer, text: &str) {
         // A full queue is found by the next message to all.
         if let Err(e) = peer.queue(text.as_bytes()) {
-            log::debug!("messages: {}: member {id} gets no answer: {e}", self.name);
+            tracing::debug!("messages: {}: member {id} gets no answer: {e}", self.name);
         }
     }
 

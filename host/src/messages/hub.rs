@@ -98,7 +98,7 @@ impl Running {
         }
         let cut = self.server.stop(at_most.min(DRAIN_MAX)).await;
         if cut > 0 {
-            log::warn!("stopping: {cut} members of message channels did not take what was sent to them");
+            tracing::warn!("stopping: {cut} members of message channels did not take what was sent to them");
         }
     }
 }

@@ -103,7 +103,7 @@ impl Gate {
         if open.said.is_none_or(|at| at.elapsed() > Duration::from_secs(1)) {
             open.said = Some(Instant::now());
             let whose = if here < self.per_address { "in total" } else { "from this address" };
-            log::warn!(
+            tracing::warn!(
                 "{}: {address} is refused: {} connections are open {whose} ({refused} refused so far)",
                 self.name,
                 if here < self.per_address { open.total } else { here }
@@ -161,7 +161,7 @@ where
                     Some(n) if files.contains(&n) => " (too many files are open: raise `ulimit -n`)",
                     _ => "",
                 };
-                log::error!("{}: cannot accept{hint}: {e}; again in {back_off:?}", gate.name);
+                tracing::error!("{}: cannot accept{hint}: {e}; again in {back_off:?}", gate.name);
                 tokio::time::sleep(back_off).await;
                 back_off = (back_off * 2).min(BACK_OFF_MAX);
             }

@@ -116,7 +116,7 @@ pub fn tune(stream: &TcpStream) {
     let socket = SockRef::from(stream);
     let set = socket.set_tcp_nodelay(true).and_then(|()| socket.set_tcp_keepalive(&keepalive()));
     if let Err(e) = set {
-        log::debug!("a socket's options cannot be set: {e}");
+        tracing::debug!("a socket's options cannot be set: {e}");
     }
 }
 

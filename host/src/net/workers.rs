@@ -58,7 +58,7 @@ impl WorkerPool {
             // It leaves the runtime that accepted it for the one of this thread.
             match stream.into_std().and_then(TcpStream::from_std) {
                 Ok(stream) => serve(stream).await,
-                Err(e) => log::error!("a connection cannot be served: {e}"),
+                Err(e) => tracing::error!("a connection cannot be served: {e}"),
             }
             drop(busy);
         });
@@ -81,7 +81,7 @@ impl Lane {
                 let mut only = CpuSet::new();
                 only.set(n);
                 if let Err(e) = sched_setaffinity(None, &only) {
-                    log::debug!("a thread for transfers does not stay on processor {n}: {e}");
+                    tracing::debug!("a thread for transfers does not stay on processor {n}: {e}");
                 }
             }
             // It ends by the sender being dropped: nothing is ever sent.
@@ -95,7 +95,7 @@ impl Drop for Lane {
     fn drop(&mut self) {
         drop(self.going.take());
         if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
-            log::error!("a thread for transfers had failed");
+            tracing::error!("a thread for transfers had failed");
         }
     }
 }

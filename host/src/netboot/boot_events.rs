@@ -52,7 +52,7 @@ impl Timeline {
             known.at = Some(Instant::now());
             match self.state.devices() {
                 Ok(devices) => known.devices = devices,
-                Err(e) => log::debug!("who boots is not known: {e}"),
+                Err(e) => tracing::debug!("who boots is not known: {e}"),
             }
         }
         let same_mac = |d: &&Device| mac.is_some() && d.mac.as_deref() == mac;
@@ -70,7 +70,7 @@ impl Timeline {
     }
 
     fn note(&self, pi: Identity, kind: &str, stage: &str, text: String) {
-        log::info!("{pi}: {kind}: {text}");
+        tracing::info!("{pi}: {kind}: {text}");
         let event = DeviceEvent { at_ms: now_ms(), kind: kind.into(), text };
         let change = Change { stage: Some(stage.into()), events: vec![event], ..Change::of(pi) };
         self.recorder.note(change);
@@ -102,8 +102,8 @@ impl Timeline {
             )
         });
         match (&text, before.waiting) {
-            (Some(text), 0) => log::warn!("tftp: {text}"),
-            (None, 1..) => log::info!("tftp: nobody waits any more{refused}"),
+            (Some(text), 0) => tracing::warn!("tftp: {text}"),
+            (None, 1..) => tracing::info!("tftp: nobody waits any more{refused}"),
             _ => {}
         }
         self.recorder.alert("tftp", text);
@@ -131,12 +131,12 @@ impl Timeline {
                 return;
             }
             What::Stopped => {
-                log::debug!("{ip}: tftp: {} was not wanted after all", report.asked);
+                tracing::debug!("{ip}: tftp: {} was not wanted after all", report.asked);
                 return;
             }
             What::Failed(why) if report.asked.is_empty() => {
                 // Anybody sends packets to port 69.
-                log::debug!("{ip}: tftp: {why}");
+                tracing::debug!("{ip}: tftp: {why}");
                 return;
             }
             What::Failed(why) => format!("{}: {why}", report.asked),
@@ -155,7 +155,7 @@ impl Timeline {
         let common = tftp::folder::own_part(name).map_or(name, |(_, rest)| rest);
         let mut misses = lock(&self.misses);
         if misses.said.len() < MISSES_MAX && misses.said.insert(common.to_owned()) {
-            log::info!("{ip}: tftp: there is no {common} (said once)");
+            tracing::info!("{ip}: tftp: there is no {common} (said once)");
         }
         if misses.of.len() >= MISSES_MAX {
             misses.of.clear();

@@ -59,7 +59,7 @@ impl Bound {
             bail!("{} is no folder: `piman netboot build --out {0}` makes one", folder.display());
         }
         for finding in build::lint::folder(folder) {
-            log::warn!("{}: {}", folder.display(), finding.text);
+            tracing::warn!("{}: {}", folder.display(), finding.text);
         }
         let socket = bind(ip, settings.tftp_port)?;
         let dhcp = settings.dhcp.clone().map(dhcp::Dhcp::open).transpose()?;
@@ -90,7 +90,7 @@ impl Bound {
 
 async fn said(serving: impl Future<Output = anyhow::Result<()>>) {
     if let Err(e) = serving.await {
-        log::error!("{e:#}");
+        tracing::error!("{e:#}");
     }
 }
 

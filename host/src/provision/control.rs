@@ -49,11 +49,11 @@ pub async fn run(stream: TcpStream, address: IpAddr, service: Arc<InstallContext
     let mut buf = [0; LINE];
     match drive::serve(&mut io, &mut buf, date, &mut guest).await {
         Err(Error::Io(e)) if e.kind() == ErrorKind::TimedOut => {
-            log::info!("{}: closed: {e}", guest.pi());
+            tracing::info!("{}: closed: {e}", guest.pi());
             return;
         }
-        Ok(()) => log::debug!("{}: the connection has ended", guest.pi()),
-        Err(e) => log::debug!("{}: {e}", guest.pi()),
+        Ok(()) => tracing::debug!("{}: the connection has ended", guest.pi()),
+        Err(e) => tracing::debug!("{}: {e}", guest.pi()),
     }
     guest.gone();
 }
@@ -144,10 +144,11 @@ impl<'a> ControlConnection<'a> {
     fn happened(&mut self, kind: &str, text: String, mut change: Change) {
         self.events += 1;
         if self.quiet || self.events > EVENTS_MAX + self.since.elapsed().as_secs() {
-            log::debug!("{}: {text}", change.identity);
+            tracing::debug!("{}: {text}", change.identity);
         } else {
-            let level = if matches!(kind, "error" | "failed") { log::Level::Error } else { log::Level::Info };
-            log::log!(level, "{}: {text}", change.identity);
+            let level =
+                if matches!(kind, "error" | "failed") { tracing::Level::ERROR } else { tracing::Level::INFO };
+            crate::log_at!(level, "{}: {text}", change.identity);
             change.events.push(DeviceEvent { at_ms: now_ms(), kind: kind.into(), text });
         }
         self.service.recorder.note(change);
@@ -325,7 +326,7 @@ impl InstallPolicy for ControlConnection<'_> {
         self.image = Some(id);
         if !hello {
             if let Err(reason) = self.give() {
-                log::error!("{}: {reason}", self.pi());
+                tracing::error!("{}: {reason}", self.pi());
             }
             return Plan::Format(None);
         }
@@ -357,9 +358,9 @@ impl InstallPolicy for ControlConnection<'_> {
         match event {
             Event::Noise(line) => {
                 let shown = line.get(..NOISE_SHOWN).unwrap_or(line);
-                log::debug!("{}: noise: {}", self.address, shown.escape_ascii());
+                tracing::debug!("{}: noise: {}", self.address, shown.escape_ascii());
             }
-            Event::TooLong => log::debug!("{}: noise: a line without an end", self.address),
+            Event::TooLong => tracing::debug!("{}: noise: a line without an end", self.address),
             Event::Hello(hello) => self.hello(hello),
             Event::Found { installed } => {
                 self.last_identity.report();
@@ -400,7 +401,7 @@ impl InstallPolicy for ControlConnection<'_> {
                 self.service.waiting.put(pi.key(), std::mem::take(&mut self.wrong));
             }
             // That it got the time says nothing of whether its clock could be set.
-            Event::Milestone(Milestone::ReceivedDate) => log::debug!("{}: got the time", self.pi()),
+            Event::Milestone(Milestone::ReceivedDate) => tracing::debug!("{}: got the time", self.pi()),
             Event::Milestone(Milestone::SetDate) => {
                 let change = self.change();
                 self.happened("milestone", "has set its clock".into(), change);
@@ -437,7 +438,7 @@ impl InstallPolicy for ControlConnection<'_> {
                 self.happened("formatted", "reports the end".into(), change);
                 self.service.advance(self.address, Advance::Formatted);
             }
-            other => log::debug!("{}: {other:?}", self.address),
+            other => tracing::debug!("{}: {other:?}", self.address),
         }
     }
 }

@@ -44,8 +44,8 @@ pub async fn answer(stream: TcpStream, address: IpAddr, service: Arc<InstallCont
         reset_at_close(&session.stream);
         let pi = session.pi;
         match e.kind() {
-            ErrorKind::ConnectionReset | ErrorKind::BrokenPipe => log::debug!("{pi}: fetch: {e}"),
-            _ => log::warn!("{pi}: a fetch connection was closed: {e}"),
+            ErrorKind::ConnectionReset | ErrorKind::BrokenPipe => tracing::debug!("{pi}: fetch: {e}"),
+            _ => tracing::warn!("{pi}: a fetch connection was closed: {e}"),
         }
     }
 }

@@ -142,7 +142,7 @@ impl Bound {
                 if let (News::Bad(_), Some(catalog)) = (&news, catalog)
                     && let Err(e) = catalog.follow()
                 {
-                    log::warn!("images cannot be read: {e}");
+                    tracing::warn!("images cannot be read: {e}");
                 }
             }),
         );
@@ -216,7 +216,7 @@ impl Running {
 /// The sizes of the root filesystems of Pis that were here lately, the commonest first.
 fn sizes(state: &dyn State) -> Vec<u64> {
     let devices = state.devices().unwrap_or_else(|e| {
-        log::error!("no images are made ahead: {e}");
+        tracing::error!("no images are made ahead: {e}");
         Vec::new()
     });
     let lately = now_ms().saturating_sub(LATELY_MS);
@@ -233,11 +233,11 @@ fn sizes(state: &dyn State) -> Vec<u64> {
 fn tell(recorder: &Recorder, path: &Path, news: &News<'_>) {
     let alert = match news {
         News::Good(archive, id) => {
-            log::info!("{} is good: {} bytes, image {id:.16}", archive.path().display(), archive.bytes());
+            tracing::info!("{} is good: {} bytes, image {id:.16}", archive.path().display(), archive.bytes());
             None
         }
         News::Bad(reason) => {
-            log::error!("{reason}");
+            tracing::error!("{reason}");
             Some((*reason).to_owned())
         }
         News::Dropped => None,
@@ -247,6 +247,6 @@ fn tell(recorder: &Recorder, path: &Path, news: &News<'_>) {
 
 async fn ended(accepting: impl Future<Output = anyhow::Result<()>>) {
     if let Err(e) = accepting.await {
-        log::error!("{e:#}");
+        tracing::error!("{e:#}");
     }
 }

@@ -44,7 +44,7 @@ pub fn watch(file: &Path, state: Arc<dyn State>, stop: Arc<Stop>) -> anyhow::Res
             if let Err(e) = look(&file, &*state, &stop) {
                 let text = format!("{e:#}");
                 if said.as_ref() != Some(&text) {
-                    log::error!("{text}");
+                    tracing::error!("{text}");
                 }
                 said = Some(text);
             } else {
@@ -89,7 +89,7 @@ fn look(file: &Path, state: &dyn State, stop: &Stop) -> anyhow::Result<()> {
             format!("{name} cannot be emptied, so what it orders is not taken in; make its folder writable")
         })?;
         if let Err(e) = renew(file, &taken) {
-            log::warn!("an empty {name} cannot be made: {e}");
+            tracing::warn!("an empty {name} cannot be made: {e}");
         }
     }
     while !still(&taken, stop)? {
@@ -137,7 +137,9 @@ fn renew(file: &Path, old: &Path) -> io::Result<()> {
 fn import(file: &Path, taken: &Path, state: &dyn State) -> anyhow::Result<()> {
     let name = file.display();
     if fs::metadata(taken)?.len() > BYTES_MAX {
-        log::error!("{name} is larger than {BYTES_MAX} bytes, so it is no list of addresses; it is dropped");
+        tracing::error!(
+            "{name} is larger than {BYTES_MAX} bytes, so it is no list of addresses; it is dropped"
+        );
         return Ok(());
     }
     let bytes = fs::read(taken).with_context(|| format!("reading {}", taken.display()))?;
@@ -149,14 +151,14 @@ fn import(file: &Path, taken: &Path, state: &dyn State) -> anyhow::Result<()> {
                 // An address that is known to be a certain Pi's stands for that one.
                 let pi = resolve(&address.to_string(), &state.devices()?)?.name;
                 match state.order(&pi, &source)? {
-                    Ordered::New => log::info!("{source}: a reinstall of {pi} is ordered"),
+                    Ordered::New => tracing::info!("{source}: a reinstall of {pi} is ordered"),
                     Ordered::Already { .. } => {
-                        log::info!("{source}: a reinstall of {pi} was ordered already")
+                        tracing::info!("{source}: a reinstall of {pi} was ordered already")
                     }
                 }
             }
             Err(why) => {
-                log::error!("{name}:{number}: `{}` {why}; this line orders nothing", line.escape_ascii())
+                tracing::error!("{name}:{number}: `{}` {why}; this line orders nothing", line.escape_ascii())
             }
         }
     }

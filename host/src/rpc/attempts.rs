@@ -123,7 +123,7 @@ impl Table {
     fn warn(&mut self, address: IpAddr, now: Instant, whose: &str) {
         if self.warned.is_none_or(|at| now.saturating_duration_since(at) > Duration::from_secs(1)) {
             self.warned = Some(now);
-            log::warn!(
+            tracing::warn!(
                 "rpc: {address}: login refused, its password was not looked at: too many wrong passwords {whose}"
             );
         }

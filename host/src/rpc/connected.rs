@@ -111,8 +111,8 @@ impl ConnectedPis {
             (member.serial, member.mac) = (serial, mac);
             (member.model, member.agent) = (text("model"), text("agent"));
             match &member.serial {
-                Some(serial) => log::info!("rpc: {} is {serial}", member.connection()),
-                None => log::info!("rpc: {} does not say who it is", member.connection()),
+                Some(serial) => tracing::info!("rpc: {} is {serial}", member.connection()),
+                None => tracing::info!("rpc: {} does not say who it is", member.connection()),
             }
         }
     }
@@ -150,7 +150,7 @@ impl Functions for ConnectedPis {
             number,
             peer: peer.clone(),
         };
-        log::info!("rpc: {} is connected", member.connection());
+        tracing::info!("rpc: {} is connected", member.connection());
         members.push(member);
         drop(members);
         tokio::spawn(self.clone().introduce(peer.clone()));
@@ -161,7 +161,7 @@ impl Functions for ConnectedPis {
         let gone = members.iter().position(|m| m.peer.is(peer)).map(|at| members.swap_remove(at));
         drop(members);
         // One that has come again meanwhile took the place of this connection.
-        log::info!("rpc: {} is gone", gone.map_or_else(|| peer.to_string(), |m| m.key()));
+        tracing::info!("rpc: {} is gone", gone.map_or_else(|| peer.to_string(), |m| m.key()));
     }
 }
 

@@ -74,7 +74,7 @@ pub(crate) fn ask(
     let has_password = direct.password_file.is_some();
     let protocol = direct.protocol.unwrap_or_else(|| Protocol::default_for(has_password));
     if has_password && protocol != Protocol::Piman {
-        log::warn!(
+        tracing::warn!(
             "--protocol {protocol}: the password crosses the network in clear; whoever listens can read it"
         );
     }

@@ -250,7 +250,7 @@ impl Room {
 pub(super) fn decode<T>(codec: Codec, message: &[u8], look: impl FnOnce(Value<'_>) -> T) -> Option<T> {
     let mut room = Room::new(codec, message.len());
     let first = room.first(codec, message, look);
-    first.inspect_err(|e| log::warn!("rpc: a message is dropped: {e}")).ok().map(|(seen, _)| seen)
+    first.inspect_err(|e| tracing::warn!("rpc: a message is dropped: {e}")).ok().map(|(seen, _)| seen)
 }
 
 /// The peer does not speak this protocol.
@@ -388,7 +388,7 @@ impl Engine {
             },
             _ => (pickle::head(bytes, room.memory()), bytes.len()),
         };
-        log::warn!("rpc: {}: a message cannot be read: {why}", self.peer);
+        tracing::warn!("rpc: {}: a message cannot be read: {why}", self.peer);
         let Some(head) = head else { return (None, used) };
         let done = Done::of(self.session.unreadable(head), Some(why));
         // It is no answer and no call for nobody: nothing is broken.
@@ -404,7 +404,7 @@ impl Engine {
                 return Ok(encode(self.peer.codec, &AnswerOut { retcode, value: &value }).ok());
             }
             Done::Answered(place, result) => self.reply(place, |_| result),
-            Done::Late => log::debug!("rpc: {}: an answer that nobody waits for", self.peer),
+            Done::Late => tracing::debug!("rpc: {}: an answer that nobody waits for", self.peer),
             Done::Broken => return Err(Broken),
         }
         Ok(None)

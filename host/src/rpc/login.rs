@@ -367,7 +367,7 @@ fn lost(e: &io::Error) -> bool {
 
 fn tell(ended: Result<(), Lost>) {
     if let Err(e) = ended {
-        log::info!("rpc: {e}");
+        tracing::info!("rpc: {e}");
     }
 }
 

@@ -67,15 +67,15 @@ impl Server {
                 match serve(Living::new(stream), Some(address), secret, attempts, &functions).await {
                     Ok(()) => {}
                     // The limit has a line of its own, which does not flood the log.
-                    Err(e @ RpcError::Unseen) => log::debug!("rpc: {address}: {e}"),
-                    Err(e) => log::info!("rpc: {address}: {e}"),
+                    Err(e @ RpcError::Unseen) => tracing::debug!("rpc: {address}: {e}"),
+                    Err(e) => tracing::info!("rpc: {address}: {e}"),
                 }
                 drop(pass);
             }
         };
         tasks.push(tokio::spawn(async move {
             if let Err(e) = accept(plan.listener, gate, attend).await {
-                log::error!("{e:#}");
+                tracing::error!("{e:#}");
             }
         }));
         Ok(Self { address, connected, socket: plan.operator, tasks })
@@ -134,12 +134,12 @@ async fn operate(listener: UnixListener, operator: Arc<dyn Functions>) {
                 let (operator, attempts) = (Arc::clone(&operator), Attempts::new(Instant::now()));
                 tokio::spawn(async move {
                     if let Err(e) = serve(stream, None, &Secret::new(None), &attempts, &operator).await {
-                        log::debug!("rpc: operator: {e}");
+                        tracing::debug!("rpc: operator: {e}");
                     }
                 });
             }
             Err(e) => {
-                log::error!("rpc: operator: {e}; again in 1 s");
+                tracing::error!("rpc: operator: {e}; again in 1 s");
                 tokio::time::sleep(Duration::from_secs(1)).await;
             }
         }

@@ -96,7 +96,9 @@ impl Server {
         let installs = source.is_some() || has_images;
         settings.check(installs)?;
         if !installs {
-            log::info!("nothing is installed: there is neither --rootfs nor an image of `piman image add`");
+            tracing::info!(
+                "nothing is installed: there is neither --rootfs nor an image of `piman image add`"
+            );
         }
         let ip = settings.listen;
         let install = installs.then(|| provision::Bound::open(&settings, source)).transpose()?;
@@ -239,14 +241,14 @@ impl Server {
                     }
                     if said != busy {
                         said = busy;
-                        log::info!(
+                        tracing::info!(
                             "stopping: {} transfers and {} installations go on, for {} s at most; a second signal ends them",
                             busy.0, busy.1, (deadline - Instant::now()).as_secs()
                         );
                     }
                     tokio::time::sleep(LOOK).await;
                 }
-                log::warn!("stopping: the time is up, {:?} transfers and installations are cut", said);
+                tracing::warn!("stopping: the time is up, {:?} transfers and installations are cut", said);
             };
             let messages = async {
                 if let Some(messages) = messages {
@@ -255,7 +257,7 @@ impl Server {
             };
             tokio::select! {
                 ((), ()) = async { tokio::join!(drain, messages) } => (),
-                () = at_once => log::warn!("stopping at once"),
+                () = at_once => tracing::warn!("stopping at once"),
             }
         });
         for listener in self.install.iter().flat_map(|i| &i.sending) {
@@ -270,10 +272,10 @@ impl Server {
         for thread in threads.into_iter().chain([self.state_thread]) {
             thread.thread().unpark();
             if thread.join().is_err() {
-                log::error!("a thread of the server had failed");
+                tracing::error!("a thread of the server had failed");
             }
         }
-        log::info!("stopped");
+        tracing::info!("stopped");
     }
 }
 
@@ -281,7 +283,7 @@ impl Server {
 fn secret(settings: &Settings) -> anyhow::Result<rpc::Secret> {
     let Some(file) = &settings.rpc_password_file else {
         if settings.rpc_port.is_some() {
-            log::warn!("rpc: without --rpc-password-file everybody may connect and pass for a Pi");
+            tracing::warn!("rpc: without --rpc-password-file everybody may connect and pass for a Pi");
         }
         return Ok(rpc::Secret::new(None));
     };
@@ -305,6 +307,6 @@ fn raise_file_limit() {
     }
     limit.current = limit.maximum;
     if let Err(e) = setrlimit(Resource::Nofile, limit) {
-        log::warn!("the limit of open files cannot be raised, so fewer Pis can connect: {e}");
+        tracing::warn!("the limit of open files cannot be raised, so fewer Pis can connect: {e}");
     }
 }

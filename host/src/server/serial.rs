@@ -58,7 +58,7 @@ pub fn start(lines: &[Line], services: &Services) -> anyhow::Result<Vec<Listenin
                 "cannot use {line} (--serial); it must be a serial line that this user may read and write"
             )
         })?;
-        log::info!("serial: listening on {line}");
+        tracing::info!("serial: listening on {line}");
         all.push(listening);
     }
     Ok(all)
@@ -84,7 +84,7 @@ pub fn start_bluetooth(first: u8, services: &Services) -> anyhow::Result<()> {
             continue;
         }
         listen(channel, move || services.connect(port, u8::MAX)).context("--bluetooth")?;
-        log::info!("Bluetooth: port {port} is on channel {channel}");
+        tracing::info!("Bluetooth: port {port} is on channel {channel}");
     }
     Ok(())
 }

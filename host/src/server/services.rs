@@ -92,7 +92,7 @@ impl Bound {
                 }
             };
             if let Err(e) = ended {
-                log::error!("{e:#}");
+                tracing::error!("{e:#}");
             }
         })
     }

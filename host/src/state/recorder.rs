@@ -120,7 +120,7 @@ impl Recorder {
                     return Vec::new();
                 }
                 *said = Some(Instant::now());
-                log::error!("orders cannot be read, so {pi} is not reinstalled: {e}");
+                tracing::error!("orders cannot be read, so {pi} is not reinstalled: {e}");
                 return Vec::new();
             }
         };
@@ -203,12 +203,12 @@ impl Recorder {
             notes.saving = false;
             if let Err(e) = saved {
                 if notes.closed {
-                    log::error!("what happened last is not saved: {e}");
+                    tracing::error!("what happened last is not saved: {e}");
                     drop(notes);
                     self.wake.notify_all();
                     return;
                 }
-                log::error!("what happens is not saved (tried again in {AGAIN:?}): {e}");
+                tracing::error!("what happens is not saved (tried again in {AGAIN:?}): {e}");
                 notes.put_back(batch);
                 let _ = self.wake.wait_timeout_while(notes, AGAIN, |n| !n.closed);
             } else {
@@ -223,7 +223,7 @@ impl Recorder {
         notes.saving = true;
         notes.urgent = false;
         if mem::take(&mut notes.dropped) > 0 {
-            log::warn!("more happened than is kept: some of it is missing from the devices' events");
+            tracing::warn!("more happened than is kept: some of it is missing from the devices' events");
         }
         let mut batch = mem::take(&mut notes.rest);
         batch.changes = mem::take(&mut notes.changes).into_values().collect();

@@ -8,7 +8,7 @@ pub(crate) fn bytes<const N: usize>() -> [u8; N] {
     match rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty()) {
         Ok(n) if n == N => {}
         other => {
-            log::error!("there are no random bytes: {other:?}");
+            tracing::error!("there are no random bytes: {other:?}");
             bytes.iter_mut().zip(now_ms().to_le_bytes()).for_each(|(byte, time)| *byte ^= time);
         }
     }

@@ -89,10 +89,10 @@ pub async fn run(
         let (streams, who) = (streams.clone(), who(address));
         async move {
             tune(&stream);
-            log::info!("telemetry: {who}: connected");
+            tracing::info!("telemetry: {who}: connected");
             let served = streams.serve(stream, &who).await;
-            let level = if served.end.is_ok() { log::Level::Info } else { log::Level::Warn };
-            log::log!(level, "telemetry: {who}: {served}");
+            let level = if served.end.is_ok() { tracing::Level::INFO } else { tracing::Level::WARN };
+            crate::log_at!(level, "telemetry: {who}: {served}");
             drop(pass);
         }
     };
@@ -190,7 +190,7 @@ impl Journal for Connection<'_> {
                 Ok(()) => break,
                 Err(e) if waits(&e) => {
                     if failed.is_multiple_of(SAY) {
-                        log::error!(
+                        tracing::error!(
                             "telemetry: {}: cannot write: {e}; nothing is acknowledged until it can be written",
                             self.who
                         );
@@ -202,7 +202,7 @@ impl Journal for Connection<'_> {
             }
         }
         if failed > 0 {
-            log::info!("telemetry: {}: there is room again", self.who);
+            tracing::info!("telemetry: {}: there is room again", self.who);
         }
         self.bytes += records.len() as u64;
         Ok(())

@@ -187,7 +187,7 @@ impl Folder {
     /// Removes the part of an upload that has a claim on it.
     pub(super) fn remove(&self, temporary: &str) {
         if let Err(e) = rustix::fs::unlinkat(&self.parts, temporary, AtFlags::empty()) {
-            log::warn!("an empty part stays until it is swept: {e}");
+            tracing::warn!("an empty part stays until it is swept: {e}");
         }
     }
 

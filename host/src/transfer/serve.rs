@@ -252,11 +252,11 @@ fn broken(e: Error<io::Error>) -> io::Error {
 impl Served {
     /// How important it is for the log.
     #[must_use]
-    pub fn level(&self) -> log::Level {
+    pub fn level(&self) -> tracing::Level {
         match self.end {
-            Ok(End::Done { .. }) => log::Level::Info,
-            Ok(End::Ranges) => log::Level::Debug,
-            _ => log::Level::Warn,
+            Ok(End::Done { .. }) => tracing::Level::INFO,
+            Ok(End::Ranges) => tracing::Level::DEBUG,
+            _ => tracing::Level::WARN,
         }
     }
 }

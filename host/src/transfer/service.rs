@@ -29,7 +29,7 @@ pub async fn run<G: Send + 'static>(
             let (transfers, busy) = (transfers.clone(), begin(&stream));
             async move {
                 let served = transfers.serve(stream).await;
-                log::log!(served.level(), "transfer: {address}: {served}");
+                crate::log_at!(served.level(), "transfer: {address}: {served}");
                 drop((busy, pass));
             }
         }
@@ -39,7 +39,9 @@ pub async fn run<G: Send + 'static>(
             let folder = transfers.folder().clone();
             match tokio::task::spawn_blocking(move || folder.sweep(keep)).await {
                 Ok(0) | Err(_) => {}
-                Ok(n) => log::info!("transfer: {n} broken uploads were not taken up again and are removed"),
+                Ok(n) => {
+                    tracing::info!("transfer: {n} broken uploads were not taken up again and are removed")
+                }
             }
             tokio::time::sleep(SWEEP).await;
         }

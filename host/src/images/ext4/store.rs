@@ -141,7 +141,7 @@ impl Images {
         let find = || self.lock().iter().filter(wanted).max_by_key(|i| i.made).cloned();
         find().or_else(|| {
             if let Err(e) = self.scan() {
-                log::warn!("{}: {e}", self.folder.display());
+                tracing::warn!("{}: {e}", self.folder.display());
             }
             find()
         })
@@ -158,7 +158,7 @@ impl Images {
     pub fn find_table(&self, hash: Hash) -> Option<Arc<Image>> {
         self.by_table(hash).or_else(|| {
             if let Err(e) = self.scan() {
-                log::warn!("{}: {e}", self.folder.display());
+                tracing::warn!("{}: {e}", self.folder.display());
             }
             self.by_table(hash)
         })
@@ -224,7 +224,7 @@ impl Images {
         images.retain(|image| {
             let keep = current.contains(&image.header.archive) || Arc::strong_count(image) > 1;
             if !keep {
-                log::info!("image {:.16} is not needed any more and is removed", image.hash);
+                tracing::info!("image {:.16} is not needed any more and is removed", image.hash);
                 remove(&self.folder, image.hash);
             }
             keep
@@ -243,10 +243,10 @@ impl Images {
             match Image::open(&self.folder, hash) {
                 Ok(image) => images.push(Arc::new(image)),
                 Err(e) if is_damage(&e) => {
-                    log::warn!("image {hash:.16} is removed: {e}");
+                    tracing::warn!("image {hash:.16} is removed: {e}");
                     remove(&self.folder, hash);
                 }
-                Err(e) => log::warn!("image {hash:.16} cannot be read now: {e}"),
+                Err(e) => tracing::warn!("image {hash:.16} cannot be read now: {e}"),
             }
         }
         Ok(())
@@ -288,7 +288,7 @@ fn remove(folder: &Path, hash: Hash) {
     for kind in [TABLE, CHUNKS] {
         let path = path(folder, hash, kind);
         match fs::remove_file(&path) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => log::warn!("{}: {e}", path.display()),
+            Err(e) if e.kind() != io::ErrorKind::NotFound => tracing::warn!("{}: {e}", path.display()),
             _ => {}
         }
     }
@@ -308,7 +308,7 @@ fn remove_unfinished(folder: &Path) -> io::Result<()> {
         if (has_no_table || name.starts_with(UNFINISHED))
             && File::open(&path).is_ok_and(|f| flock(&f, FlockOperation::NonBlockingLockExclusive).is_ok())
         {
-            log::info!("{} was not finished and is removed", path.display());
+            tracing::info!("{} was not finished and is removed", path.display());
             fs::remove_file(&path)?;
         }
     }

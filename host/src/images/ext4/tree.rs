@@ -266,7 +266,7 @@ impl Tree {
                 (None, Some(("user", rest))) if !rest.is_empty() && takes_user => value.clone(),
                 // The kernel refuses these too.
                 _ => {
-                    log::debug!("`{}`: {name} cannot be stored", entry.path.escape_ascii());
+                    tracing::debug!("`{}`: {name} cannot be stored", entry.path.escape_ascii());
                     continue;
                 }
             };

@@ -380,7 +380,7 @@ fn deliver(
 ) {
     let dropped = incoming.take_dropped();
     if dropped > 0 {
-        log::warn!(
+        tracing::warn!(
             "{peer}: {dropped} messages are dropped: all connections together hold too much of messages that are not complete"
         );
     }
@@ -389,7 +389,7 @@ fn deliver(
     {
         match plugins.incoming(message, settings.limit) {
             Ok(message) => hooks.message(peer, message),
-            Err(e) => log::warn!("{peer}: a message is dropped: {e}"),
+            Err(e) => tracing::warn!("{peer}: a message is dropped: {e}"),
         }
     }
 }
@@ -414,7 +414,7 @@ async fn send<S: AsyncRead + AsyncWrite + Unpin>(
 ) -> Result<(), Failure> {
     let result = match plugins.outgoing(&message) {
         Err(e) => {
-            log::warn!("a message cannot be sent: {e}");
+            tracing::warn!("a message cannot be sent: {e}");
             Err(NotSent::Unfit)
         }
         Ok(message) => match frames.send(message.len() as u64, &mut &*message, incoming).await {
@@ -425,7 +425,7 @@ async fn send<S: AsyncRead + AsyncWrite + Unpin>(
         },
     };
     if let (Err(e), None) = (result, &done) {
-        log::warn!("a message was not sent: {e}");
+        tracing::warn!("a message was not sent: {e}");
     }
     if let Some(done) = done {
         // Whoever sent it may not want to know.

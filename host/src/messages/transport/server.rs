@@ -91,7 +91,7 @@ impl Server {
                 };
                 tokio::spawn(async move {
                     if let Err(e) = accept(listener, door, serve).await {
-                        log::error!("{e:#}");
+                        tracing::error!("{e:#}");
                     }
                 })
             })
@@ -164,7 +164,7 @@ async fn serve<H: Hooks, M: Fn() -> H>(
         () = stopping => true,
     };
     match open.await {
-        Ok(Err(e)) => log::info!("messages: {remote}: {e}"),
+        Ok(Err(e)) => tracing::info!("messages: {remote}: {e}"),
         Ok(Ok(())) if cut => {
             let why = Failure::Link(Error::Io(ErrorKind::ConnectionAborted.into()));
             hooks.close(&peer, Some(&why));

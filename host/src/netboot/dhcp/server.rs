@@ -168,7 +168,7 @@ impl Dhcp {
             leases = store::load(&settings.state)?;
         }
         if let Some(text) = neighbour(&settings.interface) {
-            log::warn!("dhcp: {text}");
+            tracing::warn!("dhcp: {text}");
         }
         let dhcp = open(&settings.interface, DHCP_PORT)?;
         let pxe = (settings.mode == Mode::Proxy).then(|| open(&settings.interface, PXE_PORT)).transpose()?;
@@ -217,7 +217,7 @@ impl Dhcp {
                 },
                 Some((ask, ip, taken)) = probes.recv() => {
                     if taken {
-                        log::warn!("dhcp: somebody has {ip} who did not get it from here: it is left alone");
+                        tracing::warn!("dhcp: somebody has {ip} who did not get it from here: it is left alone");
                     }
                     if let Some(net) = self.network() {
                         let step = self.pool.probed(&ask, ip, taken, &net, &self.settings.boot, now());
@@ -232,7 +232,7 @@ impl Dhcp {
         match address(&self.settings.interface) {
             Ok((me, mask)) => Some(self.settings.network(me, mask)),
             Err(e) => {
-                log::debug!("dhcp: {e:#}");
+                tracing::debug!("dhcp: {e:#}");
                 None
             }
         }
@@ -250,7 +250,7 @@ impl Dhcp {
         let Some(ask) = Ask::parse(packet) else { return };
         // The interface may have got another address.
         let Some(net) = self.network() else { return };
-        log::debug!("dhcp: {} ({}) sends {:?} from {peer}", ask.mac, ask.describe(), ask.kind);
+        tracing::debug!("dhcp: {} ({}) sends {:?} from {peer}", ask.mac, ask.describe(), ask.kind);
         match self.settings.mode {
             Mode::Proxy => {
                 let Some(reply) = proxy::answer(&ask, port, net.me, &self.settings.boot) else { return };
@@ -261,7 +261,7 @@ impl Dhcp {
                 self.send(&ask, &reply, to, socket, tell).await;
             }
             Mode::Server if ask.relay().is_some() => {
-                log::debug!(
+                tracing::debug!(
                     "dhcp: {}: relays are not served: addresses are for {} only",
                     ask.mac,
                     self.settings.interface
@@ -286,7 +286,7 @@ impl Dhcp {
         if let Some(leases) = self.pool.changes()
             && let Err(e) = tokio::task::block_in_place(|| store::save(&self.settings.state, leases))
         {
-            log::error!("dhcp: {e:#}");
+            tracing::error!("dhcp: {e:#}");
         }
         match step {
             Step::Reply(reply) => {
@@ -294,16 +294,16 @@ impl Dhcp {
                 self.send(ask, &reply, to, socket, tell).await;
             }
             Step::Nothing(why) if why.contains("no address is left") => {
-                log::warn!("dhcp: {}: {why}", ask.mac)
+                tracing::warn!("dhcp: {}: {why}", ask.mac)
             }
-            Step::Nothing(why) => log::debug!("dhcp: {}: {why}", ask.mac),
+            Step::Nothing(why) => tracing::debug!("dhcp: {}: {why}", ask.mac),
             Step::Probe(ip) => {
                 // If all are busy the client is not answered, and asks again.
                 let Ok(place) = found.clone().try_reserve_owned() else { return };
                 let (ask, interface) = (ask.clone(), self.settings.interface.clone());
                 tokio::task::spawn_blocking(move || {
                     let taken = probe::is_taken(&interface, ip).unwrap_or_else(|e| {
-                        log::warn!("dhcp: cannot look whether somebody has {ip}: {e}");
+                        tracing::warn!("dhcp: cannot look whether somebody has {ip}: {e}");
                         false
                     });
                     place.send((ask, ip, taken));
@@ -321,11 +321,11 @@ impl Dhcp {
         tell: &Tell,
     ) {
         let Some(bytes) = encode(reply) else {
-            log::error!("dhcp: a reply to {} does not fit: is --dhcp-file too long?", ask.mac);
+            tracing::error!("dhcp: a reply to {} does not fit: is --dhcp-file too long?", ask.mac);
             return;
         };
         if let Err(e) = socket.send_to(&bytes, to).await {
-            log::warn!("dhcp: {}: cannot send to {to}: {e}", ask.mac);
+            tracing::warn!("dhcp: {}: cannot send to {to}: {e}", ask.mac);
             return;
         }
         if !self.settings.boot.is_told_of(ask) {
@@ -356,7 +356,7 @@ fn now() -> u64 {
 
 /// Only troubles of the moment (the interface is down, say) come here.
 async fn trouble(e: &io::Error) {
-    log::debug!("dhcp: {e}");
+    tracing::debug!("dhcp: {e}");
     tokio::time::sleep(Duration::from_millis(100)).await;
 }
 

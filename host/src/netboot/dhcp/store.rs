@@ -32,7 +32,7 @@ pub fn load(folder: &Path) -> anyhow::Result<BTreeMap<Ipv4Addr, Lease>> {
             Some((ip, lease)) => {
                 leases.insert(ip, lease);
             }
-            None => log::warn!("{}: not a lease, left out: {line:.80}", path.display()),
+            None => tracing::warn!("{}: not a lease, left out: {line:.80}", path.display()),
         }
     }
     Ok(leases)

@@ -75,7 +75,7 @@ impl Line {
         match self.socket.async_io(Interest::WRITABLE, send).await {
             // The card or kernel cannot cut: one by one then (and `extras` knows from now on).
             Err(e) if e.kind() != ErrorKind::ConnectionRefused => {
-                log::debug!("tftp: {}: a run of blocks: {e}", self.peer);
+                tracing::debug!("tftp: {}: a run of blocks: {e}", self.peer);
                 for packet in self.packets.chunks(size) {
                     self.socket.send(packet).await?;
                 }

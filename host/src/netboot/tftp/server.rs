@@ -137,7 +137,7 @@ pub async fn serve(
             .await;
         if let Err(e) = received {
             // A client's unreachable port, say; never a reason to end, nor to spin.
-            log::debug!("tftp: {e}");
+            tracing::debug!("tftp: {e}");
             tokio::time::sleep(Duration::from_millis(10)).await;
             continue;
         }
@@ -165,7 +165,7 @@ fn accept(server: &Arc<Server>, packet: &[u8], peer: SocketAddr, here: IpAddr) {
         let server = Arc::clone(server);
         async move {
             if let Err(e) = send_packet(here, peer, &packet::error(code, text)).await {
-                log::debug!("tftp: {peer}: {e}");
+                tracing::debug!("tftp: {peer}: {e}");
             }
             server.report(peer, asked, What::Failed(text.to_owned()));
         }
@@ -230,7 +230,7 @@ async fn answer(server: Arc<Server>, turn: Turn, request: Request, here: IpAddr)
     if let Some((code, text)) = refusal
         && let Err(e) = send_packet(here, peer, &packet::error(code, &text)).await
     {
-        log::debug!("tftp: {peer}: {e}");
+        tracing::debug!("tftp: {peer}: {e}");
     }
     // What is reported then counts this one no more.
     drop((slot, turn));

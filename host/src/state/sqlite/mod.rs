@@ -239,7 +239,7 @@ fn open_or_replace(file: &Path) -> Result<(Connection, Connection), StateError> 
         // The log of the damaged database must not be replayed into the new one.
         let _ = fs::rename(file.with_extension(log), aside.with_extension(format!("{log}-{}", now_ms())));
     }
-    log::error!(
+    tracing::error!(
         "{damage}; it is kept as {}, and a new one is begun: reinstalls that were ordered have to be ordered again, images to be added again",
         aside.display()
     );
@@ -362,7 +362,10 @@ impl State for Sqlite {
     fn save(&self, batch: &Batch) -> Result<(), StateError> {
         let known = lock(&self.writer).inode;
         if inode(&self.file) != known {
-            log::error!("{} was removed or replaced: going on with what is there now", self.file.display());
+            tracing::error!(
+                "{} was removed or replaced: going on with what is there now",
+                self.file.display()
+            );
             self.reopen()?;
         } else if self.suspect.swap(false, Ordering::Relaxed) {
             self.reopen()?;
