@@ -86,6 +86,10 @@ impl Server {
     /// If it does not start.
     #[must_use]
     pub fn start_by(command: &mut Command, state: &Path) -> Self {
+        // Tests wait for what is no news in a room full of Pis.
+        if !command.get_args().any(|a| a == "-v" || a == "--log-level") {
+            command.env("PIMAN_LOG", "info,piman::pi=debug");
+        }
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("piman starts");
         let log = Arc::new(Mutex::new(String::new()));
         let (to, from) = (Arc::clone(&log), child.stderr.take().expect("it is piped"));

@@ -70,7 +70,7 @@ impl Timeline {
     }
 
     fn note(&self, pi: Identity, kind: &str, stage: &str, text: String) {
-        tracing::info!("{pi}: {kind}: {text}");
+        pi.log(kind, &text);
         let event = DeviceEvent { at_ms: now_ms(), kind: kind.into(), text };
         let change = Change { stage: Some(stage.into()), events: vec![event], ..Change::of(pi) };
         self.recorder.note(change);
@@ -139,7 +139,10 @@ impl Timeline {
                 tracing::debug!("{ip}: tftp: {why}");
                 return;
             }
-            What::Failed(why) => format!("{}: {why}", report.asked),
+            What::Failed(why) => {
+                tracing::warn!(address = %ip, event = "tftp", file = report.asked.as_str(), "a file was not sent: {why}");
+                format!("{}: {why}", report.asked)
+            }
         };
         let mac = match ip {
             IpAddr::V4(ip) => hardware_address(ip),

@@ -49,7 +49,7 @@ pub async fn send(stream: TcpStream, address: IpAddr, service: Arc<InstallContex
     reset_at_close(&stream);
     match e.kind() {
         ErrorKind::ConnectionReset | ErrorKind::BrokenPipe | ErrorKind::ConnectionAborted => {
-            tracing::info!("{pi}: the archive's transfer was ended by the Pi");
+            pi.log("archive", "the Pi ended the transfer of the archive");
         }
         _ => {
             let text = format!("the archive's transfer was broken off: {e}");
@@ -74,7 +74,7 @@ async fn transfer(
     };
     drop(line);
     let began = Instant::now();
-    tracing::info!("{pi}: gets the archive, {} bytes", archive.bytes());
+    pi.log("archive", &format!("gets the archive, {} bytes", archive.bytes()));
     let old = pi.serial.is_none() && pi.mac.is_none();
     let mut noted = began;
     let mut watch = Watch::new(stream, service.settings.old)?;

@@ -48,7 +48,7 @@ impl InstallContext {
 
     /// Takes note of what happened to a Pi.
     pub fn happened(&self, pi: &Identity, kind: &str, text: String, change: Change) {
-        tracing::info!("{pi}: {text}");
+        pi.log(kind, &text);
         let event = DeviceEvent { at_ms: now_ms(), kind: kind.into(), text };
         self.recorder.note(Change { events: vec![event], ..change });
     }
@@ -109,7 +109,7 @@ impl QueueGuard<'_> {
             self.service.happened(&self.pi, "slots", text, change);
             self.service.show_slots();
         } else {
-            tracing::info!("{}: {text}", self.pi);
+            self.pi.log("slots", &text);
         }
         self.told = place;
         Err(place)

@@ -147,9 +147,7 @@ impl<'a> ControlConnection<'a> {
         if self.quiet || self.events > EVENTS_MAX + self.since.elapsed().as_secs() {
             tracing::debug!("{}: {text}", change.identity);
         } else {
-            let level =
-                if matches!(kind, "error" | "failed") { tracing::Level::ERROR } else { tracing::Level::INFO };
-            crate::log_at!(level, "{}: {text}", change.identity);
+            change.identity.log(kind, &text);
             change.events.push(DeviceEvent { at_ms: now_ms(), kind: kind.into(), text });
         }
         self.service.recorder.note(change);

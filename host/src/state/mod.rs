@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use piman_core::hash::Hash;
 use piman_core::install::Installation;
 use serde::Serialize;
+use tracing::Level;
 
 use crate::sys::clock::now_ms;
 use archive_facts::{Content, Stamp};
@@ -37,6 +38,19 @@ impl Identity {
     #[must_use]
     pub fn of(address: IpAddr) -> Self {
         Self { serial: None, mac: None, address }
+    }
+
+    /// Logs what happened to this Pi: its names as fields, so that lines can be searched by them, the event in one
+    /// word, and the rest for people. An ordinary boot is one line at `info`, its decision; what comes before and
+    /// after it is for those who look closely.
+    pub fn log(&self, event: &str, text: &str) {
+        let level = match event {
+            "error" | "failed" => Level::ERROR,
+            "boot" | "format" | "installed" | "formatted" | "waits" | "slots" => Level::INFO,
+            _ => Level::DEBUG,
+        };
+        let (serial, mac, address) = (self.serial.as_deref(), self.mac.as_deref(), self.address);
+        crate::log_at!(level, target: "piman::pi", serial, mac, %address, event, "{text}");
     }
 
     /// The name that its device is kept under.
