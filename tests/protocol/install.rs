@@ -220,14 +220,14 @@ struct Card {
 }
 
 impl drive::Pi for Card {
-    fn set_date(&mut self, date: Date) -> bool {
+    async fn set_date(&mut self, date: Date) -> bool {
         self.date = Some(date);
         true
     }
     fn addresses(&mut self, out: &mut impl std::fmt::Write) {
         let _ = out.write_str("172.30.1.10");
     }
-    fn wipe(&mut self) -> bool {
+    async fn wipe(&mut self) -> bool {
         true
     }
 }
