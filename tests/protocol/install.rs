@@ -6,8 +6,8 @@ use std::fmt::Write as _;
 use piman_core::blocking;
 use piman_core::drive::{self, run, serve};
 use piman_core::hash::Hash;
-use piman_core::hosted::summing::ChunkHashes;
 use piman_core::install::fetch::{Answer, Request};
+use piman_core::install::summing::ChunkHashes;
 use piman_core::install::table::Table;
 use piman_core::install::{
     Agent, AgentStep, Can, Command, Date, Decision, Event, Hello, ImageOffer, InstallPolicy, Installation,
