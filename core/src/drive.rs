@@ -60,16 +60,18 @@ pub async fn serve<T: Read + Write>(
     }
 }
 
-/// What the Pi's side of the talk asks of the Pi.
+/// What the Pi's side of the control connection asks of the Pi. What may wait for hardware is async: an
+/// implementation writes `async fn`.
 pub trait Pi {
     /// Sets the clock; returns whether it is set.
-    fn set_date(&mut self, date: Date) -> bool;
+    fn set_date(&mut self, date: Date) -> impl Future<Output = bool>;
 
-    /// Writes the Pi's addresses, one per line, without a newline at the end.
+    /// Writes the Pi's addresses, one per line, without a newline at the end. Not async: the driver calls it
+    /// once per piece of a long line, and each call must write the same text.
     fn addresses(&mut self, out: &mut impl fmt::Write);
 
     /// Wipes the root filesystem; returns whether it is gone.
-    fn wipe(&mut self) -> bool;
+    fn wipe(&mut self) -> impl Future<Output = bool>;
 
     /// The server has shown that it understands our lines. It may be called more than once.
     fn understood(&mut self) {}
@@ -103,10 +105,16 @@ pub async fn run<T: Read + Write>(
     let (mut reported, mut last) = (false, Last::Nothing);
     loop {
         for then in [false, true] {
+            let done = match &turn {
+                Turn::Step(AgentStep::SetDate(date)) if then => pi.set_date(*date).await,
+                Turn::Step(AgentStep::Wipe) if then => pi.wipe().await,
+                _ => true,
+            };
             let line = match &turn {
+                _ if !done => None,
                 Turn::Greet => start.hello.as_ref().filter(|_| !then).map(Line::Hello),
                 Turn::Report => start.report().word().filter(|_| !then).map(Line::Report),
-                Turn::Step(step) => Line::about(step, then, pi),
+                Turn::Step(step) => Line::about(step, then),
             };
             let Some(line) = line else { continue };
             let now = line.kind();
@@ -189,15 +197,13 @@ enum Line<'a> {
 }
 
 impl<'a> Line<'a> {
-    /// What is said before the step is carried out; then carries it out and says how it was.
-    fn about(step: &AgentStep<'a>, then: bool, pi: &mut impl Pi) -> Option<Self> {
-        if let (AgentStep::Wipe, true) = (step, then) {
-            return if pi.wipe() { Report::Uninstalled.word().map(Self::Report) } else { None };
-        }
+    /// The line before the step is carried out, and `then` the line after it.
+    fn about(step: &AgentStep<'a>, then: bool) -> Option<Self> {
         Some(Self::Word(match (step, then) {
             (AgentStep::SetDate(_), false) => Milestone::ReceivedDate.word(),
-            (AgentStep::SetDate(date), true) if pi.set_date(*date) => Milestone::SetDate.word(),
+            (AgentStep::SetDate(_), true) => Milestone::SetDate.word(),
             (AgentStep::Wipe, false) => Milestone::ReceivedReinstall.word(),
+            (AgentStep::Wipe, true) => return Report::Uninstalled.word().map(Self::Report),
             (AgentStep::Decided(Some(milestone), _), false) => return Some(Self::Decided(milestone.word())),
             (AgentStep::Unknown(line), false) => return Some(Self::Sorry(line)),
             (AgentStep::Addresses, false) => return Some(Self::Addresses),

@@ -1,8 +1,5 @@
-//! What piman and its Pis say to each other, and what they decide.
-//!
-//! No clock, no socket, no file, no allocation: sessions are pure steps, and
-//! one driver runs them over any byte stream that implements
-//! [`embedded_io_async`]'s traits.
+#![doc = include_str!("../README.md")]
+//! ## Modules
 //!
 //! | module | what lives there |
 //! |---|---|
@@ -20,10 +17,7 @@
 //! | [`drive`] | the one async driver for both sides |
 //! | [`transport`] | byte streams of our own: TCP without an operating system |
 //! | [`blocking`] | the same driver on a blocking stream, without an executor |
-//!
-//! Features (additive): `log` and `defmt` choose where log lines go; `postcard` is the codec of calls
-//! between our own peers; `alloc` puts messages together in memory that grows;
-//! `smoltcp` is the transport of that name.
+#![cfg_attr(docsrs, feature(doc_cfg))]
 #![no_std]
 #![cfg_attr(not(feature = "dial-bluetooth"), forbid(unsafe_code))]
 // Nothing that may panic: not from the wire, the disk or the command line.

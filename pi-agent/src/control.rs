@@ -340,16 +340,16 @@ struct TalkingMachine<'a> {
 }
 
 impl drive::Pi for TalkingMachine<'_> {
-    fn set_date(&mut self, date: Date) -> bool {
-        self.machine.set_date(date)
+    async fn set_date(&mut self, date: Date) -> bool {
+        self.machine.set_date(date).await
     }
 
     fn addresses(&mut self, out: &mut impl fmt::Write) {
         self.machine.addresses(out);
     }
 
-    fn wipe(&mut self) -> bool {
-        self.machine.wipe()
+    async fn wipe(&mut self) -> bool {
+        self.machine.wipe().await
     }
 
     fn understood(&mut self) {
@@ -362,7 +362,7 @@ impl drive::Pi for TalkingMachine<'_> {
 }
 
 impl drive::Pi for Machine {
-    fn set_date(&mut self, date: Date) -> bool {
+    async fn set_date(&mut self, date: Date) -> bool {
         if !self.sets_clock {
             return false;
         }
@@ -381,7 +381,7 @@ impl drive::Pi for Machine {
         addresses(out);
     }
 
-    fn wipe(&mut self) -> bool {
+    async fn wipe(&mut self) -> bool {
         self.wiped = true;
         true
     }

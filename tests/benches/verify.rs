@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
-use piman_core::hosted::summing::{ChunkHasher, ChunkHashes};
+use piman_core::install::summing::{ChunkHasher, ChunkHashes};
 use piman_tests::bench::median;
 use piman_tests::binaries;
 use piman_tests::server::Server;

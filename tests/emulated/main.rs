@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 
 use machine::{Boot, Root, Server, Tools, Until};
 use pi_agent::card::inspect::{self, Card};
-use piman_core::hosted::receipt::{Proof, Way};
+use piman_core::install::receipt::{Proof, Way};
 use piman_tests::netns::assert_says;
 
 /// What one test came to: nothing, or what is missing for it.

@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use piman_core::hosted::receipt::Way;
 use piman_core::install::layout::{Layout, SECTOR};
+use piman_core::install::receipt::Way;
 use piman_tests::netns::assert_says;
 use piman_tests::proxy::Gate;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};

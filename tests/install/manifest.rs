@@ -9,8 +9,8 @@ use std::process::Command;
 
 use piman::state::{Sqlite, State as _};
 use piman_core::hash::Hash;
-use piman_core::hosted::summing::ChunkHashes;
 use piman_core::install::fetch::{Answer, Kind, Request};
+use piman_core::install::summing::ChunkHashes;
 use piman_core::install::{Agent, AgentStep, Decision, Hello, Notice, Offer, Paths, sums};
 use piman_tests::server::{Server, wait_until};
 use piman_tests::{binaries, tar};

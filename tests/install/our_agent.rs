@@ -17,8 +17,8 @@ use pi_agent::identity::Identity;
 use pi_agent::install::{Choice, Outcome, Plan, attempt, run};
 use pi_agent::telemetry::progress::Progress;
 use piman_core::hash::Hash;
-use piman_core::hosted::receipt::Way;
 use piman_core::install::layout::Layout;
+use piman_core::install::receipt::Way;
 
 const SIZE: u64 = 256 << 20;
 

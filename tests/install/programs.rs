@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use pi_agent::card::disk::{RootArea, root_in_table};
 use pi_agent::card::inspect::{self, Card};
-use piman_core::hosted::receipt::Way;
+use piman_core::install::receipt::Way;
 use piman_tests::binaries;
 use piman_tests::disk::LoopDevice;
 use piman_tests::disk::{Mounted, e2fsck, run};

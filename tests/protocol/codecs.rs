@@ -7,11 +7,11 @@ use pi_agent::init::Options;
 use pi_agent::trust;
 use piman::state::archive_facts::Stamp;
 use piman_core::hash::Hash;
-use piman_core::hosted::receipt::{Proof, Way};
-use piman_core::hosted::summing::{ChunkHasher, ChunkHashes};
 use piman_core::install::Installation;
 use piman_core::install::layout::Layout;
 use piman_core::install::manifest::{Draft, Manifest, split};
+use piman_core::install::receipt::{Proof, Way};
+use piman_core::install::summing::{ChunkHasher, ChunkHashes};
 use piman_core::install::sums::{CHUNK, SUM};
 use piman_core::rpc::auth::{Handshake, Verdict, verify};
 use piman_core::rpc::{Codec, DEPTH_MAX, Memory, Slot, WEIGHT_MAX, postcard};
@@ -98,9 +98,9 @@ proptest! {
     }
 
     #[test]
-    fn proofs(proof in proof(), bytes in prop::collection::vec(any::<u8>(), 0..200), cut in 0..piman_core::hosted::receipt::SIZE) {
+    fn proofs(proof in proof(), bytes in prop::collection::vec(any::<u8>(), 0..200), cut in 0..piman_core::install::receipt::SIZE) {
         let block = proof.encode();
-        prop_assert_eq!(block.len(), piman_core::hosted::receipt::SIZE);
+        prop_assert_eq!(block.len(), piman_core::install::receipt::SIZE);
         prop_assert_eq!(Proof::parse(&block), Some(proof.clone()));
         // A block that was written in part is none, or it says which image it is.
         let mut half = block;

@@ -6,8 +6,8 @@ use std::fmt::Write as _;
 use piman_core::blocking;
 use piman_core::drive::{self, run, serve};
 use piman_core::hash::Hash;
-use piman_core::hosted::summing::ChunkHashes;
 use piman_core::install::fetch::{Answer, Request};
+use piman_core::install::summing::ChunkHashes;
 use piman_core::install::table::Table;
 use piman_core::install::{
     Agent, AgentStep, Can, Command, Date, Decision, Event, Hello, ImageOffer, InstallPolicy, Installation,
@@ -220,14 +220,14 @@ struct Card {
 }
 
 impl drive::Pi for Card {
-    fn set_date(&mut self, date: Date) -> bool {
+    async fn set_date(&mut self, date: Date) -> bool {
         self.date = Some(date);
         true
     }
     fn addresses(&mut self, out: &mut impl std::fmt::Write) {
         let _ = out.write_str("172.30.1.10");
     }
-    fn wipe(&mut self) -> bool {
+    async fn wipe(&mut self) -> bool {
         true
     }
 }

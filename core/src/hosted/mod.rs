@@ -4,11 +4,9 @@
 //! |---|---|---|
 //! | `archive` | `archive` | entries out of a tar archive: pax, GNU, sparse files |
 //! | `unpack` | `unpack` | archives that are packed by gzip or zstd |
-//! | `summing` | `summing` | the chunk hashes of an archive |
 //! | `ext4` | `ext4` | empty ext4 filesystems without mounting |
 //! | `backoff` | `std` | waits before trying again |
 //! | `causes` | `std` | an error and its causes as one line |
-//! | `receipt` | `std` | the proof of a finished installation, as bytes |
 //! | `size` | `std` | sizes as people write them |
 //! | `dial` | `dial` | connections: TCP, a serial line (`dial-serial`), Bluetooth (`dial-bluetooth`) |
 
@@ -20,9 +18,6 @@ pub mod causes;
 pub mod dial;
 #[cfg(feature = "ext4")]
 pub mod ext4;
-pub mod receipt;
 pub mod size;
-#[cfg(feature = "summing")]
-pub mod summing;
 #[cfg(feature = "unpack")]
 pub mod unpack;

@@ -10,7 +10,9 @@
 //! | `fetch` | ranges of archives and images on the fetch connection |
 //! | `table` | the chunk table of an image |
 //! | `manifest` | what is signed of an image |
-//! | `sums` | the chunk hashes of an archive |
+//! | `sums` | the chunk hashes of an archive: their format |
+//! | `summing` | the same, made and checked (feature `blake3`) |
+//! | `receipt` | the proof of a finished installation, as bytes (feature `alloc`) |
 //! | `mbr` | the partition table of a disk, [`mbr::Mbr`] |
 //! | `program` | whether a program can become process 1, [`program::Program`] |
 //! | `layout` | where the partitions of a card lie, and how large its file system is |
@@ -26,8 +28,12 @@ pub mod manifest;
 pub mod mbr;
 mod ours;
 pub mod program;
+#[cfg(feature = "alloc")]
+pub mod receipt;
 mod report;
 mod session;
+#[cfg(feature = "blake3")]
+pub mod summing;
 pub mod sums;
 pub mod table;
 

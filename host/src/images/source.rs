@@ -12,8 +12,8 @@ use std::time::Duration;
 
 use piman_core::hash::Hash;
 use piman_core::hosted::archive::Reader;
-use piman_core::hosted::summing::ChunkHasher;
 use piman_core::hosted::unpack::{Decoder, packing};
+use piman_core::install::summing::ChunkHasher;
 use tokio::sync::watch;
 
 use super::fitness::{Evidence, Fitness};

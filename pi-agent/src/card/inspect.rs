@@ -11,7 +11,7 @@ use piman_core::hash::Hash;
 use piman_core::install::Installation;
 
 use crate::card::disk::{RootArea, Window, is_root_withheld, open_to_read, root_in_table};
-use piman_core::hosted::receipt::{NAME, Proof, SIZE};
+use piman_core::install::receipt::{NAME, Proof, SIZE};
 
 /// What is on a card.
 #[derive(Debug, Clone, PartialEq, Eq)]

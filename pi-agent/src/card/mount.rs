@@ -14,7 +14,7 @@ use rustix::mount::{MountFlags, UnmountFlags, mount, mount_remount, unmount};
 
 use crate::card::disk::RootNode;
 use crate::failure::{Cause, Failure, OrFail};
-use piman_core::hosted::receipt::Proof;
+use piman_core::install::receipt::Proof;
 
 /// How long others may hold what is to be unmounted: device managers look at it for moments.
 const BUSY: Duration = Duration::from_secs(2);
@@ -84,7 +84,7 @@ impl Mounted {
     /// # Errors
     /// If it cannot be written.
     pub fn begin(&self) -> anyhow::Result<()> {
-        fs::File::create(self.place.join(piman_core::hosted::receipt::NAME))?.sync_all()?;
+        fs::File::create(self.place.join(piman_core::install::receipt::NAME))?.sync_all()?;
         rustix::fs::fsync(self.directory()?)?;
         Ok(())
     }
@@ -100,7 +100,7 @@ impl Mounted {
     pub fn write_proof(&self, proof: &Proof) -> anyhow::Result<()> {
         use std::io::Write;
         let mut file =
-            OpenOptions::new().write(true).open(self.place.join(piman_core::hosted::receipt::NAME))?;
+            OpenOptions::new().write(true).open(self.place.join(piman_core::install::receipt::NAME))?;
         file.set_permissions(fs::Permissions::from_mode(0o444))?;
         file.write_all(&proof.encode())?;
         file.sync_all()?;

@@ -19,7 +19,7 @@ use crate::fetch::{Link, Retry};
 use crate::telemetry::progress::Progress;
 use crate::unpack::{self, ChunkSource, Expected, LegacySource, Summary};
 use piman_core::hosted::ext4::{self, Geometry};
-use piman_core::hosted::receipt::{Proof, Way};
+use piman_core::install::receipt::{Proof, Way};
 
 pub(super) fn install(
     plan: &Plan,

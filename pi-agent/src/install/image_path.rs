@@ -11,7 +11,7 @@ use crate::card::mount::Mounted;
 use crate::failure::{Cause, Failure, OrFail};
 use crate::image::{self, Area, Order, Retry};
 use crate::telemetry::progress::Progress;
-use piman_core::hosted::receipt::{Proof, Way};
+use piman_core::install::receipt::{Proof, Way};
 
 pub(super) fn install(
     plan: &Plan,

@@ -36,7 +36,7 @@ use crate::rpc::unit::Enrol;
 use crate::telemetry::progress::Progress;
 use crate::trust::{self, Key};
 use piman_core::hosted::causes::in_one_line;
-use piman_core::hosted::receipt::Way;
+use piman_core::install::receipt::Way;
 use reporter::Reporter;
 use scratch_dir::ScratchDir;
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::value::Data;
 use crate::telemetry::machine::{self, Disk, Memory, Times};
-use piman_core::hosted::receipt::Proof;
+use piman_core::install::receipt::Proof;
 
 /// How long the CPU is watched.
 const WATCH: Duration = Duration::from_millis(200);
@@ -36,7 +36,7 @@ fn cpu(root: &Path) -> Option<f64> {
 }
 
 fn image(root: &Path) -> Option<String> {
-    let block = fs::read(root.join(piman_core::hosted::receipt::NAME)).ok()?;
+    let block = fs::read(root.join(piman_core::install::receipt::NAME)).ok()?;
     Some(Proof::parse(&block)?.image.to_string())
 }
 

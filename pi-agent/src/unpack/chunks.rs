@@ -15,7 +15,7 @@ use super::Expected;
 use super::buffers::Filler;
 use crate::failure::{Cause, Failure};
 use crate::fetch::{DAMAGED_MAX, Link, Retry, Source, Trouble};
-use piman_core::hosted::summing::ChunkHashes;
+use piman_core::install::summing::ChunkHashes;
 
 /// Chunks that are asked for ahead, so that the server always has something to send.
 const AHEAD: usize = 3;

@@ -74,7 +74,7 @@ pub async fn connect<'s, 'a, D: Device, C: Clock>(
 struct Chip;
 
 impl Pi for Chip {
-    fn set_date(&mut self, date: Date) -> bool {
+    async fn set_date(&mut self, date: Date) -> bool {
         say!("date {}", date.seconds_since_1970());
         true
     }
@@ -83,7 +83,7 @@ impl Pi for Chip {
         let _ = out.write_str("10.0.2.15");
     }
 
-    fn wipe(&mut self) -> bool {
+    async fn wipe(&mut self) -> bool {
         true
     }
 }

@@ -94,7 +94,7 @@ impl Lab {
         blake3::hash(&fs::read(self.path(card)).unwrap())
     }
 
-    fn installed(&self, card: &str) -> piman_core::hosted::receipt::Proof {
+    fn installed(&self, card: &str) -> piman_core::install::receipt::Proof {
         match inspect::check(Path::new(&self.path(card))).unwrap() {
             Card::Installed(proof) => proof,
             other => panic!("{other}"),
@@ -212,7 +212,7 @@ fn an_image_that_was_made_after_signing_is_not_offered() {
     lab.sign("one", &[]);
     let output = lab.install(&server, "fresh", Some(&lab.path("one.pub")));
     assert!(output.status.success(), "{}", said(&output));
-    assert_eq!(lab.installed("fresh").path, piman_core::hosted::receipt::Way::Image);
+    assert_eq!(lab.installed("fresh").path, piman_core::install::receipt::Way::Image);
 }
 
 #[test]
@@ -229,7 +229,7 @@ fn an_archive_that_is_signed_alone_is_installed_by_stream() {
     agent.args(["--retries", "0", "--transfer-port", "0", "--public-key", &lab.path("one.pub")]);
     let output = agent.output().unwrap();
     assert!(output.status.success(), "{}", said(&output));
-    assert_eq!(lab.installed("card").path, piman_core::hosted::receipt::Way::Archive);
+    assert_eq!(lab.installed("card").path, piman_core::install::receipt::Way::Archive);
 }
 
 /// A server of the first revision: it makes an offer, and knows nothing of signatures.

@@ -28,7 +28,7 @@ pub use store::{Image, Images};
 pub use verify::{Comparison, compare};
 
 /// The proof's name in the root directory, which the agent fills in.
-pub(crate) const PROOF: &str = piman_core::hosted::receipt::NAME;
+pub(crate) const PROOF: &str = piman_core::install::receipt::NAME;
 
 /// What every ext4 filesystem has in its root directory.
 pub(crate) const LOST_FOUND: &str = "lost+found";

@@ -125,11 +125,11 @@ fn create<R: BufRead>(mut entry: Entry, reader: &mut Reader<R>, way: &mut Way) -
             _ => Err(Error::entry(&path, "the root itself can only be a directory")),
         };
     };
-    if parent.clone().next().unwrap_or(name) == piman_core::hosted::receipt::NAME.as_bytes() {
+    if parent.clone().next().unwrap_or(name) == piman_core::install::receipt::NAME.as_bytes() {
         return Ok(0);
     }
     way.go(parent, &path)?;
-    if name == piman_core::hosted::receipt::NAME.as_bytes()
+    if name == piman_core::install::receipt::NAME.as_bytes()
         && way.is_at_root().doing("looking at the directory of", &path)?
     {
         return Ok(0);

@@ -19,7 +19,7 @@ pub struct Install;
 struct Chip;
 
 impl Pi for Chip {
-    fn set_date(&mut self, date: Date) -> bool {
+    async fn set_date(&mut self, date: Date) -> bool {
         black_box(date);
         true
     }
@@ -28,7 +28,7 @@ impl Pi for Chip {
         let _ = out.write_str("10.0.2.15");
     }
 
-    fn wipe(&mut self) -> bool {
+    async fn wipe(&mut self) -> bool {
         true
     }
 }

@@ -1,10 +1,10 @@
 //! The chunk hashes of an archive: made in one pass with the hash of the whole, checked
 //! against it, and then each chunk against its own. The format is the core's.
 
-use std::fmt;
-use std::mem;
-use std::ops::Range;
-use std::prelude::rust_2024::*;
+use alloc::vec::Vec;
+use core::fmt;
+use core::mem;
+use core::ops::Range;
 
 use crate::hash::Hash;
 use crate::install::sums::{self, CHUNK, SUM};
@@ -104,7 +104,7 @@ impl fmt::Display for Wrong {
     }
 }
 
-impl std::error::Error for Wrong {}
+impl core::error::Error for Wrong {}
 
 /// The chunk hashes of an archive, which give its hash.
 #[derive(Debug, Clone)]
@@ -118,7 +118,7 @@ impl ChunkHashes {
     /// Takes the table of the archive with this hash and size, in bytes.
     ///
     /// # Errors
-    /// [`Wrong`], the fault of whoever sent it.
+    /// [`Wrong`]: the sender's fault.
     pub fn parse(id: Hash, bytes: u64, table: &[u8]) -> Result<Self, Wrong> {
         if sums::table_bytes(bytes) != u32::try_from(table.len()).ok() {
             return Err(Wrong::Size);
@@ -159,6 +159,7 @@ impl ChunkHashes {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use alloc::vec;
 
     const MIB: usize = CHUNK as usize;
 

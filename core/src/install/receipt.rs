@@ -1,9 +1,12 @@
 //! The proof of a finished installation: one block in the root filesystem, written last.
 
 use crate::hash::Hash;
-use crate::install::{Installation, More};
-use std::fmt::Write as _;
-use std::prelude::rust_2024::*;
+use crate::install::Installation;
+#[cfg(feature = "std")]
+use crate::install::More;
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::fmt::Write as _;
 
 /// The proof's name in the root directory.
 pub const NAME: &str = ".piman-proof";
@@ -31,9 +34,9 @@ pub struct Proof {
     pub path: Way,
     /// By which version of the agent.
     pub agent: String,
-    /// When, in seconds since 1970; a Pi that was not told the time writes a small number.
+    /// When, in seconds since 1970; a small number if the Pi did not know the time.
     pub time: u64,
-    /// How piman calls this installation; a server of old does not.
+    /// The number that piman gave this installation; `None` from a server that gives none.
     pub installation: Option<Installation>,
     /// The counter of a signed image; 0: it was not checked who made it.
     pub counter: u64,
@@ -41,6 +44,7 @@ pub struct Proof {
 
 impl Proof {
     /// The proof of an installation that ends now, by this agent.
+    #[cfg(feature = "std")]
     #[must_use]
     pub fn now(image: Hash, path: Way, more: More) -> Self {
         let time = std::time::UNIX_EPOCH.elapsed().map_or(0, |t| t.as_secs());
@@ -70,10 +74,10 @@ impl Proof {
         block
     }
 
-    /// Reads a block; `None` if it is no proof, as in an installation that was broken off.
+    /// Reads a block; `None` if it is not a whole proof, as after an interrupted installation.
     #[must_use]
     pub fn parse(block: &[u8]) -> Option<Self> {
-        let text = std::str::from_utf8(block).ok()?;
+        let text = core::str::from_utf8(block).ok()?;
         let (heading, fields) = text.split_once('\n')?;
         if heading != HEADING {
             return None;
@@ -96,7 +100,7 @@ impl Proof {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "std"))]
 mod tests {
     use super::*;
 
