@@ -11,14 +11,14 @@ use anyhow::{Context, bail};
 use rustix::process::{Resource, getrlimit};
 
 use crate::config::{Options, Settings};
-use crate::images::fitness::{Finding, Severity};
+use crate::images::fitness::{Finding, Fitness, Severity};
 use crate::images::source::{Inspected, inspect};
 use crate::net::listen;
 use crate::netboot::build::lint::{self, Weight};
 use crate::netboot::dhcp::server::{self as dhcp_server, interfaces};
-use crate::netboot::{self, dhcp};
+use crate::netboot::{self, dhcp, kernel};
 use crate::rpc;
-use crate::state::{Sqlite, State as _, StateError};
+use crate::state::{Registered, Sqlite, State as _, StateError};
 use crate::sys::clock::now_ms;
 
 /// How long to wait for DHCP servers to answer.
@@ -97,21 +97,26 @@ pub fn examine(options: Options) -> Checkup {
             return checkup;
         }
     };
-    let has_images = match Sqlite::command(&settings.state).and_then(|state| state.catalogue()) {
-        Ok(catalogue) => !catalogue.images.is_empty(),
-        Err(StateError::Missing { .. }) => false,
+    let mut systems = match images(&settings.state) {
+        Ok(systems) => systems,
+        Err(StateError::Missing { .. }) => Vec::new(),
         Err(e) => {
             checkup.note(Health::Bad, "state", e.to_string());
-            false
+            Vec::new()
         }
     };
+    let has_images = !systems.is_empty();
     let install = settings.rootfs.is_some() || has_images;
     if let Err(e) = settings.check(install) {
         checkup.note(Health::Bad, "options", format!("{e:#}"));
         return checkup;
     }
     match &settings.rootfs {
-        Some(path) => archive(&mut checkup, path, settings.allow_unfit),
+        Some(path) => {
+            let fitness = archive(&mut checkup, path);
+            systems
+                .extend(fitness.map(|fitness| (path.display().to_string(), settings.allow_unfit, fitness)));
+        }
         None if install => {
             checkup.note(Health::Good, "archive", "the images of `piman image list` are installed");
         }
@@ -120,6 +125,11 @@ pub fn examine(options: Options) -> Checkup {
     ports(&mut checkup, &settings, install);
     network(&mut checkup);
     folder(&mut checkup, &settings);
+    fitness(
+        &mut checkup,
+        &systems,
+        settings.netboot.as_ref().map(|n| n.folder.as_path()).filter(|f| f.is_dir()),
+    );
     if let Some(netboot) = &settings.netboot {
         boot(&mut checkup, netboot, settings.listen);
     } else {
@@ -131,8 +141,21 @@ pub fn examine(options: Options) -> Checkup {
     checkup
 }
 
+/// A system that Pis get: its name, whether it is taken although it is unfit, and what is known of it.
+type System = (String, bool, Fitness);
+
+/// The images of the catalogue. What is not known of one yet, the server finds out when it starts.
+fn images(state: &Path) -> Result<Vec<System>, StateError> {
+    let state = Sqlite::command(state)?;
+    let known = |image: Registered| {
+        let fitness = state.known(&image.path)?.map_or_else(Fitness::default, |(_, content)| content.fitness);
+        Ok((image.name, image.takes_unfit, fitness))
+    };
+    state.catalogue()?.images.into_iter().map(known).collect()
+}
+
 /// Reads the whole archive, as a Pi would.
-fn archive(checkup: &mut Checkup, path: &Path, allow_unfit: bool) {
+fn archive(checkup: &mut Checkup, path: &Path) -> Option<Fitness> {
     let name = path.display();
     let read = || {
         let file = File::open(path)
@@ -142,17 +165,50 @@ fn archive(checkup: &mut Checkup, path: &Path, allow_unfit: bool) {
             .with_context(|| format!("{name} cannot be installed: make it again with `tar -czf`"))?;
         anyhow::Ok((found, bytes))
     };
-    let (Inspected { fitness, entries, .. }, bytes) = match read() {
-        Ok(found) => found,
-        Err(e) => return checkup.note(Health::Bad, "archive", format!("{e:#}")),
+    match read() {
+        Ok((Inspected { fitness, entries, .. }, bytes)) => {
+            checkup.note(
+                Health::Good,
+                "archive",
+                format!("{name}: {entries} entries in {bytes} bytes, whole"),
+            );
+            Some(fitness)
+        }
+        Err(e) => {
+            checkup.note(Health::Bad, "archive", format!("{e:#}"));
+            None
+        }
+    }
+}
+
+/// What is wrong with the systems, and whether they have modules for the kernels that Pis get from the network.
+fn fitness(checkup: &mut Checkup, systems: &[System], folder: Option<&Path>) {
+    for (name, takes_unfit, fitness) in systems {
+        for Finding { severity, text, .. } in &fitness.findings {
+            let health = match severity {
+                Severity::Unfit if !takes_unfit => Health::Bad,
+                _ => Health::Warning,
+            };
+            checkup.note(health, "system", format!("{name}: {text}"));
+        }
+    }
+    let Some(folder) = folder else { return };
+    let kernels = match kernel::releases(folder) {
+        Ok(kernels) => kernels,
+        Err(e) => {
+            return checkup.note(Health::Bad, "boot folder", format!("reading {}: {e}", folder.display()));
+        }
     };
-    checkup.note(Health::Good, "archive", format!("{name}: {entries} entries in {bytes} bytes, whole"));
-    for Finding { severity, text, .. } in fitness.findings {
-        let health = match severity {
-            Severity::Unfit if !allow_unfit => Health::Bad,
-            _ => Health::Warning,
-        };
-        checkup.note(health, "system", text);
+    for (name, _, Fitness { kernels: modules, .. }) in systems.iter().filter(|(.., f)| !f.kernels.is_empty())
+    {
+        for (file, release) in kernels.iter().filter(|(_, release)| !modules.contains(release)) {
+            let text = format!(
+                "{name} has modules for {}, and not for {release}, which {file} of the boot folder is: a Pi that \
+                 boots it may be without network or file systems; take the kernel of the image",
+                modules.join(", ")
+            );
+            checkup.note(Health::Warning, "system", text);
+        }
     }
 }
 
@@ -388,6 +444,7 @@ mod tests {
             control_port: Some(0),
             rootfs_port: Some(0),
             fetch_port: Some(0),
+            allow_unfit: Some(true),
             ..Options::default()
         }
     }
@@ -403,6 +460,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let checkup = examine(options(dir.path()));
         says(&checkup, Health::Good, "1 entries");
+        says(&checkup, Health::Warning, "no program can become process 1");
+        let strict = examine(Options { allow_unfit: None, ..options(dir.path()) });
+        says(&strict, Health::Bad, "no program can become process 1");
+        assert!(strict.verdict().is_err());
         says(&checkup, Health::Warning, "--netboot");
         assert!(checkup.verdict().is_ok(), "{}", checkup.describe());
 

@@ -5,11 +5,13 @@
 //! | [`build`] | makes the folder, and finds what is wrong with it |
 //! | [`tftp`] | sends its files |
 //! | [`dhcp`] | tells Pis where they are, and gives addresses |
+//! | [`kernel`] | which kernels the folder has |
 //! | [`boot_events`] | notes what each Pi was told and sent |
 
 pub mod boot_events;
 pub mod build;
 pub mod dhcp;
+pub mod kernel;
 pub mod tftp;
 
 use std::future::Future;
