@@ -161,8 +161,9 @@ fn archive(checkup: &mut Checkup, path: &Path) -> Option<Fitness> {
         let file = File::open(path)
             .with_context(|| format!("opening {name}: is the path right, and may this user read it?"))?;
         let bytes = file.metadata().with_context(|| format!("looking at {name}"))?.len();
-        let found = inspect(BufReader::with_capacity(1 << 20, file))
-            .with_context(|| format!("{name} cannot be installed: make it again with `tar -czf`"))?;
+        let found = inspect(BufReader::with_capacity(1 << 20, file)).with_context(|| {
+            format!("{name} is no whole archive that could be installed: make it again with `tar -czf`")
+        })?;
         anyhow::Ok((found, bytes))
     };
     match read() {
