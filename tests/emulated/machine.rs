@@ -125,8 +125,9 @@ impl Tools {
 
     /// The archive of a root filesystem, made if it is not there yet or was made otherwise.
     pub(crate) fn archive(&self, root: Root) -> Result<PathBuf, String> {
-        static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
-        let _one = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+        // One for each: the Debian takes minutes, and machines with the other do not wait for it.
+        static ONE_AT_A_TIME: [Mutex<()>; 2] = [Mutex::new(()), Mutex::new(())];
+        let _one = ONE_AT_A_TIME[root as usize].lock().unwrap_or_else(PoisonError::into_inner);
         let (name, arguments): (_, &[&str]) = match root {
             Root::Tiny => ("tiny", &["--tiny"]),
             Root::Debian => ("debian-arm64", &["--debian"]),
