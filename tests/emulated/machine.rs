@@ -2,12 +2,15 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader};
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use piman_tests::binaries;
+
+use super::readme;
 
 /// Where everything is that an emulation needs.
 #[derive(Debug)]
@@ -29,7 +32,7 @@ pub(crate) struct Tools {
 pub(crate) enum Root {
     /// Busybox and 8 MiB that do not compress, which its init compares with their checksum.
     Tiny,
-    /// Debian with systemd; its login prompt is where a boot has to get.
+    /// Debian with systemd, made by the recipe in the README; a login with its password is where a boot has to get.
     Debian,
 }
 
@@ -48,10 +51,29 @@ impl Until {
         match self {
             Self::RootSwitched => "becomes process 1",
             Self::Up(Root::Tiny) => "EMU-ROOTFS-UP",
-            Self::Up(Root::Debian) => "emulated-pi login:",
+            Self::Up(Root::Debian) => LOGGED_IN,
         }
     }
+
+    /// What is typed on the console on the way there: when it shows the first, the second.
+    fn typed(self) -> Vec<[String; 2]> {
+        if self != Self::Up(Root::Debian) {
+            return Vec::new();
+        }
+        let (user, password) = readme::login();
+        // As the user, when the network is up and SSH answers; what is typed is shown, so it does not have the marker.
+        let look = format!(
+            "until networkctl --no-legend | grep routable && head -c 7 </dev/tcp/127.0.0.1/22; do sleep 1; done; \
+             ls /lib/modules; echo \"EMU-LOGGED-IN-$(id -un)\""
+        );
+        [("login: ", user.as_str()), ("Password: ", &password), (r"\$ $", &look)]
+            .map(|(shown, text)| [shown.to_owned(), text.to_owned()])
+            .into()
+    }
 }
+
+/// What the console shows when the user of the recipe is in.
+const LOGGED_IN: &str = "EMU-LOGGED-IN-[a-z]";
 
 /// The machines, and the modules that Debian's kernel needs for their cards and networks.
 const MODULES: [(&str, &[&str]); 2] = [
@@ -101,33 +123,68 @@ impl Tools {
         Ok(Self { scripts, cache, folder, agent, piman: binaries::piman().to_owned() })
     }
 
-    /// The archive of a root filesystem, made if it is not there yet.
+    /// The archive of a root filesystem, made if it is not there yet or was made otherwise.
     pub(crate) fn archive(&self, root: Root) -> Result<PathBuf, String> {
+        // One for each: the Debian takes minutes, and machines with the other do not wait for it.
+        static ONE_AT_A_TIME: [Mutex<()>; 2] = [Mutex::new(()), Mutex::new(())];
+        let _one = ONE_AT_A_TIME[root as usize].lock().unwrap_or_else(PoisonError::into_inner);
         let (name, arguments): (_, &[&str]) = match root {
-            Root::Tiny => ("tiny.tgz", &["--tiny"]),
-            Root::Debian => ("debian-arm64.tgz", &["--debian"]),
+            Root::Tiny => ("tiny", &["--tiny"]),
+            Root::Debian => ("debian-arm64", &["--debian"]),
         };
-        static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
-        let _one = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(given) = std::env::var_os("PIMAN_DEBIAN_ROOT").filter(|_| root == Root::Debian) {
-            return Ok(given.into());
-        }
-        let archive = self.folder.join(name);
-        if archive.exists() {
+        let [archive, new, made_by, makes] =
+            ["tgz", "new.tgz", "sh", "new.sh"].map(|end| self.folder.join(format!("{name}.{end}")));
+        let recipe = match root {
+            Root::Tiny => String::new(),
+            Root::Debian => readme::script(&readme::block("rootfs")),
+        };
+        if archive.exists() && fs::read_to_string(&made_by).is_ok_and(|text| text == recipe) {
             return Ok(archive);
         }
-        let new = self.folder.join(format!("new-{name}"));
         let mut command = Command::new(self.scripts.join("mkrootfs.sh"));
         command.args(arguments).arg(&new);
-        if root == Root::Tiny {
-            command.arg("8");
-        }
+        match root {
+            Root::Tiny => command.arg("8"),
+            Root::Debian => {
+                fs::write(&makes, &recipe).map_err(|e| format!("{}: {e}", makes.display()))?;
+                command.arg(&makes)
+            }
+        };
         match command.status() {
             Ok(status) if status.success() => {}
             other => return Err(format!("mkrootfs.sh {arguments:?} failed ({other:?})")),
         }
-        fs::rename(&new, &archive).map_err(|e| e.to_string())?;
+        // In this order an archive never counts as made by another recipe than it was.
+        let _ = fs::remove_file(&made_by);
+        fs::rename(&new, &archive).and_then(|()| fs::write(&made_by, &recipe)).map_err(|e| e.to_string())?;
         Ok(archive)
+    }
+
+    /// The boot folder of the README's recipe, for the machine `virt`, with the drivers for its card and network.
+    pub(crate) fn boot_folder_of_recipe(&self) -> PathBuf {
+        let folder = self.folder.join("recipe");
+        let _ = fs::remove_dir_all(&folder);
+        let firmware = folder.join("firmware/boot");
+        let agent = folder.join("target/aarch64-unknown-linux-musl/agent");
+        fs::create_dir_all(&firmware).and_then(|()| fs::create_dir_all(&agent)).unwrap();
+        symlink(&self.agent, agent.join("pi-agent")).unwrap();
+        symlink(self.cache.join("kernel8.img"), firmware.join("kernel8.img")).unwrap();
+        let mut commands = readme::block("netboot").trim_end().to_owned();
+        commands += &format!(" --packing zstd --modules {}", self.modules().display());
+        MODULES[0].1.iter().for_each(|module| commands += &format!(" --module {module}"));
+        let mut build = Command::new("bash");
+        build.current_dir(&folder).env("PIMAN", &self.piman).args(["-c", &readme::script(&commands)]);
+        let output = build.output().unwrap();
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success(), "{commands}: {text}{}", String::from_utf8_lossy(&output.stderr));
+        println!("{text}");
+        folder.join("netboot")
+    }
+
+    /// The modules of the kernel.
+    fn modules(&self) -> PathBuf {
+        let version = fs::read_to_string(self.cache.join("kernel-version")).unwrap();
+        self.cache.join("sysroot/lib/modules").join(version.trim())
     }
 
     /// A boot folder for one of [`MODULES`], as `piman netboot build` makes it: our initramfs, with the
@@ -139,7 +196,6 @@ impl Tools {
         if built.contains(&out) {
             return out;
         }
-        let version = fs::read_to_string(self.cache.join("kernel-version")).unwrap();
         let modules = MODULES.iter().find(|(name, _)| *name == machine).map_or(&[][..], |(_, all)| all);
         let mut build = Command::new(&self.piman);
         build
@@ -148,7 +204,7 @@ impl Tools {
             .arg("--agent")
             .arg(&self.agent);
         build.arg("--kernel").arg(self.cache.join("kernel8.img"));
-        build.arg("--modules").arg(self.cache.join("sysroot/lib/modules").join(version.trim()));
+        build.arg("--modules").arg(self.modules());
         build.args(modules.iter().flat_map(|module| ["--module", module]));
         if machine == "raspi3b" {
             build.arg("--dtb").arg(self.cache.join("raspi3b.dtb"));
@@ -185,6 +241,7 @@ impl Tools {
         command.arg(self.scripts.join("boot.py")).args(["--marker", until.marker(), "--sd-size", size]);
         command.args(["--fail", "piman: .* failed, and needs somebody", "--fail", "md5sum: WARNING"]);
         command.args(["--timeout", &deadline.as_secs().to_string(), "--sd"]).arg(card).args(more);
+        command.args(until.typed().into_iter().flat_map(|[shown, text]| ["--type".to_owned(), shown, text]));
         Machine::start(&mut command)
     }
 

@@ -12,6 +12,7 @@ mod card;
 mod machine;
 mod netboot;
 mod old;
+mod readme;
 
 use std::collections::VecDeque;
 use std::fs;
@@ -44,7 +45,7 @@ enum Run {
 
 /// The longest first.
 const TESTS: [Test; 6] = [
-    ("netboot_debian_from_power_on", true, Run::Pi(netboot::debian)),
+    ("recipe_of_the_readme_from_power_on", true, Run::Pi(netboot::recipe_of_the_readme)),
     ("tiny_on_a_raspi3b", true, Run::Pi(raspi3b)),
     ("services_over_rfcomm", true, Run::Pc(bluetooth::services_over_rfcomm)),
     ("tiny_by_stream", true, Run::Pi(stream)),

@@ -16,6 +16,7 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use super::card::{BLOCK, changed_blocks, copy, settle};
 use super::machine::{Machine, Root, Server, Tools, Until};
+use super::readme;
 use super::{Verdict, assert_installs, assert_only_boots, installed, new_file};
 
 /// The hardware address of the emulated machine.
@@ -36,8 +37,9 @@ setenv bootargs console=ttyAMA0 panic=-1 quiet
 booti ${kernel_addr_r} ${ramdisk_addr_r}:${filesize} ${fdt_addr}
 ";
 
-/// Debian, by the default way.
-pub(crate) fn debian(tools: &Tools) -> Verdict {
+/// The recipe for a real Pi in the README: the archive, the boot folder and the server are made by its commands, and
+/// the machine goes from power-on to a login with the password that the recipe set.
+pub(crate) fn recipe_of_the_readme(tools: &Tools) -> Verdict {
     from_power_on(tools, Root::Debian, "2G", Duration::from_secs(1800))
 }
 
@@ -103,12 +105,25 @@ struct Scene<'a> {
 impl Scene<'_> {
     /// The server and the machine; the server is made anew for each boot, as after a restart.
     fn power_on(&self, control_port: u16, until: Until) -> (Server, Machine) {
+        let [archive, folder, state] =
+            [&self.archive, &self.folder, &self.state].map(|p| p.display().to_string());
+        // No other DHCP server is in this network, the interface has another name, and U-Boot is no Pi's boot ROM.
+        let serve = readme::block_with(
+            "serve",
+            &[
+                ("--rootfs rootfs.tgz", &format!("--rootfs {archive}")),
+                ("--netboot netboot", &format!("--netboot {folder}")),
+                (
+                    "--dhcp proxy",
+                    "--dhcp server --dhcp-file boot.scr.uimg --dhcp-range 192.168.77.10-192.168.77.50",
+                ),
+                ("--dhcp-interface eth0", "--dhcp-interface tap0"),
+            ],
+        );
+        let text = format!("{} --state {state} --control-port {control_port}", serve.trim_end());
         let mut serve = Command::new("ip");
-        serve.args(["netns", "exec", &self.network.name]).arg(&self.tools.piman).args(["serve", "--rootfs"]);
-        serve.arg(&self.archive).arg("--state").arg(&self.state).arg("--netboot").arg(&self.folder);
-        serve.args(["--dhcp", "server", "--dhcp-interface", "tap0", "--dhcp-file", "boot.scr.uimg"]);
-        serve.args(["--dhcp-range", "192.168.77.10-192.168.77.50"]);
-        serve.args(["--control-port", &control_port.to_string()]);
+        serve.args(["netns", "exec", &self.network.name, "bash", "-c", &readme::script(&text)]);
+        serve.env("PIMAN", &self.tools.piman);
         let server = Server::start_by(&mut serve);
         let more = ["--uboot", "--netns", &self.network.name, "--net", "tap:tap0"];
         let machine = self.tools.start(until, &self.card, self.card_size, self.deadline, &more);
@@ -134,7 +149,10 @@ fn from_power_on(tools: &Tools, root: Root, card_size: &str, deadline: Duration)
         return Err("needs root for a network namespace".into());
     }
     tools.needs_uboot()?;
-    let folder = tools.boot_folder("virt", "zstd");
+    let folder = match root {
+        Root::Debian => tools.boot_folder_of_recipe(),
+        Root::Tiny => tools.boot_folder("virt", "zstd"),
+    };
     let script = new_file(tools, &format!("boot-{root:?}.cmd"));
     fs::write(&script, SCRIPT).unwrap();
     let mut mkimage = Command::new("mkimage");
@@ -225,6 +243,8 @@ fn print_times(what: &str, console: &str) {
         show("is process 1"),
         show("eth0 has "),
         show("becomes process 1"),
-        login.filter(|_| console.contains(" login:") || console.contains("EMU-ROOTFS-UP")).unwrap_or("-")
+        login
+            .filter(|_| console.contains("EMU-LOGGED-IN-") || console.contains("EMU-ROOTFS-UP"))
+            .unwrap_or("-")
     );
 }

@@ -1,10 +1,11 @@
 //! The option by which commands find the state of a server.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use anyhow::Context as _;
 use clap::Args;
 
-use crate::config::{Options, state_folder};
+use crate::config::{Options, ROOT_STATE, state_folder};
 use crate::state::{FILE, Sqlite};
 
 /// Where the state is.
@@ -33,7 +34,23 @@ impl StateFolder {
     /// # Errors
     /// If there is none, or it cannot be read.
     pub fn open(&self) -> anyhow::Result<Sqlite> {
-        Ok(Sqlite::command(&self.path()?)?)
+        let folder = self.path()?;
+        let opened = Sqlite::command(&folder);
+        if opened.is_err()
+            && !folder.join(FILE).exists()
+            && self.is_default()
+            && Path::new(ROOT_STATE).is_dir()
+        {
+            let hint = format!(
+                "a server that runs as root keeps its state in {ROOT_STATE}: try this command with sudo"
+            );
+            return opened.context(hint);
+        }
+        Ok(opened?)
+    }
+
+    fn is_default(&self) -> bool {
+        self.folder.is_none() && self.config.is_none()
     }
 
     /// The same, for a command that may come before the first server: begins a state if there is none.

@@ -13,6 +13,8 @@ a.add_argument("--initrd", help="the initramfs (with --uboot it comes over the n
 a.add_argument("--append", default="", help="added to the kernel command line")
 a.add_argument("--marker", required=True, help="regular expression: seen on the console, it is a success")
 a.add_argument("--fail", action="append", default=[], help="regular expression: seen, it is a failure; repeat")
+a.add_argument("--type", action="append", default=[], nargs=2, metavar=("REGEX", "TEXT"),
+               help="when the console shows that, type this and Enter; repeat: one after the other")
 a.add_argument("--timeout", type=float, default=300)
 a.add_argument("--sd", required=True, help="the card's image, made blank if it does not exist")
 a.add_argument("--sd-size", default="2G", help="of a blank card: a power of two, such as 512M or 2G (sparse)")
@@ -64,6 +66,7 @@ if o.netns: q = ["ip", "netns", "exec", o.netns] + q
 
 good = re.compile(o.marker.encode())
 bad = [re.compile(x.encode()) for x in [r"Kernel panic - not syncing", r"end Kernel panic"] + o.fail]
+types = [(re.compile(x.encode()), text.encode() + b"\n") for x, text in o.type]
 start = time.monotonic()
 p = subprocess.Popen(q, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, bufsize=0)
 def end(*_): raise KeyboardInterrupt
@@ -89,7 +92,12 @@ try:
         window = (window + d)[-20000:]
         *whole, line = line.split(b"\n")
         for w in whole: show(w)
-        if good.search(window):
+        if types and (asked := types[0][0].search(window)):
+            # What was asked before is answered: only what comes from now on is looked at.
+            window = window[asked.end():]
+            p.stdin.write(types.pop(0)[1])
+            continue
+        if not types and good.search(window):
             rc, why = 0, "marker seen"
             break
         if any(b.search(window) for b in bad):

@@ -2,7 +2,7 @@
 # Makes an arm64 root filesystem as an archive.
 #   mkrootfs.sh --tiny OUT.tgz MIB   busybox and as many MiB that do not compress, in a second; its init compares
 #                                    them with their checksum and prints EMU-ROOTFS-UP
-#   mkrootfs.sh --debian OUT.tgz     Debian with systemd, by mmdebstrap, as root; root's password is 'root'
+#   mkrootfs.sh --debian OUT.tgz RECIPE   Debian by the commands in RECIPE, which make rootfs.tgz by mmdebstrap, as root
 . "$(dirname "$0")/common.sh"
 KIND=${1:-} OUT=${2:-}
 case $KIND in
@@ -30,12 +30,17 @@ S
         [ -e /proc/sys/fs/binfmt_misc/register ] || mount -t binfmt_misc binfmt_misc /proc/sys/fs/binfmt_misc
         update-binfmts --enable qemu-aarch64
     fi
-    mmdebstrap --architectures=arm64 --variant=minbase --aptopt='Acquire::Languages "none"' \
-        --include=systemd-sysv,udev,iproute2,kmod,openssh-server \
-        --customize-hook='echo root:root | chroot "$1" chpasswd' \
-        --customize-hook='echo emulated-pi >"$1/etc/hostname"' \
-        "$(suite)" "$OUT.tmp.tar" "$(mirror)"
-    gzip -c "$OUT.tmp.tar" >"$OUT"; rm -f "$OUT.tmp.tar" ;;
+    RECIPE=$(realpath "$3") OUT=$(realpath -m "$OUT")
+    T=$(mktemp -d); trap 'rm -rf "$T"' EXIT
+    cd "$T"
+    # In place of the Pi's modules a few of the kernel that is booted here, under a name that the recipe looks for.
+    V=$(cat "$CACHE/kernel-version"); M="$T/firmware/modules/$V-v8+"
+    mkdir -p "$M/kernel/fs"; cp "$SYSROOT/lib/modules/$V"/modules.* "$M/"; cp -r "$SYSROOT/lib/modules/$V/kernel/fs/autofs" "$M/kernel/fs/"
+    # Debian from where this machine has its own.
+    MIRROR=$(mirror)
+    mmdebstrap() { command mmdebstrap --aptopt='Acquire::Languages "none"' "$@" "$MIRROR"; }
+    . "$RECIPE"
+    mv rootfs.tgz "$OUT" ;;
 *) die "see the head of $0" ;;
 esac
 echo "$OUT: $(stat -c %s "$OUT") bytes"
