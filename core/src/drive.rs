@@ -8,8 +8,8 @@ use embedded_io_async::{Error as _, ErrorKind, Read, Write};
 
 use crate::error::{Error, PeerError};
 use crate::install::{
-    Agent, AgentStep, Date, Decision, Event, Hello, InstallPolicy, MARK, Milestone, Notice, Report, Session,
-    Start, Step, TEXT_MAX,
+    Agent, AgentStep, Clock, Date, Decision, Event, Hello, InstallPolicy, MARK, Milestone, Notice, Report,
+    Session, Start, Step, TEXT_MAX,
 };
 use crate::line::{Framer, TooLong};
 use crate::text::{Piece, Sink as _, ToText as _};
@@ -72,6 +72,11 @@ pub async fn serve<T: Read + Write>(
 pub trait Pi {
     /// Sets the clock; returns whether it is set.
     fn set_date(&mut self, date: Date) -> bool;
+
+    /// Sets the clock to a time in UTC, which is better than a date; returns whether it is set.
+    fn set_clock(&mut self, _clock: Clock) -> bool {
+        false
+    }
 
     /// Writes the Pi's addresses, one per line, without a newline at the end.
     fn addresses(&mut self, out: &mut impl fmt::Write);
@@ -217,6 +222,7 @@ impl<'a> Line<'a> {
         Some(Self::Word(match (step, then) {
             (AgentStep::SetDate(_), false) => Milestone::ReceivedDate.word(),
             (AgentStep::SetDate(date), true) if pi.set_date(*date) => Milestone::SetDate.word(),
+            (AgentStep::SetClock(clock), true) if pi.set_clock(*clock) => Milestone::SetDate.word(),
             (AgentStep::Wipe, false) => Milestone::ReceivedReinstall.word(),
             (AgentStep::Decided(Some(milestone), _), false) => return Some(Self::Decided(milestone.word())),
             (AgentStep::Unknown(line), false) => return Some(Self::Sorry(line)),

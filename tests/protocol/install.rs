@@ -500,7 +500,7 @@ proptest! {
             let step = session.handle(report, &mut lab);
             prop_assert!(ordered || !matches!((report, step), (Report::Installed, Step::Send(Command::Format(_)))));
             if matches!(report, Report::Noise(_) | Report::Ours(_) | Report::Milestone(_)) {
-                prop_assert!(matches!(step, Step::Read | Step::Send(Command::Hello)));
+                prop_assert!(matches!(step, Step::Read | Step::Send(Command::Hello { .. })));
             }
             if let AgentStep::Unknown(unknown) = agent.handle(line) {
                 prop_assert!(!unknown.is_empty());

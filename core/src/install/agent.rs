@@ -1,7 +1,7 @@
 //! The Pi's side of the control connection, as pure steps.
 
 use super::command::{Date, END, Word};
-use super::ours::{self, Hello, Offer};
+use super::ours::{self, Clock, Hello, Offer};
 use super::report::{Milestone, Report};
 
 /// What a Pi says first.
@@ -58,6 +58,8 @@ pub enum Step<'a> {
     Read,
     /// Report `RECEIVED_DATE`, set the clock, report `SET_DATE`.
     SetDate(Date),
+    /// Set the clock to this, report `SET_DATE`.
+    SetClock(Clock),
     /// Answer with the addresses, as text lines.
     Addresses,
     /// Report `RECEIVED_REINSTALL`, wipe the root filesystem, report `IS_UNINSTALLED`.
@@ -161,6 +163,11 @@ impl Agent {
                     return Step::Reason(reason);
                 }
             }
+            (Some((b"hello", fields)), ..) => {
+                if let Some(clock) = Clock::parse(fields) {
+                    return Step::SetClock(clock);
+                }
+            }
             (Some(_), ..) => {}
             (None, ..) if line.is_empty() || line.starts_with(b"PIMAN/") => {}
             (None, ..) => return Step::Unknown(line),
@@ -218,6 +225,18 @@ mod tests {
         let line = block.lines().next().unwrap();
         assert_eq!(agent.handle(line.as_bytes()), Step::Reason(text.as_bytes()));
         assert_eq!(talk(&mut agent, "EOM"), Some(want));
+    }
+
+    #[test]
+    fn a_time_that_can_be_is_taken() {
+        let mut agent = Agent::new();
+        let clock = Clock { seconds: 1_795_231_447, nanos: 7 };
+        let hello = b"PIMAN/1 hello rev=2 nanos=7 seconds=1795231447";
+        assert_eq!(agent.handle(hello), Step::SetClock(clock));
+        for fields in ["", "seconds=1", "nanos=1", "seconds=1 nanos=1000000000", "seconds=-1 nanos=0"] {
+            let line = std::format!("PIMAN/1 hello rev=2 {fields}");
+            assert_eq!(agent.handle(line.as_bytes()), Step::Read, "{fields}");
+        }
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use core::fmt;
 
-use super::ours::{self, Offer};
+use super::ours::{self, Clock, Offer};
 use crate::text::{self, Sink, ToText};
 
 /// The line that ends a block of commands.
@@ -23,7 +23,10 @@ pub enum Command<'a> {
     /// Answer with the Pi's addresses.
     Ip,
     /// Ours: the answer to a greeting that asks for one, so that the Pi knows that it is understood.
-    Hello,
+    Hello {
+        /// The time in UTC, where the Pi should get it.
+        clock: Option<Clock>,
+    },
     /// Ours: not now; report again after this many seconds.
     Wait {
         /// How long to wait, in seconds.
@@ -70,10 +73,13 @@ impl ToText for Command<'_> {
             Self::Reinstall => to.text("reinstall"),
             Self::Date(date) => date.write_text(to),
             Self::Ip => to.text("ip"),
-            Self::Hello => {
+            Self::Hello { clock } => {
                 to.text(ours::MARK);
                 to.text(" hello rev=");
                 text::number(to, ours::REVISION.into(), 0);
+                if let Some(clock) = clock {
+                    clock.write_text(to);
+                }
             }
             Self::Wait { seconds, percent, text: why } => {
                 to.text(ours::MARK);
@@ -196,6 +202,16 @@ mod tests {
         assert_eq!(Command::Ip.to_string(), "ip\nEOM\n");
         let date = Date::new(2026, 3, 9, 8, 7, 5).unwrap();
         assert_eq!(Command::Date(date).to_string(), "busybox date -s 202603090807.05\nEOM\n");
+    }
+
+    #[test]
+    fn the_answer_to_a_greeting() {
+        let revision = ours::REVISION;
+        let hello = |clock| Command::Hello { clock }.to_string();
+        assert_eq!(hello(None), std::format!("PIMAN/1 hello rev={revision}\nEOM\n"));
+        let clock = Clock { seconds: 1_795_231_447, nanos: 7_000_001 };
+        let want = std::format!("PIMAN/1 hello rev={revision} seconds=1795231447 nanos=7000001\nEOM\n");
+        assert_eq!(hello(Some(clock)), want);
     }
 
     #[test]

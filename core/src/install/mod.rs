@@ -35,8 +35,8 @@ pub use agent::{Agent, Decision, Start, Step as AgentStep};
 pub use command::{Command, Date};
 pub(crate) use ours::MARK;
 pub use ours::{
-    Can, Fingerprint, Found, Hello, ImageOffer, Installation, More, Notice, Offer, Paths, REVISION, Stage,
-    TEXT_MAX,
+    Can, Clock, Fingerprint, Found, Hello, ImageOffer, Installation, More, Notice, Offer, Paths, REVISION,
+    Stage, TEXT_MAX,
 };
 pub use report::{Milestone, Report};
 pub use session::{Event, InstallPolicy, Plan, Question, Session, Step};

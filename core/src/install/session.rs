@@ -1,7 +1,7 @@
 //! piman's side of the control connection, as pure steps.
 
 use super::command::{Command, Date};
-use super::ours::{Can, Fingerprint, Found, Hello, Installation, Notice, Offer, Stage};
+use super::ours::{Can, Clock, Fingerprint, Found, Hello, Installation, Notice, Offer, Stage};
 use super::report::{Milestone, Report};
 use crate::hash::Hash;
 
@@ -47,6 +47,11 @@ pub trait InstallPolicy {
     /// Why the last plan was to wait, and the command that decides; for people, may be empty.
     fn reason(&self) -> &str {
         ""
+    }
+
+    /// The time in UTC, for a Pi of ours, where it should get it.
+    fn clock(&mut self) -> Option<Clock> {
+        None
     }
 
     /// Takes note of what happened.
@@ -178,7 +183,9 @@ impl Session {
             (state, Report::Milestone(milestone)) => (state, Event::Milestone(milestone), Step::Read),
             (state, Report::Ours(notice)) => {
                 let step = match notice {
-                    Notice::Hello(Hello { can: Can { answer: true, .. }, .. }) => Step::Send(Command::Hello),
+                    Notice::Hello(Hello { can: Can { answer: true, .. }, .. }) => {
+                        Step::Send(Command::Hello { clock: policy.clock() })
+                    }
                     _ => Step::Read,
                 };
                 (state, self.notice(notice), step)
@@ -328,7 +335,7 @@ mod tests {
     #[test]
     fn a_greeting_is_answered_if_it_asks_for_it() {
         let mut lab = lab();
-        for (answer, want) in [(false, Step::Read), (true, Step::Send(Command::Hello))] {
+        for (answer, want) in [(false, Step::Read), (true, Step::Send(Command::Hello { clock: None }))] {
             let hello = Hello { can: Can { answer, ..Can::default() }, ..Hello::default() };
             let report = Report::Ours(Notice::Hello(hello));
             assert_eq!(Session::open(None).0.handle(report, &mut lab), want);

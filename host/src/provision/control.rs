@@ -4,13 +4,14 @@ use std::fmt::Write as _;
 use std::io::ErrorKind;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use piman_core::hash::Hash;
 use piman_core::install::layout::filesystem_bytes;
 use piman_core::install::manifest::{self, Manifest};
 use piman_core::install::{
-    Date, Event, Hello, InstallPolicy, Installation, Milestone, More, Offer, Plan, Question, REVISION, Stage,
-    sums,
+    Clock, Date, Event, Hello, InstallPolicy, Installation, Milestone, More, Offer, Plan, Question, REVISION,
+    Stage, sums,
 };
 use piman_core::{Error, drive};
 use tokio::net::TcpStream;
@@ -59,7 +60,7 @@ pub async fn run(stream: TcpStream, address: IpAddr, service: Arc<InstallContext
     guest.gone();
 }
 
-/// The local time of this machine, as the Pi's clock will show it.
+/// The local time of this machine, as an old Pi's clock will show it. `TZ` says in which zone.
 fn local_time() -> Option<Date> {
     let now = jiff::Zoned::now();
     let small = |n: i8| u8::try_from(n).unwrap_or(0);
@@ -356,6 +357,11 @@ impl ControlConnection<'_> {
 }
 
 impl InstallPolicy for ControlConnection<'_> {
+    fn clock(&mut self) -> Option<Clock> {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).ok().filter(|_| self.service.settings.date)?;
+        Some(Clock { seconds: now.as_secs(), nanos: now.subsec_nanos() })
+    }
+
     fn decide(&mut self, question: &Question) -> Plan {
         if question.installed && !self.reinstall_ordered() {
             return Plan::Boot;

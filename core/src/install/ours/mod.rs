@@ -10,7 +10,7 @@
 //! |---|---|---|
 //! | `hello serial= mac= model= agent= disk= root= card= paths=` | Pi | who it is and what it can do, before its first report |
 //! | ... `rev= cid= installation= can=` | | since revision 1: what the card calls itself, which installation it holds, what else the agent can do |
-//! | `hello rev=` | piman | the answer to a greeting with `can=answer`: it understands these lines |
+//! | `hello rev= seconds= nanos=` | piman | the answer to a greeting with `can=answer`: it understands these lines; and the time in UTC, where the Pi should get it |
 //! | ... `found= print=` | | since revision 2: what is on its disk, and the fingerprint of that |
 //! | `disk text=…` | Pi | since revision 2: what is on its disk, for people; the text goes to the end of the line |
 //! | `progress stage= done= total=` | Pi | how far it is, in bytes (0 of 0: not counted) |
@@ -23,6 +23,7 @@
 //! | `wait seconds= percent=` | piman | in place of `format`: not now, ask again |
 //! | ... `text=…` | | since revision 2: why, and the command that decides; to the end of the line |
 
+mod clock;
 mod found;
 mod hello;
 mod offer;
@@ -33,6 +34,7 @@ use core::str;
 use crate::hash::Hash;
 use crate::text::{self, Sink, ToText};
 
+pub use clock::Clock;
 pub use found::{Fingerprint, Found};
 pub use hello::{Can, Hello, Paths};
 pub use offer::{ImageOffer, More, Offer};
