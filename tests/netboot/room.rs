@@ -81,7 +81,8 @@ fn switch_on(network: &Network, count: u32) -> Vec<Pi> {
             let ip = reply.your_address().unwrap();
             let pi = &mut pis[reply.number() as usize];
             let took = pi.asks[0].elapsed();
-            assert_eq!(*pi.offered.get_or_insert((ip, took)), (ip, pi.offered.unwrap_or((ip, took)).1));
+            let (first, _) = *pi.offered.get_or_insert((ip, took));
+            assert_eq!(first, ip, "one Pi was offered two addresses");
         }
     });
     asking.join().unwrap()
