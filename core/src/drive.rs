@@ -8,8 +8,8 @@ use embedded_io_async::{Error as _, ErrorKind, Read, Write};
 
 use crate::error::{Error, PeerError};
 use crate::install::{
-    Agent, AgentStep, Date, Decision, Event, Hello, InstallPolicy, MARK, Milestone, Notice, Report, Session,
-    Start, Step, TEXT_MAX,
+    Agent, AgentStep, Clock, Date, Decision, Event, Hello, InstallPolicy, MARK, Milestone, Notice, Report,
+    Session, Start, Step, TEXT_MAX,
 };
 use crate::line::{Framer, TooLong};
 use crate::text::{Piece, Sink as _, ToText as _};
@@ -32,9 +32,17 @@ pub async fn serve<T: Read + Write>(
     // One step and one place that waits for it: each would be kept apart in the future.
     loop {
         match &step {
-            Step::Send(command) => write_line::<_, COMMAND_PIECE>(io, |to| command.write_text(to)).await?,
             Step::Close => return Ok(()),
             Step::Read => {}
+            step => {
+                let text = policy.reason();
+                write_line::<_, COMMAND_PIECE>(io, |to| {
+                    if let Some(command) = step.command(text) {
+                        command.write_text(to);
+                    }
+                })
+                .await?;
+            }
         }
         if last {
             return Ok(());
@@ -66,6 +74,11 @@ pub trait Pi {
     /// Sets the clock; returns whether it is set.
     fn set_date(&mut self, date: Date) -> impl Future<Output = bool>;
 
+    /// Sets the clock to a time in UTC, which is better than a date; returns whether it is set.
+    fn set_clock(&mut self, _clock: Clock) -> impl Future<Output = bool> {
+        async { false }
+    }
+
     /// Writes the Pi's addresses, one per line, without a newline at the end. Not async: the driver calls it
     /// once per piece of a long line, and each call must write the same text.
     fn addresses(&mut self, out: &mut impl fmt::Write);
@@ -75,6 +88,10 @@ pub trait Pi {
 
     /// The server has shown that it understands our lines. It may be called more than once.
     fn understood(&mut self) {}
+
+    /// Shows why the server has the Pi wait, and the command that decides. The bytes are the server's: what is no
+    /// printable text is to be escaped.
+    fn waits(&mut self, _reason: &[u8]) {}
 
     /// Waits for about a tenth of a second, so that a server which may be an old one reads what was
     /// said so far by itself: some compare all that one read returns with a report.
@@ -107,12 +124,21 @@ pub async fn run<T: Read + Write>(
         for then in [false, true] {
             let done = match &turn {
                 Turn::Step(AgentStep::SetDate(date)) if then => pi.set_date(*date).await,
+                Turn::Step(AgentStep::SetClock(clock)) if then => pi.set_clock(*clock).await,
+                Turn::Step(AgentStep::Reason(reason)) if !then => {
+                    pi.waits(reason);
+                    true
+                }
                 Turn::Step(AgentStep::Wipe) if then => pi.wipe().await,
                 _ => true,
             };
             let line = match &turn {
                 _ if !done => None,
-                Turn::Greet => start.hello.as_ref().filter(|_| !then).map(Line::Hello),
+                Turn::Greet => match (&start.hello, then) {
+                    (Some(hello), false) => Some(Line::Hello(hello)),
+                    (Some(_), true) => start.disk.map(Line::Disk),
+                    (None, _) => None,
+                },
                 Turn::Report => start.report().word().filter(|_| !then).map(Line::Report),
                 Turn::Step(step) => Line::about(step, then),
             };
@@ -188,6 +214,7 @@ impl Last {
 /// A line that the Pi answers with.
 enum Line<'a> {
     Hello(&'a Hello<'a>),
+    Disk(&'a str),
     Report(&'static str),
     Word(&'static str),
     /// The decision is known.
@@ -201,7 +228,7 @@ impl<'a> Line<'a> {
     fn about(step: &AgentStep<'a>, then: bool) -> Option<Self> {
         Some(Self::Word(match (step, then) {
             (AgentStep::SetDate(_), false) => Milestone::ReceivedDate.word(),
-            (AgentStep::SetDate(_), true) => Milestone::SetDate.word(),
+            (AgentStep::SetDate(_) | AgentStep::SetClock(_), true) => Milestone::SetDate.word(),
             (AgentStep::Wipe, false) => Milestone::ReceivedReinstall.word(),
             (AgentStep::Wipe, true) => return Report::Uninstalled.word().map(Self::Report),
             (AgentStep::Decided(Some(milestone), _), false) => return Some(Self::Decided(milestone.word())),
@@ -225,6 +252,7 @@ impl<'a> Line<'a> {
                 to.text(MARK);
                 hello.write_text(to);
             }
+            Self::Disk(text) => Notice::Disk { text }.write_text(to),
             Self::Word(word) | Self::Report(word) | Self::Decided(word) => to.text(word),
             Self::Addresses => pi.addresses(to),
             Self::Sorry(line) => {

@@ -15,7 +15,7 @@ use piman_core::Error;
 use piman_core::blocking::{Blocking, run};
 use piman_core::drive;
 use piman_core::error::PeerError;
-use piman_core::install::{Can, Date, Decision, Hello, Notice, Report, Stage, Start};
+use piman_core::install::{Can, Clock, Date, Decision, Hello, Notice, Report, Stage, Start};
 use piman_core::line::LINE_MAX;
 
 use crate::failure::{Cause, Failure};
@@ -323,6 +323,8 @@ pub struct Machine {
     /// Whether its clock may be set: on a freshly booted Pi, which has none that runs
     /// without power; nowhere else.
     pub sets_clock: bool,
+    /// Whether a server has set it in UTC.
+    pub has_utc: bool,
     /// Whether piman said that the root filesystem has to go. It goes with the installation
     /// that follows: nothing is erased before it is known what comes in its place.
     pub wiped: bool,
@@ -344,6 +346,10 @@ impl drive::Pi for TalkingMachine<'_> {
         self.machine.set_date(date).await
     }
 
+    async fn set_clock(&mut self, clock: Clock) -> bool {
+        self.machine.set_clock(clock).await
+    }
+
     fn addresses(&mut self, out: &mut impl fmt::Write) {
         self.machine.addresses(out);
     }
@@ -363,18 +369,26 @@ impl drive::Pi for TalkingMachine<'_> {
 
 impl drive::Pi for Machine {
     async fn set_date(&mut self, date: Date) -> bool {
-        if !self.sets_clock {
+        // A server of ours says this too, as it says it to old Pis: in its own zone, and to the second.
+        if self.has_utc {
+            return self.sets_clock;
+        }
+        self.set_time(date.seconds_since_1970(), 0)
+    }
+
+    async fn set_clock(&mut self, clock: Clock) -> bool {
+        if !self.set_time(clock.seconds, clock.nanos) {
             return false;
         }
-        let seconds = i64::try_from(date.seconds_since_1970()).unwrap_or(0);
-        let now = rustix::time::Timespec { tv_sec: seconds, tv_nsec: 0 };
-        match rustix::time::clock_settime(rustix::time::ClockId::Realtime, now) {
-            Ok(()) => true,
-            Err(e) => {
-                log::warn!("the clock cannot be set: {e}");
-                false
-            }
+        if !self.has_utc {
+            log::info!(
+                "the clock is set to the server's time: {}.{:09} s since 1970, UTC",
+                clock.seconds,
+                clock.nanos
+            );
         }
+        self.has_utc = true;
+        true
     }
 
     fn addresses(&mut self, out: &mut impl fmt::Write) {
@@ -384,6 +398,24 @@ impl drive::Pi for Machine {
     async fn wipe(&mut self) -> bool {
         self.wiped = true;
         true
+    }
+}
+
+impl Machine {
+    /// Sets the clock, if it may be set. No time-out here counts by this clock.
+    fn set_time(&self, seconds: u64, nanos: u32) -> bool {
+        let Ok(seconds) = i64::try_from(seconds) else { return false };
+        if !self.sets_clock {
+            return false;
+        }
+        let now = rustix::time::Timespec { tv_sec: seconds, tv_nsec: nanos.into() };
+        match rustix::time::clock_settime(rustix::time::ClockId::Realtime, now) {
+            Ok(()) => true,
+            Err(e) => {
+                log::warn!("the clock cannot be set: {e}");
+                false
+            }
+        }
     }
 }
 

@@ -141,6 +141,33 @@ fn reports_are_understood_however_they_come() {
 }
 
 #[test]
+fn the_zone_is_the_one_of_the_server() {
+    for (zone, behind) in
+        [("UTC0", 0), ("EST5", 5 * 3600), ("Etc/GMT+7", 7 * 3600), ("Asia/Tokyo", -9 * 3600)]
+    {
+        let (archive, folder) = (tar::of_bytes(300_000), tempfile::tempdir().unwrap());
+        let mut command = Server::command(archive.path(), folder.path(), &[]);
+        let server = Server::start_by(command.env("TZ", zone), folder.path());
+        let mut talk = ControlConnection(server.connect("control"));
+        let block = talk.block();
+        let date = piman_core::install::Date::parse(block.lines().next().unwrap().as_bytes()).expect(&block);
+        let now = std::time::UNIX_EPOCH.elapsed().unwrap().as_secs();
+        let shown = date.seconds_since_1970().saturating_add_signed(behind);
+        assert!(now.abs_diff(shown) < 60, "{zone}: {block}");
+        // One of ours gets the time itself, whatever the zone.
+        talk.write_line(
+            "PIMAN/1 hello serial=- mac=- model=- agent=- disk=0 root=0 card=- paths=- can=answer\n",
+        );
+        let block = talk.block();
+        let field = |name: &str| -> u64 {
+            let value = block.split_whitespace().find_map(|f| f.strip_prefix(name)).expect(&block);
+            value.parse().unwrap()
+        };
+        assert!(field("seconds=").abs_diff(now) < 60 && field("nanos=") < 1_000_000_000, "{zone}: {block}");
+    }
+}
+
+#[test]
 fn the_time_comes_first_unless_it_is_not_wanted() {
     let lab = Lab::new(&[]);
     let mut talk = lab.talk(PI);

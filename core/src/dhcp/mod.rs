@@ -58,6 +58,7 @@ pub mod code {
     pub const CLIENT_ID: u8 = 61;
     pub const BOOT_SERVER: u8 = 66;
     pub const BOOT_FILE: u8 = 67;
+    pub const RELAY_INFORMATION: u8 = 82;
     pub const MACHINE_ID: u8 = 97;
     pub const END: u8 = 255;
 }

@@ -82,6 +82,12 @@ impl<'a> Request<'a> {
         self.long(code::CLIENT_ID)
     }
 
+    /// What the relay says of the client's place (option 82). It has to come back as it was (RFC 3046).
+    #[must_use]
+    pub fn relay_information(&self) -> Option<Value<'a>> {
+        self.message.option(code::RELAY_INFORMATION)
+    }
+
     /// The fields of a reply to it; all addresses but the relay's are to be filled in.
     #[must_use]
     pub fn reply(&self) -> Header<'static> {

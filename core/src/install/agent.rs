@@ -1,7 +1,7 @@
 //! The Pi's side of the control connection, as pure steps.
 
 use super::command::{Date, END, Word};
-use super::ours::{self, Hello, Offer};
+use super::ours::{self, Clock, Hello, Offer};
 use super::report::{Milestone, Report};
 
 /// What a Pi says first.
@@ -9,6 +9,8 @@ use super::report::{Milestone, Report};
 pub struct Start<'a> {
     /// Who it is; `None` to speak as an old Pi does.
     pub hello: Option<Hello<'a>>,
+    /// What is on its disk, for people; said after the greeting.
+    pub disk: Option<&'a str>,
     /// Whether its card holds a system.
     pub installed: bool,
 }
@@ -39,11 +41,11 @@ pub enum Decision {
     Format(Option<Offer>),
     /// Install, but this agent cannot read what: nothing may be done. The next talk may tell.
     Unclear,
-    /// Come back after so many seconds: what is to be installed is being prepared.
+    /// Come back after this many seconds. The reason came before ([`Step::Reason`]).
     Wait {
         /// How long to wait, in seconds.
         seconds: u16,
-        /// How far the preparation is, in per cent.
+        /// How far the preparation of the image is, in per cent.
         percent: u8,
     },
 }
@@ -56,10 +58,14 @@ pub enum Step<'a> {
     Read,
     /// Report `RECEIVED_DATE`, set the clock, report `SET_DATE`.
     SetDate(Date),
+    /// Set the clock to this, report `SET_DATE`.
+    SetClock(Clock),
     /// Answer with the addresses, as text lines.
     Addresses,
     /// Report `RECEIVED_REINSTALL`, wipe the root filesystem, report `IS_UNINSTALLED`.
     Wipe,
+    /// Show why the server has the Pi wait, in a text of the server's: any bytes.
+    Reason(&'a [u8]),
     /// Answer `Sorry don't know how to do ` and this.
     Unknown(&'a [u8]),
     /// Report this milestone, if any; the talk is over until the decision is carried out.
@@ -149,9 +155,18 @@ impl Agent {
                 }
             }
             (Some((b"wait", fields)), ..) => {
+                let (fields, reason) = ours::split_text(fields);
                 let seconds = ours::number(fields, "seconds").unwrap_or(5);
                 let percent = ours::number(fields, "percent").unwrap_or(0);
                 self.decide(Decision::Wait { seconds, percent });
+                if let Some(reason) = reason {
+                    return Step::Reason(reason);
+                }
+            }
+            (Some((b"hello", fields)), ..) => {
+                if let Some(clock) = Clock::parse(fields) {
+                    return Step::SetClock(clock);
+                }
             }
             (Some(_), ..) => {}
             (None, ..) if line.is_empty() || line.starts_with(b"PIMAN/") => {}
@@ -201,9 +216,27 @@ mod tests {
         let block = Command::Format(Some(offer)).to_string();
         let want = (Some(Milestone::ReceivedFormat), Decision::Format(Some(offer)));
         assert_eq!(talk(&mut Agent::new(), &block), Some(want));
-        let block = Command::Wait { seconds: 3, percent: 40 }.to_string();
+        let block = Command::Wait { seconds: 3, percent: 40, text: "" }.to_string();
         let want = (None, Decision::Wait { seconds: 3, percent: 40 });
         assert_eq!(talk(&mut Agent::new(), &block), Some(want));
+        let mut agent = Agent::new();
+        let text = "waits: seconds=9 text=foreign disk";
+        let block = Command::Wait { seconds: 3, percent: 40, text }.to_string();
+        let line = block.lines().next().unwrap();
+        assert_eq!(agent.handle(line.as_bytes()), Step::Reason(text.as_bytes()));
+        assert_eq!(talk(&mut agent, "EOM"), Some(want));
+    }
+
+    #[test]
+    fn a_time_that_can_be_is_taken() {
+        let mut agent = Agent::new();
+        let clock = Clock { seconds: 1_795_231_447, nanos: 7 };
+        let hello = b"PIMAN/1 hello rev=2 nanos=7 seconds=1795231447";
+        assert_eq!(agent.handle(hello), Step::SetClock(clock));
+        for fields in ["", "seconds=1", "nanos=1", "seconds=1 nanos=1000000000", "seconds=-1 nanos=0"] {
+            let line = std::format!("PIMAN/1 hello rev=2 {fields}");
+            assert_eq!(agent.handle(line.as_bytes()), Step::Read, "{fields}");
+        }
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use core::fmt;
 
-use super::ours::Offer;
+use super::ours::{self, Clock, Offer};
 use crate::text::{self, Sink, ToText};
 
 /// The line that ends a block of commands.
@@ -11,7 +11,7 @@ pub(super) const END: &[u8] = b"EOM";
 /// One order to a Pi.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Command {
+pub enum Command<'a> {
     /// Boot what is on the card.
     Boot,
     /// Partition, format, install; for our own agents with what to install.
@@ -23,13 +23,18 @@ pub enum Command {
     /// Answer with the Pi's addresses.
     Ip,
     /// Ours: the answer to a greeting that asks for one, so that the Pi knows that it is understood.
-    Hello,
-    /// Ours: what is to be installed is being prepared; report again after this many seconds.
+    Hello {
+        /// The time in UTC, where the Pi should get it.
+        clock: Option<Clock>,
+    },
+    /// Ours: not now; report again after this many seconds.
     Wait {
         /// How long to wait, in seconds.
         seconds: u16,
-        /// How far the preparation is, in per cent.
+        /// How far the preparation of the image is, in per cent.
         percent: u8,
+        /// Why, and the command that decides, for people; may be empty.
+        text: &'a str,
     },
 }
 
@@ -56,7 +61,7 @@ impl Word {
     }
 }
 
-impl ToText for Command {
+impl ToText for Command<'_> {
     fn write_text(&self, to: &mut impl Sink) {
         match self {
             Self::Boot => to.text("boot"),
@@ -68,17 +73,24 @@ impl ToText for Command {
             Self::Reinstall => to.text("reinstall"),
             Self::Date(date) => date.write_text(to),
             Self::Ip => to.text("ip"),
-            Self::Hello => {
-                to.text(super::ours::MARK);
+            Self::Hello { clock } => {
+                to.text(ours::MARK);
                 to.text(" hello rev=");
-                text::number(to, super::ours::REVISION.into(), 0);
+                text::number(to, ours::REVISION.into(), 0);
+                if let Some(clock) = clock {
+                    clock.write_text(to);
+                }
             }
-            Self::Wait { seconds, percent } => {
-                to.text(super::ours::MARK);
+            Self::Wait { seconds, percent, text: why } => {
+                to.text(ours::MARK);
                 to.text(" wait seconds=");
                 text::number(to, (*seconds).into(), 0);
                 to.text(" percent=");
                 text::number(to, (*percent).into(), 0);
+                if !why.is_empty() {
+                    to.text(" text=");
+                    ours::put_text(to, why);
+                }
             }
         }
         to.text("\nEOM\n")
@@ -86,7 +98,7 @@ impl ToText for Command {
 }
 
 /// The whole block, `EOM` included.
-impl fmt::Display for Command {
+impl fmt::Display for Command<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.show(f)
     }
@@ -190,6 +202,16 @@ mod tests {
         assert_eq!(Command::Ip.to_string(), "ip\nEOM\n");
         let date = Date::new(2026, 3, 9, 8, 7, 5).unwrap();
         assert_eq!(Command::Date(date).to_string(), "busybox date -s 202603090807.05\nEOM\n");
+    }
+
+    #[test]
+    fn the_answer_to_a_greeting() {
+        let revision = ours::REVISION;
+        let hello = |clock| Command::Hello { clock }.to_string();
+        assert_eq!(hello(None), std::format!("PIMAN/1 hello rev={revision}\nEOM\n"));
+        let clock = Clock { seconds: 1_795_231_447, nanos: 7_000_001 };
+        let want = std::format!("PIMAN/1 hello rev={revision} seconds=1795231447 nanos=7000001\nEOM\n");
+        assert_eq!(hello(Some(clock)), want);
     }
 
     #[test]

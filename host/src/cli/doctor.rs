@@ -351,7 +351,7 @@ fn boot(checkup: &mut Checkup, settings: &netboot::Settings, ip: IpAddr) {
     if let Some(text) = dhcp_server::neighbour(&dhcp.interface) {
         checkup.note(Health::Warning, "dhcp", text);
     }
-    let others = match dhcp_server::others(&dhcp.interface, DHCP_WAIT) {
+    let others = match dhcp::search::others(&dhcp.interface, DHCP_WAIT) {
         Ok(others) => others,
         Err(e) => {
             return checkup.note(

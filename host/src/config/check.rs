@@ -30,6 +30,7 @@ pub(super) fn without_effect(o: &Options) -> anyhow::Result<()> {
         (no_dhcp && o.dhcp_lease_time.is_some(), "dhcp-lease-time", dhcp),
         (no_dhcp && o.dhcp_file.is_some(), "dhcp-file", dhcp),
         (no_dhcp && o.dhcp_everybody.is_some(), "dhcp-everybody", dhcp),
+        (no_dhcp && o.dhcp_force.is_some(), "dhcp-force", dhcp),
         (no_netboot && o.dhcp.is_some(), "dhcp", netboot),
         (no_netboot && o.tftp_port.is_some(), "tftp-port", netboot),
         (no_netboot && o.tftp_transfers.is_some(), "tftp-transfers", netboot),

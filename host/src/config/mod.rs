@@ -2,6 +2,7 @@
 
 mod check;
 pub mod services;
+mod wait;
 
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr};
@@ -23,6 +24,7 @@ use crate::netboot::{self, dhcp};
 use crate::telemetry::Rotation;
 use crate::text::duration::HumanDuration;
 use services::{TelemetrySettings, TransferSettings};
+pub use wait::Wait;
 
 /// The options of `piman serve`. The configuration file has the same keys; a flag wins.
 #[derive(Debug, Clone, Default, clap::Args, Deserialize)]
@@ -171,6 +173,13 @@ pub struct Options {
     /// Tell not only Raspberry Pis where to boot from
     #[arg(long, num_args = 0..=1, default_missing_value = "true", require_equals = true, value_name = "BOOL")]
     pub dhcp_everybody: Option<bool>,
+    /// Serve addresses although another DHCP server answers on the interface
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", require_equals = true, value_name = "BOOL")]
+    pub dhcp_force: Option<bool>,
+    /// Wait for --dhcp-interface and the addresses to listen on, at most so long; 0: not at all
+    /// [default: 0, as a service of systemd 120s; without a TIME: 120s]
+    #[arg(long, value_name = "TIME", num_args = 0..=1, default_missing_value = "120s", require_equals = true)]
+    pub wait_for_interface: Option<Wait>,
     /// How long transfers may go on after the server was told to stop [default: 60s]
     #[arg(long, value_name = "TIME")]
     pub shutdown_timeout: Option<HumanDuration>,
@@ -221,6 +230,8 @@ pub struct Settings {
     pub serial: Vec<Line>,
     /// The first channel.
     pub bluetooth: Option<u8>,
+    /// How long the interface and the addresses may take to be there.
+    pub wait: Duration,
     pub shutdown: Duration,
 }
 
@@ -285,6 +296,8 @@ impl Options {
             dhcp_lease_time: self.dhcp_lease_time.or(file.dhcp_lease_time),
             dhcp_file: self.dhcp_file.or(file.dhcp_file),
             dhcp_everybody: self.dhcp_everybody.or(file.dhcp_everybody),
+            dhcp_force: self.dhcp_force.or(file.dhcp_force),
+            wait_for_interface: self.wait_for_interface.or(file.wait_for_interface),
             shutdown_timeout: self.shutdown_timeout.or(file.shutdown_timeout),
         }
     }
@@ -378,6 +391,7 @@ impl TryFrom<Options> for Settings {
             netboot,
             serial,
             bluetooth: o.bluetooth,
+            wait: o.wait_for_interface.map_or_else(Wait::usual, |wait| wait.0),
             shutdown: span(o.shutdown_timeout, 60),
         };
         if settings.connections == 0 || settings.connections_per_address == 0 {
@@ -408,6 +422,7 @@ fn netboot(o: &mut Options) -> anyhow::Result<Option<netboot::Settings>> {
                 everybody: o.dhcp_everybody.unwrap_or(false),
             },
             state: o.state.clone().unwrap_or_else(state_folder),
+            force: o.dhcp_force.unwrap_or(false),
         }),
     };
     let tftp_port = o.tftp_port.unwrap_or(netboot::tftp::PORT);

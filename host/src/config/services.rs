@@ -1,8 +1,10 @@
 //! What the transfer and the telemetry service are configured with.
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::Settings;
 use crate::telemetry::Rotation;
 
 /// What the transfer service is told.
@@ -27,4 +29,20 @@ pub struct TelemetrySettings {
     pub sync: bool,
     /// When the next file is begun.
     pub rotation: Rotation,
+}
+
+impl Settings {
+    /// All addresses that the server listens on.
+    #[must_use]
+    pub fn own_addresses(&self) -> Vec<IpAddr> {
+        let channels = self.messages.iter().flat_map(|m| m.channels.iter().flat_map(|c| c.at.iter()));
+        let channels = channels.map(|(address, _)| address.ip());
+        std::iter::once(self.listen).chain(channels).collect()
+    }
+
+    /// The interface on which DHCP is answered.
+    #[must_use]
+    pub fn dhcp_interface(&self) -> Option<&str> {
+        Some(self.netboot.as_ref()?.dhcp.as_ref()?.interface.as_str())
+    }
 }

@@ -64,6 +64,9 @@ impl Bound {
             tracing::warn!("{}: {}", folder.display(), finding.text);
         }
         let socket = bind(ip, settings.tftp_port)?;
+        if let Some(dhcp) = &settings.dhcp {
+            dhcp::search::alone(dhcp)?;
+        }
         let dhcp = settings.dhcp.clone().map(dhcp::Dhcp::open).transpose()?;
         let limits = tftp::Limits { transfers: settings.tftp_transfers, ..tftp::Limits::default() };
         Ok(Self { tftp: socket.local_addr()?, socket, limits, folder: tftp::Folder::new(folder), dhcp })

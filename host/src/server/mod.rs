@@ -21,6 +21,7 @@ use crate::config::Settings;
 use crate::images::source::Source;
 use crate::net::drain::Drain;
 use crate::net::listen::{Gate, bind};
+use crate::net::ready;
 use crate::state::{self, Identity, Recorder, Sqlite, State};
 use crate::{messages, netboot, provision, rpc};
 use services::{Bound, Who};
@@ -90,6 +91,7 @@ impl Server {
             // Before a state is begun for a server that cannot be.
             settings.check(named)?;
         }
+        ready::wait(&settings.own_addresses(), settings.dhcp_interface(), settings.wait)?;
         let source = settings.rootfs.as_deref().map(Source::open).transpose()?;
         let state: Arc<dyn State> = Arc::new(Sqlite::serve(&settings.state)?);
         let has_images = !state.catalogue().context("which images are installed")?.images.is_empty();

@@ -18,6 +18,10 @@ const REPLY_MAX: usize = 65_507;
 /// nobody (10), and a menu (9) whose one entry must have exactly this name.
 const PI_MENU: &[u8] = b"\x06\x01\x03\x0a\x04\0PXE\x09\x14\0\0\x11Raspberry Pi Boot\xff";
 
+/// Option 43 for other PXE clients that get their address here: the file is in this reply, no boot server has to
+/// be looked for. EDK2 takes an offer that says `PXEClient` without it for one of BINL, and asks port 4011 again.
+const DIRECT: &[u8] = b"\x06\x01\x08\xff";
+
 /// A request.
 #[derive(Debug, Clone)]
 pub struct Ask {
@@ -33,6 +37,7 @@ pub struct Ask {
     class: Vec<u8>,
     machine: Option<Vec<u8>>,
     id: Option<Vec<u8>>,
+    relay_information: Option<Vec<u8>>,
 }
 
 impl Ask {
@@ -51,6 +56,7 @@ impl Ask {
             class: request.class().map(bytes).unwrap_or_default(),
             machine: request.machine_id().map(bytes),
             id: request.client_id().map(bytes),
+            relay_information: request.relay_information().map(bytes),
         })
     }
 
@@ -147,6 +153,9 @@ impl Ask {
         if let Some(id) = &self.id {
             reply.set(code::CLIENT_ID, id);
         }
+        if let Some(information) = &self.relay_information {
+            reply.set(code::RELAY_INFORMATION, information);
+        }
         reply
     }
 
@@ -168,6 +177,8 @@ impl Ask {
         reply.set(code::CLASS, b"PXEClient");
         if self.is_pi() {
             reply.set(code::VENDOR, PI_MENU);
+        } else if !reply.header.your_address.is_unspecified() {
+            reply.set(code::VENDOR, DIRECT);
         }
     }
 
@@ -237,7 +248,10 @@ pub fn found(packet: &[u8], number: u32) -> Option<Ipv4Addr> {
 #[must_use]
 pub fn encode(reply: &Reply) -> Option<Vec<u8>> {
     let header = Header { file: reply.file.as_bytes(), ..reply.header };
-    write(&header, reply.options.iter().map(|(code, value)| (*code, value.as_slice()))).ok()
+    // What a relay has added is the last of all (RFC 3046, 2.1).
+    let (relay, own): (Vec<_>, Vec<_>) =
+        reply.options.iter().partition(|(code, _)| **code == code::RELAY_INFORMATION);
+    write(&header, own.into_iter().chain(relay).map(|(code, value)| (*code, value.as_slice()))).ok()
 }
 
 fn write<'a>(
@@ -289,6 +303,20 @@ pub(super) mod tests {
             (93, vec![0, 0]),
             (code::MACHINE_ID, guid),
         ]
+    }
+
+    #[test]
+    fn what_a_relay_adds_comes_back_last_and_as_it_was() {
+        // Sub-options 1 and 2, and one of 0 bytes.
+        let information = b"\x01\x06\0\x04\0\x02\x01\x05\x02\x08\0\x06\x02\0\0\0\0\x07\x98\0".to_vec();
+        let asked =
+            ask(Kind::Discover, 1, &[rom(), vec![(code::RELAY_INFORMATION, information.clone())]].concat());
+        let bytes = encode(&asked.reply(Kind::Offer, Ipv4Addr::new(10, 0, 0, 1))).unwrap();
+        let message = Message::parse(&bytes).unwrap();
+        let back: Vec<u8> = message.option(code::RELAY_INFORMATION).unwrap().bytes().collect();
+        assert_eq!(back, information);
+        let (_, last) = message.options().last().unwrap();
+        assert_eq!(last, information);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //!
 //! [`message`] reads requests and builds replies, [`network`] says what clients are told of theirs, [`proxy`] and [`pool`] decide without clock or
 //! socket, [`store`] keeps leases over a restart, [`probe`] asks whether somebody has an address
-//! already, and [`server`] moves packets. [`piman_core::dhcp`] is the codec.
+//! already, [`search`] looks for other servers, and [`server`] moves packets. [`piman_core::dhcp`] is the codec.
 //!
 //! Nothing here answers unless it was configured for an interface, and only on that interface.
 
@@ -11,6 +11,7 @@ pub mod network;
 pub mod pool;
 pub mod probe;
 pub mod proxy;
+pub mod search;
 pub mod server;
 pub mod store;
 

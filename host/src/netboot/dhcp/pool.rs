@@ -15,6 +15,8 @@ use crate::sys::mac::Mac;
 const OFFER_S: u64 = 60;
 /// How long for a Pi's boot ROM: it may use what it was offered without ever requesting it.
 const ROM_OFFER_S: u64 = 900;
+/// How long an address may be looked at. A client whose look was lost is not kept waiting for longer.
+const LOOK_S: u64 = 10;
 /// How long an address is left alone that somebody has who did not get it from here.
 const CLASH_S: u64 = 600;
 
@@ -34,6 +36,8 @@ pub enum Step {
     Reply(Box<Reply>),
     /// Find out whether somebody has this address, then call [`Pool::probed`].
     Probe(Ipv4Addr),
+    /// Say nothing, since no address is left.
+    Full,
     /// Say nothing; why, for the log.
     Nothing(&'static str),
 }
@@ -181,14 +185,19 @@ impl Pool {
             return Step::Nothing("its address is being looked at");
         }
         let Some(ip) = self.choose(ask, net, now) else {
-            return Step::Nothing("no address is left: make --dhcp-range larger");
+            return Step::Full;
         };
         let in_use = self.leases.get(&ip).is_some_and(|l| l.mac == ask.mac && l.until > now);
         if in_use || offer.is_some_and(|o| o.ip == ip) {
             return self.offer(ask, ip, net, boot, now);
         }
-        self.offers.insert(ask.mac, Offer { ip, until: now + OFFER_S, probing: true });
+        self.offers.insert(ask.mac, Offer { ip, until: now + LOOK_S, probing: true });
         Step::Probe(ip)
+    }
+
+    /// The address of [`Step::Probe`] cannot be looked at now: the client begins anew when it asks again.
+    pub fn not_probed(&mut self, ask: &Ask) {
+        self.offers.remove(&ask.mac);
     }
 
     /// It is known now whether somebody has the address that [`Step::Probe`] was about.

@@ -1,18 +1,20 @@
 //! The sockets of the DHCP service: one interface, replies, looking whether an address is taken.
 
+use std::collections::{HashSet, VecDeque};
 use std::io::{self, ErrorKind};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
-use piman_core::dhcp::{CLIENT_PORT, Kind, SERVER_PORT};
+use piman_core::dhcp::{Kind, SERVER_PORT};
+use rustix::net::sockopt;
 use serde::Deserialize;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::sync::mpsc;
 
-use super::message::{Ask, Reply, encode, found, search};
+use super::message::{Ask, Reply, encode};
 use super::network::Network;
 use super::pool::{Pool, Step};
 use super::proxy::{self, Boot, Port};
@@ -23,8 +25,18 @@ use crate::sys::mac::Mac;
 /// Where requests come, and those of PXE clients that have a proxy's offer.
 const DHCP_PORT: u16 = SERVER_PORT;
 const PXE_PORT: u16 = 4011;
-/// How many addresses are looked at at the same time; more clients wait until they ask again.
+/// How many addresses are looked at at the same time. A look takes 0.4 seconds.
 const PROBES_MAX: usize = 128;
+/// How many clients wait until the address for them is looked at: a few seconds for the last. More have to ask
+/// again.
+const WAITING_MAX: usize = 1024;
+/// How many requests are answered after one write of the leases.
+const TOGETHER_MAX: usize = 128;
+/// Room for the requests that come while the leases are written: of a thousand machines that are switched on
+/// at once.
+const RECEIVE_BUFFER: usize = 4 << 20;
+/// How many relays of other networks are named in the log.
+const RELAYS_SAID: usize = 16;
 
 /// What the service does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, Deserialize)]
@@ -57,6 +69,8 @@ pub struct Settings {
     pub boot: Boot,
     /// The folder where leases are kept.
     pub state: PathBuf,
+    /// Whether addresses are given although another server answers.
+    pub force: bool,
 }
 
 /// Something that a client was told.
@@ -79,7 +93,16 @@ pub struct Dhcp {
     pool: Pool,
     dhcp: UdpSocket,
     pxe: Option<UdpSocket>,
+    /// Clients whose address is to be looked at.
+    waiting: VecDeque<(Ask, Ipv4Addr)>,
+    /// What is to be sent when the leases are on the disk.
+    replies: Vec<(Ask, Box<Reply>)>,
+    /// Relays of other networks, which have been named in the log.
+    strange_relays: HashSet<Ipv4Addr>,
 }
+
+/// That an address has been looked at: for whom, which, and whether somebody has it.
+type Looked = (Ask, Ipv4Addr, bool);
 
 /// The IPv4 address of an interface and its mask.
 ///
@@ -113,6 +136,10 @@ fn socket(interface: &str, port: u16, share: bool) -> io::Result<UdpSocket> {
     socket.bind_device(Some(interface.as_bytes()))?;
     socket.bind(&SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, port).into())?;
     socket.set_nonblocking(true)?;
+    if sockopt::set_socket_recv_buffer_size_force(&socket, RECEIVE_BUFFER).is_err() {
+        // Without the permission to go beyond the system's limit it is as much as that.
+        socket.set_recv_buffer_size(RECEIVE_BUFFER)?;
+    }
     Ok(socket.into())
 }
 
@@ -128,7 +155,7 @@ pub fn neighbour(interface: &str) -> Option<String> {
     })
 }
 
-fn open(interface: &str, port: u16) -> anyhow::Result<UdpSocket> {
+pub(super) fn open(interface: &str, port: u16) -> anyhow::Result<UdpSocket> {
     socket(interface, port, true).map_err(|e| {
         let what = format!("cannot answer DHCP on {interface}, port {port}: {e}");
         match e.kind() {
@@ -171,10 +198,19 @@ impl Dhcp {
             tracing::warn!("dhcp: {text}");
         }
         let dhcp = open(&settings.interface, DHCP_PORT)?;
-        let pxe = (settings.mode == Mode::Proxy).then(|| open(&settings.interface, PXE_PORT)).transpose()?;
+        let pxe = match (open(&settings.interface, PXE_PORT), settings.mode) {
+            (Ok(socket), _) => Some(socket),
+            (Err(e), Mode::Proxy) => return Err(e),
+            // Most clients that get their address here do not need it.
+            (Err(e), Mode::Server) => {
+                tracing::warn!("dhcp: {e:#}");
+                None
+            }
+        };
         let seconds = u32::try_from(settings.lease.as_secs()).unwrap_or(u32::MAX).max(60);
         let pool = Pool::new(settings.range, settings.fixed.clone(), seconds, leases);
-        Ok(Self { settings, pool, dhcp, pxe })
+        let (waiting, replies, strange_relays) = Default::default();
+        Ok(Self { settings, pool, dhcp, pxe, waiting, replies, strange_relays })
     }
 
     /// In words, where it answers.
@@ -195,36 +231,37 @@ impl Dhcp {
         let dhcp = tokio::net::UdpSocket::from_std(self.dhcp.try_clone()?).context("the DHCP socket")?;
         let pxe = self.pxe.as_ref().map(UdpSocket::try_clone).transpose()?;
         let pxe = pxe.map(tokio::net::UdpSocket::from_std).transpose().context("the PXE socket")?;
-        let (found, mut probes) = mpsc::channel::<(Ask, Ipv4Addr, bool)>(PROBES_MAX);
+        let (found, mut probes) = mpsc::channel::<Looked>(PROBES_MAX);
         let (mut one, mut other) = ([0; 2048], [0; 2048]);
         loop {
             tokio::select! {
                 received = dhcp.recv_from(&mut one) => match received {
-                    Ok((n, peer)) => {
-                        let packet = one.get(..n).unwrap_or_default();
-                        self.heard(packet, peer, Port::Dhcp, &dhcp, &found, &tell).await;
-                    }
+                    Ok((n, _)) => self.heard(one.get(..n).unwrap_or_default()),
                     Err(e) => trouble(&e).await,
                 },
                 received = receive(pxe.as_ref(), &mut other) => match received {
                     Ok((n, peer)) => {
                         let packet = other.get(..n).unwrap_or_default();
                         if let Some(socket) = &pxe {
-                            self.heard(packet, peer, Port::Pxe, socket, &found, &tell).await;
+                            self.heard_pxe(packet, peer, socket, &tell).await;
                         }
                     }
                     Err(e) => trouble(&e).await,
                 },
-                Some((ask, ip, taken)) = probes.recv() => {
-                    if taken {
-                        tracing::warn!("dhcp: somebody has {ip} who did not get it from here: it is left alone");
-                    }
-                    if let Some(net) = self.network() {
-                        let step = self.pool.probed(&ask, ip, taken, &net, &self.settings.boot, now());
-                        self.carry_out(step, &ask, &dhcp, &found, &tell).await;
-                    }
+                Some(looked) = probes.recv() => self.looked(&looked),
+            }
+            // All that has come meanwhile: one write of the leases is enough for it.
+            for _ in 0..TOGETHER_MAX {
+                if let Ok(looked) = probes.try_recv() {
+                    self.looked(&looked);
+                } else if let Ok((n, _)) = dhcp.try_recv_from(&mut one) {
+                    self.heard(one.get(..n).unwrap_or_default());
+                } else {
+                    break;
                 }
             }
+            self.look(&found);
+            self.reply(&dhcp, &tell).await;
         }
     }
 
@@ -238,77 +275,106 @@ impl Dhcp {
         }
     }
 
-    async fn heard(
-        &mut self,
-        packet: &[u8],
-        peer: SocketAddr,
-        port: Port,
-        socket: &tokio::net::UdpSocket,
-        found: &mpsc::Sender<(Ask, Ipv4Addr, bool)>,
-        tell: &Tell,
-    ) {
+    /// A request to port 67.
+    fn heard(&mut self, packet: &[u8]) {
         let Some(ask) = Ask::parse(packet) else { return };
         // The interface may have got another address.
         let Some(net) = self.network() else { return };
-        tracing::debug!("dhcp: {} ({}) sends {:?} from {peer}", ask.mac, ask.describe(), ask.kind);
+        tracing::debug!("dhcp: {} ({}) sends {:?}", ask.mac, ask.describe(), ask.kind);
         match self.settings.mode {
             Mode::Proxy => {
-                let Some(reply) = proxy::answer(&ask, port, net.me, &self.settings.boot) else { return };
-                let to = match (port, peer) {
-                    (Port::Pxe, SocketAddr::V4(peer)) if !peer.ip().is_unspecified() => peer,
-                    _ => ask.destination(reply.kind()),
-                };
-                self.send(&ask, &reply, to, socket, tell).await;
-            }
-            Mode::Server if ask.relay().is_some() => {
-                tracing::debug!(
-                    "dhcp: {}: relays are not served: addresses are for {} only",
-                    ask.mac,
-                    self.settings.interface
-                );
+                let reply = proxy::answer(&ask, Port::Dhcp, net.me, &self.settings.boot);
+                self.replies.extend(reply.map(|reply| (ask, Box::new(reply))));
             }
             Mode::Server => {
+                if let Some(relay) = ask.relay().filter(|relay| !net.contains(*relay)) {
+                    self.strange(relay, ask.mac);
+                    return;
+                }
                 let step = self.pool.handle(&ask, &net, &self.settings.boot, now());
-                self.carry_out(step, &ask, socket, found, tell).await;
+                self.carry_out(step, ask);
             }
         }
     }
 
-    async fn carry_out(
-        &mut self,
-        step: Step,
-        ask: &Ask,
-        socket: &tokio::net::UdpSocket,
-        found: &mpsc::Sender<(Ask, Ipv4Addr, bool)>,
-        tell: &Tell,
-    ) {
-        // Before the client knows: after a crash nobody else may get its address.
+    /// The addresses here are no good in the network of this relay.
+    fn strange(&mut self, relay: Ipv4Addr, mac: Mac) {
+        let interface = &self.settings.interface;
+        let text = format!(
+            "dhcp: {mac} asks through the relay {relay}: other networks are not served, addresses are for that of {interface} only"
+        );
+        if self.strange_relays.len() < RELAYS_SAID && self.strange_relays.insert(relay) {
+            tracing::warn!("{text} (said once)");
+        } else {
+            tracing::debug!("{text}");
+        }
+    }
+
+    /// A request to port 4011: of a client that has an address and asks again where to boot from.
+    async fn heard_pxe(&self, packet: &[u8], peer: SocketAddr, socket: &tokio::net::UdpSocket, tell: &Tell) {
+        let Some(ask) = Ask::parse(packet) else { return };
+        let Some(net) = self.network() else { return };
+        tracing::debug!("dhcp: {} ({}) sends {:?} to port {PXE_PORT}", ask.mac, ask.describe(), ask.kind);
+        let Some(reply) = proxy::answer(&ask, Port::Pxe, net.me, &self.settings.boot) else { return };
+        let to = match peer {
+            SocketAddr::V4(peer) if !peer.ip().is_unspecified() => peer,
+            _ => ask.destination(reply.kind()),
+        };
+        self.send(&ask, &reply, to, socket, tell).await;
+    }
+
+    /// It is known whether somebody has an address.
+    fn looked(&mut self, (ask, ip, taken): &Looked) {
+        if *taken {
+            tracing::warn!("dhcp: somebody has {ip} who did not get it from here: it is left alone");
+        }
+        let Some(net) = self.network() else { return };
+        let step = self.pool.probed(ask, *ip, *taken, &net, &self.settings.boot, now());
+        self.carry_out(step, ask.clone());
+    }
+
+    fn carry_out(&mut self, step: Step, ask: Ask) {
+        match step {
+            Step::Reply(reply) => self.replies.push((ask, reply)),
+            Step::Full => {
+                tracing::warn!("dhcp: {}: no address is left: make --dhcp-range larger", ask.mac);
+            }
+            Step::Nothing(why) => tracing::debug!("dhcp: {}: {why}", ask.mac),
+            Step::Probe(ip) if self.waiting.len() < WAITING_MAX => self.waiting.push_back((ask, ip)),
+            Step::Probe(_) => {
+                tracing::debug!("dhcp: {}: too many wait for an address, it has to ask again", ask.mac);
+                self.pool.not_probed(&ask);
+            }
+        }
+    }
+
+    /// Begins to look at as many addresses as may be looked at.
+    fn look(&mut self, found: &mpsc::Sender<Looked>) {
+        while !self.waiting.is_empty()
+            && let Ok(place) = found.clone().try_reserve_owned()
+            && let Some((ask, ip)) = self.waiting.pop_front()
+        {
+            let interface = self.settings.interface.clone();
+            tokio::task::spawn_blocking(move || {
+                let taken = probe::is_taken(&interface, ip).unwrap_or_else(|e| {
+                    tracing::warn!("dhcp: cannot look whether somebody has {ip}: {e}");
+                    false
+                });
+                place.send((ask, ip, taken));
+            });
+        }
+    }
+
+    /// Sends what is to be sent.
+    async fn reply(&mut self, socket: &tokio::net::UdpSocket, tell: &Tell) {
+        // Before the clients know: after a crash nobody else may get their addresses.
         if let Some(leases) = self.pool.changes()
             && let Err(e) = tokio::task::block_in_place(|| store::save(&self.settings.state, leases))
         {
             tracing::error!("dhcp: {e:#}");
         }
-        match step {
-            Step::Reply(reply) => {
-                let to = ask.destination(reply.kind());
-                self.send(ask, &reply, to, socket, tell).await;
-            }
-            Step::Nothing(why) if why.contains("no address is left") => {
-                tracing::warn!("dhcp: {}: {why}", ask.mac)
-            }
-            Step::Nothing(why) => tracing::debug!("dhcp: {}: {why}", ask.mac),
-            Step::Probe(ip) => {
-                // If all are busy the client is not answered, and asks again.
-                let Ok(place) = found.clone().try_reserve_owned() else { return };
-                let (ask, interface) = (ask.clone(), self.settings.interface.clone());
-                tokio::task::spawn_blocking(move || {
-                    let taken = probe::is_taken(&interface, ip).unwrap_or_else(|e| {
-                        tracing::warn!("dhcp: cannot look whether somebody has {ip}: {e}");
-                        false
-                    });
-                    place.send((ask, ip, taken));
-                });
-            }
+        for (ask, reply) in std::mem::take(&mut self.replies) {
+            self.send(&ask, &reply, ask.destination(reply.kind()), socket, tell).await;
         }
     }
 
@@ -367,36 +433,6 @@ async fn receive(
     match socket {
         Some(socket) => socket.recv_from(buffer).await,
         None => std::future::pending().await,
-    }
-}
-
-/// The servers that answer on this interface within `wait`. Nothing is changed by asking.
-///
-/// # Errors
-/// If the port of clients cannot be had.
-pub fn others(interface: &str, wait: Duration) -> anyhow::Result<Vec<Ipv4Addr>> {
-    let socket = open(interface, CLIENT_PORT)?;
-    socket.set_nonblocking(false)?;
-    let number = u32::try_from(now_ms() & 0xffff_ffff).unwrap_or(1);
-    // A hardware address that nobody has: locally administered.
-    let [a, b, c, d] = number.to_be_bytes();
-    let question = search(Mac([0x02, 0x70, a, b, c, d]), number).context("building a question")?;
-    socket.send_to(&question, (Ipv4Addr::BROADCAST, DHCP_PORT)).context("asking for DHCP servers")?;
-    let deadline = Instant::now() + wait;
-    let mut servers = Vec::new();
-    let mut buffer = [0; 2048];
-    loop {
-        let left = deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return Ok(servers);
-        }
-        socket.set_read_timeout(Some(left))?;
-        let Ok(n) = socket.recv(&mut buffer) else { continue };
-        if let Some(server) = found(buffer.get(..n).unwrap_or_default(), number)
-            && !servers.contains(&server)
-        {
-            servers.push(server);
-        }
     }
 }
 

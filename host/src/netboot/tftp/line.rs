@@ -1,6 +1,6 @@
 //! The socket of one transfer, which sends a run of blocks in one call where the system can.
 
-use std::io::{self, ErrorKind, IoSliceMut};
+use std::io::{self, IoSliceMut};
 use std::net::SocketAddr;
 
 use quinn_udp::{Transmit, UdpSocketState};
@@ -9,6 +9,7 @@ use tokio::net::UdpSocket;
 
 use super::body::Body;
 use super::packet;
+use super::path;
 use super::transfer::Transfer;
 
 /// The most bytes given to the system in one call.
@@ -74,7 +75,7 @@ impl Line {
         let send = || extras.try_send((&self.socket).into(), &transmit);
         match self.socket.async_io(Interest::WRITABLE, send).await {
             // The card or kernel cannot cut: one by one then (and `extras` knows from now on).
-            Err(e) if e.kind() != ErrorKind::ConnectionRefused => {
+            Err(e) if !path::may_pass(&e) && !path::is_too_large(&e) => {
                 tracing::debug!("tftp: {}: a run of blocks: {e}", self.peer);
                 for packet in self.packets.chunks(size) {
                     self.socket.send(packet).await?;

@@ -1,8 +1,8 @@
 //! Sends the files of the boot folder by TFTP: read only, RFC 1350, 2347, 2348, 2349 and 7440.
 //!
 //! [`packet`] knows the bytes, [`transfer`] decides what is sent when, [`folder`] finds files,
-//! `admission` says whose turn it is, `body` and `line` read and send blocks, and [`server`] puts
-//! these together.
+//! `admission` says whose turn it is, `path` which blocks reach a client, `body` and `line` read and send
+//! blocks, and [`server`] puts these together.
 //!
 //! Crates that were looked at first: `async-tftp` 0.4.2 goes on with a transfer whose client has
 //! sent an error, sends the wrong blocks again inside windows, has no limits, and picks the source
@@ -17,6 +17,7 @@ mod body;
 pub mod folder;
 mod line;
 pub mod packet;
+mod path;
 pub mod server;
 pub mod transfer;
 

@@ -1,6 +1,6 @@
 //! The sockets of the TFTP server: requests, a port for each transfer, limits, reports.
 
-use std::io::{self, ErrorKind, IoSliceMut};
+use std::io::{self, IoSliceMut};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,6 +16,7 @@ use super::body::Body;
 use super::folder::{Folder, NoFile, own_part};
 use super::line::Line;
 use super::packet::{self, Bad, Reply, Request, code};
+use super::path::{self, Paths};
 use super::transfer::{Outcome, Send, Terms, Transfer};
 
 /// The longest request that is looked at.
@@ -104,6 +105,7 @@ struct Server {
     limits: Limits,
     tell: Tell,
     gate: Arc<Admission>,
+    paths: Paths,
 }
 
 impl Server {
@@ -126,7 +128,8 @@ pub async fn serve(
     let local = socket.local_addr().context("the TFTP socket")?;
     let extras = UdpSocketState::new((&socket).into()).context("the TFTP socket")?;
     let socket = UdpSocket::from_std(socket).context("the TFTP socket")?;
-    let server = Arc::new(Server { folder, limits, tell, gate: Admission::new(limits) });
+    let server =
+        Arc::new(Server { folder, limits, tell, gate: Admission::new(limits), paths: Paths::default() });
     let mut buffer = vec![0; 64 * REQUEST_MAX];
     loop {
         let mut meta = [RecvMeta::default()];
@@ -284,12 +287,15 @@ async fn send(
     here: IpAddr,
     peer: SocketAddr,
 ) -> io::Result<(Outcome, u64)> {
-    let (terms, options) = agree(request, &server.limits, body.length());
     let socket = UdpSocket::bind((here, 0)).await?;
     // So that nobody else's packets are taken for the client's.
     socket.connect(peer).await?;
+    let blksize = server.limits.blksize.min(server.paths.blksize(&socket, peer.ip()));
+    let (terms, options) = agree(request, &Limits { blksize, ..server.limits }, body.length());
     let start = Instant::now();
     let mut line = Line::new(socket, peer, terms.windowsize > 1)?;
+    path::allow_cutting(&line.socket, peer.ip(), false)?;
+    let mut way = Way { server, peer, blksize: terms.blksize, cut: false, trouble: None };
     let mut transfer = Transfer::new(terms, Duration::ZERO);
     let mut reply = [0; 512];
     loop {
@@ -298,14 +304,15 @@ async fn send(
                 Send::Options => line.socket.send(&options).await.map(|_| ()),
                 Send::Blocks { first, count } => line.send_blocks(&transfer, body, first, count).await,
             };
-            match sent {
-                Err(e) if e.kind() == ErrorKind::ConnectionRefused => return gone(&transfer),
-                Err(e) => {
-                    // The client should not have to wait until it is tired.
-                    let _ = line.socket.send(&packet::error(code::UNDEFINED, &e.to_string())).await;
-                    return Err(e);
-                }
-                Ok(()) => {}
+            if let Err(e) = sent
+                && let Err(e) = way.failed(e, &line.socket, &mut transfer)
+            {
+                // The client should not have to wait until it is tired.
+                let _ = line.socket.send(&packet::error(code::UNDEFINED, &e.to_string())).await;
+                return Err(e);
+            }
+            if way.was_last_word(&transfer) {
+                return Ok((Outcome::Complete, transfer.sent_twice()));
             }
         }
         let Some(deadline) = transfer.poll_timeout() else { break };
@@ -315,21 +322,79 @@ async fn send(
                     let packet = reply.get(..n).unwrap_or_default();
                     transfer.handle(Reply::parse(packet), start.elapsed());
                 }
-                Err(e) if e.kind() == ErrorKind::ConnectionRefused => return gone(&transfer),
-                Err(e) => return Err(e),
+                Err(e) => {
+                    way.failed(e, &line.socket, &mut transfer)?;
+                    if way.was_last_word(&transfer) {
+                        return Ok((Outcome::Complete, transfer.sent_twice()));
+                    }
+                }
             },
-            () = sleep_until(start + deadline) => transfer.handle_timeout(start.elapsed()),
+            () = sleep_until(start + deadline) => {
+                transfer.handle_timeout(start.elapsed());
+                if transfer.first_is_lost() {
+                    way.cut(&line.socket, "the first block is lost again and again")?;
+                    way.server.paths.lost(peer.ip());
+                }
+            }
         }
     }
-    Ok((transfer.outcome().unwrap_or(Outcome::Silent), transfer.sent_twice()))
+    match (transfer.outcome().unwrap_or(Outcome::Silent), way.trouble) {
+        (Outcome::Silent, Some(e)) => {
+            Err(io::Error::new(e.kind(), format!("{}; last of all: {e}", Outcome::Silent)))
+        }
+        (outcome, _) => Ok((outcome, transfer.sent_twice())),
+    }
 }
 
-/// The client's port is closed. If it was sent everything, only its last word was lost.
-fn gone(transfer: &Transfer) -> io::Result<(Outcome, u64)> {
-    if transfer.all_sent() {
-        return Ok((Outcome::Complete, transfer.sent_twice()));
+/// What is known of the way to one client.
+struct Way<'a> {
+    server: &'a Server,
+    peer: SocketAddr,
+    blksize: u16,
+    /// Packets may be cut on it.
+    cut: bool,
+    /// The last error that may pass.
+    trouble: Option<io::Error>,
+}
+
+impl Way<'_> {
+    /// Packets may be cut from now on.
+    fn cut(&mut self, socket: &UdpSocket, why: &str) -> io::Result<()> {
+        if self.cut {
+            return Ok(());
+        }
+        self.cut = true;
+        let ip = self.peer.ip();
+        tracing::info!(
+            "tftp: {ip}: blocks of {} bytes do not reach it ({why}): they may be cut on their way, and it gets smaller ones when it asks again",
+            self.blksize
+        );
+        path::allow_cutting(socket, ip, true)
     }
-    Err(io::Error::other("the client is gone"))
+
+    /// Sending or receiving failed.
+    ///
+    /// # Errors
+    /// If that is the end.
+    fn failed(&mut self, e: io::Error, socket: &UdpSocket, transfer: &mut Transfer) -> io::Result<()> {
+        if path::is_too_large(&e) && !self.cut {
+            self.cut(socket, "the network says that they are too large")?;
+            transfer.again();
+            return Ok(());
+        }
+        if !path::may_pass(&e) && !path::is_too_large(&e) {
+            return Err(e);
+        }
+        tracing::debug!("tftp: {}: {e}", self.peer);
+        self.trouble = Some(e);
+        Ok(())
+    }
+
+    /// Whether the client has closed its port after it was sent everything: only its last word was lost.
+    fn was_last_word(&self, transfer: &Transfer) -> bool {
+        transfer.all_sent()
+            && self.trouble.as_ref().is_some_and(|e| e.kind() == io::ErrorKind::ConnectionRefused)
+    }
 }
 
 #[cfg(test)]

@@ -21,6 +21,8 @@ const WAIT_MIN: Duration = Duration::from_millis(250);
 const WAIT_MAX: Duration = Duration::from_secs(8);
 /// How long a client may say nothing that helps.
 const SILENCE_MAX: Duration = Duration::from_secs(30);
+/// After how many time-outs of the first block the way is suspected.
+const LOST_MIN: u32 = 2;
 /// How many times its own time-out it may be silent, if that is longer.
 const SILENT_TIMEOUTS: u32 = 5;
 
@@ -153,6 +155,21 @@ impl Transfer {
     #[must_use]
     pub fn all_sent(&self) -> bool {
         matches!(self.state, State::Blocks { sent, .. } if sent >= self.last)
+    }
+
+    /// Whether the client has answered the options, and the first block is lost again and again: it may be too
+    /// large for the way.
+    #[must_use]
+    pub fn first_is_lost(&self) -> bool {
+        let unanswered = matches!(self.state, State::Blocks { acked: 0, sent: 1.., .. });
+        self.terms.options && unanswered && self.silent >= LOST_MIN
+    }
+
+    /// What is not acknowledged is sent again, now.
+    pub fn again(&mut self) {
+        if let State::Blocks { acked, sent, .. } = self.state {
+            self.rewind(acked, sent);
+        }
     }
 
     /// How many blocks were sent more than once.
