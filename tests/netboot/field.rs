@@ -134,7 +134,9 @@ fn another_dhcp_server_is_found_at_the_start() {
     network.serve(&["--dhcp", "proxy"]);
     network.stop();
     let mut there = network.command(&other, &binaries::piman().display().to_string());
-    there.args(["serve", "--state", "there-state", "--netboot", "boot", "--dhcp-interface", "eth0"]).args(SERVER);
+    there
+        .args(["serve", "--state", "there-state", "--netboot", "boot", "--dhcp-interface", "eth0"])
+        .args(SERVER);
     network.start(there, "there");
     network.wait("there", "dhcp server eth0");
     let serve = |network: &Network, more: &[&str]| {

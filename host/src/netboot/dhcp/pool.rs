@@ -325,7 +325,7 @@ mod tests {
                 };
                 (kind, reply.header.your_address)
             }
-            Step::Nothing(_) => ("nothing", Ipv4Addr::UNSPECIFIED),
+            Step::Full | Step::Nothing(_) => ("nothing", Ipv4Addr::UNSPECIFIED),
             Step::Probe(ip) => panic!("{ip} again"),
         }
     }
