@@ -3,11 +3,13 @@
 //! | file | what lives there |
 //! |---|---|
 //! | `save` | what happened |
-//! | `orders` | orders to reinstall |
+//! | `orders` | orders to reinstall, and the claims of Pis on them |
+//! | `rules` | what happens by what is on a disk |
 //! | `catalogue` | images, who gets which, and what is known of archives |
 
 mod catalogue;
 mod orders;
+mod rules;
 mod save;
 
 use std::fs;
@@ -18,13 +20,14 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use piman_core::install::Installation;
+use piman_core::install::Fingerprint;
 use rusqlite::{Connection, ErrorCode, OpenFlags, Row};
 
 use super::{
     Batch, Catalogue, Device, DeviceEvent, Edit, Identity, OpenOrder, Order, Ordered, State, StateError,
 };
 use crate::state::archive_facts::{Content, Stamp};
+use crate::state::decision::{Ask, Cancelled, Claimed, Policy, Rule, Scope};
 use crate::sys::clock::now_ms;
 use crate::sys::lock::lock;
 use save::save;
@@ -33,7 +36,7 @@ use save::save;
 pub const FILE: &str = "piman.db";
 
 /// The version of the tables below.
-const FORMAT: i64 = 2;
+const FORMAT: i64 = 3;
 /// How many events of a device are kept.
 const HAPPENINGS_KEPT: i64 = 500;
 /// How many devices are kept.
@@ -52,12 +55,12 @@ CREATE TABLE IF NOT EXISTS devices (
     disk_bytes INTEGER NOT NULL DEFAULT 0, root_bytes INTEGER NOT NULL DEFAULT 0, card TEXT,
     stage TEXT, done_bytes INTEGER NOT NULL DEFAULT 0, total_bytes INTEGER NOT NULL DEFAULT 0,
     image TEXT, first_seen_ms INTEGER NOT NULL, last_seen_ms INTEGER NOT NULL,
-    last_error TEXT, last_error_ms INTEGER
+    last_error TEXT, last_error_ms INTEGER, found TEXT, disk TEXT, print TEXT, waits TEXT
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS orders (
     id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL, ordered_ms INTEGER NOT NULL,
-    source TEXT NOT NULL, given_ms INTEGER, completed_ms INTEGER, cancelled_ms INTEGER,
-    given_to TEXT, installation TEXT
+    source TEXT NOT NULL, claimed_ms INTEGER, completed_ms INTEGER, cancelled_ms INTEGER,
+    claimed_by TEXT, installation TEXT, print TEXT
 );
 CREATE UNIQUE INDEX IF NOT EXISTS open_orders ON orders (name)
     WHERE completed_ms IS NULL AND cancelled_ms IS NULL;
@@ -78,12 +81,26 @@ CREATE TABLE IF NOT EXISTS archives (
     path BLOB PRIMARY KEY, stamp TEXT NOT NULL, id TEXT NOT NULL, unpacked_bytes INTEGER NOT NULL,
     entries INTEGER NOT NULL, sums BLOB NOT NULL
 );
+CREATE TABLE IF NOT EXISTS rules (
+    who TEXT NOT NULL, is_group INTEGER NOT NULL, found TEXT NOT NULL, action TEXT NOT NULL,
+    PRIMARY KEY (who, is_group, found)
+);
 ";
 
-/// What turns tables of format 1 into these, before what is missing is made.
+/// What turns tables of format 1 into those of 2.
 const FROM_1: &str = "
 ALTER TABLE orders ADD COLUMN given_to TEXT;
 ALTER TABLE orders ADD COLUMN installation TEXT;
+";
+/// What turns tables of format 2 into these, before what is missing is made.
+const FROM_2: &str = "
+ALTER TABLE orders RENAME COLUMN given_ms TO claimed_ms;
+ALTER TABLE orders RENAME COLUMN given_to TO claimed_by;
+ALTER TABLE orders ADD COLUMN print TEXT;
+ALTER TABLE devices ADD COLUMN found TEXT;
+ALTER TABLE devices ADD COLUMN disk TEXT;
+ALTER TABLE devices ADD COLUMN print TEXT;
+ALTER TABLE devices ADD COLUMN waits TEXT;
 ";
 
 /// A state folder's database. Readers and the writer have a connection each: with a write-ahead
@@ -164,6 +181,19 @@ impl Sqlite {
         f(&mut lock(&self.writer).connection).map_err(|e| self.error(e))
     }
 
+    /// The same, and it is on the disk when this returns: after a power cut, too, what was acknowledged is there.
+    fn write_durably<T>(
+        &self,
+        f: impl FnOnce(&mut Connection) -> rusqlite::Result<T>,
+    ) -> Result<T, StateError> {
+        self.write(|db| {
+            db.pragma_update(None, "synchronous", "FULL")?;
+            let written = f(db);
+            db.pragma_update(None, "synchronous", "NORMAL")?;
+            written
+        })
+    }
+
     /// Goes on with a new database: the old one is gone, or damaged and moved aside.
     fn reopen(&self) -> Result<(), StateError> {
         // Whoever asks meanwhile waits: without tables it would be told of no orders.
@@ -196,14 +226,16 @@ fn passes(cause: &rusqlite::Error) -> bool {
 /// Sorts what SQLite says by what to do about it.
 fn sort(file: &Path, cause: rusqlite::Error) -> StateError {
     let path = file.display().to_string();
-    let tables_are_gone = cause.to_string().contains("no such table");
+    let reason = cause.to_string();
+    let tables_are_gone = reason.contains("no such table");
     match cause.sqlite_error_code() {
-        _ if tables_are_gone => StateError::Damaged { path, cause },
-        Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => StateError::Damaged { path, cause },
+        _ if tables_are_gone => StateError::Damaged { path, reason },
+        Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => StateError::Damaged { path, reason },
         Some(ErrorCode::ReadOnly | ErrorCode::PermissionDenied | ErrorCode::CannotOpen) => {
-            StateError::ReadOnly { path, reason: cause.to_string() }
+            StateError::ReadOnly { path, reason }
         }
-        _ => StateError::Other { path, cause },
+        _ if passes(&cause) => StateError::Busy { path, reason },
+        _ => StateError::Other { path, reason },
     }
 }
 
@@ -256,11 +288,11 @@ fn open(file: &Path) -> Result<(Connection, Connection), StateError> {
     let tables: i64 = writer.query_row(tables, [], |row| row.get(0)).map_err(|e| sort(file, e))?;
     if found < FORMAT || tables < 4 {
         let make = || {
-            if found == 1 && tables == 4 {
-                writer.execute_batch(&format!(
-                    "BEGIN IMMEDIATE; {FROM_1} {TABLES} PRAGMA user_version = {FORMAT}; COMMIT;"
-                ))?;
-                return Ok(());
+            if matches!(found, 1 | 2) && tables == 4 {
+                let from_1 = if found == 1 { FROM_1 } else { "" };
+                return writer.execute_batch(&format!(
+                    "BEGIN IMMEDIATE; {from_1} {FROM_2} {TABLES} PRAGMA user_version = {FORMAT}; COMMIT;"
+                ));
             }
             writer.execute_batch(TABLES)?;
             writer.pragma_update(None, "user_version", FORMAT)
@@ -289,16 +321,28 @@ impl State for Sqlite {
         self.read(|db| orders::open(db, pi))
     }
 
-    fn give(&self, given: &[OpenOrder], pi: &Identity, number: Installation) -> Result<(), StateError> {
-        self.write(|db| orders::give(db, given, pi, number))
+    fn claim(&self, ask: &Ask<'_>) -> Result<Option<Claimed>, StateError> {
+        self.write_durably(|db| orders::claim(db, ask))
     }
 
-    fn order(&self, name: &str, source: &str) -> Result<Ordered, StateError> {
-        self.write(|db| orders::order(db, name, source))
+    fn order(&self, name: &str, source: &str, print: Option<Fingerprint>) -> Result<Ordered, StateError> {
+        self.write_durably(|db| orders::order(db, name, source, print))
     }
 
-    fn cancel(&self, name: &str) -> Result<bool, StateError> {
-        self.write(|db| orders::cancel(db, name))
+    fn cancel(&self, name: &str) -> Result<Cancelled, StateError> {
+        self.write_durably(|db| orders::cancel(db, name))
+    }
+
+    fn policy_of(&self, pi: &Identity, base: Policy) -> Result<Policy, StateError> {
+        self.read(|db| rules::policy_of(db, pi, base))
+    }
+
+    fn rules(&self) -> Result<Vec<(Scope, Rule)>, StateError> {
+        self.read(rules::all)
+    }
+
+    fn set_rules(&self, scope: &Scope, rules: &[Rule]) -> Result<(), StateError> {
+        self.write_durably(|db| rules::set(db, scope, rules))
     }
 
     fn orders(&self) -> Result<Vec<Order>, StateError> {
@@ -336,8 +380,7 @@ impl State for Sqlite {
         match self.write(|db| save(db, batch)) {
             // Read errors too may be those of a file that was cut or overwritten under a
             // connection: a new one finds out.
-            Err(StateError::Damaged { .. }) => self.reopen()?,
-            Err(StateError::Other { cause, .. }) if !passes(&cause) => self.reopen()?,
+            Err(StateError::Damaged { .. } | StateError::Other { .. }) => self.reopen()?,
             saved => return saved,
         }
         self.write(|db| save(db, batch))
@@ -348,6 +391,7 @@ impl State for Sqlite {
             let mut query = db.prepare_cached(
                 "SELECT key, serial, mac, address, model, agent, disk_bytes, root_bytes, card, stage,
                     done_bytes, total_bytes, image, first_seen_ms, last_seen_ms, last_error, last_error_ms,
+                    found, disk, print, waits,
                     EXISTS (SELECT 1 FROM orders WHERE name IN (serial, mac, address)
                         AND completed_ms IS NULL AND cancelled_ms IS NULL)
                  FROM devices ORDER BY last_seen_ms DESC, key",
@@ -371,7 +415,11 @@ impl State for Sqlite {
                     last_seen_ms: unsigned(row, 14)?,
                     last_error: row.get(15)?,
                     last_error_ms: moment(row, 16)?,
-                    reinstall_ordered: row.get(17)?,
+                    found: row.get(17)?,
+                    disk: row.get(18)?,
+                    print: row.get(19)?,
+                    waits: row.get(20)?,
+                    reinstall_ordered: row.get(21)?,
                 })
             })?;
             rows.collect()
