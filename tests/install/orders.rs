@@ -207,7 +207,10 @@ fn an_older_state_gets_what_is_new() {
     rusqlite::Connection::open(&file).unwrap().execute_batch(script).unwrap();
     let state = Sqlite::serve(folder.path()).unwrap();
     let orders = state.orders().unwrap();
-    assert_eq!((orders.len(), orders[0].name.as_str(), orders[0].given_ms), (1, "10000000cafe0007", Some(6)));
+    assert_eq!(
+        (orders.len(), orders[0].name.as_str(), orders[0].claimed_ms),
+        (1, "10000000cafe0007", Some(6))
+    );
     assert!(state.catalogue().unwrap().images.is_empty());
     drop(state);
     assert_eq!(Sqlite::command(folder.path()).unwrap().orders().unwrap(), orders);
@@ -240,7 +243,7 @@ fn orders_of_pis_whose_server_is_killed_again_and_again() {
         // Killed when it has told another one to format, which is in the middle of everything.
         wait_until("some have begun", || {
             let begun = Sqlite::command(&state).unwrap().orders().unwrap();
-            begun.iter().filter(|o| o.given_ms.is_some()).count() >= round
+            begun.iter().filter(|o| o.claimed_ms.is_some()).count() >= round
         });
         server.kill();
         server = Server::start(archive.path(), &state, &options);

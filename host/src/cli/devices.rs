@@ -41,7 +41,10 @@ pub fn all(state: &dyn State, json: bool) -> anyhow::Result<String> {
         return Ok(out);
     }
     let rows = everything.devices.iter().map(|d| {
-        let mut stage = d.stage.clone().unwrap_or_else(|| "-".into());
+        let mut stage = match &d.waits {
+            Some(why) => format!("waits: {why}"),
+            None => d.stage.clone().unwrap_or_else(|| "-".into()),
+        };
         if d.reinstall_ordered {
             stage.push_str(", reinstall ordered");
         }
@@ -89,6 +92,8 @@ pub fn one(state: &dyn State, name: &str, json: bool) -> anyhow::Result<String> 
         ["model".into(), dash(&device.model).replace('_', " ")],
         ["agent".into(), dash(&device.agent)],
         ["card".into(), size(device.disk_bytes)],
+        ["on the disk".into(), on_the_disk(&device)],
+        ["waits".into(), dash(&device.waits)],
         ["image on the card".into(), dash(&device.card)],
         ["image given".into(), dash(&device.image)],
         ["stage".into(), dash(&device.stage)],
@@ -109,6 +114,15 @@ pub fn one(state: &dyn State, name: &str, json: bool) -> anyhow::Result<String> 
         let _ = writeln!(out, "{}  {after:>9}  {:10} {}", clock(event.at_ms), event.kind, event.text);
     }
     Ok(out)
+}
+
+/// What the Pi found, in a word and in words.
+fn on_the_disk(device: &Device) -> String {
+    match (&device.found, &device.disk) {
+        (Some(found), Some(disk)) => format!("{found}: {disk}"),
+        (Some(found), None) => found.clone(),
+        (None, _) => "-".into(),
+    }
 }
 
 fn print_json(value: &impl Serialize) -> anyhow::Result<String> {

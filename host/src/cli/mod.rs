@@ -7,8 +7,10 @@ pub mod demo;
 pub mod devices;
 pub mod doctor;
 pub mod image;
+pub mod install;
 pub mod key;
 pub mod messages;
+pub mod policy;
 pub mod reinstall;
 pub mod state_arg;
 pub mod telemetry;
@@ -103,6 +105,18 @@ enum Command {
         #[arg(value_name = "DEVICE", required_unless_present = "list")]
         devices: Vec<String>,
     },
+    /// Decide for a Pi that waits: order that what is on its disk is erased and that it is installed
+    #[command(
+        after_help = "Shows what is erased, and asks. The order is for this content of the disk alone: with \
+        another disk in it, the Pi waits again and says so."
+    )]
+    Install(install::InstallArgs),
+    /// Show or set what happens by what is on a Pi's disk
+    #[command(
+        after_help = "The Pi's own rule wins over its group's, that over everybody's, and that over the \
+        configuration's. `boot` means to wait if the disk cannot be booted. A running server heeds a rule at once."
+    )]
+    Policy(policy::PolicyArgs),
     /// Show all Pis that were seen
     Devices {
         #[command(flatten)]
@@ -223,6 +237,8 @@ impl Cli {
                 }
                 print(&reinstall::reinstall(&state, &devices, cancel)?)
             }
+            Command::Install(args) => print(&install::run(&args)?),
+            Command::Policy(args) => print(&policy::run(&args)?),
             Command::Devices { state, history: true, .. } => {
                 use crate::state::State as _;
                 print(&reinstall::table(&state.open()?.orders()?))

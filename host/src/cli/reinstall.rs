@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 
 use anyhow::bail;
 
+use crate::state::decision::Cancelled;
 use crate::state::resolve::{Named, resolve};
 use crate::state::{Order, Ordered, State};
 use crate::text::human::when;
@@ -33,21 +34,27 @@ pub fn reinstall(state: &dyn State, names: &[String], cancel: bool) -> anyhow::R
     for Named { name, note } in named {
         // Writing to a string does not fail.
         let _ = if cancel {
-            if state.cancel(&name)? {
-                writeln!(out, "{name}: the reinstall is cancelled")
-            } else {
-                missing.push(name);
-                Ok(())
+            match state.cancel(&name)? {
+                Cancelled::Yes => writeln!(out, "{name}: the reinstall is cancelled"),
+                Cancelled::Begun { by, since_ms } => {
+                    missing
+                        .push(format!("{name} is not cancelled: it has begun on {by}, {}", when(since_ms)));
+                    Ok(())
+                }
+                Cancelled::NoOrder => {
+                    missing.push(format!("nothing is ordered for {name}"));
+                    Ok(())
+                }
             }
         } else {
-            match state.order(&name, &source)? {
+            match state.order(&name, &source, None)? {
                 Ordered::New => {
                     writeln!(out, "{name}: a reinstall is ordered; it happens when the Pi boots next")
                 }
-                Ordered::Already { ordered_ms, given: false } => {
+                Ordered::Already { ordered_ms, claimed: false, .. } => {
                     writeln!(out, "{name}: a reinstall was ordered already, {}", when(ordered_ms))
                 }
-                Ordered::Already { ordered_ms, given: true } => writeln!(
+                Ordered::Already { ordered_ms, claimed: true, .. } => writeln!(
                     out,
                     "{name}: a reinstall was ordered already, {}, and has begun",
                     when(ordered_ms)
@@ -59,12 +66,12 @@ pub fn reinstall(state: &dyn State, names: &[String], cancel: bool) -> anyhow::R
         }
     }
     if !missing.is_empty() {
-        bail!("{out}nothing is ordered for {}", missing.join(", "));
+        bail!("{out}{}", missing.join("; "));
     }
     Ok(out)
 }
 
-fn whoever() -> String {
+pub(super) fn whoever() -> String {
     // Under sudo the one who typed it is of interest, and not root.
     ["SUDO_USER", "USER", "LOGNAME"]
         .iter()
@@ -81,7 +88,7 @@ pub fn table(orders: &[Order]) -> String {
     let open = |o: &Order| o.completed_ms.is_none() && o.cancelled_ms.is_none();
     let rows = orders.iter().filter(|o| open(o)).chain(orders.iter().filter(|o| !open(o)));
     let rows = rows.map(|o| {
-        let standing = match (o.completed_ms, o.cancelled_ms, o.given_ms) {
+        let standing = match (o.completed_ms, o.cancelled_ms, o.claimed_ms) {
             (Some(at), _, _) => format!("completed {}", when(at)),
             (_, Some(at), _) => format!("cancelled {}", when(at)),
             (_, _, Some(at)) => format!("begun {}", when(at)),

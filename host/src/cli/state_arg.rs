@@ -29,6 +29,14 @@ impl StateFolder {
         Ok(self.folder.clone().or(configured).unwrap_or_else(state_folder))
     }
 
+    /// The configuration that was named.
+    ///
+    /// # Errors
+    /// If it cannot be read.
+    pub fn configuration(&self) -> anyhow::Result<Option<Options>> {
+        self.config.as_deref().map(Options::read).transpose()
+    }
+
     /// Opens the state in it, for a command beside a server.
     ///
     /// # Errors

@@ -21,10 +21,21 @@ use crate::net::min_rate::{Limits, SLOWEST, UNANSWERED};
 use crate::net::timeout::Timeouts;
 use crate::netboot::dhcp::{Fixed, Mode, Range};
 use crate::netboot::{self, dhcp};
+use crate::state::decision::{Policy, Rule};
 use crate::telemetry::Rotation;
 use crate::text::duration::HumanDuration;
 use services::{TelemetrySettings, TransferSettings};
 pub use wait::Wait;
+
+/// What happens with old Pis that report no system.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OldPis {
+    /// They are formatted, as they always were.
+    Install,
+    /// They wait for an order, on an open connection.
+    Ask,
+}
 
 /// The options of `piman serve`. The configuration file has the same keys; a flag wins.
 #[derive(Debug, Clone, Default, clap::Args, Deserialize)]
@@ -63,6 +74,15 @@ pub struct Options {
     /// Install also what cannot boot a Pi as far as can be seen: no init for its processor, for example
     #[arg(long, num_args = 0..=1, default_missing_value = "true", require_equals = true, value_name = "BOOL")]
     pub allow_unfit: Option<bool>,
+    /// What happens by what is on a Pi's disk, such as foreign=wait: one of blank, ours, incomplete, damaged, foreign,
+    /// unreadable, and one of install, boot, wait; repeat (`piman policy` sets the same for groups and Pis)
+    #[arg(long, value_name = "FOUND=ACTION")]
+    #[serde(default)]
+    pub policy: Vec<Rule>,
+    /// What happens with old Pis that report no system, and cannot say what is on their disk instead
+    /// [default: install]
+    #[arg(long, value_name = "ACTION")]
+    pub old_pis: Option<OldPis>,
     /// File of IPv4 addresses, one per line, that are to be reinstalled; emptied when taken in
     #[arg(long, value_name = "FILE")]
     pub reinstall_file: Option<PathBuf>,
@@ -207,6 +227,10 @@ pub struct Settings {
     pub images: bool,
     /// Whether also what cannot boot is installed.
     pub allow_unfit: bool,
+    /// By what is on a disk, for whoever the state has no rules for.
+    pub policy: Policy,
+    /// Whether old Pis without a system wait for an order.
+    pub old_pis_wait: bool,
     pub reinstall_file: Option<PathBuf>,
     /// 0: no limit.
     pub slots: usize,
@@ -261,6 +285,8 @@ impl Options {
             no_date: self.no_date.or(file.no_date),
             no_images: self.no_images.or(file.no_images),
             allow_unfit: self.allow_unfit.or(file.allow_unfit),
+            policy: first(self.policy, file.policy),
+            old_pis: self.old_pis.or(file.old_pis),
             reinstall_file: self.reinstall_file.or(file.reinstall_file),
             slots: self.slots.or(file.slots),
             connections: self.connections.or(file.connections),
@@ -373,6 +399,8 @@ impl TryFrom<Options> for Settings {
             date: !o.no_date.unwrap_or(false),
             images: !o.no_images.unwrap_or(false),
             allow_unfit: o.allow_unfit.unwrap_or(false),
+            policy: Policy::default().with(&o.policy),
+            old_pis_wait: o.old_pis == Some(OldPis::Ask),
             reinstall_file: o.reinstall_file,
             slots: o.slots.unwrap_or(0),
             connections: o.connections.unwrap_or(16_384),

@@ -7,20 +7,14 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use piman_core::hash::Hash;
-use piman_core::install::layout::filesystem_bytes;
-use piman_core::install::manifest::{self, Manifest};
 use piman_core::install::{
-    Clock, Date, Event, Hello, InstallPolicy, Installation, Milestone, More, Offer, Plan, Question, REVISION,
-    Stage, sums,
+    Clock, Date, Event, Hello, InstallPolicy, Installation, Milestone, Plan, Question, Stage,
 };
 use piman_core::text::is_shown;
 use piman_core::{Error, drive};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
-use crate::images::build_queue::Availability;
-use crate::images::sign;
-use crate::images::source::{Archive, SourceState};
 use crate::net::drain::InFlight;
 use crate::net::socket::tune;
 use crate::net::timeout::TalkState;
@@ -30,10 +24,6 @@ use crate::provision::legacy::Advance;
 use crate::state::{Change, DeviceEvent, Facts, Identity};
 use crate::sys::clock::now_ms;
 
-/// After how many seconds a Pi should ask again while its image is being prepared.
-const ASK_AGAIN: u16 = 2;
-/// The same while there is nothing to install and somebody has to see to it.
-const ASK_MUCH_LATER: u16 = 30;
 /// How many events of one connection are kept, and one more for each second it lasts.
 const EVENTS_MAX: u64 = 100;
 /// The longest line that is understood, in bytes. Our agents' longest is a failure (400 bytes of
@@ -72,29 +62,31 @@ fn local_time() -> Option<Date> {
 }
 
 /// The Pi at the other end of one control connection.
-struct ControlConnection<'a> {
-    service: &'a InstallContext,
+pub(super) struct ControlConnection<'a> {
+    pub(super) service: &'a InstallContext,
     address: IpAddr,
     /// Who it said it is, and what it can do.
-    said: Option<Box<PiInfo>>,
+    pub(super) said: Option<Box<PiInfo>>,
     last_identity: &'a TalkState,
     since: Instant,
     events: u64,
     /// It was told to wait and asks again, so what it says first is known.
     quiet: bool,
-    /// Why it has to wait, if something is wrong.
-    wrong: String,
+    /// Why it has to wait if somebody has to see to it, or the recorded reason why it is formatted.
+    pub(super) wrong: String,
+    /// What is on its disk, in its words.
+    pub(super) disk: String,
     installing: Option<InFlight>,
     /// What it was doing when it last said so.
     at: Option<Stage>,
     /// How far it is on its way into the system on its card.
     boot: Boot,
     /// What it is told to install.
-    image: Option<Hash>,
+    pub(super) image: Option<Hash>,
     /// How that is called.
-    installation: Option<Installation>,
+    pub(super) installation: Option<Installation>,
     /// How many orders it carries out by that.
-    orders: usize,
+    pub(super) orders: usize,
 }
 
 /// How far a Pi is that was told to boot.
@@ -108,11 +100,11 @@ enum Boot {
     Mounted,
 }
 
-struct PiInfo {
+pub(super) struct PiInfo {
     pi: Identity,
-    root_bytes: u64,
-    image: bool,
-    signed: bool,
+    pub(super) root_bytes: u64,
+    pub(super) image: bool,
+    pub(super) signed: bool,
 }
 
 impl<'a> ControlConnection<'a> {
@@ -126,6 +118,7 @@ impl<'a> ControlConnection<'a> {
             events: 0,
             quiet: false,
             wrong: String::new(),
+            disk: String::new(),
             installing: None,
             at: None,
             boot: Boot::No,
@@ -135,7 +128,7 @@ impl<'a> ControlConnection<'a> {
         }
     }
 
-    fn pi(&self) -> Identity {
+    pub(super) fn pi(&self) -> Identity {
         self.said.as_ref().map_or_else(|| Identity::of(self.address), |s| s.pi.clone())
     }
 
@@ -173,6 +166,8 @@ impl<'a> ControlConnection<'a> {
             disk_bytes: hello.disk_bytes,
             root_bytes: hello.root_bytes,
             card: hello.card,
+            found: hello.found,
+            print: hello.print,
         };
         let mut text = String::from("here");
         // Writing to a string does not fail.
@@ -187,7 +182,7 @@ impl<'a> ControlConnection<'a> {
         self.happened("hello", text, Change { facts: Some(facts), ..self.change() });
         // Its report was lost, or this server was not there to hear it: the card tells.
         if let (Some(card), Some(_)) = (hello.card, hello.installation)
-            && self.service.recorder.is_given(&self.pi(), hello.installation)
+            && self.service.recorder.is_claimed(&self.pi(), hello.installation)
         {
             self.installed(card, hello.installation);
         }
@@ -202,7 +197,7 @@ impl<'a> ControlConnection<'a> {
     }
 
     /// Why nothing can be installed now, if so.
-    fn alert(&mut self, what: &str, reason: &str) {
+    pub(super) fn alert(&mut self, what: &str, reason: &str) {
         let text = format!("{what}: {reason}");
         if self.service.waiting.find(&self.pi().key()).is_some_and(|known| known != text) {
             self.quiet = false;
@@ -212,62 +207,13 @@ impl<'a> ControlConnection<'a> {
         self.happened("error", text, change);
     }
 
-    /// What there is for this Pi beside the archive itself.
-    fn prepare(&self, archive: &Arc<Archive>, id: Hash) -> Availability {
-        match &self.said {
-            // It takes what is signed, and no image that is made only now.
-            Some(said) if said.signed => {
-                let size = filesystem_bytes(said.root_bytes);
-                let tables = |signed: Vec<u8>| {
-                    let manifest = manifest::split(&signed).and_then(|(_, text)| Manifest::parse(text))?;
-                    manifest
-                        .tables()
-                        .filter(|(of, _)| *of == size)
-                        .find_map(|(_, t)| self.service.builds.offer_of(t))
-                };
-                let signed = sign::signed(&self.service.settings.state, id).filter(|_| said.image);
-                signed.and_then(tables).map_or(Availability::Archive, Availability::Ready)
-            }
-            Some(said) if said.image && said.root_bytes > 0 => {
-                self.service.builds.prepare(archive, id, filesystem_bytes(said.root_bytes))
-            }
-            _ => Availability::Archive,
-        }
-    }
-
-    /// What a Pi is told of an archive beyond revision 0.
-    fn more(&self, archive: &Archive) -> More {
-        let Some(facts) = archive.facts() else { return More::default() };
-        let signed = sign::signed(&self.service.settings.state, facts.id).unwrap_or_default();
-        let manifest = manifest::split(&signed).and_then(|(_, text)| Manifest::parse(text));
-        More {
-            revision: REVISION,
-            manifest_bytes: u32::try_from(signed.len()).unwrap_or(0),
-            counter: manifest.map_or(0, |m| m.counter),
-            sums_chunk: if sums::table_bytes(archive.bytes()).is_some() { sums::CHUNK } else { 0 },
-            unpacked_bytes: facts.unpacked_bytes,
-            entries: facts.entries,
-            installation: self.installation,
-            erase: None,
-        }
-    }
-
-    /// What is meant for this Pi.
-    fn servable(&self) -> SourceState {
-        self.service.catalog.of(&self.pi()).map_or_else(SourceState::Bad, |source| source.servable())
-    }
-
-    /// Gives it its orders, and its installation a name. Nothing on a card is erased for an order
-    /// of which it would not be known that it was carried out.
-    fn give(&mut self) -> Result<(), String> {
-        // Waits until it is on the disk; meanwhile other threads decide.
-        match tokio::task::block_in_place(|| self.service.recorder.give(&self.pi())) {
-            Ok((orders, number)) => {
-                (self.orders, self.installation) = (orders, Some(number));
-                Ok(())
-            }
-            Err(e) => Err(format!("that it is told so cannot be kept: {e}")),
-        }
+    /// It says what is on its disk.
+    fn disk(&mut self, text: &str) {
+        // From the network, for terminals.
+        self.disk = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+        let text = format!("on its disk: {}", self.disk);
+        let change = Change { disk: Some(self.disk.as_str().into()), ..self.change() };
+        self.happened("disk", text, change);
     }
 
     fn installed(&mut self, id: Hash, number: Option<Installation>) {
@@ -285,77 +231,6 @@ impl<'a> ControlConnection<'a> {
     }
 }
 
-impl ControlConnection<'_> {
-    fn reinstall_ordered(&mut self) -> bool {
-        let open = self.service.recorder.open_orders(&self.pi());
-        if open.is_empty() {
-            return false;
-        }
-        // What is on a card is erased only for something that is known to be good.
-        let possible = match self.servable() {
-            SourceState::Good(archive, id) => match self.prepare(&archive, id) {
-                Availability::Impossible(reason) => Err(reason),
-                _ => Ok(()),
-            },
-            SourceState::Checking(_) if self.said.is_some() => Ok(()),
-            SourceState::Checking(_) => {
-                self.alert("a reinstall is ordered, later", "the archive is still being checked");
-                return false;
-            }
-            SourceState::Bad(reason) => Err(reason),
-        };
-        // An old Pi cannot be told to wait, so this is the last moment at which it can be refused.
-        let possible = possible.and_then(|()| if self.said.is_none() { self.give() } else { Ok(()) });
-        match possible {
-            Ok(()) => true,
-            Err(reason) => {
-                self.alert("a reinstall is ordered but not possible", &reason);
-                false
-            }
-        }
-    }
-
-    fn plan(&mut self, hello: bool) -> Plan {
-        let (archive, id) = match self.servable() {
-            SourceState::Good(archive, id) => (archive, id),
-            SourceState::Checking(percent) => return Plan::Wait { seconds: ASK_AGAIN, percent },
-            SourceState::Bad(reason) => {
-                // An old Pi has nothing to lose here; its download waits for a good archive.
-                self.alert("nothing can be installed", &reason);
-                return Plan::Wait { seconds: ASK_MUCH_LATER, percent: 0 };
-            }
-        };
-        self.image = Some(id);
-        if !hello {
-            if let Err(reason) = self.give() {
-                tracing::error!("{}: {reason}", self.pi());
-            }
-            return Plan::Format(None);
-        }
-        let image = match self.prepare(&archive, id) {
-            Availability::Ready(image) => Some(image),
-            Availability::Making(percent) => return Plan::Wait { seconds: ASK_AGAIN, percent },
-            Availability::Archive => None,
-            Availability::Impossible(reason) => {
-                self.alert("nothing can be installed on this card", &reason);
-                return Plan::Wait { seconds: ASK_MUCH_LATER, percent: 0 };
-            }
-        };
-        if let Err(reason) = self.give() {
-            self.alert("nothing is installed", &reason);
-            return Plan::Wait { seconds: ASK_MUCH_LATER, percent: 0 };
-        }
-        Plan::Format(Some(Offer {
-            id,
-            bytes: archive.bytes(),
-            rootfs_port: self.service.rootfs_port,
-            fetch_port: self.service.fetch_port,
-            image,
-            more: self.more(&archive),
-        }))
-    }
-}
-
 impl InstallPolicy for ControlConnection<'_> {
     fn clock(&mut self) -> Option<Clock> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).ok().filter(|_| self.service.settings.date)?;
@@ -363,14 +238,11 @@ impl InstallPolicy for ControlConnection<'_> {
     }
 
     fn decide(&mut self, question: &Question) -> Plan {
-        if question.installed && !self.reinstall_ordered() {
-            return Plan::Boot;
-        }
-        match self.plan(question.hello) {
-            // It has nothing to lose; its download waits for a good archive.
-            Plan::Wait { .. } if !question.hello => Plan::Format(None),
-            plan => plan,
-        }
+        self.decide_once(question)
+    }
+
+    fn reason(&self) -> &str {
+        &self.wrong
     }
 
     fn note(&mut self, event: Event<'_>) {
@@ -382,6 +254,7 @@ impl InstallPolicy for ControlConnection<'_> {
             }
             Event::TooLong => tracing::debug!("{}: noise: a line without an end", self.address),
             Event::Hello(hello) => self.hello(hello),
+            Event::Disk(text) => self.disk(text),
             Event::Found { installed } => {
                 self.last_identity.report();
                 if self.said.is_none() {
@@ -396,7 +269,8 @@ impl InstallPolicy for ControlConnection<'_> {
             Event::Boot => {
                 self.decided();
                 self.boot = Boot::Told;
-                let change = stage("booting", Change { progress: Some((0, 0)), ..self.change() });
+                let change = Change { progress: Some((0, 0)), waits: Some(None), ..self.change() };
+                let change = stage("booting", change);
                 self.happened("boot", "told to boot".into(), change);
             }
             Event::Format => {
@@ -407,18 +281,27 @@ impl InstallPolicy for ControlConnection<'_> {
                     self.service.installs.told(self.address);
                 }
                 self.installing = Some(self.service.drain.installation());
-                let mut text = String::from("told to format");
-                if self.orders > 0 {
-                    text.push_str(", as ordered");
-                }
-                let change = Change { image: self.image, progress: Some((0, 0)), ..Change::of(pi) };
+                let ordered = if self.orders > 0 { ", as ordered" } else { "" };
+                let text = format!("told to format{ordered}: {}", self.wrong);
+                let waits = Some(None);
+                let change = Change { image: self.image, progress: Some((0, 0)), waits, ..Change::of(pi) };
                 self.happened("format", text, stage("formatting", change));
             }
             Event::Wait => {
                 let pi = self.pi();
-                let change = stage("waiting", Change::of(pi.clone()));
-                self.happened("wait", "told to wait and ask again".into(), change);
-                self.service.waiting.put(pi.key(), std::mem::take(&mut self.wrong));
+                let why = if self.wrong.is_empty() { None } else { Some(self.wrong.as_str().into()) };
+                let text = match &why {
+                    Some(why) => format!("waits: {why}"),
+                    None => "told to wait and ask again: its image is being prepared".to_owned(),
+                };
+                if self.service.waiting.find(&pi.key()).is_some_and(|known| known != self.wrong) {
+                    self.quiet = false;
+                }
+                let change = Change { waits: Some(why), ..stage("waiting", Change::of(pi.clone())) };
+                self.happened("wait", text, change);
+                if self.said.is_some() {
+                    self.service.waiting.put(pi.key(), self.wrong.clone());
+                }
             }
             // That it got the time says nothing of whether its clock could be set.
             Event::Milestone(Milestone::ReceivedDate) => tracing::debug!("{}: got the time", self.pi()),

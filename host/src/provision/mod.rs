@@ -4,6 +4,7 @@ pub mod archive_port;
 pub mod bounded_cache;
 pub mod context;
 pub mod control;
+mod decide;
 pub mod fetch_port;
 pub mod legacy;
 pub mod reinstall_file;

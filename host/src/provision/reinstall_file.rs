@@ -150,7 +150,7 @@ fn import(file: &Path, taken: &Path, state: &dyn State) -> anyhow::Result<()> {
                 let source = format!("{name}:{number}");
                 // An address that is known to be a certain Pi's stands for that one.
                 let pi = resolve(&address.to_string(), &state.devices()?)?.name;
-                match state.order(&pi, &source)? {
+                match state.order(&pi, &source, None)? {
                     Ordered::New => tracing::info!("{source}: a reinstall of {pi} is ordered"),
                     Ordered::Already { .. } => {
                         tracing::info!("{source}: a reinstall of {pi} was ordered already")

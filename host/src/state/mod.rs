@@ -3,6 +3,7 @@
 //! The trait knows no SQL, so that several servers can share one state later.
 
 pub mod archive_facts;
+pub mod decision;
 mod recorder;
 pub mod resolve;
 mod sqlite;
@@ -12,12 +13,13 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use piman_core::hash::Hash;
-use piman_core::install::Installation;
+use piman_core::install::{Fingerprint, Found, Installation};
 use serde::Serialize;
 use tracing::Level;
 
 use crate::sys::clock::now_ms;
 use archive_facts::{Content, Stamp};
+use decision::{Ask, Cancelled, Claimed, Policy, Rule, Scope};
 
 pub use recorder::Recorder;
 pub use sqlite::{FILE, Sqlite};
@@ -81,9 +83,11 @@ pub struct OpenOrder {
     /// When it was made; with the number, this names the order even when a state was begun anew.
     pub ordered_ms: u64,
     /// Whether a Pi was told to format because of it.
-    pub given: bool,
+    pub claimed: bool,
     /// How that installation is called, if the Pi knows such names.
     pub installation: Option<Installation>,
+    /// The disk's content that it allows to erase; `None`: it is for the Pi, whatever of ours is on its disk.
+    pub print: Option<Fingerprint>,
 }
 
 /// An order with its history.
@@ -96,12 +100,14 @@ pub struct Order {
     pub ordered_ms: u64,
     /// By whom.
     pub source: String,
-    pub given_ms: Option<u64>,
+    pub claimed_ms: Option<u64>,
     pub completed_ms: Option<u64>,
     pub cancelled_ms: Option<u64>,
     /// The Pi that it was given to, by the name that it is kept under.
-    pub given_to: Option<String>,
+    pub claimed_by: Option<String>,
     pub installation: Option<String>,
+    /// The fingerprint of the content that may be erased, if the order is for a certain one.
+    pub print: Option<String>,
 }
 
 /// What happened to a Pi, at one moment.
@@ -130,6 +136,14 @@ pub struct Device {
     pub root_bytes: u64,
     /// The image that the Pi found on its card.
     pub card: Option<String>,
+    /// What the Pi found on its disk: one word.
+    pub found: Option<String>,
+    /// The same in words.
+    pub disk: Option<String>,
+    /// The fingerprint of that.
+    pub print: Option<String>,
+    /// Why it waits, and the command that decides.
+    pub waits: Option<String>,
     /// What it was doing last.
     pub stage: Option<String>,
     pub done_bytes: u64,
@@ -154,6 +168,8 @@ pub struct Facts {
     pub disk_bytes: u64,
     pub root_bytes: u64,
     pub card: Option<Hash>,
+    pub found: Option<Found>,
+    pub print: Option<Fingerprint>,
 }
 
 /// What became different about one device since the last time it was saved.
@@ -171,6 +187,10 @@ pub struct Change {
     pub progress: Option<(u64, u64)>,
     /// The image that it was told to install, or has installed.
     pub image: Option<Hash>,
+    /// What is on its disk, in words.
+    pub disk: Option<Box<str>>,
+    /// Why it waits; `Some(None)`: it waits no more.
+    pub waits: Option<Option<Box<str>>>,
     /// What went wrong; `Some(None)` clears it.
     pub error: Option<Option<Box<str>>>,
     /// What happened, in order.
@@ -188,6 +208,8 @@ impl Change {
             stage: None,
             progress: None,
             image: None,
+            disk: None,
+            waits: None,
             error: None,
             events: Vec::new(),
         }
@@ -195,7 +217,12 @@ impl Change {
 
     /// Whether it is more than how far a Pi is.
     fn is_news(&self) -> bool {
-        self.facts.is_some() || self.image.is_some() || self.error.is_some() || !self.events.is_empty()
+        self.facts.is_some()
+            || self.image.is_some()
+            || self.disk.is_some()
+            || self.waits.is_some()
+            || self.error.is_some()
+            || !self.events.is_empty()
     }
 
     /// Adds what is newer. At most `limit` events are kept; returns how many were not.
@@ -206,6 +233,8 @@ impl Change {
         self.stage = newer.stage.or(self.stage.take());
         self.progress = newer.progress.or(self.progress);
         self.image = newer.image.or(self.image);
+        self.disk = newer.disk.or(self.disk.take());
+        self.waits = newer.waits.or(self.waits.take());
         self.error = newer.error.or(self.error.take());
         let room = limit.saturating_sub(self.events.len());
         let over = newer.events.len().saturating_sub(room);
@@ -324,13 +353,12 @@ pub enum StateError {
         /// Ours.
         known: i64,
     },
-    /// It cannot be used now, which has nothing to do with what is in it: the disk is full, another program
-    /// holds it.
-    #[error("{path} cannot be used now: {reason}")]
+    /// It cannot be used now, whatever is in it: the disk is full, or another program holds it.
+    #[error("{path} cannot be used now: {reason}; nothing was changed")]
     Busy {
         /// Which file.
         path: String,
-        /// What the database says.
+        /// What the system says.
         reason: String,
     },
     /// Anything else.
@@ -353,13 +381,15 @@ pub enum Ordered {
         /// When it was made.
         ordered_ms: u64,
         /// Whether the Pi was told to format and has not finished.
-        given: bool,
+        claimed: bool,
+        /// Whether it is now for another content of the disk than it was.
+        rebound: bool,
     },
 }
 
 /// Where devices, orders and events are kept. All calls may block for a moment. The wire services
 /// call [`open_orders`](Self::open_orders) and [`image_of`](Self::image_of), which wait for no writer,
-/// and [`give`](Self::give), which ends on the disk.
+/// and [`claim`](Self::claim), which ends on the disk.
 pub trait State: Send + Sync {
     /// The orders that are open for exactly this Pi, by any of its names.
     ///
@@ -373,23 +403,44 @@ pub trait State: Send + Sync {
     /// [`StateError`] if the state cannot be written.
     fn save(&self, batch: &Batch) -> Result<(), StateError>;
 
-    /// Takes note, before the Pi is told, that it is given these orders as this installation.
+    /// Claims, in one transaction, the orders that are open for this Pi and allow to erase what is on its disk,
+    /// and records the reason. `None`: there is no such order, and no policy that formats without one. What it
+    /// returns is on the disk.
     ///
     /// # Errors
-    /// [`StateError`] if the state cannot be written: then the Pi must not be told.
-    fn give(&self, given: &[OpenOrder], pi: &Identity, number: Installation) -> Result<(), StateError>;
+    /// [`StateError`] if the state cannot be written: then the Pi must not be told to format.
+    fn claim(&self, ask: &Ask<'_>) -> Result<Option<Claimed>, StateError>;
 
-    /// Orders a reinstall of the Pi with exactly this name, for `source`.
+    /// Orders a reinstall of the Pi with exactly this name, for `source`; with a fingerprint, of what has this one
+    /// alone. It is on the disk when this returns.
     ///
     /// # Errors
     /// [`StateError`] if the state cannot be written.
-    fn order(&self, name: &str, source: &str) -> Result<Ordered, StateError>;
+    fn order(&self, name: &str, source: &str, print: Option<Fingerprint>) -> Result<Ordered, StateError>;
 
-    /// Cancels what is ordered by this name; returns whether there was an order.
+    /// Cancels what is ordered by this name, unless a Pi was told to format because of it.
     ///
     /// # Errors
     /// [`StateError`] if the state cannot be written.
-    fn cancel(&self, name: &str) -> Result<bool, StateError>;
+    fn cancel(&self, name: &str) -> Result<Cancelled, StateError>;
+
+    /// `base` with the rules that the state has for this Pi: its own, else its group's, else everybody's.
+    ///
+    /// # Errors
+    /// [`StateError`] if the state cannot be read.
+    fn policy_of(&self, pi: &Identity, base: Policy) -> Result<Policy, StateError>;
+
+    /// All rules of the state.
+    ///
+    /// # Errors
+    /// [`StateError`] if the state cannot be read.
+    fn rules(&self) -> Result<Vec<(Scope, Rule)>, StateError>;
+
+    /// Sets rules for somebody, or with none takes away all that there are. It is on the disk when this returns.
+    ///
+    /// # Errors
+    /// [`StateError`] if the state cannot be written.
+    fn set_rules(&self, scope: &Scope, rules: &[Rule]) -> Result<(), StateError>;
 
     /// All orders that are kept, the newest first.
     ///

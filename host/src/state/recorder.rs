@@ -7,8 +7,9 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use piman_core::install::Installation;
+use piman_core::install::{Installation, Question};
 
+use super::decision::{Ask, Claimed, Policy};
 use super::{Batch, Change, Identity, OpenOrder, State, StateError};
 use crate::sys::clock::now_ms;
 use crate::sys::lock::lock;
@@ -22,6 +23,8 @@ const HAPPENINGS_MAX: usize = 32;
 const COLLECT: Duration = Duration::from_millis(250);
 /// How long is between two saves at least: what happens to many Pis at once is saved together.
 const BREATH: Duration = Duration::from_millis(10);
+/// How long a claim waits until orders that are completed are saved as such.
+const SETTLE: Duration = Duration::from_secs(2);
 /// How long to wait after the state could not be written.
 const AGAIN: Duration = Duration::from_secs(2);
 
@@ -108,55 +111,72 @@ impl Recorder {
         self.wake.notify_all();
     }
 
-    /// The orders that are open for this Pi. If the state cannot be read there are none:
-    /// nothing on a card is ever erased because of an error.
-    pub fn open_orders(&self, pi: &Identity) -> Vec<OpenOrder> {
-        let mut open = match self.state.open_orders(pi) {
-            Ok(open) => open,
-            Err(e) => {
-                // Whoever asks often must not fill the log with it.
-                let mut said = lock(&self.said);
-                if said.is_some_and(|at| at.elapsed() < AGAIN) {
-                    return Vec::new();
-                }
-                *said = Some(Instant::now());
-                tracing::error!("orders cannot be read, so {pi} is not reinstalled: {e}");
-                return Vec::new();
-            }
-        };
+    /// The orders that are open for this Pi.
+    ///
+    /// # Errors
+    /// [`StateError`] if the state cannot be read.
+    pub fn open_orders(&self, pi: &Identity) -> Result<Vec<OpenOrder>, StateError> {
+        let mut open = self.state.open_orders(pi)?;
         if !open.is_empty() {
             let completed = lock(&self.completed);
             open.retain(|order| !completed.contains(&(order.id, order.ordered_ms)));
         }
-        open
+        Ok(open)
     }
 
-    /// This Pi is about to be told to format: its orders are given, which is on the disk when
-    /// this returns. Returns how many there are, and how the installation is called.
+    /// The same for what erases nothing: an error, which the log says, counts as no order.
+    fn open_or_none(&self, pi: &Identity) -> Vec<OpenOrder> {
+        self.open_orders(pi).unwrap_or_else(|e| {
+            // Whoever asks often must not fill the log with it.
+            let mut said = lock(&self.said);
+            if said.is_none_or(|at| at.elapsed() >= AGAIN) {
+                *said = Some(Instant::now());
+                tracing::error!("{pi}: reading its orders: {e}");
+            }
+            Vec::new()
+        })
+    }
+
+    /// What happens with this Pi by what is on its disk.
     ///
     /// # Errors
-    /// [`StateError`] if that cannot be kept; the Pi must not lose what it has then.
-    pub fn give(&self, pi: &Identity) -> Result<(usize, Installation), StateError> {
-        let open = self.open_orders(pi);
-        // The one that it was given first names it, however often it has to be tried.
-        let number = open.iter().find_map(|o| o.installation).unwrap_or_else(new_number);
-        if open.iter().any(|o| !o.given || o.installation != Some(number)) {
-            self.state.give(&open, pi, number)?;
+    /// [`StateError`] if the state cannot be read.
+    pub fn policy_of(&self, pi: &Identity, base: Policy) -> Result<Policy, StateError> {
+        self.state.policy_of(pi, base)
+    }
+
+    /// Claims what is ordered for this Pi, or what a policy allows, before it is told to format; what is returned
+    /// is on the disk. `None`: nothing is, or not any more.
+    ///
+    /// # Errors
+    /// [`StateError`] if that cannot be written; the Pi must not lose what it has then.
+    pub fn claim(
+        &self,
+        pi: &Identity,
+        question: &Question,
+        disk: &str,
+        policy: Option<&str>,
+    ) -> Result<Option<Claimed>, StateError> {
+        // What is completed must be written before orders are looked for again.
+        let unsaved = !lock(&self.completed).is_empty();
+        if unsaved {
+            self.flush(SETTLE);
         }
-        Ok((open.len(), number))
+        let Question { found, print, .. } = *question;
+        self.state.claim(&Ask { pi, found, print, disk, number: new_number(), policy })
     }
 
     /// Whether an open order was given to this Pi as this installation.
-    pub fn is_given(&self, pi: &Identity, number: Option<Installation>) -> bool {
-        number.is_some() && self.open_orders(pi).iter().any(|o| o.given && o.installation == number)
+    pub fn is_claimed(&self, pi: &Identity, number: Option<Installation>) -> bool {
+        number.is_some() && self.open_or_none(pi).iter().any(|o| o.claimed && o.installation == number)
     }
 
     /// An installation of this Pi is complete: so are the orders that it was given as this one.
     /// One without a number, of a Pi that knows none, completes all that were given. Returns how
     /// many were completed.
     pub fn complete(&self, pi: &Identity, number: Option<Installation>) -> usize {
-        let mut open = self.open_orders(pi);
-        open.retain(|o| o.given && (number.is_none() || o.installation == number));
+        let mut open = self.open_or_none(pi);
+        open.retain(|o| o.claimed && (number.is_none() || o.installation == number));
         let now = now_ms();
         for order in &open {
             lock(&self.completed).insert((order.id, order.ordered_ms));
@@ -199,6 +219,12 @@ impl Recorder {
             }
             let batch = self.take();
             let saved = self.state.save(&batch);
+            if saved.is_ok() {
+                let mut completed = lock(&self.completed);
+                for (order, _) in &batch.completed {
+                    completed.remove(&(order.id, order.ordered_ms));
+                }
+            }
             let mut notes = lock(&self.notes);
             notes.saving = false;
             if let Err(e) = saved {

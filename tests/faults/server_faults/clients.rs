@@ -61,7 +61,7 @@ fn whoever_says_nothing_is_not_waited_for() {
 }
 
 #[test]
-fn a_pi_that_takes_nothing_is_given_up() {
+fn a_pi_that_takes_nothing_is_claimed_up() {
     let lab = Lab::new(64 << 20, &["--stall-timeout", "3s"]);
     let mut deaf = lab.server.connect("rootfs");
     lab.server.wait_log("the peer takes no more bytes");
@@ -72,7 +72,7 @@ fn a_pi_that_takes_nothing_is_given_up() {
 }
 
 #[test]
-fn a_pi_below_the_minimum_rate_is_given_up() {
+fn a_pi_below_the_minimum_rate_is_claimed_up() {
     let lab = Lab::new(64 << 20, &["--min-rate", "10000000", "--stall-timeout", "3s"]);
     let mut slow = lab.server.connect("rootfs");
     // It moves all the time, at some hundred kilobytes a second, and its system has no room to hide that.

@@ -5,9 +5,9 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use piman_core::hash::Hash;
-use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
+use rusqlite::{Connection, OptionalExtension, Row, Transaction, TransactionBehavior, params};
 
-use super::{durably, signed, unsigned};
+use super::{signed, unsigned};
 use crate::state::archive_facts::{Content, Stamp};
 use crate::state::{Catalogue, Choice, Edit, Identity, Registered};
 use crate::sys::clock::now_ms;
@@ -52,7 +52,9 @@ pub(super) fn image_of(db: &Connection, pi: &Identity) -> rusqlite::Result<Optio
 
 /// Returns whether there was something to change.
 pub(super) fn edit(db: &mut Connection, edit: &Edit) -> rusqlite::Result<bool> {
-    let changed = durably(db, |work| change(work, edit))?;
+    let work = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    let changed = change(&work, edit)?;
+    work.commit()?;
     Ok(changed > 0)
 }
 

@@ -3,11 +3,13 @@
 //! | file | what lives there |
 //! |---|---|
 //! | `save` | what happened |
-//! | `orders` | orders to reinstall |
+//! | `orders` | orders to reinstall, and the claims of Pis on them |
+//! | `rules` | what happens by what is on a disk |
 //! | `catalogue` | images, who gets which, and what is known of archives |
 
 mod catalogue;
 mod orders;
+mod rules;
 mod save;
 
 use std::fs;
@@ -18,13 +20,14 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use piman_core::install::Installation;
-use rusqlite::{Connection, ErrorCode, OpenFlags, Row, Transaction, TransactionBehavior, ffi};
+use piman_core::install::Fingerprint;
+use rusqlite::{Connection, ErrorCode, OpenFlags, Row, ffi};
 
 use super::{
     Batch, Catalogue, Device, DeviceEvent, Edit, Identity, OpenOrder, Order, Ordered, State, StateError,
 };
 use crate::state::archive_facts::{Content, Stamp};
+use crate::state::decision::{Ask, Cancelled, Claimed, Policy, Rule, Scope};
 use crate::sys::clock::now_ms;
 use crate::sys::lock::lock;
 use save::save;
@@ -52,12 +55,12 @@ CREATE TABLE IF NOT EXISTS devices (
     disk_bytes INTEGER NOT NULL DEFAULT 0, root_bytes INTEGER NOT NULL DEFAULT 0, card TEXT,
     stage TEXT, done_bytes INTEGER NOT NULL DEFAULT 0, total_bytes INTEGER NOT NULL DEFAULT 0,
     image TEXT, first_seen_ms INTEGER NOT NULL, last_seen_ms INTEGER NOT NULL,
-    last_error TEXT, last_error_ms INTEGER
+    last_error TEXT, last_error_ms INTEGER, found TEXT, disk TEXT, print TEXT, waits TEXT
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS orders (
     id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL, ordered_ms INTEGER NOT NULL,
-    source TEXT NOT NULL, given_ms INTEGER, completed_ms INTEGER, cancelled_ms INTEGER,
-    given_to TEXT, installation TEXT
+    source TEXT NOT NULL, claimed_ms INTEGER, completed_ms INTEGER, cancelled_ms INTEGER,
+    claimed_by TEXT, installation TEXT, print TEXT
 );
 CREATE UNIQUE INDEX IF NOT EXISTS open_orders ON orders (name)
     WHERE completed_ms IS NULL AND cancelled_ms IS NULL;
@@ -79,19 +82,33 @@ CREATE TABLE IF NOT EXISTS archives (
     path BLOB PRIMARY KEY, stamp TEXT NOT NULL, id TEXT NOT NULL, unpacked_bytes INTEGER NOT NULL,
     entries INTEGER NOT NULL, sums BLOB NOT NULL, fitness TEXT NOT NULL DEFAULT ''
 );
+CREATE TABLE IF NOT EXISTS rules (
+    who TEXT NOT NULL, is_group INTEGER NOT NULL, found TEXT NOT NULL, action TEXT NOT NULL,
+    PRIMARY KEY (who, is_group, found)
+);
 ";
 
-/// What turns tables of format 1 into these, before what is missing is made.
+/// What turns tables of format 1 into those of 2.
 const FROM_1: &str = "
 ALTER TABLE orders ADD COLUMN given_to TEXT;
 ALTER TABLE orders ADD COLUMN installation TEXT;
 ";
-
-/// The same for tables of format 2.
+/// What turns tables of format 2 into these, before what is missing is made.
 const FROM_2: &str = "
+ALTER TABLE orders RENAME COLUMN given_ms TO claimed_ms;
+ALTER TABLE orders RENAME COLUMN given_to TO claimed_by;
+ALTER TABLE orders ADD COLUMN print TEXT;
+ALTER TABLE devices ADD COLUMN found TEXT;
+ALTER TABLE devices ADD COLUMN disk TEXT;
+ALTER TABLE devices ADD COLUMN print TEXT;
+ALTER TABLE devices ADD COLUMN waits TEXT;
+";
+/// The same for the tables that format 1 did not have.
+const IMAGES_FROM_2: &str = "
 ALTER TABLE images ADD COLUMN takes_unfit INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE archives ADD COLUMN fitness TEXT NOT NULL DEFAULT '';
 ";
+
 /// The tables without which there is no state.
 const NEEDED: &str =
     "SELECT count(*) = 4 FROM sqlite_schema WHERE name IN ('devices', 'orders', 'happenings', 'troubles')";
@@ -179,6 +196,19 @@ impl Sqlite {
     fn write<T>(&self, f: impl FnOnce(&mut Connection) -> rusqlite::Result<T>) -> Result<T, StateError> {
         let db = &mut lock(&self.writer).connection;
         f(db).map_err(|e| self.error(db, &e))
+    }
+
+    /// The same, and it is on the disk when this returns: after a power cut, too, what was acknowledged is there.
+    fn write_durably<T>(
+        &self,
+        f: impl FnOnce(&mut Connection) -> rusqlite::Result<T>,
+    ) -> Result<T, StateError> {
+        self.write(|db| {
+            db.pragma_update(None, "synchronous", "FULL")?;
+            let written = f(db);
+            db.pragma_update(None, "synchronous", "NORMAL")?;
+            written
+        })
     }
 
     /// Goes on with a new database: the old one is gone, or damaged and moved aside.
@@ -278,31 +308,15 @@ fn open(file: &Path, how: Check) -> Result<(Connection, Connection), StateError>
     let has_tables: bool = writer.query_row(NEEDED, [], |row| row.get(0)).map_err(|e| sort(file, &e))?;
     if found < FORMAT || !has_tables {
         let change = match found {
-            1 if has_tables => FROM_1,
-            2 if has_tables => FROM_2,
-            _ => "",
+            1 if has_tables => format!("{FROM_1} {FROM_2}"),
+            2 if has_tables => format!("{FROM_2} {IMAGES_FROM_2}"),
+            _ => String::new(),
         };
         let all = format!("BEGIN IMMEDIATE; {change} {TABLES} PRAGMA user_version = {FORMAT}; COMMIT;");
         writer.execute_batch(&all).map_err(|e| sort(file, &e))?;
     }
     let reader = connect(READER_WAIT).map_err(|e| sort(file, &e))?;
     Ok((reader, writer))
-}
-
-/// One transaction that is on the medium when this returns: what was acknowledged, a power cut does not undo.
-fn durably<T>(
-    db: &mut Connection,
-    change: impl FnOnce(&Transaction<'_>) -> rusqlite::Result<T>,
-) -> rusqlite::Result<T> {
-    db.pragma_update(None, "synchronous", "FULL")?;
-    let written = (|| {
-        let work = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
-        let result = change(&work)?;
-        work.commit()?;
-        Ok(result)
-    })();
-    db.pragma_update(None, "synchronous", "NORMAL")?;
-    written
 }
 
 /// SQLite has no unsigned numbers of 64 bits.
@@ -323,16 +337,28 @@ impl State for Sqlite {
         self.read(|db| orders::open(db, pi))
     }
 
-    fn give(&self, given: &[OpenOrder], pi: &Identity, number: Installation) -> Result<(), StateError> {
-        self.write(|db| orders::give(db, given, pi, number))
+    fn claim(&self, ask: &Ask<'_>) -> Result<Option<Claimed>, StateError> {
+        self.write_durably(|db| orders::claim(db, ask))
     }
 
-    fn order(&self, name: &str, source: &str) -> Result<Ordered, StateError> {
-        self.write(|db| orders::order(db, name, source))
+    fn order(&self, name: &str, source: &str, print: Option<Fingerprint>) -> Result<Ordered, StateError> {
+        self.write_durably(|db| orders::order(db, name, source, print))
     }
 
-    fn cancel(&self, name: &str) -> Result<bool, StateError> {
-        self.write(|db| orders::cancel(db, name))
+    fn cancel(&self, name: &str) -> Result<Cancelled, StateError> {
+        self.write_durably(|db| orders::cancel(db, name))
+    }
+
+    fn policy_of(&self, pi: &Identity, base: Policy) -> Result<Policy, StateError> {
+        self.read(|db| rules::policy_of(db, pi, base))
+    }
+
+    fn rules(&self) -> Result<Vec<(Scope, Rule)>, StateError> {
+        self.read(rules::all)
+    }
+
+    fn set_rules(&self, scope: &Scope, rules: &[Rule]) -> Result<(), StateError> {
+        self.write_durably(|db| rules::set(db, scope, rules))
     }
 
     fn orders(&self) -> Result<Vec<Order>, StateError> {
@@ -373,8 +399,7 @@ impl State for Sqlite {
         match self.write(|db| save(db, batch)) {
             // Read errors too may be those of a file that was cut or overwritten under a
             // connection: a new one finds out.
-            Err(StateError::Damaged { .. }) => self.reopen()?,
-            Err(StateError::Other { .. }) => self.reopen()?,
+            Err(StateError::Damaged { .. } | StateError::Other { .. }) => self.reopen()?,
             saved => return saved,
         }
         self.write(|db| save(db, batch))
@@ -385,6 +410,7 @@ impl State for Sqlite {
             let mut query = db.prepare_cached(
                 "SELECT key, serial, mac, address, model, agent, disk_bytes, root_bytes, card, stage,
                     done_bytes, total_bytes, image, first_seen_ms, last_seen_ms, last_error, last_error_ms,
+                    found, disk, print, waits,
                     EXISTS (SELECT 1 FROM orders WHERE name IN (serial, mac, address)
                         AND completed_ms IS NULL AND cancelled_ms IS NULL)
                  FROM devices ORDER BY last_seen_ms DESC, key",
@@ -408,7 +434,11 @@ impl State for Sqlite {
                     last_seen_ms: unsigned(row, 14)?,
                     last_error: row.get(15)?,
                     last_error_ms: moment(row, 16)?,
-                    reinstall_ordered: row.get(17)?,
+                    found: row.get(17)?,
+                    disk: row.get(18)?,
+                    print: row.get(19)?,
+                    waits: row.get(20)?,
+                    reinstall_ordered: row.get(21)?,
                 })
             })?;
             rows.collect()

@@ -1,88 +1,159 @@
 //! Orders to reinstall.
 
-use piman_core::install::Installation;
-use rusqlite::{Connection, OptionalExtension, params};
+use std::fmt::Write as _;
 
-use super::{durably, moment, signed, unsigned};
+use piman_core::install::{Fingerprint, Installation};
+use rusqlite::{Connection, OptionalExtension, TransactionBehavior, params};
+
+use super::{moment, signed, unsigned};
+use crate::state::decision::{Ask, Cancelled, Claimed};
 use crate::state::{Identity, OpenOrder, Order, Ordered};
 use crate::sys::clock::now_ms;
+
+/// No disk has it: agents make theirs by a hash.
+const NOWHERE: Fingerprint = match Fingerprint::new(u64::MAX) {
+    Some(print) => print,
+    None => unreachable!(),
+};
 
 /// Those that are open for this Pi, by any of its names; one that was given to another Pi,
 /// which had the address at that time, is that one's.
 pub(super) fn open(db: &Connection, pi: &Identity) -> rusqlite::Result<Vec<OpenOrder>> {
     let mut query = db.prepare_cached(
-        "SELECT id, ordered_ms, given_ms IS NOT NULL, installation FROM orders
+        "SELECT id, ordered_ms, claimed_ms IS NOT NULL, installation, print FROM orders
          WHERE name IN (?1, ?2, ?3) AND completed_ms IS NULL AND cancelled_ms IS NULL
-         AND (given_to IS NULL OR given_to IN (?1, ?2, ?3))",
+         AND (claimed_by IS NULL OR claimed_by IN (?1, ?2, ?3))",
     )?;
     let rows = query.query_map(params![pi.serial, pi.mac, pi.address.to_string()], |row| {
-        let number: Option<String> = row.get(3)?;
+        let (number, print): (Option<String>, Option<String>) = (row.get(3)?, row.get(4)?);
+        // What cannot be read stands for a content that is nowhere: such an order erases nothing.
+        let print = print.map(|print| Fingerprint::parse(&print).unwrap_or(NOWHERE));
         Ok(OpenOrder {
             id: row.get(0)?,
             ordered_ms: unsigned(row, 1)?,
-            given: row.get(2)?,
+            claimed: row.get(2)?,
             installation: number.as_deref().and_then(Installation::parse),
+            print,
         })
     })?;
     rows.collect()
 }
 
-/// Brought to the disk at once: after a power cut, too, it is known which installation is
-/// the one that was ordered.
-pub(super) fn give(
-    db: &mut Connection,
-    given: &[OpenOrder],
-    pi: &Identity,
-    number: Installation,
-) -> rusqlite::Result<()> {
-    durably(db, |work| {
-        for order in given {
-            work.execute(
-                "UPDATE orders SET given_ms = coalesce(given_ms, ?3), given_to = ?4, installation = ?5
-                 WHERE id = ?1 AND ordered_ms = ?2",
-                params![order.id, signed(order.ordered_ms), signed(now_ms()), pi.key(), number.to_string()],
-            )?;
-        }
-        Ok(())
-    })
-}
-
-pub(super) fn order(db: &mut Connection, name: &str, source: &str) -> rusqlite::Result<Ordered> {
-    durably(db, |work| {
-        let open = work
-            .query_row(
-                "SELECT ordered_ms, given_ms IS NOT NULL FROM orders
-             WHERE name = ?1 AND completed_ms IS NULL AND cancelled_ms IS NULL",
-                [name],
-                |row| Ok(Ordered::Already { ordered_ms: unsigned(row, 0)?, given: row.get(1)? }),
-            )
-            .optional()?;
-        if let Some(already) = open {
-            return Ok(already);
-        }
+/// Claims the orders that allow what is on the disk, records why, or says that there is nothing to claim.
+pub(super) fn claim(db: &mut Connection, ask: &Ask<'_>) -> rusqlite::Result<Option<Claimed>> {
+    let work = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    let mut orders = open(&work, ask.pi)?;
+    orders.retain(|order| order.allows(ask.found, ask.print));
+    if orders.is_empty() && ask.policy.is_none() {
+        return Ok(None);
+    }
+    // The installation that was begun first names it, however often it has to be tried.
+    let number = orders.iter().find_map(|order| order.installation).unwrap_or(ask.number);
+    let now = signed(now_ms());
+    let mut reason = String::new();
+    for order in &orders {
         work.execute(
-            "INSERT INTO orders (name, ordered_ms, source) VALUES (?1, ?2, ?3)",
-            params![name, signed(now_ms()), source],
+            "UPDATE orders SET claimed_ms = coalesce(claimed_ms, ?2), claimed_by = ?3, installation = ?4
+             WHERE id = ?1",
+            params![order.id, now, ask.pi.key(), number.to_string()],
         )?;
-        Ok(Ordered::New)
-    })
+        let (name, source): (String, String) =
+            work.query_row("SELECT name, source FROM orders WHERE id = ?1", [order.id], |row| {
+                Ok((row.get(0)?, row.get(1)?))
+            })?;
+        // Writing to a string does not fail.
+        let _ = write!(reason, "order {} for {name} by {source}; ", order.id);
+    }
+    if let (true, Some(policy)) = (orders.is_empty(), ask.policy) {
+        let _ = write!(reason, "{policy}; ");
+    }
+    let _ = write!(reason, "on the disk: {}", ask.found.map_or("not reported", |found| found.word()));
+    if !ask.disk.is_empty() {
+        let _ = write!(reason, " ({})", ask.disk);
+    }
+    if let Some(print) = ask.print {
+        let _ = write!(reason, ", fingerprint {print}");
+    }
+    work.execute(
+        "INSERT INTO happenings (device, at_ms, kind, text) VALUES (?1, ?2, 'reason', ?3)",
+        params![ask.pi.key(), now, format!("may be formatted as installation {number}: {reason}")],
+    )?;
+    work.commit()?;
+    Ok(Some(Claimed { number, orders: orders.len(), reason }))
 }
 
-pub(super) fn cancel(db: &mut Connection, name: &str) -> rusqlite::Result<bool> {
-    let changed = durably(db, |work| {
-        work.execute(
-            "UPDATE orders SET cancelled_ms = ?2
-         WHERE name = ?1 AND completed_ms IS NULL AND cancelled_ms IS NULL",
-            params![name, signed(now_ms())],
+pub(super) fn order(
+    db: &mut Connection,
+    name: &str,
+    source: &str,
+    print: Option<Fingerprint>,
+) -> rusqlite::Result<Ordered> {
+    let work = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    let print = print.map(|print| print.to_string());
+    let open = work
+        .query_row(
+            "SELECT id, ordered_ms, claimed_ms IS NOT NULL, print FROM orders
+             WHERE name = ?1 AND completed_ms IS NULL AND cancelled_ms IS NULL",
+            [name],
+            |row| {
+                let before: Option<String> = row.get(3)?;
+                let rebound = print.is_some() && print != before;
+                let already =
+                    Ordered::Already { ordered_ms: unsigned(row, 1)?, claimed: row.get(2)?, rebound };
+                Ok((row.get::<_, i64>(0)?, already))
+            },
         )
-    })?;
-    Ok(changed > 0)
+        .optional()?;
+    if let Some((id, already)) = open {
+        // Who has seen what is on the disk now decides for that.
+        if let Ordered::Already { rebound: true, .. } = already {
+            work.execute(
+                "UPDATE orders SET print = ?2, source = ?3 WHERE id = ?1",
+                params![id, print, source],
+            )?;
+            work.commit()?;
+        }
+        return Ok(already);
+    }
+    work.execute(
+        "INSERT INTO orders (name, ordered_ms, source, print) VALUES (?1, ?2, ?3, ?4)",
+        params![name, signed(now_ms()), source, print],
+    )?;
+    work.commit()?;
+    Ok(Ordered::New)
+}
+
+pub(super) fn cancel(db: &mut Connection, name: &str) -> rusqlite::Result<Cancelled> {
+    let work = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    let begun = work
+        .query_row(
+            "SELECT claimed_ms, claimed_by FROM orders
+             WHERE name = ?1 AND completed_ms IS NULL AND cancelled_ms IS NULL",
+            [name],
+            |row| Ok((moment(row, 0)?, row.get::<_, Option<String>>(1)?)),
+        )
+        .optional()?;
+    match begun {
+        None => Ok(Cancelled::NoOrder),
+        Some((Some(since_ms), by)) => {
+            Ok(Cancelled::Begun { by: by.unwrap_or_else(|| name.to_owned()), since_ms })
+        }
+        Some((None, _)) => {
+            work.execute(
+                "UPDATE orders SET cancelled_ms = ?2
+                 WHERE name = ?1 AND completed_ms IS NULL AND cancelled_ms IS NULL",
+                params![name, signed(now_ms())],
+            )?;
+            work.commit()?;
+            Ok(Cancelled::Yes)
+        }
+    }
 }
 
 pub(super) fn all(db: &Connection) -> rusqlite::Result<Vec<Order>> {
     let mut query = db.prepare_cached(
-        "SELECT id, name, ordered_ms, source, given_ms, completed_ms, cancelled_ms, given_to, installation
-         FROM orders ORDER BY id DESC",
+        "SELECT id, name, ordered_ms, source, claimed_ms, completed_ms, cancelled_ms, claimed_by, installation,
+            print FROM orders ORDER BY id DESC",
     )?;
     let rows = query.query_map([], |row| {
         Ok(Order {
@@ -90,11 +161,12 @@ pub(super) fn all(db: &Connection) -> rusqlite::Result<Vec<Order>> {
             name: row.get(1)?,
             ordered_ms: unsigned(row, 2)?,
             source: row.get(3)?,
-            given_ms: moment(row, 4)?,
+            claimed_ms: moment(row, 4)?,
             completed_ms: moment(row, 5)?,
             cancelled_ms: moment(row, 6)?,
-            given_to: row.get(7)?,
+            claimed_by: row.get(7)?,
             installation: row.get(8)?,
+            print: row.get(9)?,
         })
     })?;
     rows.collect()

@@ -53,7 +53,8 @@ fn save_change(work: &Connection, change: &Change) -> rusqlite::Result<()> {
             last_seen_ms = max(last_seen_ms, ?5), stage = coalesce(?6, stage),
             done_bytes = iif(?7, ?8, done_bytes), total_bytes = iif(?7, ?9, total_bytes),
             image = coalesce(?10, image), last_error = iif(?11, ?12, last_error),
-            last_error_ms = iif(?11, iif(?12 IS NULL, NULL, ?5), last_error_ms)
+            last_error_ms = iif(?11, iif(?12 IS NULL, NULL, ?5), last_error_ms),
+            disk = coalesce(?13, disk), waits = iif(?14, ?15, waits)
          WHERE key = ?1",
     )?
     .execute(params![
@@ -69,11 +70,15 @@ fn save_change(work: &Connection, change: &Change) -> rusqlite::Result<()> {
         change.image.map(|id| id.to_string()),
         error_given,
         error,
+        change.disk,
+        change.waits.is_some(),
+        change.waits.clone().flatten(),
     ])?;
     if let Some(facts) = &change.facts {
         work.prepare_cached(
             "UPDATE devices SET model = coalesce(?2, model), agent = coalesce(?3, agent), card = ?4,
-                disk_bytes = iif(?5 > 0, ?5, disk_bytes), root_bytes = iif(?6 > 0, ?6, root_bytes)
+                disk_bytes = iif(?5 > 0, ?5, disk_bytes), root_bytes = iif(?6 > 0, ?6, root_bytes),
+                disk = iif(found IS ?7 AND print IS ?8, disk, NULL), found = ?7, print = ?8
              WHERE key = ?1",
         )?
         .execute(params![
@@ -83,6 +88,8 @@ fn save_change(work: &Connection, change: &Change) -> rusqlite::Result<()> {
             facts.card.map(|id| id.to_string()),
             signed(facts.disk_bytes),
             signed(facts.root_bytes),
+            facts.found.map(|found| found.word()),
+            facts.print.map(|print| print.to_string()),
         ])?;
     }
     for h in &change.events {

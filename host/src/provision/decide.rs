@@ -1,0 +1,253 @@
+//! What a Pi is told: by what is on its disk, what is ordered for it, the policy, and what there is to install.
+//!
+//! What formats goes through one place, the claim: one transaction of the state that records the reason. Errors of
+//! the state lead to booting or waiting.
+
+use std::sync::Arc;
+
+use piman_core::hash::Hash;
+use piman_core::install::layout::filesystem_bytes;
+use piman_core::install::manifest::{self, Manifest};
+use piman_core::install::{Found, More, Offer, Plan, Question, REVISION, sums};
+
+use super::control::ControlConnection;
+use crate::images::build_queue::Availability;
+use crate::images::sign;
+use crate::images::source::{Archive, SourceState};
+use crate::state::OpenOrder;
+use crate::state::decision::{Action, Policy};
+
+/// After how many seconds a Pi should ask again while its image is being prepared.
+const ASK_AGAIN: u16 = 2;
+/// The same while somebody has to see to it.
+const ASK_MUCH_LATER: u16 = 30;
+/// How much of what is on a disk the reason of a wait repeats, in characters: the command that decides must fit.
+const DISK_SHOWN: usize = 200;
+
+/// What is meant for a Pi, whether or not it can be had now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Intent {
+    /// Boot what is on its disk.
+    Boot,
+    /// Neither: somebody has to decide, for this reason.
+    Wait(String),
+    /// Install: by an order, or by the policy that is named.
+    Install(Option<String>),
+}
+
+/// What is meant for a Pi that asks this. `name` is how commands call it; `old_pis_wait` is for those that cannot
+/// say what is on their disk by any line of ours.
+pub(super) fn intent(
+    question: &Question,
+    orders: &[OpenOrder],
+    policy: &Policy,
+    name: &str,
+    disk: &str,
+    old_pis_wait: bool,
+) -> Intent {
+    let Question { installed, hello, found, print } = *question;
+    if orders.iter().any(|order| order.allows(found, print)) {
+        return Intent::Install(None);
+    }
+    let decide = format!("decide with: piman install {name}");
+    let Some(found) = found else {
+        // It cannot say more than whether it has a system.
+        return match (installed, hello) {
+            (true, _) => Intent::Boot,
+            (false, false) if old_pis_wait => Intent::Wait(format!(
+                "an old Pi without a system, which cannot say what is on its disk (--old-pis ask); decide with: \
+                 piman reinstall {name}"
+            )),
+            (false, _) => {
+                Intent::Install(Some("policy: no system is reported, by a Pi that cannot say more".into()))
+            }
+        };
+    };
+    let what = if disk.is_empty() {
+        format!("{found} disk")
+    } else {
+        format!("{found} disk: {}", disk.chars().take(DISK_SHOWN).collect::<String>())
+    };
+    match policy.of(found) {
+        Action::Install => Intent::Install(Some(format!("policy {found}=install"))),
+        // An order that is for something else is a reason to look, whatever the policy says.
+        _ if orders.iter().any(|order| order.print.is_some_and(|bound| Some(bound) != print))
+            && !installed =>
+        {
+            Intent::Wait(format!("the order is for another content of the disk; {what}; {decide}"))
+        }
+        Action::Boot if installed => Intent::Boot,
+        Action::Boot | Action::Wait => Intent::Wait(format!("{what}; {decide}")),
+    }
+}
+
+impl ControlConnection<'_> {
+    /// Decides for one report.
+    pub(super) fn decide_once(&mut self, question: &Question) -> Plan {
+        self.wrong.clear();
+        (self.orders, self.installation, self.image) = (0, None, None);
+        let pi = self.pi();
+        let settings = &self.service.settings;
+        let recorder = &self.service.recorder;
+        let known = recorder
+            .open_orders(&pi)
+            .and_then(|orders| Ok((orders, recorder.policy_of(&pi, settings.policy)?)));
+        let (orders, policy) = match known {
+            Ok(known) => known,
+            Err(e) => {
+                self.alert("nothing is decided", &format!("reading what is ordered: {e}"));
+                return without_state(question);
+            }
+        };
+        match intent(question, &orders, &policy, &pi.key(), &self.disk, settings.old_pis_wait) {
+            Intent::Boot => {
+                if question.found == Some(Found::Damaged) {
+                    let text = format!("boots a damaged installation: {}", self.disk);
+                    self.alert("its disk", &text);
+                }
+                Plan::Boot
+            }
+            Intent::Wait(reason) => {
+                self.wrong = reason;
+                Plan::Wait { seconds: ASK_MUCH_LATER, percent: 0 }
+            }
+            Intent::Install(policy) => self.install(question, policy.as_deref()),
+        }
+    }
+
+    /// Installs if there is something to install, and if that is on record.
+    fn install(&mut self, question: &Question, policy: Option<&str>) -> Plan {
+        let offered = match self.available(question) {
+            Ok(offered) => offered,
+            Err(plan) => return plan,
+        };
+        if let Err(plan) = self.claim(question, policy) {
+            return plan;
+        }
+        let Some((archive, id, image)) = offered else { return Plan::Format(None) };
+        self.image = Some(id);
+        if !question.hello {
+            return Plan::Format(None);
+        }
+        let more = More { erase: question.print, ..self.more(&archive) };
+        let (rootfs_port, fetch_port) = (self.service.rootfs_port, self.service.fetch_port);
+        Plan::Format(Some(Offer { id, bytes: archive.bytes(), rootfs_port, fetch_port, image, more }))
+    }
+
+    /// What it would get. `None`: an old Pi without a system, whose download waits for a good archive. An error is
+    /// the plan as long as there is nothing.
+    #[expect(clippy::type_complexity, reason = "it is taken apart at once")]
+    fn available(
+        &mut self,
+        question: &Question,
+    ) -> Result<Option<(Arc<Archive>, Hash, Option<piman_core::install::ImageOffer>)>, Plan> {
+        let old_and_empty = !question.hello && !question.installed;
+        let (archive, id) = match self.servable() {
+            SourceState::Good(archive, id) => (archive, id),
+            SourceState::Checking(_) | SourceState::Bad(_) if old_and_empty => return Ok(None),
+            SourceState::Checking(percent) if question.hello => {
+                return Err(Plan::Wait { seconds: ASK_AGAIN, percent });
+            }
+            SourceState::Checking(_) => {
+                self.alert("a reinstall is ordered, later", "the archive is still being checked");
+                return Err(Plan::Boot);
+            }
+            SourceState::Bad(reason) => {
+                return Err(self.impossible(question, "nothing can be installed", &reason));
+            }
+        };
+        match self.prepare(&archive, id) {
+            Availability::Ready(image) => Ok(Some((archive, id, Some(image)))),
+            Availability::Archive => Ok(Some((archive, id, None))),
+            Availability::Making(percent) => Err(Plan::Wait { seconds: ASK_AGAIN, percent }),
+            Availability::Impossible(reason) => {
+                Err(self.impossible(question, "nothing can be installed on this card", &reason))
+            }
+        }
+    }
+
+    /// Nothing can be installed: a system that is there boots, and keeps what is ordered for it open.
+    fn impossible(&mut self, question: &Question, what: &str, reason: &str) -> Plan {
+        if question.installed {
+            self.alert("a reinstall is ordered but not possible", reason);
+            return Plan::Boot;
+        }
+        self.alert(what, reason);
+        Plan::Wait { seconds: ASK_MUCH_LATER, percent: 0 }
+    }
+
+    /// Puts the reason on record; without that nothing is formatted.
+    fn claim(&mut self, question: &Question, policy: Option<&str>) -> Result<(), Plan> {
+        let pi = self.pi();
+        // Waits until it is on the disk; meanwhile other threads decide.
+        let claimed =
+            tokio::task::block_in_place(|| self.service.recorder.claim(&pi, question, &self.disk, policy));
+        match claimed {
+            Ok(Some(claimed)) => {
+                (self.orders, self.installation) = (claimed.orders, Some(claimed.number));
+                self.wrong = claimed.reason;
+                Ok(())
+            }
+            // It was cancelled between two looks.
+            Ok(None) if question.installed => Err(Plan::Boot),
+            Ok(None) => {
+                self.wrong = "its order was cancelled".into();
+                Err(Plan::Wait { seconds: ASK_AGAIN, percent: 0 })
+            }
+            Err(e) => {
+                self.alert("nothing is installed", &format!("recording why: {e}"));
+                Err(without_state(question))
+            }
+        }
+    }
+
+    /// What there is for this Pi beside the archive itself.
+    fn prepare(&self, archive: &Arc<Archive>, id: Hash) -> Availability {
+        match &self.said {
+            // It takes what is signed, and no image that is made only now.
+            Some(said) if said.signed => {
+                let size = filesystem_bytes(said.root_bytes);
+                let tables = |signed: Vec<u8>| {
+                    let manifest = manifest::split(&signed).and_then(|(_, text)| Manifest::parse(text))?;
+                    manifest
+                        .tables()
+                        .filter(|(of, _)| *of == size)
+                        .find_map(|(_, t)| self.service.builds.offer_of(t))
+                };
+                let signed = sign::signed(&self.service.settings.state, id).filter(|_| said.image);
+                signed.and_then(tables).map_or(Availability::Archive, Availability::Ready)
+            }
+            Some(said) if said.image && said.root_bytes > 0 => {
+                self.service.builds.prepare(archive, id, filesystem_bytes(said.root_bytes))
+            }
+            _ => Availability::Archive,
+        }
+    }
+
+    /// What a Pi is told of an archive beyond revision 0.
+    fn more(&self, archive: &Archive) -> More {
+        let Some(facts) = archive.facts() else { return More::default() };
+        let signed = sign::signed(&self.service.settings.state, facts.id).unwrap_or_default();
+        let manifest = manifest::split(&signed).and_then(|(_, text)| Manifest::parse(text));
+        More {
+            revision: REVISION,
+            manifest_bytes: u32::try_from(signed.len()).unwrap_or(0),
+            counter: manifest.map_or(0, |m| m.counter),
+            sums_chunk: if sums::table_bytes(archive.bytes()).is_some() { sums::CHUNK } else { 0 },
+            unpacked_bytes: facts.unpacked_bytes,
+            entries: facts.entries,
+            installation: self.installation,
+            erase: None,
+        }
+    }
+
+    /// What is meant for this Pi.
+    fn servable(&self) -> SourceState {
+        self.service.catalog.of(&self.pi()).map_or_else(SourceState::Bad, |source| source.servable())
+    }
+}
+
+/// What a Pi does while the state cannot be read or written.
+const fn without_state(question: &Question) -> Plan {
+    if question.installed { Plan::Boot } else { Plan::Wait { seconds: ASK_MUCH_LATER, percent: 0 } }
+}
