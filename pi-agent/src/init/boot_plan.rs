@@ -34,6 +34,7 @@ pub fn attempt(options: &Options, server: &Server) -> Outcome {
         choice: options.path,
         // Who boots a Pi this way gives its card to piman.
         yes: true,
+        erase: options.erase,
         trust_unmarked: options.trust_unmarked,
         reinstall: false,
         identity: Identity::of_this_machine(),

@@ -10,10 +10,10 @@ use piman_core::install::sums::CHUNK;
 use piman_core::install::{Offer, Stage};
 
 use super::erase::erase_proof;
-use super::scratch_dir::ScratchDir;
 use super::{Done, Plan, readback};
 use crate::card::disk::{Disk, RootArea};
 use crate::card::mount::Mounted;
+use crate::card::scratch_dir::ScratchDir;
 use crate::failure::{Cause, Failure, OrFail};
 use crate::fetch::{Link, Retry};
 use crate::telemetry::progress::Progress;
@@ -41,10 +41,10 @@ pub(super) fn install(
     let connect = |port| move || super::dial(plan, port);
     let supply = Supply::open(connect, plan, offer, &link)?;
     if let Some(offer) = &offer {
-        fits(offer, &RootArea::of(&plan.layout, disk.bytes())?)?;
+        fits(offer, &disk.root_area(&plan.layout)?)?;
     }
     progress.begin(Stage::Partition, 0);
-    let root = erase_proof(disk, &plan.layout)?;
+    let (root, begun) = erase_proof(disk, &plan.layout)?;
     progress.begin(Stage::Filesystem, 0);
     let now = i64::try_from(std::time::UNIX_EPOCH.elapsed().map_or(0, |t| t.as_secs())).unwrap_or(0);
     let entries = offer.map_or(0, |o| o.more.entries);
@@ -54,9 +54,8 @@ pub(super) fn install(
         format!("making the root filesystem on {disk}"),
     )?;
     let node = disk.root_node(&root)?;
-    let withheld = disk.withhold_root()?;
     progress.begin(Stage::Mount, 0);
-    let place = ScratchDir::of(plan)?;
+    let place = ScratchDir::of(plan.boot_from.as_deref())?;
     let mounted = Mounted::new(&node, place.path())?;
     drop(node);
 
@@ -79,7 +78,7 @@ pub(super) fn install(
         format!("writing the proof to {disk}"),
     )?;
     disk.sync(Stage::Commit)?;
-    disk.show_root(&withheld)?;
+    disk.show_root(&begun)?;
     let root = if plan.boot_from.is_some() {
         Some(mounted)
     } else {
