@@ -14,7 +14,7 @@ use pi_agent::card::inspect::{self, Card};
 use pi_agent::control::{Machine, Server};
 use pi_agent::failure::{Cause, Failure};
 use pi_agent::identity::Identity;
-use pi_agent::install::{Choice, Outcome, Plan, attempt, run};
+use pi_agent::install::{Choice, Consent, Outcome, Plan, attempt, run};
 use pi_agent::telemetry::progress::Progress;
 use piman_core::hash::Hash;
 use piman_core::hosted::receipt::Way;
@@ -123,6 +123,7 @@ fn plan(server: Server, disk: PathBuf, choice: Choice) -> Plan {
         layout: Layout::default(),
         choice,
         yes: false,
+        erase: Consent::default(),
         trust_unmarked: false,
         reinstall: false,
         identity: Identity { serial: Some("00000000cafe0001".into()), ..Identity::default() },
