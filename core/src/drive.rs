@@ -32,9 +32,17 @@ pub async fn serve<T: Read + Write>(
     // One step and one place that waits for it: each would be kept apart in the future.
     loop {
         match &step {
-            Step::Send(command) => write_line::<_, COMMAND_PIECE>(io, |to| command.write_text(to)).await?,
             Step::Close => return Ok(()),
             Step::Read => {}
+            step => {
+                let text = policy.reason();
+                write_line::<_, COMMAND_PIECE>(io, |to| {
+                    if let Some(command) = step.command(text) {
+                        command.write_text(to);
+                    }
+                })
+                .await?;
+            }
         }
         if last {
             return Ok(());
@@ -74,6 +82,10 @@ pub trait Pi {
     /// The server has shown that it understands our lines. It may be called more than once.
     fn understood(&mut self) {}
 
+    /// Shows why the server has the Pi wait, and the command that decides. The bytes are the server's: what is no
+    /// printable text is to be escaped.
+    fn waits(&mut self, _reason: &[u8]) {}
+
     /// Waits for about a tenth of a second, so that a server which may be an old one reads what was
     /// said so far by itself: some compare all that one read returns with a report.
     fn pause(&mut self) -> impl Future<Output = ()> {
@@ -104,7 +116,11 @@ pub async fn run<T: Read + Write>(
     loop {
         for then in [false, true] {
             let line = match &turn {
-                Turn::Greet => start.hello.as_ref().filter(|_| !then).map(Line::Hello),
+                Turn::Greet => match (&start.hello, then) {
+                    (Some(hello), false) => Some(Line::Hello(hello)),
+                    (Some(_), true) => start.disk.map(Line::Disk),
+                    (None, _) => None,
+                },
                 Turn::Report => start.report().word().filter(|_| !then).map(Line::Report),
                 Turn::Step(step) => Line::about(step, then, pi),
             };
@@ -180,6 +196,7 @@ impl Last {
 /// A line that the Pi answers with.
 enum Line<'a> {
     Hello(&'a Hello<'a>),
+    Disk(&'a str),
     Report(&'static str),
     Word(&'static str),
     /// The decision is known.
@@ -191,6 +208,9 @@ enum Line<'a> {
 impl<'a> Line<'a> {
     /// What is said before the step is carried out; then carries it out and says how it was.
     fn about(step: &AgentStep<'a>, then: bool, pi: &mut impl Pi) -> Option<Self> {
+        if let (AgentStep::Reason(reason), false) = (step, then) {
+            pi.waits(reason);
+        }
         if let (AgentStep::Wipe, true) = (step, then) {
             return if pi.wipe() { Report::Uninstalled.word().map(Self::Report) } else { None };
         }
@@ -219,6 +239,7 @@ impl<'a> Line<'a> {
                 to.text(MARK);
                 hello.write_text(to);
             }
+            Self::Disk(text) => Notice::Disk { text }.write_text(to),
             Self::Word(word) | Self::Report(word) | Self::Decided(word) => to.text(word),
             Self::Addresses => pi.addresses(to),
             Self::Sorry(line) => {

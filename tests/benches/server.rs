@@ -11,7 +11,7 @@ use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use piman_core::install::{Event, InstallPolicy, Plan};
+use piman_core::install::{Event, InstallPolicy, Plan, Question};
 use piman_core::line::LINE_MAX;
 use piman_core::{blocking, drive};
 use piman_tests::bench::{Nginx, cpu, drain, median, memory, raise_file_limit};
@@ -176,11 +176,8 @@ fn decisions_of_the_core() {
 
     struct Boots(usize);
     impl InstallPolicy for Boots {
-        fn reinstall_ordered(&mut self) -> bool {
-            false
-        }
-        fn plan(&mut self, _: bool) -> Plan {
-            Plan::Format(None)
+        fn decide(&mut self, question: &Question) -> Plan {
+            if question.installed { Plan::Boot } else { Plan::Format(None) }
         }
         fn note(&mut self, event: Event<'_>) {
             self.0 += usize::from(matches!(event, Event::Boot));

@@ -7,7 +7,7 @@ use std::future::Future;
 use embedded_io_async::{ErrorType, Read, Write};
 use piman_core::drive;
 use piman_core::hash::Hash;
-use piman_core::install::{self, Event, InstallPolicy, Plan};
+use piman_core::install::{self, Event, InstallPolicy, Plan, Question};
 use piman_core::line::LINE_MAX;
 use piman_core::messages::{MessageBuffer, MessageStream, Role, Timeless};
 use piman_core::rpc::auth::{LoginOut, Verdict};
@@ -305,12 +305,8 @@ async fn answer<T: Read<Error: Debug> + Write<Error: Debug>>(io: &mut T) {
 }
 
 impl InstallPolicy for Host {
-    fn reinstall_ordered(&mut self) -> bool {
-        false
-    }
-
-    fn plan(&mut self, _: bool) -> Plan {
-        Plan::Format(None)
+    fn decide(&mut self, question: &Question) -> Plan {
+        if question.installed { Plan::Boot } else { Plan::Format(None) }
     }
 
     fn note(&mut self, _: Event<'_>) {}

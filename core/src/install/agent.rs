@@ -9,6 +9,8 @@ use super::report::{Milestone, Report};
 pub struct Start<'a> {
     /// Who it is; `None` to speak as an old Pi does.
     pub hello: Option<Hello<'a>>,
+    /// What is on its disk, for people; said after the greeting.
+    pub disk: Option<&'a str>,
     /// Whether its card holds a system.
     pub installed: bool,
 }
@@ -39,11 +41,11 @@ pub enum Decision {
     Format(Option<Offer>),
     /// Install, but this agent cannot read what: nothing may be done. The next talk may tell.
     Unclear,
-    /// Come back after so many seconds: what is to be installed is being prepared.
+    /// Come back after this many seconds. The reason came before ([`Step::Reason`]).
     Wait {
         /// How long to wait, in seconds.
         seconds: u16,
-        /// How far the preparation is, in per cent.
+        /// How far the preparation of the image is, in per cent.
         percent: u8,
     },
 }
@@ -60,6 +62,8 @@ pub enum Step<'a> {
     Addresses,
     /// Report `RECEIVED_REINSTALL`, wipe the root filesystem, report `IS_UNINSTALLED`.
     Wipe,
+    /// Show why the server has the Pi wait, in a text of the server's: any bytes.
+    Reason(&'a [u8]),
     /// Answer `Sorry don't know how to do ` and this.
     Unknown(&'a [u8]),
     /// Report this milestone, if any; the talk is over until the decision is carried out.
@@ -149,9 +153,13 @@ impl Agent {
                 }
             }
             (Some((b"wait", fields)), ..) => {
+                let (fields, reason) = ours::split_text(fields);
                 let seconds = ours::number(fields, "seconds").unwrap_or(5);
                 let percent = ours::number(fields, "percent").unwrap_or(0);
                 self.decide(Decision::Wait { seconds, percent });
+                if let Some(reason) = reason {
+                    return Step::Reason(reason);
+                }
             }
             (Some(_), ..) => {}
             (None, ..) if line.is_empty() || line.starts_with(b"PIMAN/") => {}
@@ -201,9 +209,15 @@ mod tests {
         let block = Command::Format(Some(offer)).to_string();
         let want = (Some(Milestone::ReceivedFormat), Decision::Format(Some(offer)));
         assert_eq!(talk(&mut Agent::new(), &block), Some(want));
-        let block = Command::Wait { seconds: 3, percent: 40 }.to_string();
+        let block = Command::Wait { seconds: 3, percent: 40, text: "" }.to_string();
         let want = (None, Decision::Wait { seconds: 3, percent: 40 });
         assert_eq!(talk(&mut Agent::new(), &block), Some(want));
+        let mut agent = Agent::new();
+        let text = "waits: seconds=9 text=foreign disk";
+        let block = Command::Wait { seconds: 3, percent: 40, text }.to_string();
+        let line = block.lines().next().unwrap();
+        assert_eq!(agent.handle(line.as_bytes()), Step::Reason(text.as_bytes()));
+        assert_eq!(talk(&mut agent, "EOM"), Some(want));
     }
 
     #[test]

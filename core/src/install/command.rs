@@ -2,7 +2,7 @@
 
 use core::fmt;
 
-use super::ours::Offer;
+use super::ours::{self, Offer};
 use crate::text::{self, Sink, ToText};
 
 /// The line that ends a block of commands.
@@ -11,7 +11,7 @@ pub(super) const END: &[u8] = b"EOM";
 /// One order to a Pi.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Command {
+pub enum Command<'a> {
     /// Boot what is on the card.
     Boot,
     /// Partition, format, install; for our own agents with what to install.
@@ -24,12 +24,14 @@ pub enum Command {
     Ip,
     /// Ours: the answer to a greeting that asks for one, so that the Pi knows that it is understood.
     Hello,
-    /// Ours: what is to be installed is being prepared; report again after this many seconds.
+    /// Ours: not now; report again after this many seconds.
     Wait {
         /// How long to wait, in seconds.
         seconds: u16,
-        /// How far the preparation is, in per cent.
+        /// How far the preparation of the image is, in per cent.
         percent: u8,
+        /// Why, and the command that decides, for people; may be empty.
+        text: &'a str,
     },
 }
 
@@ -56,7 +58,7 @@ impl Word {
     }
 }
 
-impl ToText for Command {
+impl ToText for Command<'_> {
     fn write_text(&self, to: &mut impl Sink) {
         match self {
             Self::Boot => to.text("boot"),
@@ -69,16 +71,20 @@ impl ToText for Command {
             Self::Date(date) => date.write_text(to),
             Self::Ip => to.text("ip"),
             Self::Hello => {
-                to.text(super::ours::MARK);
+                to.text(ours::MARK);
                 to.text(" hello rev=");
-                text::number(to, super::ours::REVISION.into(), 0);
+                text::number(to, ours::REVISION.into(), 0);
             }
-            Self::Wait { seconds, percent } => {
-                to.text(super::ours::MARK);
+            Self::Wait { seconds, percent, text: why } => {
+                to.text(ours::MARK);
                 to.text(" wait seconds=");
                 text::number(to, (*seconds).into(), 0);
                 to.text(" percent=");
                 text::number(to, (*percent).into(), 0);
+                if !why.is_empty() {
+                    to.text(" text=");
+                    ours::put_text(to, why);
+                }
             }
         }
         to.text("\nEOM\n")
@@ -86,7 +92,7 @@ impl ToText for Command {
 }
 
 /// The whole block, `EOM` included.
-impl fmt::Display for Command {
+impl fmt::Display for Command<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.show(f)
     }

@@ -32,9 +32,12 @@ pub mod table;
 pub use agent::{Agent, Decision, Start, Step as AgentStep};
 pub use command::{Command, Date};
 pub(crate) use ours::MARK;
-pub use ours::{Can, Hello, ImageOffer, Installation, More, Notice, Offer, Paths, REVISION, Stage, TEXT_MAX};
+pub use ours::{
+    Can, Fingerprint, Found, Hello, ImageOffer, Installation, More, Notice, Offer, Paths, REVISION, Stage,
+    TEXT_MAX,
+};
 pub use report::{Milestone, Report};
-pub use session::{Event, InstallPolicy, Plan, Session, Step};
+pub use session::{Event, InstallPolicy, Plan, Question, Session, Step};
 
 /// Where an initramfs has the public key of those whose images it installs.
 pub const KEY_FILE: &str = "/etc/piman/key.pub";

@@ -1,33 +1,53 @@
 //! piman's side of the control connection, as pure steps.
 
 use super::command::{Command, Date};
-use super::ours::{Can, Hello, Installation, Notice, Offer, Stage};
+use super::ours::{Can, Fingerprint, Found, Hello, Installation, Notice, Offer, Stage};
 use super::report::{Milestone, Report};
 use crate::hash::Hash;
 
-/// What a Pi that has no system, or has to lose it, should do.
+/// What a Pi asks with a report: what now?
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub struct Question {
+    /// It reports a system that it could boot.
+    pub installed: bool,
+    /// It said who it is and what it can do. One that did not knows neither offers nor how to wait.
+    pub hello: bool,
+    /// What is on its disk; `None`: it cannot say.
+    pub found: Option<Found>,
+    /// The fingerprint of that.
+    pub print: Option<Fingerprint>,
+}
+
+/// What a Pi is to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub enum Plan {
-    /// Format and install; `None` as the offer: by stream, without a word about what.
+    /// Boot what is on the disk.
+    Boot,
+    /// Format and install; `None` as the offer: by the archive path, without a word about what.
     Format(Option<Offer>),
-    /// What it would get is being prepared: ask again. Only for a Pi that said hello.
+    /// Neither, for now: ask again. [`InstallPolicy::reason`] says why. A Pi that said no hello gets no answer and
+    /// waits on its open connection.
     Wait {
         /// After how many seconds.
         seconds: u16,
-        /// How far the preparation is, in per cent.
+        /// How far the preparation of the image is, in per cent.
         percent: u8,
     },
 }
 
-/// What the session asks of whoever knows the Pis, and tells it. One value serves one
-/// connection, so it knows the peer's address by itself.
+/// What decides for the Pi on one connection. It knows the peer's address by itself.
 pub trait InstallPolicy {
-    /// Is a reinstall ordered for this Pi?
-    fn reinstall_ordered(&mut self) -> bool;
+    /// Decides what the Pi does. Asked once for each report, and what it says is what the Pi is told: whoever
+    /// implements this has recorded the reason of a [`Plan::Format`] before it returns it, and turns its own
+    /// errors into [`Plan::Boot`] or [`Plan::Wait`].
+    fn decide(&mut self, question: &Question) -> Plan;
 
-    /// What to install. `hello` says whether the Pi said who it is and what it can do.
-    fn plan(&mut self, hello: bool) -> Plan;
+    /// Why the last plan was to wait, and the command that decides; for people, may be empty.
+    fn reason(&self) -> &str {
+        ""
+    }
 
     /// Takes note of what happened.
     fn note(&mut self, event: Event<'_>);
@@ -39,6 +59,8 @@ pub trait InstallPolicy {
 pub enum Event<'a> {
     /// The Pi said who it is.
     Hello(Hello<'a>),
+    /// The Pi said what is on its disk, for people.
+    Disk(&'a str),
     /// The Pi said whether it has a system.
     Found {
         /// It has one.
@@ -47,17 +69,14 @@ pub enum Event<'a> {
     /// It was told to boot.
     Boot,
     /// It was told to format.
-    Format {
-        /// Because a reinstall was ordered.
-        ordered: bool,
-    },
-    /// It was told to wait.
+    Format,
+    /// It was told to wait, or got no answer if it does not know how to.
     Wait,
     /// It passed a milestone.
     Milestone(Milestone),
-    /// It is so far.
+    /// How far it is.
     Progress {
-        /// Doing what.
+        /// What it is doing.
         stage: Stage,
         /// Bytes done.
         done: u64,
@@ -96,7 +115,7 @@ enum State {
     Booting,
     /// It was told to format.
     Formatting,
-    /// It was told to wait and ask again.
+    /// It waits and will ask again.
     Waiting,
     /// The Pi reported `IS_FORMATTED`: what it sends until it closes counts no more.
     Ended,
@@ -109,9 +128,28 @@ pub enum Step {
     /// Nothing: read on.
     Read,
     /// Send this, then read on.
-    Send(Command),
+    Send(Command<'static>),
+    /// Tell the Pi to wait, with the policy's reason ([`Step::command`]), then read on.
+    Wait {
+        /// For how long, in seconds.
+        seconds: u16,
+        /// How far the preparation of the image is, in per cent.
+        percent: u8,
+    },
     /// Close the connection.
     Close,
+}
+
+impl Step {
+    /// What to send, with this reason if it is to wait; `None`: nothing.
+    #[must_use]
+    pub const fn command<'a>(&self, reason: &'a str) -> Option<Command<'a>> {
+        match *self {
+            Self::Send(command) => Some(command),
+            Self::Wait { seconds, percent } => Some(Command::Wait { seconds, percent, text: reason }),
+            Self::Read | Self::Close => None,
+        }
+    }
 }
 
 /// One control connection.
@@ -119,12 +157,14 @@ pub enum Step {
 pub struct Session {
     state: State,
     hello: bool,
+    found: Option<Found>,
+    print: Option<Fingerprint>,
 }
 
 impl Session {
     /// A session, and what to send first: the time, where the Pi should get it.
     pub fn open(date: Option<Date>) -> (Self, Step) {
-        let session = Self { state: State::Greeting, hello: false };
+        let session = Self { state: State::Greeting, hello: false, found: None, print: None };
         (session, date.map_or(Step::Read, |d| Step::Send(Command::Date(d))))
     }
 
@@ -133,18 +173,8 @@ impl Session {
         let (state, event, step) = match (self.state, report) {
             (State::Ended, _) => return self.end(),
             (_, Report::Formatted) => (State::Ended, Event::Formatted, self.end()),
-            (_, Report::Uninstalled) => {
-                policy.note(Event::Found { installed: false });
-                self.format(false, policy)
-            }
-            (_, Report::Installed) => {
-                policy.note(Event::Found { installed: true });
-                if policy.reinstall_ordered() {
-                    self.format(true, policy)
-                } else {
-                    (State::Booting, Event::Boot, Step::Send(Command::Boot))
-                }
-            }
+            (_, Report::Uninstalled) => self.decide(false, policy),
+            (_, Report::Installed) => self.decide(true, policy),
             (state, Report::Milestone(milestone)) => (state, Event::Milestone(milestone), Step::Read),
             (state, Report::Ours(notice)) => {
                 let step = match notice {
@@ -169,28 +199,31 @@ impl Session {
         if self.hello { Step::Close } else { Step::Read }
     }
 
-    fn format<'a>(&self, ordered: bool, policy: &mut impl InstallPolicy) -> (State, Event<'a>, Step) {
-        match policy.plan(self.hello) {
-            // An old Pi does not know how to wait.
-            Plan::Wait { seconds, percent } if self.hello => {
-                (State::Waiting, Event::Wait, Step::Send(Command::Wait { seconds, percent }))
-            }
+    /// Asks once, and says what was answered.
+    fn decide<'a>(&self, installed: bool, policy: &mut impl InstallPolicy) -> (State, Event<'a>, Step) {
+        policy.note(Event::Found { installed });
+        let Self { hello, found, print, .. } = *self;
+        match policy.decide(&Question { installed, hello, found, print }) {
+            Plan::Boot => (State::Booting, Event::Boot, Step::Send(Command::Boot)),
             Plan::Format(offer) => {
-                let offer = offer.filter(|_| self.hello);
-                (State::Formatting, Event::Format { ordered }, Step::Send(Command::Format(offer)))
+                let offer = offer.filter(|_| hello);
+                (State::Formatting, Event::Format, Step::Send(Command::Format(offer)))
             }
-            Plan::Wait { .. } => {
-                (State::Formatting, Event::Format { ordered }, Step::Send(Command::Format(None)))
+            Plan::Wait { seconds, percent } if hello => {
+                (State::Waiting, Event::Wait, Step::Wait { seconds, percent })
             }
+            // An old Pi does not know how to wait; while it has no answer it does nothing.
+            Plan::Wait { .. } => (State::Waiting, Event::Wait, Step::Read),
         }
     }
 
     fn notice<'a>(&mut self, notice: Notice<'a>) -> Event<'a> {
         match notice {
             Notice::Hello(hello) => {
-                self.hello = true;
+                (self.hello, self.found, self.print) = (true, hello.found, hello.print);
                 Event::Hello(hello)
             }
+            Notice::Disk { text } => Event::Disk(text),
             Notice::Progress { stage, done, total } => Event::Progress { stage, done, total },
             Notice::Committed { id, installation } => Event::Committed { id, installation },
             Notice::Failed { stage, text } => Event::Failed { stage, text },
@@ -205,16 +238,14 @@ mod tests {
     use std::vec::Vec;
 
     struct Lab {
-        ordered: bool,
         plan: Plan,
+        asked: Vec<Question>,
         notes: Vec<String>,
     }
 
     impl InstallPolicy for Lab {
-        fn reinstall_ordered(&mut self) -> bool {
-            self.ordered
-        }
-        fn plan(&mut self, _hello: bool) -> Plan {
+        fn decide(&mut self, question: &Question) -> Plan {
+            self.asked.push(*question);
             self.plan
         }
         fn note(&mut self, event: Event<'_>) {
@@ -223,7 +254,7 @@ mod tests {
     }
 
     fn lab() -> Lab {
-        Lab { ordered: false, plan: Plan::Format(None), notes: Vec::new() }
+        Lab { plan: Plan::Format(None), asked: Vec::new(), notes: Vec::new() }
     }
 
     fn offer() -> Offer {
@@ -239,15 +270,33 @@ mod tests {
 
     #[test]
     fn decisions() {
-        for (report, ordered, want) in [
-            (Report::Uninstalled, false, Command::Format(None)),
-            (Report::Uninstalled, true, Command::Format(None)),
-            (Report::Installed, false, Command::Boot),
-            (Report::Installed, true, Command::Format(None)),
-        ] {
-            let mut lab = Lab { ordered, ..lab() };
-            assert_eq!(Session::open(None).0.handle(report, &mut lab), Step::Send(want));
+        let waits = Plan::Wait { seconds: 2, percent: 9 };
+        for (report, installed) in [(Report::Uninstalled, false), (Report::Installed, true)] {
+            for (plan, want) in [
+                (Plan::Format(None), Step::Send(Command::Format(None))),
+                (Plan::Boot, Step::Send(Command::Boot)),
+                (waits, Step::Read),
+            ] {
+                let mut lab = Lab { plan, ..lab() };
+                assert_eq!(Session::open(None).0.handle(report, &mut lab), want);
+                let asked = Question { installed, hello: false, found: None, print: None };
+                assert_eq!(lab.asked, [asked], "once");
+            }
         }
+    }
+
+    #[test]
+    fn what_is_on_the_disk_is_part_of_the_question() {
+        let mut lab = Lab { plan: Plan::Wait { seconds: 2, percent: 0 }, ..lab() };
+        let mut session = Session::open(None).0;
+        let (found, print) = (Some(Found::Foreign), Fingerprint::new(7));
+        let hello = Hello { found, print, ..Hello::default() };
+        for report in [Report::Ours(Notice::Hello(hello)), Report::Ours(Notice::Disk { text: "gpt" })] {
+            assert_eq!(session.handle(report, &mut lab), Step::Read);
+        }
+        let step = session.handle(Report::Uninstalled, &mut lab);
+        assert_eq!(step.command("why"), Some(Command::Wait { seconds: 2, percent: 0, text: "why" }));
+        assert_eq!(lab.asked, [Question { installed: false, hello: true, found, print }]);
     }
 
     #[test]
@@ -259,13 +308,6 @@ mod tests {
         assert_eq!(session.handle(hello, &mut lab), Step::Read);
         let want = Step::Send(Command::Format(Some(offer())));
         assert_eq!(session.handle(Report::Uninstalled, &mut lab), want);
-    }
-
-    #[test]
-    fn an_old_pi_is_never_told_to_wait() {
-        let mut lab = Lab { plan: Plan::Wait { seconds: 2, percent: 9 }, ..lab() };
-        let mut session = Session::open(None).0;
-        assert_eq!(session.handle(Report::Uninstalled, &mut lab), Step::Send(Command::Format(None)));
     }
 
     #[test]

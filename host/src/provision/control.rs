@@ -9,7 +9,8 @@ use piman_core::hash::Hash;
 use piman_core::install::layout::filesystem_bytes;
 use piman_core::install::manifest::{self, Manifest};
 use piman_core::install::{
-    Date, Event, Hello, InstallPolicy, Installation, Milestone, More, Offer, Plan, REVISION, Stage, sums,
+    Date, Event, Hello, InstallPolicy, Installation, Milestone, More, Offer, Plan, Question, REVISION, Stage,
+    sums,
 };
 use piman_core::{Error, drive};
 use tokio::net::TcpStream;
@@ -246,6 +247,7 @@ impl<'a> ControlConnection<'a> {
             unpacked_bytes: facts.unpacked_bytes,
             entries: facts.entries,
             installation: self.installation,
+            erase: None,
         }
     }
 
@@ -282,7 +284,7 @@ impl<'a> ControlConnection<'a> {
     }
 }
 
-impl InstallPolicy for ControlConnection<'_> {
+impl ControlConnection<'_> {
     fn reinstall_ordered(&mut self) -> bool {
         let open = self.service.recorder.open_orders(&self.pi());
         if open.is_empty() {
@@ -351,6 +353,19 @@ impl InstallPolicy for ControlConnection<'_> {
             more: self.more(&archive),
         }))
     }
+}
+
+impl InstallPolicy for ControlConnection<'_> {
+    fn decide(&mut self, question: &Question) -> Plan {
+        if question.installed && !self.reinstall_ordered() {
+            return Plan::Boot;
+        }
+        match self.plan(question.hello) {
+            // It has nothing to lose; its download waits for a good archive.
+            Plan::Wait { .. } if !question.hello => Plan::Format(None),
+            plan => plan,
+        }
+    }
 
     fn note(&mut self, event: Event<'_>) {
         let stage = |stage: &str, change: Change| Change { stage: Some(stage.into()), ..change };
@@ -378,7 +393,7 @@ impl InstallPolicy for ControlConnection<'_> {
                 let change = stage("booting", Change { progress: Some((0, 0)), ..self.change() });
                 self.happened("boot", "told to boot".into(), change);
             }
-            Event::Format { ordered } => {
+            Event::Format => {
                 self.decided();
                 self.boot = Boot::No;
                 let pi = self.pi();
@@ -387,7 +402,7 @@ impl InstallPolicy for ControlConnection<'_> {
                 }
                 self.installing = Some(self.service.drain.installation());
                 let mut text = String::from("told to format");
-                if ordered || self.orders > 0 {
+                if self.orders > 0 {
                     text.push_str(", as ordered");
                 }
                 let change = Change { image: self.image, progress: Some((0, 0)), ..Change::of(pi) };
@@ -466,7 +481,7 @@ impl ControlConnection<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use piman_core::install::{Can, Notice, Paths, TEXT_MAX};
+    use piman_core::install::{Can, Fingerprint, Found, Notice, Paths, TEXT_MAX};
 
     /// What a Pi that says nothing costs, in bytes.
     fn size<A, B, C, F: Future>(_: impl Fn(A, B, C) -> F) -> usize {
@@ -489,10 +504,12 @@ mod tests {
             paths: Paths { stream: true, image: true },
             can: Can { signed: true, answer: true },
             revision: u16::MAX,
+            found: Some(Found::Incomplete),
+            print: Fingerprint::new(u64::MAX),
         };
         let text = "x".repeat(TEXT_MAX + 1);
         let failed = Notice::Failed { stage: Stage::Filesystem, text: &text };
-        for notice in [Notice::Hello(hello), failed] {
+        for notice in [Notice::Hello(hello), Notice::Disk { text: &text }, failed] {
             assert!(notice.to_string().len() + 2 <= LINE);
         }
     }

@@ -176,7 +176,7 @@ pub fn attempt(plan: &Plan, machine: &mut Machine, progress: &Arc<Progress>) -> 
         },
         ..who(plan)
     };
-    let start = Start { hello: Some(hello), installed: card.is_installed(plan.trust_unmarked) };
+    let start = Start { hello: Some(hello), disk: None, installed: card.is_installed(plan.trust_unmarked) };
     let (talk, offer) = match decide(plan, start, machine, progress)? {
         (talk, Decision::Format(offer)) => (talk, offer),
         (talk, Decision::Unclear) => {

@@ -105,7 +105,7 @@ pub async fn install<D: Device, C: Clock>(
     };
     let mut talk = connect(net, sockets[0], control).await?;
     let mut buf = [0; 1024];
-    let start = Start { hello: Some(hello), installed: false };
+    let start = Start { hello: Some(hello), disk: None, installed: false };
     let offer = match run(&mut talk, &mut buf, &start, &mut Chip).await.doing("reporting")? {
         Decision::Format(Some(offer)) => offer,
         other => {

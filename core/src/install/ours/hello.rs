@@ -2,7 +2,9 @@
 
 use core::fmt;
 
-use super::{Installation, MARK, field, hash, name, number, put, put_installation, put_name};
+use super::{
+    Fingerprint, Found, Installation, MARK, field, hash, name, number, put, put_installation, put_name,
+};
 use crate::hash::Hash;
 use crate::text::{Sink, ToText};
 
@@ -89,6 +91,10 @@ pub struct Hello<'a> {
     pub paths: Paths,
     /// What else it can do.
     pub can: Can,
+    /// What is on its disk; `None` from an agent that cannot say.
+    pub found: Option<Found>,
+    /// The fingerprint of that.
+    pub print: Option<Fingerprint>,
 }
 
 impl<'a> Hello<'a> {
@@ -106,6 +112,8 @@ impl<'a> Hello<'a> {
             installation: Installation::field(fields),
             paths: field(fields, "paths").map(Paths::parse).unwrap_or_default(),
             can: field(fields, "can").map(Can::parse).unwrap_or_default(),
+            found: Found::parse(fields),
+            print: Fingerprint::field(fields, "print"),
         }
     }
 }
@@ -139,6 +147,11 @@ impl ToText for Hello<'_> {
             to.text(" can=");
             to.text(word);
         }
+        if let Some(found) = self.found {
+            to.text(" found=");
+            to.text(found.word());
+        }
+        Fingerprint::put(to, " print=", self.print);
     }
 }
 

@@ -11,14 +11,19 @@
 //! | `hello serial= mac= model= agent= disk= root= card= paths=` | Pi | who it is and what it can do, before its first report |
 //! | ... `rev= cid= installation= can=` | | since revision 1: what the card calls itself, which installation it holds, what else the agent can do |
 //! | `hello rev=` | piman | the answer to a greeting with `can=answer`: it understands these lines |
+//! | ... `found= print=` | | since revision 2: what is on its disk, and the fingerprint of that |
+//! | `disk text=…` | Pi | since revision 2: what is on its disk, for people; the text goes to the end of the line |
 //! | `progress stage= done= total=` | Pi | how far it is, in bytes (0 of 0: not counted) |
 //! | `committed id=` | Pi | the proof is on the card: this image is installed |
 //! | ... `installation=` | | since revision 1: by which installation |
 //! | `failed stage= text=…` | Pi | what went wrong and what to do; the text goes to the end of the line |
 //! | `offer id= bytes= rootfs= fetch= table= table-bytes= chunk-bytes=` | piman | what to install, after `format` in the same block |
 //! | ... `rev= sums= manifest-bytes= unpacked= entries= counter= installation=` | | since revision 1: chunk hashes and signature on the fetch port, sizes, against rollback, how this installation is called |
-//! | `wait seconds= percent=` | piman | in place of `format`: the image is being prepared |
+//! | ... `erase=` | | since revision 2: the fingerprint of what is to be erased; without it nobody's data is |
+//! | `wait seconds= percent=` | piman | in place of `format`: not now, ask again |
+//! | ... `text=…` | | since revision 2: why, and the command that decides; to the end of the line |
 
+mod found;
 mod hello;
 mod offer;
 
@@ -28,11 +33,12 @@ use core::str;
 use crate::hash::Hash;
 use crate::text::{self, Sink, ToText};
 
+pub use found::{Fingerprint, Found};
 pub use hello::{Can, Hello, Paths};
 pub use offer::{ImageOffer, More, Offer};
 
 /// The revision of our lines that this code speaks.
-pub const REVISION: u16 = 1;
+pub const REVISION: u16 = 2;
 
 /// What every line of ours begins with; the number is the version.
 pub(crate) const MARK: &str = "PIMAN/1";
@@ -108,6 +114,12 @@ fn put(to: &mut impl Sink, key: &str, number: u64) {
     text::number(to, number, 0)
 }
 
+/// Reads exactly 16 hexadecimal digits.
+fn hex16(digits: &[u8]) -> Option<u64> {
+    let digits: &[u8; 16] = digits.try_into().ok()?;
+    digits.iter().try_fold(0, |number, d| Some(number << 4 | u64::from(text::nibble(*d)?)))
+}
+
 /// How piman calls one installation of one Pi, so that its end is known whatever happens on
 /// the way: 16 hexadecimal digits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -118,16 +130,11 @@ impl Installation {
     /// Reads exactly 16 hexadecimal digits; anything else is `None`.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
-        Self::from_hex(text.as_bytes())
-    }
-
-    fn from_hex(digits: &[u8]) -> Option<Self> {
-        let digits: &[u8; 16] = digits.try_into().ok()?;
-        digits.iter().try_fold(0, |number, d| Some(number << 4 | u64::from(text::nibble(*d)?))).map(Self)
+        hex16(text.as_bytes()).map(Self)
     }
 
     fn field(fields: &[u8]) -> Option<Self> {
-        Self::from_hex(field(fields, "installation")?)
+        hex16(field(fields, "installation")?).map(Self)
     }
 }
 
@@ -169,8 +176,16 @@ fn put_name(to: &mut impl Sink, key: &str, text: Option<&str>, length: usize) {
     }
 }
 
+/// The fields before ` text=`, and what follows it to the end of the line.
+pub(super) fn split_text(fields: &[u8]) -> (&[u8], Option<&[u8]>) {
+    const KEY: &[u8] = b" text=";
+    let at = fields.windows(KEY.len()).position(|part| part == KEY).unwrap_or(fields.len());
+    let (before, rest) = fields.split_at_checked(at).unwrap_or((fields, b""));
+    (before, text::after(rest, KEY))
+}
+
 /// Writes `text` on one line, at most [`TEXT_MAX`] bytes of it.
-fn put_text(to: &mut impl Sink, text: &str) {
+pub(super) fn put_text(to: &mut impl Sink, text: &str) {
     let mut room = TEXT_MAX;
     let text = text.trim_ascii();
     for (at, c) in text.char_indices() {
@@ -248,6 +263,11 @@ impl Stage {
 pub enum Notice<'a> {
     /// Who it is.
     Hello(Hello<'a>),
+    /// What is on its disk.
+    Disk {
+        /// What was found, or why it cannot be read, for people.
+        text: &'a str,
+    },
     /// How far it is.
     Progress {
         /// What it is doing.
@@ -280,6 +300,7 @@ impl<'a> Notice<'a> {
         let (verb, fields) = split(line)?;
         match verb {
             b"hello" => Some(Self::Hello(Hello::parse(fields))),
+            b"disk" => Some(Self::Disk { text: str::from_utf8(split_text(fields).1?).ok()? }),
             b"progress" => Some(Self::Progress {
                 stage: Stage::parse(fields)?,
                 done: number(fields, "done")?,
@@ -290,8 +311,8 @@ impl<'a> Notice<'a> {
                 Some(Self::Committed { id: hash(fields, "id")?, installation })
             }
             b"failed" => {
-                let (fields, text) = str::from_utf8(fields).ok()?.split_once(" text=")?;
-                Some(Self::Failed { stage: Stage::parse(fields.as_bytes())?, text })
+                let (fields, text) = split_text(fields);
+                Some(Self::Failed { stage: Stage::parse(fields)?, text: str::from_utf8(text?).ok()? })
             }
             _ => None,
         }
@@ -303,6 +324,10 @@ impl ToText for Notice<'_> {
         to.text(MARK);
         match self {
             Self::Hello(hello) => hello.write_text(to),
+            Self::Disk { text } => {
+                to.text(" disk text=");
+                put_text(to, text)
+            }
             Self::Progress { stage, done, total } => {
                 to.text(" progress stage=");
                 to.text(stage.word());
@@ -355,6 +380,8 @@ mod tests {
             card_id: Some("02544d53413136471087f2b1c0011700"),
             installation: Some(Installation(0xfeed)),
             can: Can { signed: true, ..Can::default() },
+            found: Some(Found::Foreign),
+            print: Fingerprint::new(0xdead),
             ..hello
         };
         for notice in [
@@ -364,6 +391,7 @@ mod tests {
             Notice::Progress { stage: Stage::Transfer, done: 7, total: u64::MAX },
             Notice::Committed { id: Hash([1; 32]), installation: None },
             Notice::Committed { id: Hash([1; 32]), installation: Some(Installation(u64::MAX)) },
+            Notice::Disk { text: "gpt; p1 vfat \"bootfs\" 512 MiB; p2 ext4 text=x" },
             Notice::Failed { stage: Stage::Disk, text: "no card: put one in, text=really" },
         ] {
             let line = notice.to_string();
@@ -395,6 +423,26 @@ mod tests {
     }
 
     #[test]
+    fn what_an_agent_found() {
+        for (fields, found, print) in [
+            ("", None, None),
+            (" found=-", None, None),
+            (" found=blank print=0000000000000000", Some(Found::Blank), None),
+            (" found=foreign print=00000000000000FF", Some(Found::Foreign), Fingerprint::new(255)),
+            (" found=foreign print=ff", Some(Found::Foreign), None),
+            // A newer agent may know more kinds.
+            (" found=encrypted", Some(Found::Foreign), None),
+        ] {
+            let line = std::format!("PIMAN/1 hello rev=2{fields}");
+            let Report::Ours(Notice::Hello(hello)) = Report::parse(line.as_bytes()) else { panic!("{line}") };
+            assert_eq!((hello.found, hello.print), (found, print), "{line}");
+        }
+        for found in Found::ALL {
+            assert_eq!(Found::from_word(found.word()), Some(found));
+        }
+    }
+
+    #[test]
     fn offers_and_back() {
         let mut offer = Offer {
             id: Hash([9; 32]),
@@ -411,6 +459,7 @@ mod tests {
             entries: 34_878,
             counter: 1_795_231_447,
             installation: Some(Installation(1)),
+            erase: Fingerprint::new(1),
         };
         let image = ImageOffer { table: Hash([7; 32]), table_bytes: 28_000, chunk_bytes: 1 << 33 };
         for (image, more) in [(None, More::default()), (Some(image), More::default()), (Some(image), more)] {

@@ -2,7 +2,7 @@
 
 use core::fmt;
 
-use super::{Installation, MARK, hash, number, put, put_installation};
+use super::{Fingerprint, Installation, MARK, hash, number, put, put_installation};
 use crate::hash::Hash;
 use crate::text::{Sink, ToText};
 
@@ -20,11 +20,11 @@ pub struct Offer {
     pub fetch_port: u16,
     /// The same as a chunked image for this card; `None`: by stream only.
     pub image: Option<ImageOffer>,
-    /// What revision 1 adds; all zero from a server of revision 0.
+    /// What later revisions add; all zero from a server of revision 0.
     pub more: More,
 }
 
-/// What revision 1 adds to an offer; 0 and `None` stand for what is not known or not there.
+/// What revisions 1 and 2 add to an offer; 0 and `None` stand for what is not known or not there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct More {
@@ -44,6 +44,8 @@ pub struct More {
     pub counter: u64,
     /// How this installation is called; the proof on the card names it.
     pub installation: Option<Installation>,
+    /// What the server has seen on the disk and orders to be erased, since revision 2.
+    pub erase: Option<Fingerprint>,
 }
 
 /// Where the chunk table of an image is.
@@ -85,6 +87,7 @@ impl Offer {
             *value = number(fields, key).unwrap_or(0);
         }
         more.installation = Installation::field(fields);
+        more.erase = Fingerprint::field(fields, "erase");
         Some(())
     }
 }
@@ -126,7 +129,8 @@ impl ToText for Offer {
                 put(to, key, value);
             }
         }
-        put_installation(to, self.more.installation)
+        put_installation(to, self.more.installation);
+        Fingerprint::put(to, " erase=", self.more.erase)
     }
 }
 

@@ -72,7 +72,10 @@ static START: Start<'static> = Start {
         installation: None,
         paths: Paths { stream: true, image: false },
         can: Can { signed: false, answer: false },
+        found: None,
+        print: None,
     }),
+    disk: None,
     installed: true,
 };
 
