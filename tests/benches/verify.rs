@@ -47,7 +47,9 @@ fn timed(command: &mut Command) -> f64 {
 }
 
 fn add(archive: &Path, state: &Path) -> f64 {
-    timed(Command::new(binaries::piman()).args(["image", "add", "--state"]).arg(state).arg(archive))
+    timed(
+        Command::new(binaries::piman()).args(["image", "add", "--force", "--state"]).arg(state).arg(archive),
+    )
 }
 
 fn make(folder: &Path) -> PathBuf {

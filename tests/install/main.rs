@@ -4,6 +4,7 @@
 
 mod ext4;
 mod extract; // path A against GNU tar, and its faults
+mod fitness; // what cannot boot is refused before a card is touched
 mod image;
 mod manifest; // images: what is known, told and sent of them
 mod old_peers;

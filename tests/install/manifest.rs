@@ -99,6 +99,10 @@ fn image(state: &Path, arguments: &[&str]) -> String {
     let (command, rest) = arguments.split_first().unwrap();
     let mut piman = Command::new(binaries::piman());
     piman.args(["image", command, "--state"]).arg(state).args(rest);
+    // What is added here is no system.
+    if *command == "add" {
+        piman.arg("--force");
+    }
     String::from_utf8(piman_tests::disk::run(&mut piman).stdout).unwrap()
 }
 
@@ -124,7 +128,7 @@ fn each_pi_gets_the_image_that_is_meant_for_it() {
 
     // Without --rootfs: what has a name is served.
     let mut command = Command::new(binaries::piman());
-    command.args(["serve", "--listen", "127.0.0.1", "--no-images", "--state"]).arg(&state);
+    command.args(["serve", "--listen", "127.0.0.1", "--no-images", "--allow-unfit", "--state"]).arg(&state);
     command.args(["--control-port", "0", "--rootfs-port", "0", "--fetch-port", "0"]);
     let server = Server::start_by(&mut command, &state);
     wait_until("all are good", || server.log().matches("is good").count() == 3);

@@ -230,7 +230,16 @@ fn ranges_of_another_network_are_refused() {
     let refused = |more: &[&str], says: &str| {
         let mut command = network.command(&network.server, binaries::piman().to_str().unwrap());
         command
-            .args(["serve", "--rootfs", "root.tar.gz", "--state", "state", "--netboot", "boot"])
+            .args([
+                "serve",
+                "--rootfs",
+                "root.tar.gz",
+                "--allow-unfit",
+                "--state",
+                "state",
+                "--netboot",
+                "boot",
+            ])
             .args(more);
         let output = command.output().unwrap();
         let said = String::from_utf8_lossy(&output.stderr).into_owned();

@@ -137,7 +137,7 @@ proptest! {
         prop_assert!(options.complaints.len() <= before.split_whitespace().count());
     }
 
-    /// What a peer that has not logged in may send is read without a fault, and verify nobody.
+    /// What a peer that has not logged in may send is read without a fault, and logs nobody in.
     #[test]
     fn logins_of_any_bytes(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
         let mut slots = vec![Slot::default(); 2 * bytes.len() + 16];

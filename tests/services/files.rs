@@ -299,8 +299,16 @@ fn what_a_server_cannot_use_is_said() {
     let serve = |more: &[&str]| {
         let state = lab.path("state");
         let ports = ["--control-port", "0", "--rootfs-port", "0", "--fetch-port", "0"];
-        let first =
-            ["serve", "--listen", "127.0.0.1", "--rootfs", archive, "--state", state.to_str().unwrap()];
+        let first = [
+            "serve",
+            "--listen",
+            "127.0.0.1",
+            "--allow-unfit",
+            "--rootfs",
+            archive,
+            "--state",
+            state.to_str().unwrap(),
+        ];
         let (code, _, err) = lab.run(&[&first[..], &ports, more].concat());
         assert_eq!(code, 1);
         err

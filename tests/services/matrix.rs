@@ -181,7 +181,14 @@ impl Services {
         }
         fs::write(path("rootfs"), archive()).expect("a file");
         let mut command = Command::new(binaries::piman());
-        command.args(["serve", "--no-date", "--no-images", "--listen", &IpAddr::from(ip).to_string()]);
+        command.args([
+            "serve",
+            "--no-date",
+            "--no-images",
+            "--allow-unfit",
+            "--listen",
+            &IpAddr::from(ip).to_string(),
+        ]);
         for port in ["control", "rootfs", "fetch", "transfer", "telemetry", "rpc"] {
             command.args([&format!("--{port}-port"), "0"]);
         }

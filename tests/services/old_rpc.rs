@@ -266,7 +266,7 @@ fn the_agent_serves_an_old_server() {
         ("many", "null", 4, &["--protocol", "auto"][..]),
         ("one", "\"secret\"", 2, &["--protocol", "pickle", "--password-file", right][..]),
         ("many", "\"secret\"", 5, &["--protocol", "auto", "--password-file", right][..]),
-        // A server without a password verify everybody.
+        // A server without a password accepts everybody.
         ("one", "null", 4, &["--protocol", "auto", "--password-file", right][..]),
         ("many", "null", 4, &["--protocol", "pickle"][..]),
     ] {

@@ -75,7 +75,7 @@ fn in_weather(folder: &Path, weather: Weather, injected: u8) {
     let server = Ipv4Addr::from(KERNEL).to_string();
 
     let mut command = Command::new(binaries::piman());
-    command.args(["serve", "--listen", &server, "--rootfs"]).arg(folder.join("rootfs.tgz"));
+    command.args(["serve", "--listen", &server, "--allow-unfit", "--rootfs"]).arg(folder.join("rootfs.tgz"));
     command.arg("--state").arg(&state);
     for port in ["control", "rootfs", "fetch", "transfer", "telemetry", "rpc"] {
         command.args([&format!("--{port}-port"), "0"]);

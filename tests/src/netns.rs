@@ -219,7 +219,17 @@ impl Network {
         let log = fs::File::create(dir.join("log")).expect("a file is made");
         let out = fs::File::create(dir.join("out")).expect("a file is made");
         let mut command = self.command(&self.server, &binaries::piman().display().to_string());
-        command.args(["-v", "serve", "--rootfs", "root.tar.gz", "--state", "state", "--netboot", "boot"]);
+        command.args([
+            "-v",
+            "serve",
+            "--rootfs",
+            "root.tar.gz",
+            "--allow-unfit",
+            "--state",
+            "state",
+            "--netboot",
+            "boot",
+        ]);
         command.args(["--dhcp-interface", "cable"]).args(more).stdout(out).stderr(log);
         self.children.push(command.spawn().expect("the server starts"));
         self.wait("out", "dhcp ");

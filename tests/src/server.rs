@@ -45,9 +45,18 @@ impl Server {
         Self::start_by(&mut Self::command(archive, state, more), state)
     }
 
-    /// The command that [`start`](Self::start) runs, for tests that expect it to fail.
+    /// The command that [`start`](Self::start) runs, for tests that expect it to fail. What the tests install
+    /// is mostly no system for a Pi.
     #[must_use]
     pub fn command(archive: &Path, state: &Path, more: &[&str]) -> Command {
+        let mut command = Self::strict(archive, state, more);
+        command.arg("--allow-unfit");
+        command
+    }
+
+    /// The same for a server that installs only what can boot a Pi.
+    #[must_use]
+    pub fn strict(archive: &Path, state: &Path, more: &[&str]) -> Command {
         let mut command = Command::new(binaries::piman());
         command.args(["serve", "--listen", "127.0.0.1", "--rootfs"]).arg(archive);
         command.arg("--state").arg(state);

@@ -12,6 +12,7 @@
 //! | `manifest` | what is signed of an image |
 //! | `sums` | the chunk hashes of an archive |
 //! | `mbr` | the partition table of a disk, [`mbr::Mbr`] |
+//! | `program` | whether a program can become process 1, [`program::Program`] |
 //! | `layout` | where the partitions of a card lie, and how large its file system is |
 //!
 //! Source: the wire as old peers speak it is fixed; what is ours is marked by lines that
@@ -24,6 +25,7 @@ pub mod layout;
 pub mod manifest;
 pub mod mbr;
 mod ours;
+pub mod program;
 mod report;
 mod session;
 pub mod sums;

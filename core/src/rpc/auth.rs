@@ -88,7 +88,7 @@ fn login(value: Value<'_>) -> Option<Value<'_>> {
     }
 }
 
-/// Whether a server with this password verify a client that says this. Without a password it verify
+/// Whether a server with this password accepts a client that says this. Without a password it accepts
 /// every login.
 #[must_use]
 pub fn verify(password: Option<&str>, value: Value<'_>) -> bool {

@@ -10,7 +10,7 @@ use super::Codec;
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub enum Protocol {
     /// Ask the server by a login that old servers and ours take, [`auth::EITHER`](super::auth::EITHER). A
-    /// password crosses the network in clear, since an old server verify nobody without it.
+    /// password crosses the network in clear, since an old server accepts nobody without it.
     Auto,
     /// Pickles only, for an old TCPTalks server. A password crosses the network in clear.
     Pickle,

@@ -37,6 +37,9 @@ pub struct AddArgs {
     /// It is for every Pi that has no other, as the first one always is
     #[arg(long)]
     default: bool,
+    /// Take it although it cannot boot a Pi as far as can be seen
+    #[arg(long)]
+    force: bool,
     #[command(flatten)]
     whom: Whom,
 }
@@ -98,8 +101,12 @@ pub fn add(args: &AddArgs) -> anyhow::Result<String> {
     let began = Instant::now();
     let content = facts(&path, &state)?;
     let packed = fs::metadata(&path)?.len();
+    let unfit = content.fitness.unfit();
+    if let Some(unfit) = unfit.as_ref().filter(|_| !args.force) {
+        bail!("{} cannot boot a Pi: {unfit}. Nothing was added; --force takes it as it is", path.display());
+    }
     let first = state.catalogue()?.images.is_empty() && args.whom.is_empty();
-    state.edit(&Edit::Add { name: name.clone(), path })?;
+    state.edit(&Edit::Add { name: name.clone(), path, takes_unfit: args.force })?;
     let mut out = format!(
         "image {name}: {} with {} entries, {} unpacked; {} in {:.1} s\n",
         bytes(packed),
@@ -108,6 +115,10 @@ pub fn add(args: &AddArgs) -> anyhow::Result<String> {
         content.id,
         began.elapsed().as_secs_f64()
     );
+    for finding in &content.fitness.findings {
+        // Writing to a string does not fail.
+        let _ = writeln!(out, "warning: {finding}");
+    }
     if args.default || first {
         state.edit(&Edit::Default { name: Some(name.clone()) })?;
         out.push_str("it is the default\n");

@@ -11,7 +11,8 @@ use anyhow::{Context, bail};
 use rustix::process::{Resource, getrlimit};
 
 use crate::config::{Options, Settings};
-use crate::images::source::decode;
+use crate::images::fitness::{Finding, Severity};
+use crate::images::source::{Inspected, inspect};
 use crate::net::listen;
 use crate::netboot::build::lint::{self, Weight};
 use crate::netboot::dhcp::server::{self as dhcp_server, interfaces};
@@ -110,7 +111,7 @@ pub fn examine(options: Options) -> Checkup {
         return checkup;
     }
     match &settings.rootfs {
-        Some(path) => checkup.result("archive", archive(path)),
+        Some(path) => archive(&mut checkup, path, settings.allow_unfit),
         None if install => {
             checkup.note(Health::Good, "archive", "the images of `piman image list` are installed");
         }
@@ -131,15 +132,28 @@ pub fn examine(options: Options) -> Checkup {
 }
 
 /// Reads the whole archive, as a Pi would.
-fn archive(path: &Path) -> anyhow::Result<String> {
+fn archive(checkup: &mut Checkup, path: &Path, allow_unfit: bool) {
     let name = path.display();
-    let file = File::open(path)
-        .with_context(|| format!("opening {name}: is the path right, and may this user read it?"))?;
-    let bytes = file.metadata().with_context(|| format!("looking at {name}"))?.len();
-    let file = BufReader::with_capacity(1 << 20, file);
-    let (entries, _) =
-        decode(file).with_context(|| format!("{name} is no whole archive: make it again with `tar -czf`"))?;
-    Ok(format!("{name}: {entries} entries in {bytes} bytes, whole"))
+    let read = || {
+        let file = File::open(path)
+            .with_context(|| format!("opening {name}: is the path right, and may this user read it?"))?;
+        let bytes = file.metadata().with_context(|| format!("looking at {name}"))?.len();
+        let found = inspect(BufReader::with_capacity(1 << 20, file))
+            .with_context(|| format!("{name} cannot be installed: make it again with `tar -czf`"))?;
+        anyhow::Ok((found, bytes))
+    };
+    let (Inspected { fitness, entries, .. }, bytes) = match read() {
+        Ok(found) => found,
+        Err(e) => return checkup.note(Health::Bad, "archive", format!("{e:#}")),
+    };
+    checkup.note(Health::Good, "archive", format!("{name}: {entries} entries in {bytes} bytes, whole"));
+    for Finding { severity, text, .. } in fitness.findings {
+        let health = match severity {
+            Severity::Unfit if !allow_unfit => Health::Bad,
+            _ => Health::Warning,
+        };
+        checkup.note(health, "system", text);
+    }
 }
 
 /// The ports of all services that are asked for, and what these need besides.

@@ -55,6 +55,7 @@ pub(super) fn install_only(o: &Options) -> Option<&'static str> {
         (o.control_port.is_some(), "control-port"),
         (o.rootfs_port.is_some(), "rootfs-port"),
         (o.fetch_port.is_some(), "fetch-port"),
+        (o.allow_unfit.is_some(), "allow-unfit"),
         (o.reinstall_file.is_some(), "reinstall-file"),
         (o.slots.is_some(), "slots"),
     ];

@@ -58,6 +58,9 @@ pub struct Options {
     /// Do not build images for path B: every Pi extracts the archive by itself
     #[arg(long, num_args = 0..=1, default_missing_value = "true", require_equals = true, value_name = "BOOL")]
     pub no_images: Option<bool>,
+    /// Install also what cannot boot a Pi as far as can be seen: no init for its processor, for example
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", require_equals = true, value_name = "BOOL")]
+    pub allow_unfit: Option<bool>,
     /// File of IPv4 addresses, one per line, that are to be reinstalled; emptied when taken in
     #[arg(long, value_name = "FILE")]
     pub reinstall_file: Option<PathBuf>,
@@ -193,6 +196,8 @@ pub struct Settings {
     pub date: bool,
     /// Whether images are built.
     pub images: bool,
+    /// Whether also what cannot boot is installed.
+    pub allow_unfit: bool,
     pub reinstall_file: Option<PathBuf>,
     /// 0: no limit.
     pub slots: usize,
@@ -244,6 +249,7 @@ impl Options {
             state: self.state.or(file.state),
             no_date: self.no_date.or(file.no_date),
             no_images: self.no_images.or(file.no_images),
+            allow_unfit: self.allow_unfit.or(file.allow_unfit),
             reinstall_file: self.reinstall_file.or(file.reinstall_file),
             slots: self.slots.or(file.slots),
             connections: self.connections.or(file.connections),
@@ -353,6 +359,7 @@ impl TryFrom<Options> for Settings {
             state: o.state.unwrap_or_else(state_folder),
             date: !o.no_date.unwrap_or(false),
             images: !o.no_images.unwrap_or(false),
+            allow_unfit: o.allow_unfit.unwrap_or(false),
             reinstall_file: o.reinstall_file,
             slots: o.slots.unwrap_or(0),
             connections: o.connections.unwrap_or(16_384),

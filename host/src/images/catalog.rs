@@ -9,7 +9,7 @@ use std::thread::JoinHandle;
 use piman_core::hash::Hash;
 
 use crate::images::source::{Archive, Source, SourceState};
-use crate::state::{Identity, State, StateError};
+use crate::state::{Catalogue, Identity, State, StateError};
 use crate::sys::lock::lock;
 
 /// What became of an archive.
@@ -31,6 +31,8 @@ pub struct Catalog {
     state: Arc<dyn State>,
     /// What `--rootfs` names: for everyone who gets nothing else.
     fallback: Option<PathBuf>,
+    /// Whether all are installed, also those that cannot boot.
+    takes_unfit: bool,
     sources: Mutex<ImageSources>,
     /// Whether the catalogue had an answer when it was last read.
     answered: AtomicBool,
@@ -50,15 +52,22 @@ impl Catalog {
     ///
     /// # Errors
     /// If the system has no thread left.
-    pub fn open(state: Arc<dyn State>, fallback: Option<Source>, tell: Tell) -> std::io::Result<Arc<Self>> {
+    pub fn open(
+        state: Arc<dyn State>,
+        fallback: Option<Source>,
+        takes_unfit: bool,
+        tell: Tell,
+    ) -> std::io::Result<Arc<Self>> {
         let catalog = Arc::new(Self {
             state,
             fallback: fallback.as_ref().map(|source| source.path().to_owned()),
+            takes_unfit,
             sources: Mutex::default(),
             answered: AtomicBool::new(false),
             tell,
         });
         if let Some(source) = fallback {
+            source.take_unfit(takes_unfit);
             catalog.lock().put(Arc::new(source), &catalog.state, &catalog.tell)?;
         }
         if let Err(e) = catalog.follow() {
@@ -76,7 +85,9 @@ impl Catalog {
         let catalogue = self.state.catalogue()?;
         self.answered.fetch_or(!catalogue.images.is_empty(), Ordering::Relaxed);
         for image in &catalogue.images {
-            self.source(&image.path);
+            if let Some(source) = self.source(&image.path) {
+                source.take_unfit(self.takes_unfit(&catalogue, &image.path));
+            }
         }
         let is_meant = |path: &Path| {
             self.fallback.as_deref() == Some(path) || catalogue.images.iter().any(|i| i.path == path)
@@ -123,6 +134,11 @@ impl Catalog {
         self.source(&path).ok_or_else(|| "the server is being stopped".into())
     }
 
+    /// Whether what is at this path is installed although it cannot boot.
+    fn takes_unfit(&self, catalogue: &Catalogue, path: &Path) -> bool {
+        self.takes_unfit || catalogue.images.iter().any(|i| i.path == path && i.takes_unfit)
+    }
+
     /// What is at this path; `None` while the server is being stopped.
     fn source(&self, path: &Path) -> Option<Arc<Source>> {
         let mut sources = self.lock();
@@ -130,6 +146,8 @@ impl Catalog {
             return Some(Arc::clone(source));
         }
         let source = Arc::new(Source::at(path));
+        // What cannot be read is asked again by `follow`.
+        source.take_unfit(self.state.catalogue().is_ok_and(|c| self.takes_unfit(&c, path)));
         match sources.put(Arc::clone(&source), &self.state, &self.tell) {
             Ok(()) => Some(source),
             Err(e) => {
@@ -229,7 +247,9 @@ mod tests {
             pack(&path(name), name);
         }
         let state: Arc<dyn State> = Arc::new(Sqlite::serve(folder.path()).unwrap());
-        let add = |name: &str| state.edit(&Edit::Add { name: name.into(), path: path(name) }).unwrap();
+        let add = |name: &str| {
+            state.edit(&Edit::Add { name: name.into(), path: path(name), takes_unfit: true }).unwrap()
+        };
         assert!(add("b"));
         let (told, news) = mpsc::channel();
         let tell = move |path: &Path, news: News<'_>| {
@@ -242,7 +262,7 @@ mod tests {
             let _ = told.send((name, kind));
         };
         let fallback = Source::open(&path("a")).unwrap();
-        let catalog = Catalog::open(Arc::clone(&state), Some(fallback), Arc::new(tell)).unwrap();
+        let catalog = Catalog::open(Arc::clone(&state), Some(fallback), true, Arc::new(tell)).unwrap();
         let wait = |name: &str, kind: &str| {
             while news.recv_timeout(Duration::from_secs(60)).unwrap() != (name.to_owned(), kind) {}
         };

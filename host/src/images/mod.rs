@@ -6,10 +6,12 @@
 //! | [`catalog`] | which archive a Pi gets |
 //! | [`build_queue`] | images that are being built |
 //! | [`ext4`] | an ext4 image out of an archive |
+//! | [`fitness`] | whether what an archive holds can run on a Pi |
 //! | [`sign`] | signed manifests |
 
 pub mod build_queue;
 pub mod catalog;
 pub mod ext4;
+pub mod fitness;
 pub mod sign;
 pub mod source;

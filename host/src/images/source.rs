@@ -5,7 +5,7 @@ use std::fs::{self, File};
 use std::io::{self, BufReader, ErrorKind, Read};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -16,6 +16,7 @@ use piman_core::hosted::summing::ChunkHasher;
 use piman_core::hosted::unpack::{Decoder, packing};
 use tokio::sync::watch;
 
+use super::fitness::{Evidence, Fitness};
 use crate::state::State;
 use crate::state::archive_facts::{Content, Stamp};
 use crate::sys::clock::now_ms;
@@ -130,12 +131,13 @@ impl Archive {
     /// Decodes everything, so that every checksum in it is compared, and hashes it.
     fn check(&self, go_on: &dyn Fn(u64) -> bool) -> Result<Content, String> {
         let mut hashing = Hashing { archive: self, at: 0, summing: ChunkHasher::new(), go_on };
-        let (entries, unpacked_bytes) = decode(&mut hashing).map_err(|e| format!("{e:#}"))?;
+        let Inspected { fitness, entries, unpacked_bytes } =
+            inspect(&mut hashing).map_err(|e| format!("{e:#}"))?;
         // What is behind the last member belongs to the file's identity too.
         io::copy(&mut hashing, &mut io::sink()).map_err(|e| format!("it cannot be read: {e}"))?;
         self.unchanged().map_err(|e| e.to_string())?;
         let (id, sums) = hashing.summing.finish();
-        Ok(Content { id, sums, unpacked_bytes, entries })
+        Ok(Content { id, sums, unpacked_bytes, entries, fitness })
     }
 }
 
@@ -146,18 +148,32 @@ fn open(path: &Path) -> Result<Archive, String> {
     })
 }
 
-/// Reads all entries and all that follows them, to the end of the packed data. Returns how many
-/// entries there are, and how many bytes were packed.
-pub(crate) fn decode(archive: impl Read) -> anyhow::Result<(u64, u64)> {
+/// What there is in an archive.
+pub(crate) struct Inspected {
+    /// What is wrong with the system in it.
+    pub(crate) fitness: Fitness,
+    /// How many entries it has.
+    pub(crate) entries: u64,
+    /// How many bytes were packed.
+    pub(crate) unpacked_bytes: u64,
+}
+
+/// Reads all entries and all that follows them, to the end of the packed data. What no installation could
+/// extract is an error, by whichever way it would be installed.
+pub(crate) fn inspect(archive: impl Read) -> anyhow::Result<Inspected> {
     let unpacked = BufReader::with_capacity(1 << 18, Decoder::new(archive)?);
     let mut reader = Reader::new(unpacked);
-    let mut entries = 0_u64;
-    while reader.next_entry()?.is_some() {
-        entries += 1;
+    let mut evidence = Evidence::new();
+    while let Some(entry) = reader.next_entry()? {
+        evidence.add(entry, &mut reader)?;
     }
     reader.drain()?;
-    anyhow::ensure!(entries > 0, "there is nothing in it");
-    Ok((entries, reader.position()))
+    anyhow::ensure!(evidence.entries() > 0, "there is nothing in it");
+    Ok(Inspected {
+        fitness: evidence.judge(),
+        entries: evidence.entries(),
+        unpacked_bytes: reader.position(),
+    })
 }
 
 /// Reads the archive at its own offset, hashing what passes.
@@ -204,6 +220,10 @@ pub struct Unusable {
 #[derive(Debug)]
 pub struct Source {
     path: PathBuf,
+    /// The operator wants what cannot boot, too.
+    takes_unfit: AtomicBool,
+    /// What was found has to be reported again.
+    again: AtomicBool,
     now: Mutex<Now>,
     /// Counts what changes, for those who wait.
     news: watch::Sender<u64>,
@@ -242,14 +262,43 @@ impl Source {
             return Err(unusable(if n == 0 { "it is empty".into() } else { reason.into() }));
         }
         let now = Now { archive: Ok(Arc::new(archive)), closed: false };
-        Ok(Self { path: path.into(), now: Mutex::new(now), news: watch::Sender::new(0) })
+        Ok(Self::new(path, now))
     }
 
     /// What is at a path, whether it can be used or not.
     #[must_use]
     pub fn at(path: &Path) -> Self {
         let now = Now { archive: open(path).map(Arc::new), closed: false };
-        Self { path: path.into(), now: Mutex::new(now), news: watch::Sender::new(0) }
+        Self::new(path, now)
+    }
+
+    fn new(path: &Path, now: Now) -> Self {
+        Self {
+            path: path.into(),
+            takes_unfit: AtomicBool::new(false),
+            again: AtomicBool::new(false),
+            now: Mutex::new(now),
+            news: watch::Sender::new(0),
+        }
+    }
+
+    /// Whether what cannot boot is installed, too.
+    pub fn take_unfit(&self, yes: bool) {
+        if self.takes_unfit.swap(yes, Ordering::Relaxed) != yes {
+            let is_reported = self.lock().archive.as_ref().is_ok_and(|a| a.verdict.get().is_some());
+            self.again.store(is_reported, Ordering::Relaxed);
+            self.news.send_modify(|n| *n += 1);
+        }
+    }
+
+    /// Why this is not installed although it is whole.
+    fn refusal(&self, facts: &Content) -> Option<String> {
+        let unfit = facts.fitness.unfit().filter(|_| !self.takes_unfit.load(Ordering::Relaxed))?;
+        Some(format!(
+            "{} cannot boot a Pi: {unfit}; nothing is installed until it is replaced, or taken as it is with \
+             `piman image add --force` (`piman serve --allow-unfit` for --rootfs)",
+            self.path.display()
+        ))
     }
 
     /// Where it is.
@@ -263,7 +312,10 @@ impl Source {
         match &self.look().archive {
             Err(reason) => SourceState::Bad(reason.clone()),
             Ok(archive) => match archive.verdict.get() {
-                Some(Ok(facts)) => SourceState::Good(Arc::clone(archive), facts.id),
+                Some(Ok(facts)) => match self.refusal(facts) {
+                    Some(reason) => SourceState::Bad(reason),
+                    None => SourceState::Good(Arc::clone(archive), facts.id),
+                },
                 Some(Err(reason)) => SourceState::Bad(reason.clone()),
                 None => {
                     let done = archive.checked_bytes.load(Ordering::Relaxed).saturating_mul(100);
@@ -338,6 +390,11 @@ impl Source {
                         source.check(&archive, first, &*state, &tell);
                         first = false;
                     }
+                    Ok(archive) if source.again.swap(false, Ordering::Relaxed) => {
+                        if let Some(verdict) = archive.verdict.get() {
+                            source.report(&archive, verdict, &tell);
+                        }
+                    }
                     Err(reason) if told.as_ref() != Some(&reason) => {
                         tell(Err(&reason));
                         told = Some(reason);
@@ -362,11 +419,7 @@ impl Source {
         tell: &impl Fn(Result<(&Arc<Archive>, Hash), &str>),
     ) {
         if let Some(facts) = archive.known(state) {
-            tell(Ok((
-                archive,
-                archive.verdict.get_or_init(|| Ok(facts)).as_ref().map_or(Hash::default(), |f| f.id),
-            )));
-            self.news.send_modify(|n| *n += 1);
+            self.report(archive, archive.verdict.get_or_init(|| Ok(facts)), tell);
             return;
         }
         if !first {
@@ -385,10 +438,28 @@ impl Source {
                 self.path.display()
             )
         });
-        match archive.verdict.get_or_init(|| verdict.map(Arc::new)) {
+        if let Ok(facts) = &verdict {
+            archive.keep(state, facts);
+        }
+        self.report(archive, archive.verdict.get_or_init(|| verdict.map(Arc::new)), tell);
+    }
+
+    /// Says what became of a version.
+    fn report(
+        &self,
+        archive: &Arc<Archive>,
+        verdict: &Result<Arc<Content>, String>,
+        tell: &impl Fn(Result<(&Arc<Archive>, Hash), &str>),
+    ) {
+        match verdict {
             Ok(facts) => {
-                archive.keep(state, facts);
-                tell(Ok((archive, facts.id)));
+                for finding in &facts.fitness.findings {
+                    log::warn!("{}: {finding}", self.path.display());
+                }
+                match self.refusal(facts) {
+                    Some(reason) => tell(Err(&reason)),
+                    None => tell(Ok((archive, facts.id))),
+                }
             }
             Err(reason) => tell(Err(reason)),
         }

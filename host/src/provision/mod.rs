@@ -130,6 +130,7 @@ impl Bound {
         let catalog = Catalog::open(
             state,
             archive,
+            settings.allow_unfit,
             Arc::new(move |path: &Path, news: News<'_>| {
                 let catalog = tell_shelf.get().and_then(Weak::upgrade);
                 if let News::Good(archive, id) = &news {

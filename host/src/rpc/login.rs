@@ -38,7 +38,7 @@ pub struct Secret {
 }
 
 impl Secret {
-    /// Of a password; `None` is no secret: a server then verify everybody.
+    /// Of a password; `None` is no secret: a server then accepts everybody.
     #[must_use]
     pub fn new(password: Option<String>) -> Self {
         let key = blake3::derive_key(KEY_CONTEXT, password.as_deref().unwrap_or("").as_bytes());

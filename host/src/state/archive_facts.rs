@@ -6,6 +6,8 @@ use std::os::unix::fs::MetadataExt;
 
 use piman_core::hash::Hash;
 
+use crate::images::fitness::Fitness;
+
 /// What tells one version of a file from another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Stamp {
@@ -76,4 +78,6 @@ pub struct Content {
     pub unpacked_bytes: u64,
     /// How many entries it has.
     pub entries: u64,
+    /// Whether what it holds can run on a Pi.
+    pub fitness: Fitness,
 }

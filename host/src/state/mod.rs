@@ -228,6 +228,8 @@ pub struct Registered {
     /// Whether it is for everyone who has no other.
     pub is_default: bool,
     pub added_ms: u64,
+    /// Whether it is installed although it cannot boot as far as can be seen.
+    pub takes_unfit: bool,
 }
 
 /// Which image a Pi or a group gets.
@@ -255,7 +257,7 @@ pub struct Catalogue {
 #[expect(missing_docs, reason = "the names say it")]
 pub enum Edit {
     /// Gives an archive a name; one of that name gets this path.
-    Add { name: String, path: PathBuf },
+    Add { name: String, path: PathBuf, takes_unfit: bool },
     /// Forgets an image, and that somebody gets it.
     Remove { name: String },
     /// Makes it the default; `None`: there is none.
@@ -271,12 +273,12 @@ pub enum Edit {
 #[non_exhaustive]
 pub enum StateError {
     /// The file is no database, or a broken one.
-    #[error("{path} is damaged: {cause}")]
+    #[error("{path} is damaged: {reason}")]
     Damaged {
         /// Which file.
         path: String,
         /// What was found.
-        cause: rusqlite::Error,
+        reason: String,
     },
     /// The folder or file cannot be written.
     #[error(
@@ -308,13 +310,22 @@ pub enum StateError {
         /// Ours.
         known: i64,
     },
+    /// It cannot be used now, which has nothing to do with what is in it: the disk is full, another program
+    /// holds it.
+    #[error("{path} cannot be used now: {reason}")]
+    Busy {
+        /// Which file.
+        path: String,
+        /// What the database says.
+        reason: String,
+    },
     /// Anything else.
-    #[error("{path}: {cause}")]
+    #[error("{path}: {reason}")]
     Other {
         /// Which file.
         path: String,
         /// What the database says.
-        cause: rusqlite::Error,
+        reason: String,
     },
 }
 

@@ -99,7 +99,7 @@ impl Recorder {
         self.wake.notify_all();
     }
 
-    /// Takes note that the server itself has a alert, or that it is over.
+    /// Takes note that the server itself has an alert, or that it is over.
     pub fn alert(&self, kind: &str, text: Option<String>) {
         let mut notes = lock(&self.notes);
         notes.rest.alerts.retain(|(k, _)| *k != kind);

@@ -1,19 +1,18 @@
 //! The installed system: unmounting it, and finding what is to become process 1 in it.
 
-use std::ffi::OsString;
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{self, Read};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use crate::card::root_path::resolve;
+use piman_core::install::program::{HEAD, INIT_PATHS, Machine, Program};
 use rustix::mount::UnmountFlags;
 
 /// Where the root filesystem is mounted before it becomes `/`.
 pub const NEW_ROOT: &str = "/new_root";
-
-/// Where an installed system keeps its process 1, in the order in which they are tried.
-const USUAL: [&str; 5] = ["/sbin/init", "/lib/systemd/systemd", "/etc/init", "/bin/init", "/bin/sh"];
 
 /// Unmounts everything that is mounted at `at`, one on another.
 pub fn unmount(at: &Path) {
@@ -46,24 +45,20 @@ pub fn find_init(root: &Path, wanted: Option<&Path>) -> Result<PathBuf, String> 
 
 /// Where process 1 may be, in the order in which the places are tried.
 pub fn candidates(wanted: Option<&Path>) -> impl Iterator<Item = &Path> {
-    wanted.into_iter().chain(USUAL.iter().map(Path::new))
+    wanted.into_iter().chain(INIT_PATHS.iter().map(Path::new))
 }
 
 /// Whether the system at `root` can run `program`, as far as can be seen from outside.
 fn check_program(root: &Path, program: &Path) -> Result<(), String> {
     let head = read_program(root, program)?;
-    let interpreter = if head.starts_with(b"#!") {
-        let line = head.get(2..).unwrap_or_default().split(|b| *b == b'\n').next().unwrap_or_default();
-        line.split(u8::is_ascii_whitespace).find(|w| !w.is_empty()).map(<[u8]>::to_vec)
-    } else {
-        elf_interpreter(&head)?
+    let interpreter = match judge(&head)? {
+        Program::Script { interpreter } => Some(interpreter),
+        Program::Elf { loader, .. } => loader,
     };
     let Some(interpreter) = interpreter else { return Ok(()) };
-    use std::os::unix::ffi::OsStringExt;
-    let interpreter = PathBuf::from(OsString::from_vec(interpreter));
+    let interpreter = PathBuf::from(OsStr::from_bytes(interpreter));
     let named = |why| format!("needs {}: {why}", interpreter.display());
-    let head = read_program(root, &interpreter).map_err(named)?;
-    if head.starts_with(b"#!") { Ok(()) } else { elf_interpreter(&head).map(|_| ()).map_err(named) }
+    judge(&read_program(root, &interpreter).map_err(named)?).map(|_| ()).map_err(named)
 }
 
 /// The first 4 KiB of an executable file of the system at `root`.
@@ -81,55 +76,30 @@ fn read_program(root: &Path, program: &Path) -> Result<Vec<u8>, String> {
         return Err("is not executable".into());
     }
     let mut head = Vec::new();
-    File::open(&path).and_then(|f| f.take(4096).read_to_end(&mut head)).map_err(words)?;
+    File::open(&path).and_then(|f| f.take(HEAD as u64).read_to_end(&mut head)).map_err(words)?;
     Ok(head)
 }
 
-/// The `e_machine` numbers that a kernel for this processor runs, its own first.
-const MACHINES: &[u16] = if cfg!(target_arch = "aarch64") {
-    &[183, 40]
+/// The processor that this program, and so the kernel, is for.
+const THIS: Option<Machine> = if cfg!(target_arch = "aarch64") {
+    Some(Machine::AARCH64)
 } else if cfg!(target_arch = "arm") {
-    &[40]
+    Some(Machine::ARM)
 } else if cfg!(target_arch = "x86_64") {
-    &[62, 3]
+    Some(Machine::X86_64)
 } else {
-    &[]
+    None
 };
 
-/// The program loader that an ELF program asks for; `None` for a static one. All reads are
-/// checked against what there is: the file may be anything.
-fn elf_interpreter(head: &[u8]) -> Result<Option<Vec<u8>>, String> {
-    if !head.starts_with(b"\x7fELF") {
-        return Err("is neither a program nor a script".into());
+/// A program that this processor runs, or a script.
+fn judge(head: &[u8]) -> Result<Program<'_>, String> {
+    match Program::parse(head) {
+        Ok(Program::Elf { machine, .. }) if THIS.is_some_and(|this| !this.runs(machine)) => {
+            Err(format!("is for another processor ({machine})"))
+        }
+        Ok(program) => Ok(program),
+        Err(why) => Err(why.to_string()),
     }
-    let cut = || "is a damaged program".to_owned();
-    if head.get(5) != Some(&1) {
-        return Err("is for another processor (big-endian)".into());
-    }
-    let number = |at: usize, bytes: usize| -> Option<usize> {
-        let field = head.get(at..at.checked_add(bytes)?)?;
-        Some(field.iter().rev().fold(0, |n, b| n << 8 | usize::from(*b)))
-    };
-    let machine = number(18, 2).ok_or_else(cut)?;
-    if !MACHINES.is_empty() && !MACHINES.iter().any(|m| usize::from(*m) == machine) {
-        return Err(format!("is for another processor (ELF machine {machine})"));
-    }
-    let wide = head.get(4) == Some(&2);
-    // Where the fields lie in the 64-bit and in the 32-bit form.
-    let (table, size, count, offset, length, word) =
-        if wide { (32, 54, 56, 8, 32, 8) } else { (28, 42, 44, 4, 16, 4) };
-    let table = number(table, word).ok_or_else(cut)?;
-    let size = number(size, 2).ok_or_else(cut)?;
-    for index in 0..number(count, 2).ok_or_else(cut)? {
-        let Some(at) = index.checked_mul(size).and_then(|o| o.checked_add(table)) else { return Err(cut()) };
-        // What lies behind the part that was read cannot be judged: the kernel will.
-        let Some(3) = number(at, 4) else { continue };
-        let field = |o: usize| number(at.saturating_add(o), word);
-        let (Some(from), Some(bytes)) = (field(offset), field(length)) else { break };
-        let name = from.checked_add(bytes).and_then(|to| head.get(from..to));
-        return Ok(name.map(|n| n.strip_suffix(b"\0").unwrap_or(n).to_vec()));
-    }
-    Ok(None)
 }
 
 #[cfg(test)]
@@ -171,7 +141,7 @@ mod tests {
     fn program() -> Vec<u8> {
         let mut elf = vec![0; 64];
         elf[..6].copy_from_slice(b"\x7fELF\x02\x01");
-        elf[18..20].copy_from_slice(&MACHINES.first().unwrap_or(&0).to_le_bytes());
+        elf[18..20].copy_from_slice(&THIS.map_or(0, |m| m.0).to_le_bytes());
         elf
     }
 
@@ -223,7 +193,7 @@ mod tests {
         for words in [
             "/sbin/init: is not executable",
             "/lib/systemd/systemd: does not exist",
-            "/etc/init: is for another processor (ELF machine 8)",
+            "/etc/init: is for another processor (MIPS)",
             "/bin/init: needs /bin/no-such-shell: does not exist",
             "/bin/sh: is neither a program nor a script",
         ] {
@@ -231,32 +201,5 @@ mod tests {
         }
         root.put("usr/bin/no-such-shell", &program(), 0o755);
         assert_eq!(find_init(&root.0, None), Ok("/bin/init".into()));
-    }
-
-    #[test]
-    fn the_loader_of_a_real_program() {
-        let this = fs::read(std::env::current_exe().unwrap()).unwrap();
-        let loader = elf_interpreter(&this[..4096]).unwrap();
-        if cfg!(target_env = "gnu") {
-            let loader = String::from_utf8(loader.unwrap()).unwrap();
-            assert!(loader.starts_with("/lib") && loader.contains("ld-linux"), "{loader}");
-        } else {
-            assert_eq!(loader, None);
-        }
-    }
-
-    #[test]
-    fn damaged_programs_are_no_panic() {
-        let this = fs::read(std::env::current_exe().unwrap()).unwrap();
-        for length in 0..1024 {
-            let _ = elf_interpreter(&this[..length]);
-            let mut damaged = this[..1024].to_vec();
-            damaged[length] = 0xff;
-            let _ = elf_interpreter(&damaged);
-        }
-        let mut all = program();
-        all[6..18].fill(0xff);
-        all[20..].fill(0xff);
-        let _ = elf_interpreter(&all);
     }
 }

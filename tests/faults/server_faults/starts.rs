@@ -105,7 +105,9 @@ fn ports_that_are_taken_or_not_permitted() {
     let (_, error) = refused(foreign.args(["--control-port", "4445"]));
     assert!(error.contains("cannot be used multiple times"), "{error}");
     let mut twice = Command::new(piman_tests::binaries::piman());
-    twice.args(["serve", "--listen", "192.0.2.1", "--control-port", "0", "--rootfs"]).arg(archive.path());
+    twice
+        .args(["serve", "--allow-unfit", "--listen", "192.0.2.1", "--control-port", "0", "--rootfs"])
+        .arg(archive.path());
     let (_, error) = refused(twice.arg("--state").arg(folder.path()));
     assert!(error.contains("does not have that address"), "{error}");
 }

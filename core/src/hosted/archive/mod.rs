@@ -45,6 +45,8 @@ pub use reader::Reader;
 
 /// The longest name or link target, in bytes.
 pub const NAME_MAX: usize = 4096;
+/// The deepest directory that an entry may be in; extracting keeps the directories on the way open.
+pub const DEPTH_MAX: usize = 500;
 /// The longest pax headers of one entry, in bytes.
 pub const PAX_MAX: u64 = 1 << 20;
 /// The most parts that a sparse file may have; each takes 16 bytes of memory.

@@ -187,12 +187,9 @@ impl<R: BufRead> Reader<R> {
                 self.skip_content()?;
                 Kind::Directory
             }
-            // Before there was a type for directories, they were files with a name like this.
-            b'\0' | b'0' | b'7' if path.ends_with(b"/") => {
-                self.open_content(self.stored(header, pax)?);
-                self.skip_content()?;
-                Kind::Directory
-            }
+            // Before there was a type for directories, they were files with a name like this. Their size
+            // says nothing, as GNU tar and bsdtar have it.
+            b'\0' | b'0' | b'7' if path.ends_with(b"/") => Kind::Directory,
             _ => Kind::File(self.file(header, pax)?),
         })
     }

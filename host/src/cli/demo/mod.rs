@@ -146,6 +146,8 @@ fn start(archive: &Path, state: &Path) -> anyhow::Result<Server> {
         rootfs_port: Some(0),
         fetch_port: Some(0),
         state: Some(state.to_owned()),
+        // It boots nowhere.
+        allow_unfit: Some(true),
         ..Options::default()
     })?;
     Server::start(settings).context("starting the server")

@@ -17,7 +17,7 @@ mod build;
 mod pack;
 mod scan;
 mod store;
-mod tree;
+pub(super) mod tree;
 mod verify;
 
 use std::io;

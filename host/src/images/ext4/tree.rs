@@ -3,15 +3,15 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use piman_core::hosted::archive::{self, Entry, Segment, Time, Xattr};
+use piman_core::hosted::archive::{self, DEPTH_MAX, Entry, Segment, Time, Xattr};
 
 use super::{Error, LOST_FOUND, PROOF, acl};
 
 /// A node, by its place in [`Tree::nodes`].
-pub(super) type Id = usize;
+pub(in crate::images) type Id = usize;
 
 /// The root directory.
-pub(super) const ROOT: Id = 0;
+pub(in crate::images) const ROOT: Id = 0;
 
 /// The largest file that ext4 can hold, in bytes.
 const FILE_MAX: u64 = (1 << 44) - 4096;
@@ -21,34 +21,34 @@ const LINKS_MAX: u32 = 40;
 
 /// All nodes that ever were; those that were replaced have no name any more.
 #[derive(Debug)]
-pub(super) struct Tree {
-    pub(super) nodes: Vec<Node>,
+pub(in crate::images) struct Tree {
+    pub(in crate::images) nodes: Vec<Node>,
     /// How many entries the archive has.
-    pub(super) entries: u64,
+    pub(in crate::images) entries: u64,
     /// The newest of all times.
-    pub(super) newest: i64,
+    pub(in crate::images) newest: i64,
 }
 
 /// A file, directory, link or device.
 #[derive(Debug)]
-pub(super) struct Node {
-    pub(super) meta: Meta,
+pub(in crate::images) struct Node {
+    pub(in crate::images) meta: Meta,
     /// Names in UTF-8 and values as they are stored.
-    pub(super) xattrs: BTreeMap<Box<str>, Vec<u8>>,
-    pub(super) kind: Kind,
+    pub(in crate::images) xattrs: BTreeMap<Box<str>, Vec<u8>>,
+    pub(in crate::images) kind: Kind,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Meta {
-    pub(super) mode: u16,
-    pub(super) uid: u32,
-    pub(super) gid: u32,
+pub(in crate::images) struct Meta {
+    pub(in crate::images) mode: u16,
+    pub(in crate::images) uid: u32,
+    pub(in crate::images) gid: u32,
     /// `None` for a directory that the archive only mentions as part of a name.
-    pub(super) mtime: Option<Time>,
+    pub(in crate::images) mtime: Option<Time>,
 }
 
 #[derive(Debug)]
-pub(super) enum Kind {
+pub(in crate::images) enum Kind {
     Directory(BTreeMap<Box<str>, Id>),
     File {
         size: u64,
@@ -64,15 +64,15 @@ pub(super) enum Kind {
 }
 
 /// A name of a node: the directory and what it is called there.
-pub(super) type Name<'t> = (Id, &'t str);
+pub(in crate::images) type Name<'t> = (Id, &'t str);
 
 impl Tree {
-    pub(super) fn new() -> Self {
+    pub(in crate::images) fn new() -> Self {
         Self { nodes: vec![Node::implied()], entries: 0, newest: 0 }
     }
 
     /// Takes in the archive's next entry.
-    pub(super) fn add(&mut self, entry: Entry) -> Result<(), Error> {
+    pub(in crate::images) fn add(&mut self, entry: Entry) -> Result<(), Error> {
         let index = self.entries;
         self.entries += 1;
         self.newest = self.newest.max(entry.mtime.seconds);
@@ -82,6 +82,16 @@ impl Tree {
         // Ours and ext4's own: an image has them anyway.
         if parts.front().is_some_and(|first| [PROOF, LOST_FOUND].contains(&first.as_str())) {
             return Ok(());
+        }
+        if parts.len() > DEPTH_MAX {
+            return Err(wrong(&format!("is in more than {DEPTH_MAX} folders, one in another")));
+        }
+        // The kernel takes this number for none.
+        if entry.uid == u32::MAX || entry.gid == u32::MAX {
+            return Err(wrong(&format!(
+                "belongs to user {} and group {}, which cannot own a file",
+                entry.uid, entry.gid
+            )));
         }
         let Some(last) = parts.pop_back() else {
             if !matches!(entry.kind, archive::Kind::Directory) {
@@ -141,7 +151,7 @@ impl Tree {
 
     /// Every node that has a name with all its names, in the order of the nodes; a directory
     /// has exactly one, and the root none.
-    pub(super) fn names(&self) -> Vec<Vec<Name<'_>>> {
+    pub(in crate::images) fn names(&self) -> Vec<Vec<Name<'_>>> {
         let mut names = vec![Vec::new(); self.nodes.len()];
         let mut directories = vec![ROOT];
         while let Some(parent) = directories.pop() {
@@ -161,11 +171,13 @@ impl Tree {
         names
     }
 
-    fn kind(&self, id: Id) -> Option<&Kind> {
+    /// What a node is.
+    pub(in crate::images) fn kind(&self, id: Id) -> Option<&Kind> {
         self.nodes.get(id).map(|n| &n.kind)
     }
 
-    fn child(&self, directory: Id, name: &str) -> Option<Id> {
+    /// What is called so in a directory.
+    pub(in crate::images) fn child(&self, directory: Id, name: &str) -> Option<Id> {
         match self.kind(directory)? {
             Kind::Directory(children) => children.get(name).copied(),
             _ => None,
@@ -204,6 +216,9 @@ impl Tree {
                 None => return Ok(None),
             };
             match self.kind(id) {
+                Some(Kind::Directory(_)) if way.len() >= DEPTH_MAX => {
+                    return Err("leads too deep by a symbolic link");
+                }
                 Some(Kind::Directory(_)) => way.push(id),
                 Some(Kind::Symlink(target)) => {
                     followed += 1;
@@ -284,7 +299,7 @@ fn names(path: &[u8]) -> Result<VecDeque<String>, Error> {
 }
 
 /// The runs of blocks that hold a file's content.
-pub(super) fn runs(file: &archive::File) -> Vec<(u64, u64)> {
+pub(in crate::images) fn runs(file: &archive::File) -> Vec<(u64, u64)> {
     match &file.sparse {
         Some(segments) => blocks_of(segments, file.size),
         None if file.size > 0 => vec![(0, file.size)],

@@ -5,9 +5,9 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use piman_core::hash::Hash;
-use rusqlite::{Connection, OptionalExtension, Row, TransactionBehavior, params};
+use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
 
-use super::{signed, unsigned};
+use super::{durably, signed, unsigned};
 use crate::state::archive_facts::{Content, Stamp};
 use crate::state::{Catalogue, Choice, Edit, Identity, Registered};
 use crate::sys::clock::now_ms;
@@ -21,10 +21,12 @@ fn bytes(path: &Path) -> &[u8] {
 }
 
 pub(super) fn read(db: &Connection) -> rusqlite::Result<Catalogue> {
-    let mut query = db.prepare_cached("SELECT name, path, is_default, added_ms FROM images ORDER BY name")?;
+    let mut query =
+        db.prepare_cached("SELECT name, path, is_default, added_ms, takes_unfit FROM images ORDER BY name")?;
     let images = query.query_map([], |row| {
         let (name, is_default) = (row.get(0)?, row.get(2)?);
-        Ok(Registered { name, path: path(row, 1)?, is_default, added_ms: unsigned(row, 3)? })
+        let takes_unfit = row.get(4)?;
+        Ok(Registered { name, path: path(row, 1)?, is_default, added_ms: unsigned(row, 3)?, takes_unfit })
     })?;
     let images = images.collect::<rusqlite::Result<_>>()?;
     let mut query = db.prepare_cached("SELECT who, is_group, image FROM choices ORDER BY is_group, who")?;
@@ -50,15 +52,20 @@ pub(super) fn image_of(db: &Connection, pi: &Identity) -> rusqlite::Result<Optio
 
 /// Returns whether there was something to change.
 pub(super) fn edit(db: &mut Connection, edit: &Edit) -> rusqlite::Result<bool> {
-    let work = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    let changed = durably(db, |work| change(work, edit))?;
+    Ok(changed > 0)
+}
+
+/// Returns how many rows were changed.
+fn change(work: &Transaction<'_>, edit: &Edit) -> rusqlite::Result<usize> {
     let known = |name: &str| {
         work.query_row("SELECT count(*) FROM images WHERE name = ?1", [name], |row| row.get::<_, bool>(0))
     };
-    let changed = match edit {
-        Edit::Add { name, path } => work.execute(
-            "INSERT INTO images (name, path, added_ms) VALUES (?1, ?2, ?3)
-             ON CONFLICT (name) DO UPDATE SET path = ?2, added_ms = ?3",
-            params![name, bytes(path), signed(now_ms())],
+    Ok(match edit {
+        Edit::Add { name, path, takes_unfit } => work.execute(
+            "INSERT INTO images (name, path, added_ms, takes_unfit) VALUES (?1, ?2, ?3, ?4)
+             ON CONFLICT (name) DO UPDATE SET path = ?2, added_ms = ?3, takes_unfit = ?4",
+            params![name, bytes(path), signed(now_ms()), takes_unfit],
         )?,
         Edit::Remove { name } => {
             work.execute("DELETE FROM choices WHERE image = ?1", [name])?;
@@ -82,25 +89,26 @@ pub(super) fn edit(db: &mut Connection, edit: &Edit) -> rusqlite::Result<bool> {
         Edit::Join { device, group: None } => {
             work.execute("DELETE FROM members WHERE device = ?1", [device])?
         }
-    };
-    work.commit()?;
-    Ok(changed > 0)
+    })
 }
 
 pub(super) fn known(db: &Connection, path: &Path) -> rusqlite::Result<Option<(Stamp, Content)>> {
-    let mut query =
-        db.prepare_cached("SELECT stamp, id, unpacked_bytes, entries, sums FROM archives WHERE path = ?1")?;
+    let mut query = db.prepare_cached(
+        "SELECT stamp, id, unpacked_bytes, entries, sums, fitness FROM archives WHERE path = ?1",
+    )?;
     let found = query.query_row([bytes(path)], |row| {
         let (stamp, id): (String, String) = (row.get(0)?, row.get(1)?);
+        // What cannot be read is found out again.
+        let Some(fitness) = serde_json::from_str(&row.get::<_, String>(5)?).ok() else { return Ok(None) };
         let facts = |id| -> rusqlite::Result<Content> {
             Ok(Content {
                 id,
                 unpacked_bytes: unsigned(row, 2)?,
                 entries: unsigned(row, 3)?,
                 sums: row.get(4)?,
+                fitness,
             })
         };
-        // What cannot be read is made anew.
         Ok(Stamp::parse(&stamp).zip(Hash::parse(&id).map(facts).transpose()?))
     });
     Ok(found.optional()?.flatten())
@@ -108,8 +116,8 @@ pub(super) fn known(db: &Connection, path: &Path) -> rusqlite::Result<Option<(St
 
 pub(super) fn keep(db: &Connection, path: &Path, stamp: &Stamp, facts: &Content) -> rusqlite::Result<()> {
     db.prepare_cached(
-        "INSERT OR REPLACE INTO archives (path, stamp, id, unpacked_bytes, entries, sums)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+        "INSERT OR REPLACE INTO archives (path, stamp, id, unpacked_bytes, entries, sums, fitness)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
     )?
     .execute(params![
         bytes(path),
@@ -117,7 +125,8 @@ pub(super) fn keep(db: &Connection, path: &Path, stamp: &Stamp, facts: &Content)
         facts.id.to_string(),
         signed(facts.unpacked_bytes),
         signed(facts.entries),
-        facts.sums
+        facts.sums,
+        serde_json::to_string(&facts.fitness).unwrap_or_default(),
     ])?;
     Ok(())
 }

@@ -19,7 +19,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use piman_core::install::Installation;
-use rusqlite::{Connection, ErrorCode, OpenFlags, Row};
+use rusqlite::{Connection, ErrorCode, OpenFlags, Row, Transaction, TransactionBehavior, ffi};
 
 use super::{
     Batch, Catalogue, Device, DeviceEvent, Edit, Identity, OpenOrder, Order, Ordered, State, StateError,
@@ -33,7 +33,7 @@ use save::save;
 pub const FILE: &str = "piman.db";
 
 /// The version of the tables below.
-const FORMAT: i64 = 2;
+const FORMAT: i64 = 3;
 /// How many events of a device are kept.
 const HAPPENINGS_KEPT: i64 = 500;
 /// How many devices are kept.
@@ -68,7 +68,8 @@ CREATE TABLE IF NOT EXISTS happenings (
 CREATE INDEX IF NOT EXISTS happenings_of ON happenings (device, id);
 CREATE TABLE IF NOT EXISTS troubles (kind TEXT PRIMARY KEY, at_ms INTEGER NOT NULL, text TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS images (
-    name TEXT PRIMARY KEY, path BLOB NOT NULL, is_default INTEGER NOT NULL DEFAULT 0, added_ms INTEGER NOT NULL
+    name TEXT PRIMARY KEY, path BLOB NOT NULL, is_default INTEGER NOT NULL DEFAULT 0, added_ms INTEGER NOT NULL,
+    takes_unfit INTEGER NOT NULL DEFAULT 0
 );
 CREATE TABLE IF NOT EXISTS choices (
     who TEXT NOT NULL, is_group INTEGER NOT NULL, image TEXT NOT NULL, PRIMARY KEY (who, is_group)
@@ -76,7 +77,7 @@ CREATE TABLE IF NOT EXISTS choices (
 CREATE TABLE IF NOT EXISTS members (device TEXT PRIMARY KEY, family TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS archives (
     path BLOB PRIMARY KEY, stamp TEXT NOT NULL, id TEXT NOT NULL, unpacked_bytes INTEGER NOT NULL,
-    entries INTEGER NOT NULL, sums BLOB NOT NULL
+    entries INTEGER NOT NULL, sums BLOB NOT NULL, fitness TEXT NOT NULL DEFAULT ''
 );
 ";
 
@@ -85,6 +86,15 @@ const FROM_1: &str = "
 ALTER TABLE orders ADD COLUMN given_to TEXT;
 ALTER TABLE orders ADD COLUMN installation TEXT;
 ";
+
+/// The same for tables of format 2.
+const FROM_2: &str = "
+ALTER TABLE images ADD COLUMN takes_unfit INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE archives ADD COLUMN fitness TEXT NOT NULL DEFAULT '';
+";
+/// The tables without which there is no state.
+const NEEDED: &str =
+    "SELECT count(*) = 4 FROM sqlite_schema WHERE name IN ('devices', 'orders', 'happenings', 'troubles')";
 
 /// A state folder's database. Readers and the writer have a connection each: with a write-ahead
 /// log they do not wait for each other, and neither waits for `piman reinstall`.
@@ -116,7 +126,7 @@ impl Sqlite {
         let file = folder.join(FILE);
         let (reader, writer) = open_or_replace(&file)?;
         // They were those of a server that is no more; this one finds its own.
-        writer.execute("DELETE FROM troubles", []).map_err(|e| sort(&file, e))?;
+        writer.execute("DELETE FROM troubles", []).map_err(|e| sort(&file, &e))?;
         let inode = inode(&file);
         Ok(Self {
             file,
@@ -138,7 +148,7 @@ impl Sqlite {
             Err(e) if e.kind() == io::ErrorKind::PermissionDenied => return Err(read_only(&file, &e)),
             _ => return Err(StateError::Missing { path: folder.display().to_string() }),
         }
-        let (reader, writer) = open(&file)?;
+        let (reader, writer) = open(&file, Check::Nothing)?;
         let inode = inode(&file);
         Ok(Self {
             file,
@@ -148,12 +158,18 @@ impl Sqlite {
         })
     }
 
-    fn error(&self, source: rusqlite::Error) -> StateError {
+    fn error(&self, db: &Connection, source: &rusqlite::Error) -> StateError {
+        // SQLite has no code of its own for tables that somebody dropped.
+        let is_general = source.sqlite_error().is_some_and(|e| e.extended_code == ffi::SQLITE_ERROR);
+        if is_general && db.query_row(NEEDED, [], |row| row.get(0)) == Ok(false) {
+            return StateError::Damaged { path: self.file.display().to_string(), reason: source.to_string() };
+        }
         sort(&self.file, source)
     }
 
     fn read<T>(&self, f: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T, StateError> {
-        let read = f(&lock(&self.reader)).map_err(|e| self.error(e));
+        let db = lock(&self.reader);
+        let read = f(&db).map_err(|e| self.error(&db, &e));
         if let Err(StateError::Damaged { .. }) = read {
             self.suspect.store(true, Ordering::Relaxed);
         }
@@ -161,7 +177,8 @@ impl Sqlite {
     }
 
     fn write<T>(&self, f: impl FnOnce(&mut Connection) -> rusqlite::Result<T>) -> Result<T, StateError> {
-        f(&mut lock(&self.writer).connection).map_err(|e| self.error(e))
+        let db = &mut lock(&self.writer).connection;
+        f(db).map_err(|e| self.error(db, &e))
     }
 
     /// Goes on with a new database: the old one is gone, or damaged and moved aside.
@@ -170,7 +187,7 @@ impl Sqlite {
         let (mut writer, mut reader) = (lock(&self.writer), lock(&self.reader));
         // What the old connections know of the file would disturb the new ones. Should there
         // be no new ones, these have no tables, and the next call ends here again.
-        let nothing = || Connection::open_in_memory().map_err(|e| self.error(e));
+        let nothing = || Connection::open_in_memory().map_err(|e| sort(&self.file, &e));
         writer.connection = nothing()?;
         *reader = nothing()?;
         (*reader, writer.connection) = open_or_replace(&self.file)?;
@@ -187,28 +204,32 @@ fn read_only(path: &Path, e: &io::Error) -> StateError {
     StateError::ReadOnly { path: path.display().to_string(), reason: e.to_string() }
 }
 
-/// Whether an error has nothing to do with the file's content.
-fn passes(cause: &rusqlite::Error) -> bool {
-    let code = cause.sqlite_error_code();
-    matches!(code, Some(ErrorCode::DiskFull | ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked))
-}
-
 /// Sorts what SQLite says by what to do about it.
-fn sort(file: &Path, cause: rusqlite::Error) -> StateError {
-    let path = file.display().to_string();
-    let tables_are_gone = cause.to_string().contains("no such table");
+fn sort(file: &Path, cause: &rusqlite::Error) -> StateError {
+    let (path, reason) = (file.display().to_string(), cause.to_string());
     match cause.sqlite_error_code() {
-        _ if tables_are_gone => StateError::Damaged { path, cause },
-        Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => StateError::Damaged { path, cause },
+        Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => StateError::Damaged { path, reason },
         Some(ErrorCode::ReadOnly | ErrorCode::PermissionDenied | ErrorCode::CannotOpen) => {
-            StateError::ReadOnly { path, reason: cause.to_string() }
+            StateError::ReadOnly { path, reason }
         }
-        _ => StateError::Other { path, cause },
+        Some(ErrorCode::DiskFull | ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => {
+            StateError::Busy { path, reason }
+        }
+        _ => StateError::Other { path, reason },
     }
 }
 
+/// How much of a database is looked at before it is used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Check {
+    /// Its header and its tables.
+    Nothing,
+    /// Every page.
+    Everything,
+}
+
 fn open_or_replace(file: &Path) -> Result<(Connection, Connection), StateError> {
-    let damage = match open(file) {
+    let damage = match open(file, Check::Everything) {
         Err(e @ StateError::Damaged { .. }) => e,
         other => return other,
     };
@@ -222,10 +243,10 @@ fn open_or_replace(file: &Path) -> Result<(Connection, Connection), StateError> 
         "{damage}; it is kept as {}, and a new one is begun: reinstalls that were ordered have to be ordered again, images to be added again",
         aside.display()
     );
-    open(file)
+    open(file, Check::Nothing)
 }
 
-fn open(file: &Path) -> Result<(Connection, Connection), StateError> {
+fn open(file: &Path, how: Check) -> Result<(Connection, Connection), StateError> {
     let connect = |wait: Duration| -> rusqlite::Result<Connection> {
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
             | OpenFlags::SQLITE_OPEN_CREATE
@@ -239,36 +260,49 @@ fn open(file: &Path) -> Result<(Connection, Connection), StateError> {
     };
     let check = |connection: &Connection| -> rusqlite::Result<i64> {
         let found = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
+        if how == Check::Nothing {
+            return Ok(found);
+        }
         let sound: String = connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
         if sound == "ok" {
             return Ok(found);
         }
-        let code = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_CORRUPT);
+        let code = ffi::Error::new(ffi::SQLITE_CORRUPT);
         Err(rusqlite::Error::SqliteFailure(code, Some(sound)))
     };
-    let writer = connect(WRITER_WAIT).map_err(|e| sort(file, e))?;
-    let found = check(&writer).map_err(|e| sort(file, e))?;
+    let writer = connect(WRITER_WAIT).map_err(|e| sort(file, &e))?;
+    let found = check(&writer).map_err(|e| sort(file, &e))?;
     if found > FORMAT {
         return Err(StateError::Newer { path: file.display().to_string(), found, known: FORMAT });
     }
-    let tables =
-        "SELECT count(*) FROM sqlite_schema WHERE name IN ('devices', 'orders', 'happenings', 'troubles')";
-    let tables: i64 = writer.query_row(tables, [], |row| row.get(0)).map_err(|e| sort(file, e))?;
-    if found < FORMAT || tables < 4 {
-        let make = || {
-            if found == 1 && tables == 4 {
-                writer.execute_batch(&format!(
-                    "BEGIN IMMEDIATE; {FROM_1} {TABLES} PRAGMA user_version = {FORMAT}; COMMIT;"
-                ))?;
-                return Ok(());
-            }
-            writer.execute_batch(TABLES)?;
-            writer.pragma_update(None, "user_version", FORMAT)
+    let has_tables: bool = writer.query_row(NEEDED, [], |row| row.get(0)).map_err(|e| sort(file, &e))?;
+    if found < FORMAT || !has_tables {
+        let change = match found {
+            1 if has_tables => FROM_1,
+            2 if has_tables => FROM_2,
+            _ => "",
         };
-        make().map_err(|e| sort(file, e))?;
+        let all = format!("BEGIN IMMEDIATE; {change} {TABLES} PRAGMA user_version = {FORMAT}; COMMIT;");
+        writer.execute_batch(&all).map_err(|e| sort(file, &e))?;
     }
-    let reader = connect(READER_WAIT).map_err(|e| sort(file, e))?;
+    let reader = connect(READER_WAIT).map_err(|e| sort(file, &e))?;
     Ok((reader, writer))
+}
+
+/// One transaction that is on the medium when this returns: what was acknowledged, a power cut does not undo.
+fn durably<T>(
+    db: &mut Connection,
+    change: impl FnOnce(&Transaction<'_>) -> rusqlite::Result<T>,
+) -> rusqlite::Result<T> {
+    db.pragma_update(None, "synchronous", "FULL")?;
+    let written = (|| {
+        let work = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        let result = change(&work)?;
+        work.commit()?;
+        Ok(result)
+    })();
+    db.pragma_update(None, "synchronous", "NORMAL")?;
+    written
 }
 
 /// SQLite has no unsigned numbers of 64 bits.
@@ -337,7 +371,7 @@ impl State for Sqlite {
             // Read errors too may be those of a file that was cut or overwritten under a
             // connection: a new one finds out.
             Err(StateError::Damaged { .. }) => self.reopen()?,
-            Err(StateError::Other { cause, .. }) if !passes(&cause) => self.reopen()?,
+            Err(StateError::Other { .. }) => self.reopen()?,
             saved => return saved,
         }
         self.write(|db| save(db, batch))
@@ -400,7 +434,6 @@ fn event(row: &Row<'_>) -> rusqlite::Result<DeviceEvent> {
 
 #[cfg(test)]
 mod tests {
-    use rusqlite::ffi;
 
     use super::*;
 
@@ -421,10 +454,10 @@ mod tests {
     fn a_database_that_is_busy_is_not_a_broken_one() {
         let error = |code| rusqlite::Error::SqliteFailure(ffi::Error::new(code), None);
         for code in [ffi::SQLITE_FULL, ffi::SQLITE_BUSY, ffi::SQLITE_BUSY_SNAPSHOT, ffi::SQLITE_LOCKED] {
-            assert!(passes(&error(code)), "{code}");
+            assert!(matches!(sort(Path::new("x"), &error(code)), StateError::Busy { .. }), "{code}");
         }
         for code in [ffi::SQLITE_IOERR, ffi::SQLITE_IOERR_SHORT_READ, ffi::SQLITE_ERROR] {
-            assert!(!passes(&error(code)), "{code}");
+            assert!(matches!(sort(Path::new("x"), &error(code)), StateError::Other { .. }), "{code}");
         }
     }
 }

@@ -1,9 +1,9 @@
 //! Orders to reinstall.
 
 use piman_core::install::Installation;
-use rusqlite::{Connection, OptionalExtension, TransactionBehavior, params};
+use rusqlite::{Connection, OptionalExtension, params};
 
-use super::{moment, signed, unsigned};
+use super::{durably, moment, signed, unsigned};
 use crate::state::{Identity, OpenOrder, Order, Ordered};
 use crate::sys::clock::now_ms;
 
@@ -35,9 +35,7 @@ pub(super) fn give(
     pi: &Identity,
     number: Installation,
 ) -> rusqlite::Result<()> {
-    db.pragma_update(None, "synchronous", "FULL")?;
-    let written = (|| {
-        let work = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    durably(db, |work| {
         for order in given {
             work.execute(
                 "UPDATE orders SET given_ms = coalesce(given_ms, ?3), given_to = ?4, installation = ?5
@@ -45,39 +43,39 @@ pub(super) fn give(
                 params![order.id, signed(order.ordered_ms), signed(now_ms()), pi.key(), number.to_string()],
             )?;
         }
-        work.commit()
-    })();
-    db.pragma_update(None, "synchronous", "NORMAL")?;
-    written
+        Ok(())
+    })
 }
 
 pub(super) fn order(db: &mut Connection, name: &str, source: &str) -> rusqlite::Result<Ordered> {
-    let work = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
-    let open = work
-        .query_row(
-            "SELECT ordered_ms, given_ms IS NOT NULL FROM orders
+    durably(db, |work| {
+        let open = work
+            .query_row(
+                "SELECT ordered_ms, given_ms IS NOT NULL FROM orders
              WHERE name = ?1 AND completed_ms IS NULL AND cancelled_ms IS NULL",
-            [name],
-            |row| Ok(Ordered::Already { ordered_ms: unsigned(row, 0)?, given: row.get(1)? }),
-        )
-        .optional()?;
-    if let Some(already) = open {
-        return Ok(already);
-    }
-    work.execute(
-        "INSERT INTO orders (name, ordered_ms, source) VALUES (?1, ?2, ?3)",
-        params![name, signed(now_ms()), source],
-    )?;
-    work.commit()?;
-    Ok(Ordered::New)
+                [name],
+                |row| Ok(Ordered::Already { ordered_ms: unsigned(row, 0)?, given: row.get(1)? }),
+            )
+            .optional()?;
+        if let Some(already) = open {
+            return Ok(already);
+        }
+        work.execute(
+            "INSERT INTO orders (name, ordered_ms, source) VALUES (?1, ?2, ?3)",
+            params![name, signed(now_ms()), source],
+        )?;
+        Ok(Ordered::New)
+    })
 }
 
-pub(super) fn cancel(db: &Connection, name: &str) -> rusqlite::Result<bool> {
-    let changed = db.execute(
-        "UPDATE orders SET cancelled_ms = ?2
+pub(super) fn cancel(db: &mut Connection, name: &str) -> rusqlite::Result<bool> {
+    let changed = durably(db, |work| {
+        work.execute(
+            "UPDATE orders SET cancelled_ms = ?2
          WHERE name = ?1 AND completed_ms IS NULL AND cancelled_ms IS NULL",
-        params![name, signed(now_ms())],
-    )?;
+            params![name, signed(now_ms())],
+        )
+    })?;
     Ok(changed > 0)
 }
 

@@ -1,0 +1,65 @@
+//! Whether what an archive holds can run on a Pi: judged when it is added, before a card is touched.
+//!
+//! | file | what lives there |
+//! |---|---|
+//! | `evidence` | what is kept of an archive while it is read |
+//! | `judge` | the findings |
+//! | `lookup` | a path in the system that the archive would become, through its links |
+
+mod evidence;
+mod judge;
+mod lookup;
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+pub(crate) use evidence::Evidence;
+
+/// How serious a finding is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Severity {
+    /// It may work otherwise than expected.
+    Warning,
+    /// It cannot boot: not installed unless the operator insists.
+    Unfit,
+}
+
+/// One thing that is wrong with a system.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Finding {
+    /// How serious it is.
+    pub severity: Severity,
+    /// Its kind, one word with hyphens, for scripts.
+    pub kind: String,
+    /// What is wrong and what to do, for people.
+    pub text: String,
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+/// What was found of a system.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Fitness {
+    /// What is wrong, the most serious first.
+    pub findings: Vec<Finding>,
+    /// For which processors its process 1 is, as ELF numbers them: one, or none if it could not be found.
+    pub machine: Option<u16>,
+    /// The kernels that it has modules for (`/lib/modules`), sorted.
+    pub kernels: Vec<String>,
+}
+
+impl Fitness {
+    /// Why it cannot boot; `None` if it can, as far as can be seen.
+    #[must_use]
+    pub fn unfit(&self) -> Option<String> {
+        let unfit = self.findings.iter().filter(|f| f.severity == Severity::Unfit);
+        let texts: Vec<_> = unfit.map(|f| f.text.as_str()).collect();
+        (!texts.is_empty()).then(|| texts.join("; "))
+    }
+}
