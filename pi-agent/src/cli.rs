@@ -71,7 +71,8 @@ pi-agent: installs this Pi from a piman server
       what it does as process 1 of an initramfs
   pi-agent --version | --help
 
-Exit codes: 0 done, 1 failed or not installed, 2 wrong use.
+Exit codes: 0 done, 1 failed or not installed, 2 wrong use, 3 what is to be installed
+will never have room on this disk.
 ";
 
 /// What was asked for.

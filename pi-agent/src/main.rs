@@ -81,7 +81,7 @@ fn run(plan: &Plan, retries: u32, transfer_port: u16) -> ExitCode {
         )),
         Err(failure) => {
             say_on_stderr(format_args!("pi-agent: {failure}"));
-            ExitCode::from(1)
+            ExitCode::from(failure.cause.exit_code())
         }
     }
 }

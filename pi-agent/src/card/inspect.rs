@@ -11,7 +11,7 @@ use mkext4::reader::{Fs, ReadAt};
 use piman_core::hash::Hash;
 use piman_core::hosted::causes::in_one_line;
 use piman_core::hosted::receipt::{NAME, Proof, SIZE};
-use piman_core::install::Installation;
+use piman_core::install::{Found as Kind, Installation};
 use rustix::fs::OFlags;
 
 use super::content::filesystem::is_ext;
@@ -57,6 +57,20 @@ impl Card {
             Self::Installed(_) | Self::Damaged { mounts: true, .. } => true,
             Self::Unmarked => trust_unmarked,
             _ => false,
+        }
+    }
+
+    /// What the server is told that it is; a system without a proof that is trusted is one of ours.
+    #[must_use]
+    pub fn kind(&self, trust_unmarked: bool) -> Kind {
+        match self {
+            Self::Blank => Kind::Blank,
+            Self::Installed(_) => Kind::Ours,
+            Self::Unmarked if trust_unmarked => Kind::Ours,
+            Self::Damaged { .. } => Kind::Damaged,
+            Self::Incomplete => Kind::Incomplete,
+            Self::Unmarked | Self::Foreign(_) => Kind::Foreign,
+            Self::Unreadable(_) => Kind::Unreadable,
         }
     }
 

@@ -10,15 +10,15 @@ use piman_core::install::sums::CHUNK;
 use piman_core::install::{Offer, Stage};
 
 use super::erase::erase_proof;
-use super::{Done, Plan, readback};
-use crate::card::disk::{Disk, RootArea};
+use super::{Done, Plan, readback, room};
+use crate::card::disk::Disk;
 use crate::card::mount::Mounted;
 use crate::card::scratch_dir::ScratchDir;
 use crate::failure::{Cause, Failure, OrFail};
 use crate::fetch::{Link, Retry};
 use crate::telemetry::progress::Progress;
 use crate::unpack::{self, ChunkSource, Expected, LegacySource, Summary};
-use piman_core::hosted::ext4::{self, Geometry};
+use piman_core::hosted::ext4;
 use piman_core::hosted::receipt::{Proof, Way};
 
 pub(super) fn install(
@@ -36,13 +36,13 @@ pub(super) fn install(
         );
         return Err(Failure { stage: Stage::Disk, cause: Cause::Refused, error });
     }
+    if let Some(offer) = &offer {
+        room::archive(offer, &disk.root_area(&plan.layout)?)?;
+    }
     // Nothing is erased before the server has shown that it sends an archive.
     let link = Link::default();
     let connect = |port| move || super::dial(plan, port);
     let supply = Supply::open(connect, plan, offer, &link)?;
-    if let Some(offer) = &offer {
-        fits(offer, &disk.root_area(&plan.layout)?)?;
-    }
     progress.begin(Stage::Partition, 0);
     let (root, begun) = erase_proof(disk, &plan.layout)?;
     progress.begin(Stage::Filesystem, 0);
@@ -93,25 +93,6 @@ pub(super) fn install(
         written: summary.unpacked_bytes,
         root,
     })
-}
-
-/// Says before anything is erased if the archive cannot have room there, as far as the server
-/// knows how much it needs.
-fn fits(offer: &Offer, root: &RootArea) -> Result<(), Failure> {
-    let (unpacked, entries) = (offer.more.unpacked_bytes, offer.more.entries);
-    // Without headers and padding; and not all of a filesystem is for content.
-    let needed = unpacked.saturating_sub(entries.saturating_mul(1536));
-    let room = root.length - root.length / 64;
-    let fits = Geometry::new(root.length, entries).is_ok() && needed <= room;
-    if fits {
-        return Ok(());
-    }
-    let error = anyhow!(
-        "the root partition is too small: {entries} entries with {needed} bytes are to be installed, and it has \
-         {}; nothing was changed",
-        root.length
-    );
-    Err(Failure { stage: Stage::Disk, cause: Cause::Disk, error })
 }
 
 /// Where the archive comes from.

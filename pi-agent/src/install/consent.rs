@@ -5,11 +5,13 @@
 use std::str::FromStr;
 
 use anyhow::anyhow;
-use piman_core::install::Stage;
+use piman_core::install::{Fingerprint, Found as Kind, Stage};
 
 use crate::card::disk::Disk;
-use crate::card::inspect::{Card, Found};
+use crate::card::inspect::Found;
 use crate::failure::{Cause, Failure};
+
+use super::Plan;
 
 /// What whoever started the agent lets it erase, whatever the server knows of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -45,14 +47,22 @@ impl Consent {
     ///
     /// # Errors
     /// [`Cause::Refused`] with what was found and what to do.
-    pub(super) fn check(self, disk: &Disk, found: &Found, ordered: Option<u64>) -> Result<(), Failure> {
-        let (word, given) = match found.card {
-            Card::Blank | Card::Installed(_) | Card::Incomplete => return Ok(()),
-            Card::Unmarked | Card::Foreign(_) => ("foreign", self.foreign),
-            Card::Damaged { .. } => ("damaged", self.damaged),
-            Card::Unreadable(_) => ("unreadable", self.unreadable),
+    pub(super) fn check(
+        self,
+        disk: &Disk,
+        found: &Found,
+        ordered: Option<Fingerprint>,
+        plan: &Plan,
+    ) -> Result<(), Failure> {
+        let kind = found.card.kind(plan.trust_unmarked);
+        let given = match kind {
+            Kind::Foreign => self.foreign,
+            // Who says --reinstall on the Pi itself means what is installed there.
+            Kind::Damaged => self.damaged || plan.reinstall,
+            Kind::Unreadable => self.unreadable,
+            Kind::Blank | Kind::Ours | Kind::Incomplete => true,
         };
-        if given || ordered == Some(found.print) {
+        if given || ordered.is_some() && ordered == Fingerprint::new(found.print) {
             return Ok(());
         }
         let why = match ordered {
@@ -60,8 +70,8 @@ impl Consent {
             Some(_) => "the server's order is for a disk with something else on it",
         };
         let error = anyhow!(
-            "{why}: {disk} is {word}: {found}; order `piman install` for this Pi and say yes to what it erases, or \
-             start the agent with --erase {word} (piman.erase={word}); nothing was changed"
+            "{why}: {disk} is {kind}: {found}; order `piman install` for this Pi and say yes to what it erases, or \
+             start the agent with --erase {kind} (piman.erase={kind}); nothing was changed"
         );
         Err(Failure { stage: Stage::Disk, cause: Cause::Refused, error })
     }
@@ -70,6 +80,7 @@ impl Consent {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::card::inspect::Card;
 
     #[test]
     fn words() {
@@ -85,10 +96,12 @@ mod tests {
     fn only_what_is_ours_or_nothing_is_erased_unasked() {
         let folder = tempfile::tempdir().unwrap();
         let disk = Disk::create(&folder.path().join("card"), 1 << 20).unwrap();
+        let args = ["install", "--server", "x", "--disk", "y"].map(std::ffi::OsString::from);
+        let Ok(crate::cli::Order::Install(plan, ..)) = crate::cli::parse(args) else { panic!("no plan") };
         let found = |card| Found { card, contents: "MBR table".into(), print: 5 };
         let none = Consent::default();
         for card in [Card::Blank, Card::Incomplete] {
-            none.check(&disk, &found(card), None).unwrap();
+            none.check(&disk, &found(card), None, &plan).unwrap();
         }
         for (card, word) in [
             (Card::Unmarked, "foreign"),
@@ -96,13 +109,13 @@ mod tests {
             (Card::Unreadable("byte 7".into()), "unreadable"),
         ] {
             let found = found(card);
-            for ordered in [None, Some(6)] {
-                let text = none.check(&disk, &found, ordered).unwrap_err().to_string();
+            for ordered in [None, Fingerprint::new(6)] {
+                let text = none.check(&disk, &found, ordered, &plan).unwrap_err().to_string();
                 assert!(text.contains(word) && text.contains("nothing was changed"), "{text}");
             }
-            none.check(&disk, &found, Some(5)).unwrap();
-            word.parse::<Consent>().unwrap().check(&disk, &found, None).unwrap();
-            "damaged".parse::<Consent>().unwrap().check(&disk, &found, None).unwrap_err();
+            none.check(&disk, &found, Fingerprint::new(5), &plan).unwrap();
+            word.parse::<Consent>().unwrap().check(&disk, &found, None, &plan).unwrap();
+            "damaged".parse::<Consent>().unwrap().check(&disk, &found, None, &plan).unwrap_err();
         }
     }
 }

@@ -11,6 +11,7 @@ mod image_path;
 mod readback;
 mod reporter;
 mod retry;
+pub(crate) mod room;
 
 use std::io;
 use std::net::TcpStream;
@@ -22,7 +23,9 @@ use std::time::{Duration, Instant};
 use anyhow::anyhow;
 use piman_core::hash::Hash;
 use piman_core::install::layout::{Layout, SECTOR};
-use piman_core::install::{Can, Decision, Hello, More, Notice, Offer, Paths, REVISION, Stage, Start};
+use piman_core::install::{
+    Can, Decision, Fingerprint, Hello, More, Notice, Offer, Paths, REVISION, Stage, Start,
+};
 
 pub use consent::Consent;
 pub use retry::run;
@@ -170,13 +173,17 @@ pub fn attempt(plan: &Plan, machine: &mut Machine, progress: &Arc<Progress>) -> 
         card: card.image(),
         card_id: card_id.as_deref(),
         installation: card.installation(),
+        found: Some(card.kind(plan.trust_unmarked)),
+        print: Fingerprint::new(found.print),
         paths: Paths {
             stream: as_root && plan.choice != Choice::Image,
             image: plan.choice != Choice::Archive,
         },
         ..who(plan)
     };
-    let start = Start { hello: Some(hello), disk: None, installed: card.is_installed(plan.trust_unmarked) };
+    let told = found.to_string();
+    let start =
+        Start { hello: Some(hello), disk: Some(&told), installed: card.is_installed(plan.trust_unmarked) };
     let (talk, offer) = match decide(plan, start, machine, progress)? {
         (talk, Decision::Format(offer)) => (talk, offer),
         (talk, Decision::Unclear) => {
@@ -195,7 +202,7 @@ pub fn attempt(plan: &Plan, machine: &mut Machine, progress: &Arc<Progress>) -> 
     let reporter = Reporter::new(talk, plan, hello, progress);
     let done = plan
         .erase
-        .check(&disk, &found, None)
+        .check(&disk, &found, offer.and_then(|o| o.more.erase), plan)
         .and_then(|()| may_erase(plan, &disk, &found))
         .and_then(|()| may_enrol(plan))
         .and_then(|()| trusted(plan, &disk, offer))
@@ -292,8 +299,9 @@ fn who(plan: &Plan) -> Hello<'_> {
     }
 }
 
-/// A Pi without a usable disk has nothing to ask, but somebody should know.
-fn report_early(plan: &Plan, failure: &Failure) {
+/// Tells the server of a failure without asking anything: that a Pi has no usable disk, or what happened after the
+/// talk was over.
+pub(crate) fn report_early(plan: &Plan, failure: &Failure) {
     let text = in_one_line(failure.error.as_ref());
     let told = ControlConnection::resume(&plan.server, who(plan), Peer::Unknown)
         .and_then(|mut talk| talk.notify(Notice::Failed { stage: failure.stage, text: &text }));
@@ -320,7 +328,7 @@ fn decide(
                     Some((before, at)) if before == percent && at.elapsed() < REMIND => {}
                     last => {
                         if last.is_some_and(|(before, _)| before == percent) {
-                            log::warn!("the server is still not ready ({percent} %)");
+                            log::warn!("{}", machine.reminder(percent));
                         }
                         said = Some((percent, Instant::now()));
                     }
