@@ -92,7 +92,7 @@ fn a_card_that_is_too_small_is_told_before_it_is_erased() {
     let mut plan = lab::plan(&server, &card, "archive");
     plan.reinstall = true;
     let failure = attempt(&plan).unwrap_err();
-    assert_eq!(failure.cause, Cause::Disk);
+    assert_eq!(failure.cause, Cause::TooSmall);
     assert!(failure.to_string().contains("too small"), "{failure}");
     assert!(fs::read(&card).unwrap() == before, "the card was changed");
 }

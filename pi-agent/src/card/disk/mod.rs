@@ -28,7 +28,7 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
 use piman_core::install::Stage;
-use piman_core::install::layout::{Layout, SECTOR};
+use piman_core::install::layout::{Layout, SECTOR, SizeError};
 use rustix::fs::{FlockOperation, flock};
 
 pub use node::{RootNode, read_only_node};
@@ -69,8 +69,10 @@ impl RootArea {
     /// # Errors
     /// [`Cause::Disk`] if the layout does not fit; says the size that is needed.
     pub fn of(layout: &Layout, disk_bytes: u64) -> Result<Self, Failure> {
-        let sectors =
-            layout.root_on(disk_bytes).or_fail(Stage::Disk, Cause::Disk, "placing the partitions")?;
+        let sectors = layout.root_on(disk_bytes).map_err(|e| {
+            let cause = if matches!(e, SizeError::TooSmall { .. }) { Cause::TooSmall } else { Cause::Disk };
+            Failure { stage: Stage::Disk, cause, error: anyhow!(e).context("placing the partitions") }
+        })?;
         Ok(Self { offset: layout.root_start * SECTOR, length: sectors * SECTOR })
     }
 }
