@@ -109,7 +109,7 @@ impl fmt::Display for Card {
                 let mounts = if *mounts { "the kernel mounts it" } else { "it cannot be booted" };
                 write!(f, "installed and damaged: image {:.16}: {why}; {mounts}", proof.image)
             }
-            Self::Incomplete => f.write_str("not installed: an installation was not finished"),
+            Self::Incomplete => f.write_str("not installed: the installation was not finished"),
             Self::Unmarked => f.write_str("not installed: there is a system, but no proof that it is whole"),
             Self::Foreign(why) => write!(f, "not installed: {why}"),
             Self::Unreadable(why) => write!(f, "not readable: {why}"),

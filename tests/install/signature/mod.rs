@@ -75,6 +75,8 @@ impl Lab {
     fn install(&self, server: &Server, card: &str, key: Option<&str>) -> Output {
         let mut agent = server.agent(self.path(card), SERIAL);
         agent.args(["--size", CARD, "--path", "image", "--retries", "0", "--transfer-port", "0"]);
+        // One of the cards here has lost its first block.
+        agent.args(["--erase", "foreign"]);
         if let Some(key) = key {
             agent.args(["--public-key", key]);
         }
