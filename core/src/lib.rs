@@ -66,7 +66,7 @@ pub mod messages;
 pub mod rpc;
 pub mod serial;
 pub mod telemetry;
-mod text;
+pub mod text;
 pub mod transfer;
 pub mod transport;
 mod window;

@@ -3,6 +3,18 @@
 
 use core::fmt::{self, Write as _};
 
+/// Whether a character from a peer may be shown on a terminal or in a list. Not shown are control characters and
+/// those that are invisible and make a line read otherwise than it is: the direction of writing, separators of lines,
+/// spaces of no width, tags.
+#[must_use]
+pub fn is_shown(c: char) -> bool {
+    !c.is_control()
+        && !matches!(c,
+            '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}' | '\u{200e}' | '\u{200f}'
+            | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}'
+            | '\u{e0000}'..='\u{e007f}')
+}
+
 /// What takes a text and cannot refuse it: nobody has to look whether it did.
 pub(crate) trait Sink {
     /// Takes a character of ASCII.

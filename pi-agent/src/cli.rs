@@ -59,14 +59,18 @@ pi-agent: installs this Pi from a piman server
       --password-file F  the password that the server wants, in the first line
       --protocol P       piman; pickle for an old TCPTalks server; auto for either
                          [auto; with a password piman, since the other two give
-                         the password to the server in clear]
+                         the password to the server in clear. An old server that
+                         takes one client only may end when it is asked in piman:
+                         say pickle for it]
       --hooks DIR        programs that may be run by name        [/etc/piman/hooks]
       --reboot PROGRAM   what starts the Pi again                [/sbin/reboot]
       --serial S         the identity in place of this machine's
       --messages H[:P]   joins the message channel on this server and port [9123];
                          repeat; --server is not needed then. Messages are logged
       --on-message HOOK  runs this program of --hooks for each message instead: it
-                         reads the message and what it prints, if anything, is sent
+                         reads the message and what it prints, if anything, is sent:
+                         64 answers at once and 5 a second, so that two such hooks do
+                         not answer each other for ever
   pi-agent init
       what it does as process 1 of an initramfs
   pi-agent --version | --help

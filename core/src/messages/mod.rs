@@ -46,5 +46,15 @@ pub const FULL: u8 = 0xFE;
 pub const CONFLICT: u8 = 0xFD;
 /// In place of the greeting: anything else.
 pub const FAILED: u8 = 0x00;
+/// Why a peer refused the connection, by the code that it sent in place of the greeting.
+#[must_use]
+pub const fn refusal(code: u8) -> &'static str {
+    match code {
+        FULL => "it has too many connections; try later",
+        CONFLICT => "it has a conflict, such as this client being connected already",
+        _ => "it gives no reason",
+    }
+}
+
 /// How long nothing must follow a 0 that answers a size before it counts as a refusal.
 pub const QUIET_MS: u32 = 1000;

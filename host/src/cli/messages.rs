@@ -313,10 +313,12 @@ async fn chat(args: &ChatArgs) -> anyhow::Result<()> {
     let mut unsent = None;
     loop {
         let mut line = link.connect().await?;
-        if let Some(name) = &args.name {
-            // A connection that is lost shows below.
-            let _ = line.peer.send(format!("/name {name}").into_bytes()).await;
-        }
+        // A relay, or the chat of the old library, would pass `/name` on to all as a line.
+        let mut unnamed = args.name.as_ref();
+        // What is typed waits for the name, but not for long: others may never say a word.
+        let nameless = sleep(NAME_WAIT);
+        tokio::pin!(nameless);
+        let mut waits = unnamed.is_some();
         let why = loop {
             if let Some(text) = unsent.take() {
                 match line.peer.send(Vec::clone(&text)).await {
@@ -330,13 +332,19 @@ async fn chat(args: &ChatArgs) -> anyhow::Result<()> {
             tokio::select! {
                 message = line.next() => match message {
                     Some(message) => {
+                        waits = false;
+                        if let Some(name) = unnamed.take_if(|_| is_chat_of_ours(&message)) {
+                            // A connection that is lost shows below.
+                            let _ = line.peer.send(format!("/name {name}").into_bytes()).await;
+                        }
                         if !output.message(&message)? {
                             return Ok(());
                         }
                     }
                     None => break line.why(),
                 },
-                text = lines.recv(), if unsent.is_none() => match text {
+                () = &mut nameless, if waits => waits = false,
+                text = lines.recv(), if unsent.is_none() && !waits => match text {
                     Some(text) => unsent = Some(text.context("reading standard input")?),
                     None => return line.close().await,
                 },
@@ -344,6 +352,14 @@ async fn chat(args: &ChatArgs) -> anyhow::Result<()> {
         };
         link.lost(why.as_deref()).await;
     }
+}
+
+/// How long what is typed waits until the server shows what it is.
+const NAME_WAIT: Duration = Duration::from_secs(1);
+
+/// Whether only `piman serve --messages-chat` sends such a line.
+fn is_chat_of_ours(message: &[u8]) -> bool {
+    message.starts_with(b"[piman] ") || message.starts_with(b"[guest-")
 }
 
 /// The lines of standard input, without their ends; it can only be waited for in a thread.
@@ -613,6 +629,7 @@ fn shown(message: &[u8]) -> String {
                 '\r' => text.push_str("\\r"),
                 '\t' => text.push('\t'),
                 c if c.is_control() => text.push_str(&format!("\\x{:02x}", u32::from(c))),
+                c if !piman_core::text::is_shown(c) => text.extend(c.escape_unicode()),
                 c => text.push(c),
             }
         }

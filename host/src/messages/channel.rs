@@ -5,6 +5,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use piman_core::text::is_shown;
+
 use super::settings::Kind;
 use crate::messages::transport::{NotSent, Peer};
 use crate::sys::lock::lock;
@@ -69,6 +71,8 @@ impl Channel {
         };
         log::info!("messages: {}: {peer} has joined, {}", self.name, connections(count));
         if self.kind == Kind::Chat {
+            // By this line `piman messages chat` knows that it may choose a name here.
+            self.answer(id, peer, &format!("[piman] you are {name} ({})", connections(count)));
             self.spread(id, format!("[{name}] **joined the chat ({})", connections(count)).as_bytes());
         }
         id
@@ -142,7 +146,7 @@ impl Channel {
         let text = String::from_utf8_lossy(message);
         // Other members' terminals show it: no escape sequences, and no second line that looks like
         // somebody else's.
-        let text: String = text.trim_end().chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+        let text: String = text.trim_end().chars().map(|c| if is_shown(c) { c } else { ' ' }).collect();
         match text.split_once(' ').unwrap_or((&text, "")) {
             ("/who", "") => self.answer(id, peer, &self.who()),
             ("/name", name) => self.rename(id, peer, name.trim()),

@@ -13,8 +13,6 @@ use crate::net::listen::bind;
 const UNFINISHED_MAX: usize = 256 << 20;
 /// What may wait for one member, in bytes; one message may be larger.
 const QUEUE_BYTES: usize = 16 << 20;
-/// How long the greeting may take, and a member stand still in the midst of a message.
-const STALL_MAX: Duration = Duration::from_secs(30);
 /// How long members have at the end to take what waits for them.
 const DRAIN_MAX: Duration = Duration::from_secs(10);
 
@@ -72,7 +70,7 @@ impl Bound {
             queue_bytes: QUEUE_BYTES,
             per_address,
             budget: Some(Budget::new(UNFINISHED_MAX.max(self.limit as usize))),
-            stall: stall.min(STALL_MAX),
+            stall,
             ..transport::Settings::default()
         };
         let addresses = Vec::new();

@@ -12,6 +12,7 @@ use piman_core::install::{
     Date, Event, Hello, InstallPolicy, Installation, Milestone, More, Offer, Plan, Question, REVISION, Stage,
     sums,
 };
+use piman_core::text::is_shown;
 use piman_core::{Error, drive};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
@@ -470,7 +471,7 @@ impl ControlConnection<'_> {
     fn failed(&mut self, at: Stage, text: &str) {
         self.installing = None;
         // From the network, for terminals.
-        let text: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+        let text: String = text.chars().map(|c| if is_shown(c) { c } else { ' ' }).collect();
         let text = format!("failed ({}): {text}", at.word());
         let change =
             Change { stage: Some("failed".into()), error: Some(Some(text.as_str().into())), ..self.change() };

@@ -94,7 +94,7 @@ impl ConnectedPis {
     async fn introduce(self, peer: Peer) {
         let known = peer.call(IDENTITY, Vec::new(), INTRODUCTION).await;
         // What is printed in tables is one short line.
-        let fits = |text: &&str| text.len() <= CLAIM_MAX && !text.chars().any(char::is_control);
+        let fits = |text: &&str| text.len() <= CLAIM_MAX && text.chars().all(piman_core::text::is_shown);
         let text = |key: &str| known.as_ref().ok()?.find(key)?.str().filter(fits).map(str::to_owned);
         // Names are compared exactly, so they are kept in one spelling.
         let name = |key: &str| text(key).map(|name| name.to_ascii_lowercase());

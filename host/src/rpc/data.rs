@@ -229,7 +229,8 @@ impl Data {
         })
     }
 
-    /// As JSON, from which everything can be had again. What JSON has no word for is an object with one key:
+    /// As JSON, from which everything can be had again; a frozen set has become a set and a bytearray bytes when it
+    /// arrives here. What JSON has no word for is an object with one key:
     /// `{"$bytes": "00ff"}`, `{"$float": "inf"}`, `{"$tuple": []}`, `{"$set": []}`, `{"$class": "module.Name"}`,
     /// `{"$object": [class, arguments, state]}`, and `{"$dict": [[key, value]]}` for a dictionary with keys that
     /// are no texts or begin with `$`.
@@ -336,6 +337,7 @@ impl fmt::Display for Data {
             match c {
                 '\n' | '\t' => f.write_char(c)?,
                 c if c.is_control() => write!(f, "{}", c.escape_debug())?,
+                c if !piman_core::text::is_shown(c) => write!(f, "{}", c.escape_unicode())?,
                 c => f.write_char(c)?,
             }
         }

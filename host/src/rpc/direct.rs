@@ -24,7 +24,8 @@ pub struct Direct {
     #[arg(long, value_name = "HOST")]
     pub server: Option<String>,
     /// What the server speaks: piman, pickle (an old TCPTalks server) or auto (either). Pickle and auto give the
-    /// password to the server in clear [default: auto; with a password: piman]
+    /// password to the server in clear; an old server that takes one client only may end when it is asked in piman,
+    /// so say pickle for it [default: auto; with a password: piman]
     #[arg(long, value_name = "PROTOCOL", requires = "server")]
     pub protocol: Option<Protocol>,
     /// The password that the server wants, in the first line of this file

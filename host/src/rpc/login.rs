@@ -27,8 +27,9 @@ use crate::text::password;
 
 /// The memory of an idle connection for reading, in bytes.
 const PIECE: usize = 2048;
-/// How long a peer may stand still in the midst of a message.
-const STALL: Duration = Duration::from_secs(30);
+/// How long a peer may stand still in the midst of a message: a slow one takes nothing for minutes, since its system
+/// has room for much that it has not read. Whether its system is there is found out sooner.
+const STALL: Duration = Duration::from_secs(300);
 
 /// A password and the key that is made of it.
 #[derive(Clone)]

@@ -104,7 +104,7 @@ impl Server {
         let transfer = settings
             .transfer
             .as_ref()
-            .map(|s| Bound::transfer(s, ip, (settings.stall, settings.old), gate("transfer")));
+            .map(|s| Bound::transfer(s, ip, settings.stall, settings.old, gate("transfer")));
         let telemetry = settings.telemetry.as_ref().map(|s| Bound::telemetry(s, ip, gate("telemetry")));
         let (transfer, telemetry) = (transfer.transpose()?, telemetry.transpose()?);
         let netboot = settings.netboot.as_ref().map(|n| netboot::Bound::open(n, ip)).transpose()?;

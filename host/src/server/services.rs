@@ -38,21 +38,21 @@ enum Kind {
 }
 
 impl Bound {
-    /// Opens the folder and binds the port of the transfer service. `limits`: how long a client may send nothing
-    /// of a file, and what it must do beyond that.
+    /// Opens the folder and binds the port of the transfer service. `talk`: how long a client may take for what it
+    /// says before the bytes of a file; `limits`: for those.
     ///
     /// # Errors
     /// If one of them cannot be used; the message says what to do.
     pub fn transfer(
         settings: &TransferSettings,
         ip: IpAddr,
-        limits: (Duration, Limits),
+        talk: Duration,
+        limits: Limits,
         gate: Arc<Gate>,
     ) -> anyhow::Result<Self> {
         let folder =
             Folder::open(&settings.folder).with_context(|| unusable("--transfer-dir", &settings.folder))?;
-        let (stall, limits) = limits;
-        let timeouts = Timeouts { talk: stall.min(Duration::from_secs(60)), stall, limits };
+        let timeouts = Timeouts { talk: talk.min(Duration::from_secs(60)), limits };
         let transfers = Arc::new(Transfers::new(Arc::new(folder), timeouts));
         Self::bind(ip, settings.port, "--transfer-port", gate, Kind::Transfer(transfers, settings.keep))
     }

@@ -19,8 +19,8 @@ use crate::net::socket::{LOOK, answers};
 use crate::sys::files::is_full;
 use crate::sys::lock::lock;
 
-/// A client that takes no acknowledgement for so long is gone.
-const DEAF: Duration = Duration::from_secs(60);
+/// How long a client may take no acknowledgement. It is long: whether its system is there is found out sooner.
+const WRITE_STALL: Duration = Duration::from_secs(300);
 /// How often it is tried whether there is room again.
 const RETRY: Duration = Duration::from_secs(1);
 /// How often it is said that there is none.
@@ -129,7 +129,7 @@ impl Write for Socket {
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
                 done => return done,
             }
-            match timeout(DEAF, self.0.writable()).await {
+            match timeout(WRITE_STALL, self.0.writable()).await {
                 Ok(ready) => ready?,
                 Err(_) => {
                     return Err(io::Error::new(

@@ -33,15 +33,13 @@ const LINGER_BYTES: u64 = 16 << 20;
 pub struct Timeouts {
     /// For everything that it says before the bytes of the file, together.
     pub talk: Duration,
-    /// Without a single byte of the file that it sends.
-    pub stall: Duration,
-    /// For the bytes of a file. A client that sends one is held to the pace alone.
+    /// For the bytes of a file, whoever sends them.
     pub limits: Limits,
 }
 
 impl Default for Timeouts {
     fn default() -> Self {
-        Self { talk: Duration::from_secs(60), stall: Duration::from_secs(60), limits: Limits::NONE }
+        Self { talk: Duration::from_secs(60), limits: Limits::NONE }
     }
 }
 
@@ -163,9 +161,13 @@ impl Transfers {
         let mut pace = MinRate::new(self.timeouts.limits.slowest, self.timeouts.limits.span);
         while at < size {
             let began = Instant::now();
-            match timeout(self.timeouts.stall, stream.readable()).await {
-                Ok(ready) => ready?,
-                Err(_) => return Err(io::Error::new(io::ErrorKind::TimedOut, "the client sends nothing")),
+            match self.timeouts.limits.stall {
+                // Keepalive finds out whether its system is still there.
+                None => stream.readable().await?,
+                Some(stall) => timeout(stall, stream.readable()).await.unwrap_or_else(|_| {
+                    let text = format!("the client has sent nothing for {} s", stall.as_secs());
+                    Err(io::Error::new(io::ErrorKind::TimedOut, text))
+                })?,
             }
             let waited = began.elapsed();
             let pool = self.pool.clone();

@@ -22,6 +22,7 @@ use piman_core::rpc::{
 use rustix::event::{PollFd, PollFlags, poll};
 
 use super::functions::Call;
+use super::messages::no_greeting;
 use super::value::Answer;
 use super::{Service, functions, old};
 use piman_core::hosted::dial;
@@ -108,8 +109,8 @@ pub(super) fn serve(service: &Arc<Service>, proven: &mut bool) -> anyhow::Result
     let io = Blocking(FromStd::new(stream));
     let open = MessageStream::open(io, Timeless, Role::Client, CALL_MAX, &mut buf);
     let mut frames = blocking::run(open).map_err(|e| match protocol {
-        Protocol::Piman => anyhow!("greeting: {e}; if it is an old TCPTalks server, say --protocol pickle (a password then crosses the network in clear)"),
-        _ => anyhow!("greeting: {e}"),
+        Protocol::Piman => anyhow!("{:#}; if it is an old TCPTalks server, say --protocol pickle (a password then crosses the network in clear)", no_greeting(e)),
+        _ => no_greeting(e),
     })?;
     let key = Key::of(password.as_deref().unwrap_or(""));
     blocking::run(login(&mut frames, &key, nonce()?)).map_err(|e| match e {

@@ -8,12 +8,14 @@ use std::os::unix::net::UnixStream;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, SyncSender, TrySendError, channel, sync_channel};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
 use embedded_io_adapters::std::FromStd;
 use piman_core::blocking::{self, Blocking};
-use piman_core::messages::{MessageBuffer, MessageStream, PORT, Role, SendError, Timeless};
+use piman_core::error::{Error, PeerError};
+use piman_core::messages::{MessageBuffer, MessageStream, PORT, Role, SendError, Timeless, refusal};
+use piman_core::text::is_shown;
 
 use super::line::{CONNECT, readable, tune};
 use super::{Service, hook};
@@ -25,6 +27,11 @@ const MESSAGE_MAX: u32 = 1 << 20;
 const WAITING_MAX: usize = 16;
 /// How much of a message is logged, in characters.
 const LOGGED_MAX: usize = 200;
+/// Answers of the hook that may be sent at once, and how often one more: hooks of two Pis that answer each other
+/// would go on for ever.
+const ANSWERS_MAX: u32 = 64;
+/// See [`ANSWERS_MAX`].
+const ANSWER_EVERY: Duration = Duration::from_millis(200);
 /// At most this many messages of the channel are taken before one of ours that waits.
 const FIRST_MAX: usize = 16;
 
@@ -120,7 +127,7 @@ impl Member {
         let mut buf = [0; 4096];
         let io = Blocking(FromStd::new(Timely(stream)));
         let open = MessageStream::open(io, Timeless, Role::Client, MESSAGE_MAX, &mut buf);
-        let mut frames = blocking::run(open).map_err(|e| anyhow!("greeting: {e}"))?;
+        let mut frames = blocking::run(open).map_err(no_greeting)?;
         log::info!("joined the message channel on {}", self.address);
         let mut mail = MessageBuffer::default();
         loop {
@@ -182,6 +189,16 @@ impl Member {
     }
 }
 
+/// Why there is no greeting, for people.
+pub(super) fn no_greeting(e: Error<io::Error>) -> anyhow::Error {
+    match e {
+        Error::Peer(PeerError::Refused(code)) => {
+            anyhow!("the server refuses the connection: {}", refusal(code))
+        }
+        e => anyhow!("greeting: {e}"),
+    }
+}
+
 /// Runs the hook for one message after another.
 fn give(
     service: &Service,
@@ -193,9 +210,18 @@ fn give(
 ) {
     let serial = service.identity.serial.clone().unwrap_or_default();
     let variables = [("PIMAN_CHANNEL", address.to_string()), ("PIMAN_SERIAL", serial)];
+    let mut allowance = Allowance::new(Instant::now());
     while let Ok(message) = messages.recv() {
         match hook::answer(&service.hooks, name, &message, &variables) {
             Ok(output) if output.is_empty() => {}
+            Ok(_) if !allowance.take(Instant::now()) => {
+                if allowance.warn() {
+                    log::warn!(
+                        "{address}: the hook `{name}` answers more than {ANSWERS_MAX} messages within seconds, so \
+                         its answers are dropped for a moment: does it answer the answers of another hook?"
+                    );
+                }
+            }
             Ok(output) => {
                 if answer.send(output).is_err() || wake.write_all(&[1]).is_err() {
                     return;
@@ -206,10 +232,43 @@ fn give(
     }
 }
 
+/// How many answers may still be sent.
+struct Allowance {
+    left: u32,
+    /// When the last one was added.
+    since: Instant,
+    warned: bool,
+}
+
+impl Allowance {
+    fn new(now: Instant) -> Self {
+        Self { left: ANSWERS_MAX, since: now, warned: false }
+    }
+
+    /// Whether one more may be sent now.
+    fn take(&mut self, now: Instant) -> bool {
+        let more = now.duration_since(self.since).as_millis() / ANSWER_EVERY.as_millis();
+        let more = u32::try_from(more).unwrap_or(u32::MAX);
+        if more > 0 {
+            self.left = self.left.saturating_add(more).min(ANSWERS_MAX);
+            self.since = now;
+        }
+        if self.left == ANSWERS_MAX {
+            self.warned = false;
+        }
+        self.left.checked_sub(1).map(|left| self.left = left).is_some()
+    }
+
+    /// Whether this is the first that is dropped.
+    fn warn(&mut self) -> bool {
+        !std::mem::replace(&mut self.warned, true)
+    }
+}
+
 /// A message as one line of a log.
 fn shown(message: &[u8]) -> String {
     let text = String::from_utf8_lossy(message);
-    let line = text.chars().map(|c| if c.is_control() { ' ' } else { c });
+    let line = text.chars().map(|c| if is_shown(c) { c } else { ' ' });
     let short: String = line.take(LOGGED_MAX).collect();
     if text.chars().nth(LOGGED_MAX).is_some() {
         format!("{short}... ({} bytes)", message.len())
@@ -266,8 +325,31 @@ mod tests {
     }
 
     #[test]
+    fn a_refusal_is_told_in_words() {
+        let text = |code| no_greeting(Error::Peer(PeerError::Refused(code))).to_string();
+        assert_eq!(text(0xFE), "the server refuses the connection: it has too many connections; try later");
+        assert!(text(0).ends_with("it gives no reason"));
+    }
+
+    #[test]
+    fn hooks_that_answer_each_other_come_to_an_end() {
+        let mut now = Instant::now();
+        let mut allowance = Allowance::new(now);
+        let sent = (0..10_000).filter(|_| {
+            now += Duration::from_millis(10);
+            allowance.take(now)
+        });
+        // A conversation ends with the first answer that is dropped; a busy hook goes on at this pace.
+        assert!((500..700).contains(&sent.count()));
+        assert!(allowance.warn() && !allowance.warn());
+        now += Duration::from_secs(60);
+        assert!(allowance.take(now) && allowance.warn(), "it is quiet again");
+    }
+
+    #[test]
     fn a_message_is_one_short_line_of_a_log() {
         assert_eq!(shown(b"a\nb\x1b[2J"), "a b [2J");
+        assert_eq!(shown("a\u{202e}b".as_bytes()), "a b");
         let long = shown(&[b'x'; 300]);
         assert!(long.len() < 220 && long.ends_with("... (300 bytes)"), "{long}");
     }

@@ -6,7 +6,7 @@ use super::*;
 fn little() -> Timeouts {
     let two = Duration::from_secs(2);
     let limits = Limits { stall: Some(two), slowest: 50, span: two, ..Limits::NONE };
-    Timeouts { talk: two, stall: two, limits }
+    Timeouts { talk: two, limits }
 }
 
 #[test]

@@ -29,7 +29,7 @@ fn begun(server: &Server, file: &[u8]) -> TcpStream {
 /// Nobody but a system that does not answer is too slow for this.
 fn any_pace() -> Timeouts {
     let second = Duration::from_secs(1);
-    Timeouts { talk: second, stall: second, limits: Limits { unanswered: second, ..Limits::NONE } }
+    Timeouts { talk: second, limits: Limits { unanswered: second, ..Limits::NONE } }
 }
 
 #[test]
@@ -83,6 +83,26 @@ fn a_byte_now_and_then_is_cut_by_the_operators_limit_and_only_then() {
     let mut rest = Vec::new();
     readers[1].read_to_end(&mut rest).unwrap();
     assert!(noise(16 << 20, 4).ends_with(&rest) && rest.len() > 15 << 20, "{}", rest.len());
+}
+
+#[test]
+fn a_sender_that_stops_for_long_is_cut_by_the_operators_limit_and_only_then() {
+    let limited = serve_with(Timeouts {
+        limits: Limits { stall: Some(Duration::from_secs(1)), ..Limits::NONE },
+        ..Timeouts::default()
+    });
+    let free = serve_with(any_pace());
+    let mut senders: Vec<_> = [&limited, &free].map(|server| server.old_put(b"slow", 10).0).into();
+    for sender in &mut senders {
+        sender.write_all(b"01234").unwrap();
+    }
+    until("the limit cuts", || limited.gate.open() == 0);
+    // All other times are over several times by then.
+    thread::sleep(Duration::from_secs(3));
+    assert_eq!(free.gate.open(), 1, "without a limit it is waited for");
+    senders[1].write_all(b"56789").unwrap();
+    until("it is there", || fs::read(free.path("slow")).is_ok_and(|file| file == b"0123456789"));
+    assert!(!limited.path("slow").exists());
 }
 
 #[test]

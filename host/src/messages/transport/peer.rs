@@ -89,7 +89,7 @@ pub trait Hooks: Send + 'static {
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
     /// The peer refused it.
-    #[error("the server refuses the connection: {}", refusal(*.0))]
+    #[error("the server refuses the connection: {}", piman_core::messages::refusal(*.0))]
     Refused(u8),
     /// The peer did not greet in time.
     #[error("the peer did not greet within {} s: does it speak the messages protocol?", .0.as_secs())]
@@ -100,15 +100,6 @@ pub enum Failure {
     /// Anything else.
     #[error("{0}")]
     Link(Error<std::io::Error>),
-}
-
-fn refusal(code: u8) -> &'static str {
-    use piman_core::messages::{CONFLICT, FULL};
-    match code {
-        FULL => "it has too many connections; try later",
-        CONFLICT => "it has a conflict, such as this client being connected already",
-        _ => "it gives no reason",
-    }
 }
 
 /// Why a message was not sent.

@@ -125,7 +125,7 @@ impl Ask {
     #[must_use]
     pub fn describe(&self) -> String {
         let class = String::from_utf8_lossy(self.class());
-        let class: String = class.chars().filter(|c| !c.is_control()).take(40).collect();
+        let class: String = class.chars().filter(|c| piman_core::text::is_shown(*c)).take(40).collect();
         match (self.is_pxe(), class.is_empty()) {
             (true, _) => "the boot ROM".to_owned(),
             (false, true) => "the system".to_owned(),

@@ -111,7 +111,7 @@ fn step_by_step(mut at: OwnedFd, name: &str, flags: OFlags) -> Result<OwnedFd, N
 /// A name below the folder: without empty parts, `.` and a leading `/`. The folder is the root of
 /// all names, as with other TFTP servers.
 fn clean(asked: &str) -> Result<String, NoFile> {
-    if asked.contains(|c: char| c == '\\' || c.is_control()) {
+    if asked.contains(|c: char| c == '\\' || !piman_core::text::is_shown(c)) {
         return Err(NoFile::Outside);
     }
     let parts: Vec<&str> = asked.split('/').filter(|p| !p.is_empty() && *p != ".").collect();
