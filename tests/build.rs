@@ -12,6 +12,10 @@ const FOLDERS: [&str; 6] = ["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/
 /// What a network card of the emulated PC boots by; `netboot/pxe.rs` names it, too.
 const IPXE: &str = "/usr/lib/ipxe/qemu/pxe-e1000.rom";
 
+/// What makes the filesystems of others.
+const FILESYSTEMS: [&str; 6] =
+    ["mkfs.vfat", "mkfs.btrfs", "mkfs.xfs", "mkfs.f2fs", "mkfs.exfat", "mkfs.ntfs"];
+
 fn main() {
     // Asked again when one of these changes. Each time would compile all the tests anew.
     for variable in ["PIMAN_REQUIRE", "PATH", "HOME", "USER", "LOGNAME"] {
@@ -48,6 +52,7 @@ fn main() {
         ("curl", program("curl")),
         ("debian", env::var_os("PIMAN_TEST_ROOTFS").is_some() || program("mmdebstrap")),
         ("dnsmasq", program("dnsmasq")),
+        ("filesystems", FILESYSTEMS.iter().all(|name| program(name))),
         ("minisign", program("minisign")),
         ("python3", program("python3")),
         ("sfdisk", program("sfdisk")),

@@ -16,7 +16,7 @@ use piman_core::transfer::PORT as TRANSFER_PORT;
 use crate::card::disk::parse_layout;
 use crate::control::Server;
 use crate::identity::Identity;
-use crate::install::{Choice, Plan};
+use crate::install::{Choice, Consent, Plan};
 use crate::rpc::Service;
 use crate::rpc::unit::Enrol;
 use crate::trust::Key;
@@ -40,6 +40,8 @@ pi-agent: installs this Pi from a piman server
                          base64, as minisign has it
       --reinstall        installs again what is installed already
       --trust-unmarked   a system without piman's proof counts as installed
+      --erase WHAT       erases what the server's order does not name: foreign,
+                         damaged, unreadable, or several with commas
       --yes              erases a device that holds anything
       --service PORT     the installed system runs the agent (`pi-agent run`), which
                          dials this port of the server; needs root
@@ -73,7 +75,8 @@ pi-agent: installs this Pi from a piman server
       what it does as process 1 of an initramfs
   pi-agent --version | --help
 
-Exit codes: 0 done, 1 failed or not installed, 2 wrong use.
+Exit codes: 0 done, 1 failed or not installed, 2 wrong use, 3 what is to be installed
+will never have room on this disk.
 ";
 
 /// What was asked for.
@@ -138,6 +141,7 @@ fn install(parser: &mut Parser) -> anyhow::Result<Order> {
         layout: Layout::default(),
         choice: Choice::Auto,
         yes: false,
+        erase: Consent::default(),
         trust_unmarked: false,
         reinstall: false,
         identity: Identity::of_this_machine(),
@@ -166,6 +170,10 @@ fn install(parser: &mut Parser) -> anyhow::Result<Order> {
             Arg::Long("public-key") => public_key = Some(parser.value()?.string()?),
             Arg::Long("reinstall") => plan.reinstall = true,
             Arg::Long("trust-unmarked") => plan.trust_unmarked = true,
+            Arg::Long("erase") => {
+                plan.erase =
+                    parser.value()?.string()?.parse().map_err(anyhow::Error::msg).context("--erase")?;
+            }
             Arg::Long("yes") => plan.yes = true,
             Arg::Long("help") | Arg::Short('h') => return Ok(Order::Help),
             other => return Err(other.unexpected().into()),
@@ -313,6 +321,7 @@ mod tests {
             ("install --server x", "--disk"),
             ("install --server x --disk y --path sideways", "sideways"),
             ("install --server x --disk y --colour red", "colour"),
+            ("install --server x --disk y --erase all", "foreign, damaged or unreadable"),
             ("install --server x --disk y --control-port 70000", "70000"),
             ("check", "--disk"),
             ("run", "--server"),

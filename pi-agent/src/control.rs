@@ -33,6 +33,8 @@ const UNANSWERED_TIMEOUT: Duration = Duration::from_secs(10);
 const AFTER_CLOSE: Duration = Duration::from_secs(1);
 /// How long an old server is given to read a report by itself.
 const PAUSE: Duration = Duration::from_millis(100);
+/// How often it is looked whether what was said is delivered.
+const DELIVERY_LOOK: Duration = Duration::from_millis(10);
 /// How long a report may take to be taken.
 const REPORT_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -199,9 +201,34 @@ impl ControlConnection {
         run(drive::notify(&mut self.io, notice)).map_err(|e| anyhow!("{e}"))
     }
 
+    /// Whether the server's machine has taken all that was said, after `limit` at most: what was only written is
+    /// lost with a connection that nobody serves any more.
+    #[must_use]
+    pub fn is_delivered(&self, limit: Duration) -> bool {
+        let until = Instant::now() + limit;
+        while unsent(&self.io.0.inner().stream).is_ok_and(|bytes| bytes > 0) {
+            if Instant::now() > until {
+                return false;
+            }
+            thread::sleep(DELIVERY_LOOK);
+        }
+        true
+    }
+
     fn limit(&mut self, limit: Duration) {
         self.io.0.inner_mut().until = Instant::now() + limit;
     }
+}
+
+/// How many bytes were written and not acknowledged by the other end's machine.
+#[expect(
+    unsafe_code,
+    reason = "SIOCOUTQ and its argument's type are promised to rustix here, from linux/sockios.h"
+)]
+fn unsent(stream: &TcpStream) -> io::Result<i32> {
+    const SIOCOUTQ: rustix::ioctl::Opcode = 0x5411;
+    // SAFETY: SIOCOUTQ writes one int.
+    Ok(unsafe { rustix::ioctl::ioctl(stream, rustix::ioctl::Getter::<SIOCOUTQ, i32>::new()) }?)
 }
 
 /// Why there is no decision.
@@ -332,6 +359,29 @@ pub struct Machine {
     pub said: String,
     /// Whether the server decided for an agent that spoke as an old Pi does, and not for one that greeted it.
     pub old_server: bool,
+    /// Why the server has this Pi wait, which is said once.
+    pub reason: String,
+}
+
+impl Machine {
+    /// What is said from time to time while the server has this Pi wait.
+    #[must_use]
+    pub fn reminder(&self, percent: u8) -> String {
+        if self.reason.is_empty() {
+            format!("the server is still not ready ({percent} %)")
+        } else {
+            "the server still has this Pi wait, for the reason above".into()
+        }
+    }
+
+    fn waits(&mut self, reason: &[u8]) {
+        let reason = String::from_utf8_lossy(reason);
+        let reason: String = reason.chars().map(|c| if c.is_control() { '?' } else { c }).collect();
+        if reason != self.reason {
+            log::warn!("the server has this Pi wait: {reason}");
+            self.reason = reason;
+        }
+    }
 }
 
 /// A machine in one talk.
@@ -356,6 +406,10 @@ impl drive::Pi for TalkingMachine<'_> {
 
     async fn wipe(&mut self) -> bool {
         self.machine.wipe().await
+    }
+
+    fn waits(&mut self, reason: &[u8]) {
+        self.machine.waits(reason);
     }
 
     fn understood(&mut self) {

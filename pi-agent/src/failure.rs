@@ -13,8 +13,10 @@ pub enum Cause {
     Network,
     /// The archive or the image that was sent is damaged or cannot be installed.
     Image,
-    /// The disk: too small, full, failing, read-only.
+    /// The disk: full, failing, read-only.
     Disk,
+    /// What is to be installed will never have room on this disk.
+    TooSmall,
     /// This disk must not be touched, or the order makes no sense.
     Refused,
 }
@@ -24,6 +26,15 @@ impl Cause {
     #[must_use]
     pub const fn is_passing(self) -> bool {
         matches!(self, Self::Network)
+    }
+
+    /// The exit code of a program that ends for it.
+    #[must_use]
+    pub const fn exit_code(self) -> u8 {
+        match self {
+            Self::TooSmall => 3,
+            _ => 1,
+        }
     }
 }
 

@@ -37,10 +37,10 @@ fn main() -> ExitCode {
             metrics::send(&host, port, interval, count);
             ExitCode::SUCCESS
         }
-        Order::Check(disk) => match inspect::check(&disk) {
-            Ok(card) => {
-                print(&format!("{}: {card}\n", disk.display()));
-                if card.is_installed(false) { ExitCode::SUCCESS } else { ExitCode::from(1) }
+        Order::Check(disk) => match inspect::survey_path(&disk) {
+            Ok(found) => {
+                print(&format!("{}: {found}\n", disk.display()));
+                if found.card.is_installed(false) { ExitCode::SUCCESS } else { ExitCode::from(1) }
             }
             Err(e) => {
                 let e = in_one_line(e.as_ref());
@@ -81,7 +81,7 @@ fn run(plan: &Plan, retries: u32, transfer_port: u16) -> ExitCode {
         )),
         Err(failure) => {
             say_on_stderr(format_args!("pi-agent: {failure}"));
-            ExitCode::from(1)
+            ExitCode::from(failure.cause.exit_code())
         }
     }
 }

@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use pi_agent::card::inspect::{self, Card as Found, has_journal_to_replay};
 use pi_agent::failure::{Cause, Failure};
-use pi_agent::install::Outcome;
+use pi_agent::install::{Outcome, Plan};
 use piman_core::install::layout::SECTOR;
 use piman_tests::card::{Card, Lie};
 use piman_tests::chance::Random;
@@ -92,7 +92,7 @@ fn a_card_that_is_too_small_is_told_before_it_is_erased() {
     let mut plan = lab::plan(&server, &card, "archive");
     plan.reinstall = true;
     let failure = attempt(&plan).unwrap_err();
-    assert_eq!(failure.cause, Cause::Disk);
+    assert_eq!(failure.cause, Cause::TooSmall);
     assert!(failure.to_string().contains("too small"), "{failure}");
     assert!(fs::read(&card).unwrap() == before, "the card was changed");
 }
@@ -124,14 +124,19 @@ fn a_broken_filesystem_does_not_count_as_installed() {
         install();
         // The kernel has noted an error.
         change_superblock(&card, |sb| sb[0x3a] |= 2);
-        let Found::Empty(why) = inspect::check(&card).unwrap() else { panic!("{path}: not seen") };
+        let found = inspect::check(&card).unwrap();
+        let Found::Damaged { why, mounts: true, .. } = found else { panic!("{path}: {found}") };
         assert!(why.contains("errors"), "{why}");
-        install();
+        // It boots as it is, and is installed anew if that is wanted.
+        let outcome = attempt(&plan).unwrap();
+        assert!(matches!(outcome, Outcome::Boot { card: Found::Damaged { .. }, .. }), "{path}: {outcome:?}");
+        attempt(&Plan { reinstall: true, ..plan.clone() }).unwrap();
         // A group's descriptor is not as its checksum says.
         let mut byte = [0];
         file.read_exact_at(&mut byte, START + 4096 + 12).unwrap();
         file.write_all_at(&[byte[0] ^ 4], START + 4096 + 12).unwrap();
-        let Found::Empty(why) = inspect::check(&card).unwrap() else { panic!("{path}: not seen") };
+        let found = inspect::check(&card).unwrap();
+        let Found::Damaged { why, mounts: false, .. } = found else { panic!("{path}: {found}") };
         assert!(why.contains("group 0"), "{why}");
         install();
         root.assert_on(&card);

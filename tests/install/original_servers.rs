@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use pi_agent::card::inspect;
 use pi_agent::control::{Machine, Server};
 use pi_agent::identity::Identity;
-use pi_agent::install::{Choice, Outcome, Plan, attempt};
+use pi_agent::install::{Choice, Consent, Outcome, Plan, attempt};
 use pi_agent::telemetry::progress::Progress;
 use piman_core::install::layout::Layout;
 use piman_tests::{binaries, tar};
@@ -121,6 +121,7 @@ fn plan(python: &Python, disk: &Path) -> Plan {
         layout: Layout::default(),
         choice: Choice::Auto,
         yes: false,
+        erase: Consent::default(),
         trust_unmarked: false,
         reinstall: false,
         identity: Identity { serial: Some("00000000cafe0003".into()), ..Identity::default() },

@@ -14,7 +14,7 @@ use pi_agent::card::inspect::{self, Card};
 use pi_agent::control::{Machine, Server};
 use pi_agent::failure::{Cause, Failure};
 use pi_agent::identity::Identity;
-use pi_agent::install::{Choice, Outcome, Plan, attempt, run};
+use pi_agent::install::{Choice, Consent, Outcome, Plan, attempt, run};
 use pi_agent::telemetry::progress::Progress;
 use piman_core::hash::Hash;
 use piman_core::install::layout::Layout;
@@ -123,6 +123,7 @@ fn plan(server: Server, disk: PathBuf, choice: Choice) -> Plan {
         layout: Layout::default(),
         choice,
         yes: false,
+        erase: Consent::default(),
         trust_unmarked: false,
         reinstall: false,
         identity: Identity { serial: Some("00000000cafe0001".into()), ..Identity::default() },
@@ -268,7 +269,7 @@ fn a_lost_server_is_tried_again_and_a_refusal_is_not() {
     let (server, heard) = Old::with(&Arc::default()).start();
     let small = Plan { server, disk: folder.path().join("small.img"), size: Some(1 << 20), ..plan };
     let failure = run(&small, 1000, &mut Machine::default(), &Arc::new(Progress::new())).unwrap_err();
-    assert_eq!(failure.cause, Cause::Disk);
+    assert_eq!(failure.cause, Cause::TooSmall);
     assert!(failure.to_string().contains("too small: it must have at least"), "{failure}");
     let heard = heard.join().unwrap();
     assert!(heard[1].starts_with("PIMAN/1 failed stage=disk") && heard[1].contains("too small"), "{heard:?}");

@@ -19,11 +19,13 @@ fn layout() -> Layout {
 
 /// Installs nothing but a filesystem with one file, and leaves it mounted.
 fn fill(disk: &Disk, place: &Path, text: &str) -> (RootArea, Mounted) {
-    let root = disk.partition(&layout()).unwrap();
+    let begun = disk.begin(&layout()).unwrap();
+    let root = disk.partition(&layout(), &begun).unwrap();
     ext4::format(disk.file(), root.offset, root.length, 0, "root", 0).unwrap();
     let mounted = Mounted::new(&disk.root_node(&root).unwrap(), place).unwrap();
     fs::write(place.join("file"), text).unwrap();
     mounted.sync().unwrap();
+    disk.show_root(&begun).unwrap();
     disk.sync(piman_core::install::Stage::Sync).unwrap();
     (root, mounted)
 }
@@ -112,7 +114,9 @@ fn sfdisk_reads_our_table() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("card");
     let disk = Disk::create(&path, 128 << 20).unwrap();
-    disk.partition(&layout()).unwrap();
+    let begun = disk.begin(&layout()).unwrap();
+    disk.partition(&layout(), &begun).unwrap();
+    disk.show_root(&begun).unwrap();
     // Where it is, an ordinary user does not look.
     let programs = format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default());
     let dump = Command::new("sfdisk").arg("--dump").arg(&path).env("PATH", programs).output().unwrap();

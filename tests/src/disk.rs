@@ -55,6 +55,17 @@ impl LoopDevice {
         Self(String::from_utf8_lossy(&output.stdout).trim().into())
     }
 
+    /// Of this file, with sectors of so many bytes.
+    ///
+    /// # Panics
+    /// If it cannot be made, which needs root.
+    #[must_use]
+    pub fn with_sectors(file: &Path, bytes: u32) -> Self {
+        let size = bytes.to_string();
+        let output = run(Command::new("losetup").args(["-b", &size, "-f", "--show"]).arg(file));
+        Self(String::from_utf8_lossy(&output.stdout).trim().into())
+    }
+
     /// Of a new sparse file of `bytes` bytes, which goes with it.
     ///
     /// # Panics

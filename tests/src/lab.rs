@@ -131,10 +131,13 @@ pub fn with_server(name: &str, noise: usize) -> (Root, Server, tempfile::TempDir
 pub fn plan(server: &Server, card: &Path, path: &str) -> Plan {
     let (control, rootfs) = (server.port("control").to_string(), server.port("rootfs").to_string());
     let card = card.to_str().expect("text");
-    let line =
-        ["install", "--server", "127.0.0.1", "--serial", "00000000cafe0004", "--path", path, "--disk", card];
+    // Cards of tests hold what is to be erased.
+    let erase = "foreign,damaged,unreadable";
+    let line = ["install", "--server", "127.0.0.1", "--serial", "00000000cafe0004", "--path", path];
+    let disk = ["--disk", card, "--erase", erase];
+    let line = line.iter().chain(&disk);
     let ports = ["--control-port", &control, "--rootfs-port", &rootfs];
-    let order = cli::parse(line.iter().chain(&ports).map(OsString::from));
+    let order = cli::parse(line.chain(&ports).map(OsString::from));
     let Ok(Order::Install(plan, ..)) = order else { panic!("{order:?}") };
     Plan { layout: LAYOUT, ..*plan }
 }

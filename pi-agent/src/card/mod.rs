@@ -3,12 +3,16 @@
 //! | module | what lives there |
 //! |---|---|
 //! | [`disk`] | disks: what may be written, partitions, nodes to mount |
+//! | `content` | what is on a disk, of whoever: tables, filesystems, and a fingerprint of it all |
 //! | [`mount`] | the root filesystem where it is mounted |
 //! | [`inspect`] | the proof of a finished installation, and the check for it |
 //! | [`ext4`](piman_core::hosted::ext4) | empty filesystems without mounting |
+//! | `scratch_dir` | folders to mount at that nobody else can reach |
 //! | [`root_path`] | paths inside the installed system, with its links followed |
 
+pub(crate) mod content;
 pub mod disk;
 pub mod inspect;
 pub mod mount;
 pub mod root_path;
+pub(crate) mod scratch_dir;

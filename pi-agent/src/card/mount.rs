@@ -1,5 +1,6 @@
 //! The root filesystem where it is mounted.
 
+use std::ffi::CStr;
 use std::fs::{self, OpenOptions};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
@@ -42,9 +43,21 @@ impl Mounted {
         Self::try_new(node, place).or_fail(Stage::Mount, Cause::Disk, what)
     }
 
+    /// Mounts to look at it: nothing is written, not even the journal replayed. The place is as for [`Self::new`].
+    ///
+    /// # Errors
+    /// What the kernel says if it refuses.
+    pub fn to_look_at(node: &RootNode, place: &Path) -> anyhow::Result<Self> {
+        Self::mount(node, place, RESTRICTED.union(MountFlags::RDONLY), Some(c"noload,errors=remount-ro"))
+    }
+
     fn try_new(node: &RootNode, place: &Path) -> anyhow::Result<Self> {
+        Self::mount(node, place, RESTRICTED, None)
+    }
+
+    fn mount(node: &RootNode, place: &Path, flags: MountFlags, how: Option<&CStr>) -> anyhow::Result<Self> {
         fs::create_dir_all(place)?;
-        mount(node.path(), place, "ext4", RESTRICTED, None)?;
+        mount(node.path(), place, "ext4", flags, how)?;
         // From here on a failure unmounts.
         let mut mounted = Self { place: place.to_owned(), directory: None };
         let directory = OpenOptions::new()

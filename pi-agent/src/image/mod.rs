@@ -82,7 +82,7 @@ pub struct Order<'a> {
 /// # Errors
 /// [`Failure`]: [`Cause::Network`] when connections keep breaking or the server has given
 /// the image up; [`Cause::Image`] for a table or a chunk that stays damaged, and says which;
-/// [`Cause::Disk`] when the disk is too small or fails.
+/// [`Cause::TooSmall`] or [`Cause::Disk`] when the disk is too small or fails.
 pub fn install(
     connect: impl FnMut() -> std::io::Result<TcpStream>,
     order: &Order<'_>,
@@ -98,11 +98,7 @@ pub fn install(
         let error = anyhow!("the image offered was made from another archive, {:.16}", header.archive);
         return Err(Failure { stage: Stage::Transfer, cause: Cause::Image, error });
     }
-    if header.filesystem_bytes > medium.length() {
-        let (image, room) = (header.filesystem_bytes, medium.length());
-        let error = anyhow!("the image needs a root partition of {image} bytes, this one has {room}");
-        return Err(Failure { stage: Stage::Transfer, cause: Cause::Disk, error });
-    }
+    crate::install::room::image(header.filesystem_bytes, medium.length())?;
     let mut pipeline = Pipeline::new(table, order, medium, &link);
     erase()?;
     write(medium, 0, &[0; BLOCK as usize]).and_then(|()| medium.sync()).or_fail(

@@ -4,12 +4,15 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use piman_core::install::Stage;
 use piman_core::install::layout::Layout;
 
 use super::attempt::Outcome;
+use super::late;
 use super::options::Options;
 use super::system::{NEW_ROOT, find_init};
 use crate::control::{Machine, Server};
+use crate::failure::{Cause, Failure};
 use crate::identity::Identity;
 use crate::install::{self, Plan};
 use crate::rpc::unit::{Enrol, PASSWORD};
@@ -34,6 +37,7 @@ pub fn attempt(options: &Options, server: &Server) -> Outcome {
         choice: options.path,
         // Who boots a Pi this way gives its card to piman.
         yes: true,
+        erase: options.erase,
         trust_unmarked: options.trust_unmarked,
         reinstall: false,
         identity: Identity::of_this_machine(),
@@ -45,6 +49,9 @@ pub fn attempt(options: &Options, server: &Server) -> Outcome {
             password_file: Some(PASSWORD.into()).filter(|p: &PathBuf| p.exists()),
         }),
     };
+    if let Some(why) = late::take() {
+        tell_late(&plan, Stage::Boot, &why);
+    }
     let mut machine = Machine { sets_clock: true, ..Machine::default() };
     let progress = Arc::new(Progress::new());
     let display = Display::start(Arc::clone(&progress));
@@ -68,19 +75,34 @@ pub fn attempt(options: &Options, server: &Server) -> Outcome {
         }
     };
     let Some(mounted) = mounted else {
-        return Outcome::Permanent("the root filesystem was not mounted".into());
+        let why = "the root filesystem was not mounted";
+        tell_late(&plan, Stage::Mount, why);
+        return Outcome::Permanent(why.into());
     };
     // Looked at here, while it can still be a failure like another.
     match find_init(Path::new(NEW_ROOT), options.init.as_deref()) {
         Ok(_) => match mounted.keep() {
             Ok(_) => Outcome::Ready,
-            Err(failure) => Outcome::Permanent(failure.to_string()),
+            Err(failure) => {
+                install::report_early(&plan, &failure);
+                Outcome::Permanent(failure.to_string())
+            }
         },
-        Err(wrong) => Outcome::Permanent(format!(
-            "the installed system has no init that can run here ({wrong}): order piman reinstall with the \
-             archive of a whole system for this Pi"
-        )),
+        Err(wrong) => {
+            let why = format!(
+                "the installed system has no init that can run here ({wrong}): order piman reinstall with the \
+                 archive of a whole system for this Pi"
+            );
+            tell_late(&plan, Stage::Boot, &why);
+            Outcome::Permanent(why)
+        }
     }
+}
+
+/// Tells the server what failed after it was told that all was well.
+fn tell_late(plan: &Plan, stage: Stage, why: &str) {
+    let failure = Failure { stage, cause: Cause::Refused, error: anyhow::anyhow!("{why}") };
+    install::report_early(plan, &failure);
 }
 
 /// What passes is tried again and again: only an end is worth a file on the server.

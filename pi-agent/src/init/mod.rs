@@ -30,10 +30,12 @@
 //! | `wait` | the card and the network, with deadlines |
 //! | `system` | mounting the installed system, finding its init |
 //! | `switch` | the hand-over |
+//! | `late` | what failed after the talk with the server was over |
 
 pub mod attempt;
 mod boot_plan;
 pub mod console;
+mod late;
 pub mod modules;
 pub mod mounts;
 pub mod net;
@@ -183,7 +185,9 @@ fn hand_over(options: &Options, arguments: &[OsString], console: &mut Console, s
     let init = match system::find_init(new_root, wanted) {
         Ok(init) => init,
         Err(wrong) => {
-            console.write_line(format_args!("the installed system has no init that can run: {wrong}"));
+            let why = format!("the installed system has no init that can run: {wrong}");
+            late::keep(&why);
+            console.write_line(why);
             console.write_line(
                 "install another image: piman reinstall, with an archive of a whole system for this Pi",
             );
@@ -199,11 +203,13 @@ fn hand_over(options: &Options, arguments: &[OsString], console: &mut Console, s
     }
     console.write_line(format_args!("switching root, {} becomes process 1", init.display()));
     if let Err(e) = switch::switch_root(new_root, console) {
-        console.write_line(format_args!("cannot switch root: {e}"));
+        let why = format!("cannot switch root: {e}");
+        console.write_line(&why);
         // What could not be moved back.
         for complaint in mounts::mount_all() {
             console.write_line(complaint);
         }
+        late::keep(&why);
         return system::unmount(new_root);
     }
     // There is no way back: the initramfs is gone. The installed system runs, or the machine

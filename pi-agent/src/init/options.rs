@@ -11,7 +11,8 @@
 //! | `piman.disk=DEVICE` | the disk to install on and boot from | `/dev/mmcblk0` |
 //! | `piman.path=auto\|stream\|image` | by which way to install | `auto` |
 //! | `piman.key=KEY` | installs only what is signed for this public key, base64 or a file | the initramfs's `/etc/piman/key.pub`, if there is one |
-//! | `piman.trust-unmarked=1` | a system without piman's proof counts as installed | it is installed anew |
+//! | `piman.erase=WHAT` | erases what the server's order does not name: `foreign`, `damaged`, `unreadable`, or several with commas | waits for an order that does |
+//! | `piman.trust-unmarked=1` | a system without piman's proof counts as installed | it counts as foreign |
 //! | `piman.init=FILE`, `init=FILE` | the installed system's process 1 | `/sbin/init` and its usual places |
 //! | `piman.log=off\|error\|warn\|info\|debug\|trace` | how much the agent says | `info` |
 //! | `ip=` | how the Pi gets its address, as the kernel has it: `dhcp`, `off`, or `ADDRESS:SERVER:ROUTER:MASK:HOST:INTERFACE:HOW:DNS:DNS` | `dhcp` |
@@ -32,7 +33,7 @@ use piman_core::transfer::PORT as TRANSFER_PORT;
 
 use super::net::Addressing;
 use crate::control::Server;
-use crate::install::Choice;
+use crate::install::{Choice, Consent};
 
 /// The longest command line that is read, in bytes; the kernel's own limit is 2048 on arm64.
 pub const CMDLINE_MAX: usize = 64 << 10;
@@ -56,8 +57,9 @@ pub struct Options {
     pub path: Choice,
     /// The public key of those who sign images, or its file.
     pub key: Option<String>,
-    /// Whether a system without piman's proof, installed in an older way, is booted; it is
-    /// installed anew otherwise.
+    /// What may be erased without an order that names it.
+    pub erase: Consent,
+    /// Whether a system without piman's proof, installed in an older way, is booted; it counts as foreign otherwise.
     pub trust_unmarked: bool,
     /// The installed system's process 1, an absolute path inside it.
     pub init: Option<PathBuf>,
@@ -82,6 +84,7 @@ impl Default for Options {
             disk: PathBuf::from("/dev/mmcblk0"),
             path: Choice::Auto,
             key: None,
+            erase: Consent::default(),
             trust_unmarked: false,
             init: None,
             log: LevelFilter::Info,
@@ -201,6 +204,7 @@ impl Options {
             "path" => self.path = value.parse().map_err(|_| "not auto, archive or image")?,
             "key" if value.is_empty() => return Err("no public key"),
             "key" => self.key = Some(value.to_owned()),
+            "erase" => self.erase = value.parse()?,
             "trust-unmarked" => self.trust_unmarked = switch(value)?,
             "shell" => self.shell = switch(value)?,
             _ => return Err("unknown option"),
@@ -350,9 +354,9 @@ mod tests {
     #[test]
     fn what_is_not_understood_is_said_and_changes_nothing() {
         let line = b"piman.sever=1 piman.disk=mmcblk0 piman.path=both piman.server= piman.control-port=0 \
-            piman.shell=yes piman.log=loud init= master=:4 piman.=x";
+            piman.shell=yes piman.log=loud init= master=:4 piman.=x piman.erase=all";
         let parsed = Options::parse(line);
-        assert_eq!(parsed.complaints.len(), 10, "{:?}", parsed.complaints);
+        assert_eq!(parsed.complaints.len(), 11, "{:?}", parsed.complaints);
         assert_eq!(Options { complaints: Vec::new(), ..parsed }, Options::default());
     }
 

@@ -10,15 +10,15 @@ use piman_core::install::sums::CHUNK;
 use piman_core::install::{Offer, Stage};
 
 use super::erase::erase_proof;
-use super::scratch_dir::ScratchDir;
-use super::{Done, Plan, readback};
-use crate::card::disk::{Disk, RootArea};
+use super::{Done, Plan, readback, room};
+use crate::card::disk::Disk;
 use crate::card::mount::Mounted;
+use crate::card::scratch_dir::ScratchDir;
 use crate::failure::{Cause, Failure, OrFail};
 use crate::fetch::{Link, Retry};
 use crate::telemetry::progress::Progress;
 use crate::unpack::{self, ChunkSource, Expected, LegacySource, Summary};
-use piman_core::hosted::ext4::{self, Geometry};
+use piman_core::hosted::ext4;
 use piman_core::install::receipt::{Proof, Way};
 
 pub(super) fn install(
@@ -36,15 +36,15 @@ pub(super) fn install(
         );
         return Err(Failure { stage: Stage::Disk, cause: Cause::Refused, error });
     }
+    if let Some(offer) = &offer {
+        room::archive(offer, &disk.root_area(&plan.layout)?)?;
+    }
     // Nothing is erased before the server has shown that it sends an archive.
     let link = Link::default();
     let connect = |port| move || super::dial(plan, port);
     let supply = Supply::open(connect, plan, offer, &link)?;
-    if let Some(offer) = &offer {
-        fits(offer, &RootArea::of(&plan.layout, disk.bytes())?)?;
-    }
     progress.begin(Stage::Partition, 0);
-    let root = erase_proof(disk, &plan.layout)?;
+    let (root, begun) = erase_proof(disk, &plan.layout)?;
     progress.begin(Stage::Filesystem, 0);
     let now = i64::try_from(std::time::UNIX_EPOCH.elapsed().map_or(0, |t| t.as_secs())).unwrap_or(0);
     let entries = offer.map_or(0, |o| o.more.entries);
@@ -54,9 +54,8 @@ pub(super) fn install(
         format!("making the root filesystem on {disk}"),
     )?;
     let node = disk.root_node(&root)?;
-    let withheld = disk.withhold_root()?;
     progress.begin(Stage::Mount, 0);
-    let place = ScratchDir::of(plan)?;
+    let place = ScratchDir::of(plan.boot_from.as_deref())?;
     let mounted = Mounted::new(&node, place.path())?;
     drop(node);
 
@@ -79,7 +78,7 @@ pub(super) fn install(
         format!("writing the proof to {disk}"),
     )?;
     disk.sync(Stage::Commit)?;
-    disk.show_root(&withheld)?;
+    disk.show_root(&begun)?;
     let root = if plan.boot_from.is_some() {
         Some(mounted)
     } else {
@@ -94,25 +93,6 @@ pub(super) fn install(
         written: summary.unpacked_bytes,
         root,
     })
-}
-
-/// Says before anything is erased if the archive cannot have room there, as far as the server
-/// knows how much it needs.
-fn fits(offer: &Offer, root: &RootArea) -> Result<(), Failure> {
-    let (unpacked, entries) = (offer.more.unpacked_bytes, offer.more.entries);
-    // Without headers and padding; and not all of a filesystem is for content.
-    let needed = unpacked.saturating_sub(entries.saturating_mul(1536));
-    let room = root.length - root.length / 64;
-    let fits = Geometry::new(root.length, entries).is_ok() && needed <= room;
-    if fits {
-        return Ok(());
-    }
-    let error = anyhow!(
-        "the root partition is too small: {entries} entries with {needed} bytes are to be installed, and it has \
-         {}; nothing was changed",
-        root.length
-    );
-    Err(Failure { stage: Stage::Disk, cause: Cause::Disk, error })
 }
 
 /// Where the archive comes from.

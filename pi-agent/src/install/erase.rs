@@ -6,7 +6,7 @@ use piman_core::install::Stage;
 use piman_core::install::layout::Layout;
 
 use super::capacity::probe;
-use crate::card::disk::{Disk, RootArea, root_in_table};
+use crate::card::disk::{Begun, Disk, RootArea, root_in_table};
 use crate::failure::{Cause, Failure, OrFail};
 use crate::image::Area;
 use crate::trust;
@@ -14,10 +14,10 @@ use crate::trust;
 /// The size of a first block, in bytes.
 const BLOCK: usize = 4096;
 
-/// Destroys the proof of what is installed, tries whether the disk has the room that it says,
-/// and then partitions it. A disk that has not gets back what was taken from it.
-pub(super) fn erase_proof(disk: &Disk, layout: &Layout) -> Result<RootArea, Failure> {
-    let root = RootArea::of(layout, disk.bytes())?;
+/// Marks the disk as one whose installation is under way, destroys the proof of what is installed, tries whether the
+/// disk has the room that it says, and then partitions it. A disk that has not gets back what was taken from it.
+pub(super) fn erase_proof(disk: &Disk, layout: &Layout) -> Result<(RootArea, Begun), Failure> {
+    let root = disk.root_area(layout)?;
     trust::raise(disk.file(), disk.bytes(), layout).or_fail(
         Stage::Partition,
         Cause::Disk,
@@ -28,11 +28,13 @@ pub(super) fn erase_proof(disk: &Disk, layout: &Layout) -> Result<RootArea, Fail
     let firsts: Vec<u64> = old.iter().chain([&root]).map(|area| area.offset).collect();
     let mut before = vec![[0; BLOCK]; firsts.len()];
     for (at, block) in firsts.iter().zip(&mut before) {
-        let what = format!("reading what is at byte {at} of {disk}");
-        disk.file().read_exact_at(block, *at).or_fail(Stage::Disk, Cause::Disk, what)?;
+        if let Err(e) = disk.file().read_exact_at(block, *at) {
+            // It was ordered to erase what cannot be read; what cannot be written ends the installation.
+            log::warn!("byte {at} of {disk} cannot be read: {e}");
+        }
     }
-    // Without its first block a filesystem is none: if the power fails while the disk is being
-    // tried, what it held there does not count as installed.
+    let begun = disk.begin(layout)?;
+    // Without its first block a filesystem is none.
     for at in &firsts {
         write_first_block(disk, *at, &[0; BLOCK])?;
     }
@@ -43,12 +45,13 @@ pub(super) fn erase_proof(disk: &Disk, layout: &Layout) -> Result<RootArea, Fail
             write_first_block(disk, *at, block)?;
         }
         disk.sync(Stage::Disk)?;
+        disk.give_back(&begun)?;
         return Err(failure);
     }
-    let root = disk.partition(layout)?;
+    let root = disk.partition(layout, &begun)?;
     write_first_block(disk, root.offset, &[0; BLOCK])?;
     disk.sync(Stage::Partition)?;
-    Ok(root)
+    Ok((root, begun))
 }
 
 fn write_first_block(disk: &Disk, at: u64, block: &[u8; BLOCK]) -> Result<(), Failure> {

@@ -6,7 +6,7 @@ use piman_core::install::{ImageOffer, Offer, Stage};
 
 use super::erase::erase_proof;
 use super::{Done, Plan};
-use crate::card::disk::{Disk, RootArea};
+use crate::card::disk::Disk;
 use crate::card::mount::Mounted;
 use crate::failure::{Cause, Failure, OrFail};
 use crate::image::{self, Area, Order, Retry};
@@ -20,17 +20,25 @@ pub(super) fn install(
     image: &ImageOffer,
     progress: &Arc<Progress>,
 ) -> Result<Done, Failure> {
-    let root = RootArea::of(&plan.layout, disk.bytes())?;
+    let root = disk.root_area(&plan.layout)?;
     let direct = disk.direct()?;
     let area = Area::new(disk.file(), &direct, root);
     let order = Order { offer: image, archive: offer.id, retry: Retry::default(), progress };
     let connect = || super::dial(plan, offer.fetch_port);
     progress.begin(Stage::Partition, 0);
     // Nothing is erased before the chunk table is here and right.
-    let pending = image::install(connect, &order, &area, || erase_proof(disk, &plan.layout).map(drop))?;
+    let mut begun = None;
+    let erase = || {
+        begun = Some(erase_proof(disk, &plan.layout)?.1);
+        Ok(())
+    };
+    let pending = image::install(connect, &order, &area, erase)?;
     progress.begin(Stage::Commit, 0);
     let proof = Proof::now(offer.id, Way::Image, offer.more).encode();
     image::commit(&area, &pending, &proof)?;
+    if let Some(begun) = &begun {
+        disk.show_root(begun)?;
+    }
     let summary = pending.summary;
     log::info!(
         "{} chunks, {} of them on the card already, {} repaired, {} broken connections, {} writes",

@@ -5,12 +5,13 @@
 
 mod archive_path;
 mod capacity;
+mod consent;
 mod erase;
 mod image_path;
 mod readback;
 mod reporter;
 mod retry;
-mod scratch_dir;
+pub(crate) mod room;
 
 use std::io;
 use std::net::TcpStream;
@@ -21,14 +22,18 @@ use std::time::{Duration, Instant};
 
 use anyhow::anyhow;
 use piman_core::hash::Hash;
-use piman_core::install::layout::Layout;
-use piman_core::install::{Can, Decision, Hello, More, Notice, Offer, Paths, REVISION, Stage, Start};
+use piman_core::install::layout::{Layout, SECTOR};
+use piman_core::install::{
+    Can, Decision, Fingerprint, Hello, More, Notice, Offer, Paths, REVISION, Stage, Start,
+};
 
+pub use consent::Consent;
 pub use retry::run;
 
-use crate::card::disk::{Disk, RootArea};
-use crate::card::inspect::{self, Card};
+use crate::card::disk::{Disk, RootArea, read_only_node};
+use crate::card::inspect::{self, Card, Found};
 use crate::card::mount::Mounted;
+use crate::card::scratch_dir::ScratchDir;
 use crate::control::{ControlConnection, Machine, Peer, Server};
 use crate::failure::{Cause, Failure, OrFail};
 use crate::identity::Identity;
@@ -38,7 +43,6 @@ use crate::trust::{self, Key};
 use piman_core::hosted::causes::in_one_line;
 use piman_core::install::receipt::Way;
 use reporter::Reporter;
-use scratch_dir::ScratchDir;
 
 /// How long the server may send nothing: it may have other Pis to serve first.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(120);
@@ -93,6 +97,8 @@ pub struct Plan {
     pub choice: Choice,
     /// Whether a device that holds something may be erased.
     pub yes: bool,
+    /// What may be erased without an order that names it.
+    pub erase: Consent,
     /// Whether a system without a proof counts as installed.
     pub trust_unmarked: bool,
     /// Whether to install again what is installed.
@@ -150,20 +156,8 @@ struct Done {
 pub fn attempt(plan: &Plan, machine: &mut Machine, progress: &Arc<Progress>) -> Result<Outcome, Failure> {
     progress.begin(Stage::Disk, 0);
     let as_root = rustix::process::geteuid().is_root();
-    let (mut disk, root) = open(plan).inspect_err(|failure| report_early(plan, failure))?;
-    let found = if as_root && inspect::has_journal_to_replay(disk.file(), disk.bytes()) {
-        match replay(&disk) {
-            Ok(()) => {
-                // The kernel has let go of the partition; from here on it is ours alone again.
-                drop(disk);
-                disk = open(plan).inspect_err(|failure| report_early(plan, failure))?.0;
-                inspect::look(disk.file(), disk.bytes())
-            }
-            Err(failure) => Card::Empty(format!("its journal cannot be replayed ({failure})")),
-        }
-    } else {
-        inspect::look(disk.file(), disk.bytes())
-    };
+    let (disk, root) = open(plan).inspect_err(|failure| report_early(plan, failure))?;
+    let (disk, found) = judge(plan, disk, as_root).inspect_err(|failure| report_early(plan, failure))?;
     let said = format!("{disk}: {found}");
     if machine.said != said {
         log::info!("{said}");
@@ -171,7 +165,7 @@ pub fn attempt(plan: &Plan, machine: &mut Machine, progress: &Arc<Progress>) -> 
     }
     // What is reported: a system that has to go counts as none, but what may boot is what is really there.
     let again = plan.reinstall || machine.wiped;
-    let card = if again { Card::Empty("it is to be installed again".into()) } else { found.clone() };
+    let card = if again { Card::Incomplete } else { found.card.clone() };
     let card_id = disk.id();
     let hello = Hello {
         disk_bytes: disk.bytes(),
@@ -179,13 +173,17 @@ pub fn attempt(plan: &Plan, machine: &mut Machine, progress: &Arc<Progress>) -> 
         card: card.image(),
         card_id: card_id.as_deref(),
         installation: card.installation(),
+        found: Some(card.kind(plan.trust_unmarked)),
+        print: Fingerprint::new(found.print),
         paths: Paths {
             stream: as_root && plan.choice != Choice::Image,
             image: plan.choice != Choice::Archive,
         },
         ..who(plan)
     };
-    let start = Start { hello: Some(hello), disk: None, installed: card.is_installed(plan.trust_unmarked) };
+    let told = found.to_string();
+    let start =
+        Start { hello: Some(hello), disk: Some(&told), installed: card.is_installed(plan.trust_unmarked) };
     let (talk, offer) = match decide(plan, start, machine, progress)? {
         (talk, Decision::Format(offer)) => (talk, offer),
         (talk, Decision::Unclear) => {
@@ -196,11 +194,16 @@ pub fn attempt(plan: &Plan, machine: &mut Machine, progress: &Arc<Progress>) -> 
             );
             return Err(refuse(Reporter::new(talk, plan, hello, progress), error));
         }
-        (talk, _) => return boot(plan, &disk, found, Reporter::new(talk, plan, hello, progress)),
+        (talk, _) => {
+            return boot(plan, &disk, found.card.clone(), Reporter::new(talk, plan, hello, progress));
+        }
     };
     let began = Instant::now();
     let reporter = Reporter::new(talk, plan, hello, progress);
-    let done = may_erase(plan, &disk)
+    let done = plan
+        .erase
+        .check(&disk, &found, offer.and_then(|o| o.more.erase), plan)
+        .and_then(|()| may_erase(plan, &disk, &found))
         .and_then(|()| may_enrol(plan))
         .and_then(|()| trusted(plan, &disk, offer))
         .and_then(|offer| Ok((format(plan, &disk, offer, as_root, progress)?, offer)));
@@ -227,9 +230,53 @@ fn open(plan: &Plan) -> Result<(Disk, RootArea), Failure> {
         Some(bytes) => Disk::create(&plan.disk, bytes)?,
         None => Disk::open(&plan.disk)?,
     };
-    let root = RootArea::of(&plan.layout, disk.bytes())
+    let root = disk
+        .root_area(&plan.layout)
         .map_err(|f| Failure { error: f.error.context(format!("{disk}, of {} bytes", disk.bytes())), ..f })?;
     Ok((disk, root))
+}
+
+/// Finds out what is on a disk. Nothing is written, but for the journal of what is ours, which the kernel
+/// replays as it would to boot it.
+fn judge(plan: &Plan, disk: Disk, as_root: bool) -> Result<(Disk, Found), Failure> {
+    let (disk, found) = survey(plan, disk, as_root)?;
+    let is_ours = matches!(found.card, Card::Installed(_));
+    if !(is_ours && as_root && inspect::has_journal_to_replay(disk.file(), disk.bytes())) {
+        return Ok((disk, found));
+    }
+    let replayed = replay(&disk);
+    // The kernel has let go of the partition; from here on it is ours alone again.
+    drop(disk);
+    let disk = open(plan)?.0;
+    match (replayed, found) {
+        (Err(failure), Found { card: Card::Installed(proof), contents, print }) => {
+            let why = format!("its journal cannot be replayed ({failure})");
+            let card = Card::Damaged { proof, why, mounts: false };
+            Ok((disk, Found { card, contents, print }))
+        }
+        _ => survey(plan, disk, as_root),
+    }
+}
+
+fn survey(plan: &Plan, disk: Disk, as_root: bool) -> Result<(Disk, Found), Failure> {
+    let found = {
+        let node = |root: &RootArea| {
+            let looped = read_only_node(disk.file(), root);
+            // Without loop devices by the partition itself.
+            looped.or_else(
+                |e| if disk.is_device() { disk.root_node(root).map_err(|f| f.error) } else { Err(e) },
+            )
+        };
+        let node: inspect::Node<'_> = &node;
+        let id = disk.id();
+        let places = [plan.layout.boot_start * SECTOR, plan.layout.root_start * SECTOR];
+        inspect::survey(disk.file(), disk.bytes(), id.as_deref(), &places, as_root.then_some(node))
+    };
+    if disk.is_claimed() {
+        return Ok((disk, found));
+    }
+    drop(disk);
+    Ok((open(plan)?.0, found))
 }
 
 /// Has the kernel replay the journal of a system that was switched off, as it would to boot it.
@@ -252,8 +299,9 @@ fn who(plan: &Plan) -> Hello<'_> {
     }
 }
 
-/// A Pi without a usable disk has nothing to ask, but somebody should know.
-fn report_early(plan: &Plan, failure: &Failure) {
+/// Tells the server of a failure without asking anything: that a Pi has no usable disk, or what happened after the
+/// talk was over.
+pub(crate) fn report_early(plan: &Plan, failure: &Failure) {
     let text = in_one_line(failure.error.as_ref());
     let told = ControlConnection::resume(&plan.server, who(plan), Peer::Unknown)
         .and_then(|mut talk| talk.notify(Notice::Failed { stage: failure.stage, text: &text }));
@@ -280,7 +328,7 @@ fn decide(
                     Some((before, at)) if before == percent && at.elapsed() < REMIND => {}
                     last => {
                         if last.is_some_and(|(before, _)| before == percent) {
-                            log::warn!("the server is still not ready ({percent} %)");
+                            log::warn!("{}", machine.reminder(percent));
                         }
                         said = Some((percent, Instant::now()));
                     }
@@ -332,14 +380,15 @@ fn boot(plan: &Plan, disk: &Disk, card: Card, reporter: Reporter<'_>) -> Result<
     }
 }
 
-fn may_erase(plan: &Plan, disk: &Disk) -> Result<(), Failure> {
+fn may_erase(plan: &Plan, disk: &Disk, found: &Found) -> Result<(), Failure> {
     let refuse = |error| Err(Failure { stage: Stage::Disk, cause: Cause::Refused, error });
-    match disk.content()? {
-        Some(what) if disk.is_device() && !plan.yes => {
-            refuse(anyhow!("{disk} holds {what}: say --yes to erase it; nothing was changed"))
-        }
-        _ => Ok(()),
+    if disk.is_device() && !plan.yes && found.card != Card::Blank {
+        return refuse(anyhow!(
+            "{disk} holds {}: say --yes to erase it; nothing was changed",
+            found.contents
+        ));
     }
+    Ok(())
 }
 
 /// Whether the service that the installed system is to run can be had. A Pi that boots is worth more than its service.

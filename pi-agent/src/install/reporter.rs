@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use anyhow::ensure;
 use piman_core::hash::Hash;
 use piman_core::install::{Hello, Installation, Milestone, Notice, Report};
 
@@ -20,8 +21,13 @@ const PERIOD: Duration = Duration::from_secs(1);
 /// How often it is looked whether another stage has begun, which is reported at once.
 const LOOK: Duration = Duration::from_millis(100);
 
-/// How often it is tried to tell a server that went away how the installation ended.
-const TELL_TRIES: u32 = 5;
+/// How long it is tried to tell a server that went away how the installation ended. A Pi that goes on then tells it
+/// when it boots next: its greeting says what is installed.
+const TELL_TIME: Duration = Duration::from_secs(60);
+/// The longest pause between two tries.
+const TELL_PAUSE: Duration = Duration::from_secs(8);
+/// How long the server's machine may take to acknowledge what it was told.
+const DELIVERY: Duration = Duration::from_secs(10);
 
 /// The control connection after the decision.
 pub(super) struct Reporter<'a> {
@@ -97,24 +103,32 @@ impl<'a> Reporter<'a> {
 
     fn tell(&self, message: &dyn Fn(&mut ControlConnection) -> anyhow::Result<()>) {
         let mut talk = self.talk.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut backoff = Backoff::default();
-        for left in (0..TELL_TRIES).rev() {
+        let mut backoff = Backoff::new(Duration::from_secs(1), TELL_PAUSE);
+        let began = Instant::now();
+        loop {
             let told = match talk.take() {
                 Some(old) => Ok(old),
                 None => ControlConnection::resume(&self.plan.server, self.hello, self.peer),
             };
-            match told.and_then(|mut open| message(&mut open).map(|()| open)) {
+            let told = told.and_then(|mut open| {
+                message(&mut open)?;
+                ensure!(open.is_delivered(DELIVERY), "it does not acknowledge what it is told");
+                Ok(open)
+            });
+            let e = match told {
                 Ok(open) => {
                     *talk = Some(open);
                     return;
                 }
-                Err(e) => {
-                    log::warn!("the server cannot be told how it ended: {e:#}");
-                    if left > 0 {
-                        thread::sleep(backoff.wait());
-                    }
-                }
+                Err(e) => e,
+            };
+            let left = TELL_TIME.saturating_sub(began.elapsed());
+            if left.is_zero() {
+                log::warn!("the server cannot be told how it ended: {e:#}");
+                return;
             }
+            log::warn!("the server cannot be told how it ended: {e:#}; trying for {} s more", left.as_secs());
+            thread::sleep(backoff.wait().min(left));
         }
     }
 

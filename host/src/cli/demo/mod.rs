@@ -14,7 +14,7 @@ use anyhow::{Context, bail};
 use clap::Args;
 use pi_agent::control::{self, Machine};
 use pi_agent::identity::Identity;
-use pi_agent::install::{Choice, Outcome, Plan};
+use pi_agent::install::{Choice, Consent, Outcome, Plan};
 use pi_agent::telemetry::progress::Progress;
 use piman_core::install::layout::Layout;
 
@@ -76,6 +76,7 @@ pub fn run(args: &DemoArgs) -> anyhow::Result<()> {
         layout: Layout::default(),
         choice: Choice::Image,
         yes: false,
+        erase: Consent::default(),
         trust_unmarked: false,
         reinstall: false,
         identity: Identity {

@@ -206,8 +206,8 @@ impl Sqlite {
         self.write(|db| {
             db.pragma_update(None, "synchronous", "FULL")?;
             let written = f(db);
-            db.pragma_update(None, "synchronous", "NORMAL")?;
-            written
+            let restored = db.pragma_update(None, "synchronous", "NORMAL");
+            written.and_then(|written| restored.map(|()| written))
         })
     }
 

@@ -46,6 +46,25 @@ fn save_change(work: &Connection, change: &Change) -> rusqlite::Result<()> {
              ON CONFLICT (key) DO NOTHING",
         )?
         .execute(params![key, address, seen])?;
+    // First: another disk forgets what the one before was, and what it is comes after it.
+    if let Some(facts) = &change.facts {
+        work.prepare_cached(
+            "UPDATE devices SET model = coalesce(?2, model), agent = coalesce(?3, agent), card = ?4,
+                disk_bytes = iif(?5 > 0, ?5, disk_bytes), root_bytes = iif(?6 > 0, ?6, root_bytes),
+                disk = iif(found IS ?7 AND print IS ?8, disk, NULL), found = ?7, print = ?8
+             WHERE key = ?1",
+        )?
+        .execute(params![
+            key,
+            facts.model,
+            facts.agent,
+            facts.card.map(|id| id.to_string()),
+            signed(facts.disk_bytes),
+            signed(facts.root_bytes),
+            facts.found.map(|found| found.word()),
+            facts.print.map(|print| print.to_string()),
+        ])?;
+    }
     let (done, total) = change.progress.unwrap_or_default();
     let (error, error_given) = (change.error.clone().flatten(), change.error.is_some());
     work.prepare_cached(
@@ -74,24 +93,6 @@ fn save_change(work: &Connection, change: &Change) -> rusqlite::Result<()> {
         change.waits.is_some(),
         change.waits.clone().flatten(),
     ])?;
-    if let Some(facts) = &change.facts {
-        work.prepare_cached(
-            "UPDATE devices SET model = coalesce(?2, model), agent = coalesce(?3, agent), card = ?4,
-                disk_bytes = iif(?5 > 0, ?5, disk_bytes), root_bytes = iif(?6 > 0, ?6, root_bytes),
-                disk = iif(found IS ?7 AND print IS ?8, disk, NULL), found = ?7, print = ?8
-             WHERE key = ?1",
-        )?
-        .execute(params![
-            key,
-            facts.model,
-            facts.agent,
-            facts.card.map(|id| id.to_string()),
-            signed(facts.disk_bytes),
-            signed(facts.root_bytes),
-            facts.found.map(|found| found.word()),
-            facts.print.map(|print| print.to_string()),
-        ])?;
-    }
     for h in &change.events {
         work.prepare_cached("INSERT INTO happenings (device, at_ms, kind, text) VALUES (?1, ?2, ?3, ?4)")?
             .execute(params![key, signed(h.at_ms), h.kind, h.text])?;

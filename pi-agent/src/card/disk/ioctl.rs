@@ -13,6 +13,7 @@ use rustix::ioctl::{Getter, NoArg, Opcode, Setter, ioctl, opcode};
 const BLKROGET: Opcode = opcode::none(0x12, 94);
 const BLKRRPART: Opcode = opcode::none(0x12, 95);
 const BLKFLSBUF: Opcode = opcode::none(0x12, 97);
+const BLKSSZGET: Opcode = opcode::none(0x12, 104);
 const BLKPG: Opcode = opcode::none(0x12, 105);
 const BLKGETSIZE64: Opcode = opcode::read::<usize>(0x12, 114);
 const LOOP_CONFIGURE: Opcode = 0x4C0A;
@@ -22,6 +23,13 @@ const LOOP_CTL_GET_FREE: Opcode = 0x4C82;
 pub(super) fn size(device: &File) -> io::Result<u64> {
     // SAFETY: BLKGETSIZE64 writes one u64.
     Ok(unsafe { ioctl(device, Getter::<BLKGETSIZE64, u64>::new()) }?)
+}
+
+/// The size of its sectors, in bytes.
+pub(super) fn sector(device: &File) -> io::Result<u64> {
+    // SAFETY: BLKSSZGET writes one int.
+    let bytes = unsafe { ioctl(device, Getter::<BLKSSZGET, i32>::new()) }?;
+    u64::try_from(bytes).map_err(io::Error::other)
 }
 
 /// Whether a block device takes no writes.
@@ -134,10 +142,24 @@ pub(super) fn free_loop(control: &File) -> io::Result<i32> {
     Ok(unsafe { ioctl(control, GetFree) }?)
 }
 
+/// How a loop device is to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Loop {
+    /// To write to, in sectors of 4096 bytes.
+    Writable,
+    /// To look at, in sectors of 512 bytes, so that a filesystem of any block size can be mounted.
+    ReadOnly,
+}
+
 /// Makes a loop device of a part of a file; it goes when nobody has it open any more.
-pub(super) fn bind_loop(device: &File, file: &File, offset: u64, length: u64) -> io::Result<()> {
+pub(super) fn bind_loop(device: &File, file: &File, offset: u64, length: u64, how: Loop) -> io::Result<()> {
     use std::os::fd::AsRawFd;
+    const LO_FLAGS_READ_ONLY: u32 = 1;
     const LO_FLAGS_AUTOCLEAR: u32 = 4;
+    let (flags, block_size) = match how {
+        Loop::Writable => (LO_FLAGS_AUTOCLEAR, 4096),
+        Loop::ReadOnly => (LO_FLAGS_AUTOCLEAR | LO_FLAGS_READ_ONLY, 512),
+    };
     let info = LoopInfo {
         device: 0,
         inode: 0,
@@ -147,14 +169,14 @@ pub(super) fn bind_loop(device: &File, file: &File, offset: u64, length: u64) ->
         number: 0,
         encrypt_type: 0,
         encrypt_key_size: 0,
-        flags: LO_FLAGS_AUTOCLEAR,
+        flags,
         file_name: [0; 64],
         crypt_name: [0; 64],
         encrypt_key: [0; 32],
         init: [0; 2],
     };
     let fd = u32::try_from(file.as_raw_fd()).map_err(io::Error::other)?;
-    let config = LoopConfig { fd, block_size: 4096, info, reserved: [0; 8] };
+    let config = LoopConfig { fd, block_size, info, reserved: [0; 8] };
     // SAFETY: LOOP_CONFIGURE reads one loop_config; the descriptor in it is open.
     Ok(unsafe { ioctl(device, Setter::<LOOP_CONFIGURE, LoopConfig>::new(config)) }?)
 }

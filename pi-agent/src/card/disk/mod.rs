@@ -5,6 +5,7 @@
 //! | `usage` | who uses a disk, so that it must not be touched; what it calls itself |
 //! | `table` | the partition table and the boot partition |
 //! | `withheld` | a root partition that nobody finds before it is complete |
+//! | `wipe` | what others would recognise of what was there before |
 //! | `node` | the root partition as something that can be mounted |
 //! | `window` | a part of a disk as a stream |
 //! | `ioctl` | requests to the kernel |
@@ -14,11 +15,12 @@ mod node;
 mod table;
 mod usage;
 mod window;
+mod wipe;
 mod withheld;
 
 use std::fmt;
 use std::fs::{File, OpenOptions};
-use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
@@ -26,13 +28,13 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
 use piman_core::install::Stage;
-use piman_core::install::layout::{Layout, SECTOR};
+use piman_core::install::layout::{Layout, SECTOR, SizeError};
 use rustix::fs::{FlockOperation, flock};
 
-pub use node::RootNode;
+pub use node::{RootNode, read_only_node};
 pub use table::{parse_layout, root_in_table};
 pub use window::Window;
-pub use withheld::{Withheld, is_root_withheld};
+pub use withheld::{Begun, is_root_withheld};
 
 use crate::failure::{Cause, Failure, OrFail};
 
@@ -48,6 +50,7 @@ pub struct Disk {
     /// neither can we, so it goes before our own mount.
     claim: Mutex<Option<File>>,
     bytes: u64,
+    sector: u64,
     device: bool,
 }
 
@@ -66,8 +69,10 @@ impl RootArea {
     /// # Errors
     /// [`Cause::Disk`] if the layout does not fit; says the size that is needed.
     pub fn of(layout: &Layout, disk_bytes: u64) -> Result<Self, Failure> {
-        let sectors =
-            layout.root_on(disk_bytes).or_fail(Stage::Disk, Cause::Disk, "placing the partitions")?;
+        let sectors = layout.root_on(disk_bytes).map_err(|e| {
+            let cause = if matches!(e, SizeError::TooSmall { .. }) { Cause::TooSmall } else { Cause::Disk };
+            Failure { stage: Stage::Disk, cause, error: anyhow!(e).context("placing the partitions") }
+        })?;
         Ok(Self { offset: layout.root_start * SECTOR, length: sectors * SECTOR })
     }
 }
@@ -98,7 +103,8 @@ impl Disk {
         lock(&file).map_err(refuse)?;
         let bytes = size(&file, device).or_fail(Stage::Disk, Cause::Disk, "finding its size")?;
         let read_only = device && ioctl::read_only(&file).unwrap_or(false);
-        let disk = Self { path: path.to_owned(), file, claim: Mutex::new(claim), bytes, device };
+        let sector = sector_bytes(&file);
+        let disk = Self { path: path.to_owned(), file, claim: Mutex::new(claim), bytes, sector, device };
         if read_only {
             return Err(disk.broken(anyhow!("it is read-only: look at the card's lock switch")));
         }
@@ -158,6 +164,21 @@ impl Disk {
         self.bytes
     }
 
+    /// The size of its sectors, in bytes.
+    #[must_use]
+    pub fn sector(&self) -> u64 {
+        self.sector
+    }
+
+    /// Where a layout puts the root filesystem on it: whole sectors.
+    ///
+    /// # Errors
+    /// [`Cause::Disk`] if the layout does not fit; says the size that is needed.
+    pub fn root_area(&self, layout: &Layout) -> Result<RootArea, Failure> {
+        let area = RootArea::of(layout, self.bytes)?;
+        Ok(RootArea { length: area.length / self.sector * self.sector, ..area })
+    }
+
     /// Whether it is a block device, and not a file.
     #[must_use]
     pub fn is_device(&self) -> bool {
@@ -187,27 +208,6 @@ impl Disk {
         )
     }
 
-    /// What is on the disk, in words, as far as its first bytes tell; `None` if they are empty.
-    ///
-    /// # Errors
-    /// [`Cause::Disk`] if it cannot be read.
-    pub fn content(&self) -> Result<Option<String>, Failure> {
-        let mut start = vec![0; usize::try_from(self.bytes.min(1 << 20)).unwrap_or(0)];
-        self.file.read_exact_at(&mut start, 0).or_fail(
-            Stage::Disk,
-            Cause::Disk,
-            format!("reading the first bytes of {self}"),
-        )?;
-        let empty = start.iter().all(|b| *b == 0) || start.iter().all(|b| *b == 0xff);
-        if empty {
-            return Ok(None);
-        }
-        Ok(Some(match table::describe(&start) {
-            Some(partitions) => format!("partitions ({partitions})"),
-            None => "data without a partition table".into(),
-        }))
-    }
-
     /// Brings all that was written to the medium.
     ///
     /// # Errors
@@ -222,6 +222,12 @@ impl Disk {
         self.claim.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
+    /// Whether it is ours alone. A file always is, as far as other programs ask.
+    #[must_use]
+    pub fn is_claimed(&self) -> bool {
+        !self.device || self.claim.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+    }
+
     fn broken(&self, error: anyhow::Error) -> Failure {
         Failure { stage: Stage::Disk, cause: Cause::Disk, error: error.context(format!("opening {self}")) }
     }
@@ -233,15 +239,16 @@ impl fmt::Display for Disk {
     }
 }
 
-/// Opens a disk for reading only, whoever uses it: for the check. Gives its size in bytes.
+/// Opens a disk for reading only, whoever uses it: for the check. Gives its size in bytes, and whether somebody does.
 ///
 /// # Errors
 /// If it is no disk or cannot be opened.
-pub fn open_to_read(path: &Path) -> anyhow::Result<(File, u64)> {
+pub fn open_to_read(path: &Path) -> anyhow::Result<(File, u64, bool)> {
     let device = is_device(path)?;
     let file = File::open(path).with_context(|| format!("opening {}", path.display()))?;
     let bytes = size(&file, device)?;
-    Ok((file, bytes))
+    let used = lasting_user(path, device)?.is_some();
+    Ok((file, bytes, used))
 }
 
 /// Who uses a disk. A loop device on a file goes a moment after its filesystem was unmounted,
@@ -287,6 +294,12 @@ fn is_device(path: &Path) -> anyhow::Result<bool> {
 
 fn size(file: &File, device: bool) -> std::io::Result<u64> {
     if device { ioctl::size(file) } else { Ok(file.metadata()?.size()) }
+}
+
+/// The size of a disk's sectors, in bytes; a file in place of one has those that every disk once had.
+#[must_use]
+pub fn sector_bytes(disk: &File) -> u64 {
+    ioctl::sector(disk).ok().filter(|bytes| bytes.is_power_of_two() && *bytes >= SECTOR).unwrap_or(SECTOR)
 }
 
 /// Flags of `open` as std wants them.

@@ -76,25 +76,38 @@ impl Disk {
     }
 
     fn loop_node(&self, root: &RootArea) -> anyhow::Result<RootNode> {
-        let open = |path: &Path| {
-            let file = OpenOptions::new().read(true).write(true).open(path);
-            file.with_context(|| {
-                format!("opening {}: mounting a file needs root and loop devices", path.display())
-            })
-        };
-        let control = open(Path::new("/dev/loop-control"))?;
-        let mut tries = 0;
-        loop {
-            let path = PathBuf::from(format!("/dev/loop{}", ioctl::free_loop(&control)?));
-            let device = open(&path)?;
-            match ioctl::bind_loop(&device, &self.file, root.offset, root.length) {
-                Ok(()) => return Ok(RootNode { path, _device: device }),
-                // Somebody else was faster with that number.
-                Err(e) if e.raw_os_error() == Some(rustix::io::Errno::BUSY.raw_os_error()) && tries < 64 => {
-                    tries += 1
-                }
-                Err(e) => return Err(e).context("making a loop device"),
+        loop_device(&self.file, root, ioctl::Loop::Writable)
+    }
+}
+
+/// The root partition of an open disk as something that can be mounted and not be written to. Who uses the disk does
+/// not matter, and the kernel's own view of its partitions stays as it is.
+///
+/// # Errors
+/// Without root, and where the kernel has no loop devices.
+pub fn read_only_node(disk: &File, root: &RootArea) -> anyhow::Result<RootNode> {
+    loop_device(disk, root, ioctl::Loop::ReadOnly)
+}
+
+fn loop_device(file: &File, root: &RootArea, how: ioctl::Loop) -> anyhow::Result<RootNode> {
+    let open = |path: &Path, write| {
+        let file = OpenOptions::new().read(true).write(write).open(path);
+        file.with_context(|| {
+            format!("opening {}: mounting a file needs root and loop devices", path.display())
+        })
+    };
+    let control = open(Path::new("/dev/loop-control"), true)?;
+    let mut tries = 0;
+    loop {
+        let path = PathBuf::from(format!("/dev/loop{}", ioctl::free_loop(&control)?));
+        let device = open(&path, how == ioctl::Loop::Writable)?;
+        match ioctl::bind_loop(&device, file, root.offset, root.length, how) {
+            Ok(()) => return Ok(RootNode { path, _device: device }),
+            // Somebody else was faster with that number.
+            Err(e) if e.raw_os_error() == Some(rustix::io::Errno::BUSY.raw_os_error()) && tries < 64 => {
+                tries += 1
             }
+            Err(e) => return Err(e).context("making a loop device"),
         }
     }
 }

@@ -1,103 +1,14 @@
 //! The partition table, and the boot partition's file system.
 
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::Read;
 
 use anyhow::{Context, bail};
 use fatfs::{FatType, FileSystem, FormatVolumeOptions, FsOptions};
-use piman_core::install::Stage;
 use piman_core::install::layout::{Layout, SECTOR};
 use piman_core::install::mbr::{self, FAT32_LBA, LINUX, Mbr, Partition};
 
 use super::{Disk, RootArea, Window};
-use crate::failure::{Cause, Failure, OrFail};
-
-impl Disk {
-    /// Writes the partition table and an empty boot partition. What the disk has of these already is left as it
-    /// is, whoever made it: a boot partition in its place keeps what is in it.
-    ///
-    /// # Errors
-    /// [`Cause::Disk`] if the layout does not fit or the disk cannot be written.
-    pub fn partition(&self, layout: &Layout) -> Result<RootArea, Failure> {
-        let root = RootArea::of(layout, self.bytes)?;
-        let table =
-            table(layout, &root).or_fail(Stage::Partition, Cause::Disk, "making the partition table")?;
-        let old = self.read_table().ok();
-        let boot = |table: &Mbr| table.partitions.first().map(place);
-        let keep = old.as_ref().is_some_and(|old| boot(old) == boot(&table));
-        let same = old.is_some_and(|old| {
-            old.disk_id == table.disk_id
-                && old.partitions.iter().map(place).eq(table.partitions.iter().map(place))
-        });
-        if !same {
-            self.write_table(layout, &table).or_fail(
-                Stage::Partition,
-                Cause::Disk,
-                format!("writing the partition table of {self}"),
-            )?;
-        }
-        let what = format!("making the boot partition of {self}");
-        self.boot_partition(layout, keep).or_fail(Stage::Partition, Cause::Disk, what)?;
-        self.sync(Stage::Partition)?;
-        Ok(root)
-    }
-
-    fn read_table(&self) -> anyhow::Result<Mbr> {
-        read_table(&self.file)
-    }
-
-    fn write_table(&self, layout: &Layout, table: &Mbr) -> anyhow::Result<()> {
-        let mut sectors = table.write().to_vec();
-        // 33 more sectors as zeros: where a GPT would be, which must not come back to life. A partition that begins
-        // there may be one that is kept.
-        let zeros = 34.min(layout.boot_start.max(1));
-        sectors.resize(usize::try_from(zeros * SECTOR)?, 0);
-        Window::new(&self.file, 0, self.bytes).write_all(&sectors)?;
-        self.file.sync_all()?;
-        Ok(())
-    }
-
-    fn boot_partition(&self, layout: &Layout, keep: bool) -> anyhow::Result<()> {
-        let window = || Window::new(&self.file, layout.boot_start * SECTOR, layout.boot_sectors * SECTOR);
-        if keep && FileSystem::new(window(), FsOptions::new()).is_ok() {
-            return Ok(());
-        }
-        let sectors = u32::try_from(layout.boot_sectors)?;
-        // The type of the partition says FAT32 with LBA; it takes 65,525 clusters at least.
-        let fat_type = if sectors > 66_600 { FatType::Fat32 } else { FatType::Fat16 };
-        let mut options = FormatVolumeOptions::new()
-            .total_sectors(sectors)
-            .volume_id(layout.disk_id)
-            .volume_label(*b"BOOT       ");
-        if sectors > 8400 {
-            options = options.fat_type(fat_type);
-        } else if sectors > 8192 {
-            // Of some sizes clusters of 1 KiB would be too many for FAT12, and too few for FAT16.
-            options = options.bytes_per_cluster(2048);
-        }
-        if sectors > 66_600 && sectors < 532_480 {
-            options = options.bytes_per_cluster(512);
-        }
-        fatfs::format_volume(window(), options)?;
-        Ok(())
-    }
-}
-
-fn table(layout: &Layout, root: &RootArea) -> anyhow::Result<Mbr> {
-    let partition = |kind, first: u64, sectors: u64| -> anyhow::Result<Partition> {
-        Ok(Partition::new(kind, u32::try_from(first)?, u32::try_from(sectors)?))
-    };
-    let boot = partition(FAT32_LBA, layout.boot_start, layout.boot_sectors)?;
-    let root = partition(LINUX, layout.root_start, root.length / SECTOR)?;
-    let none = Partition::default();
-    Ok(Mbr { partitions: [boot, root, none, none], ..Mbr::new(layout.disk_id) })
-}
-
-fn read_table(disk: &File) -> anyhow::Result<Mbr> {
-    let mut sector = [0; mbr::BYTES];
-    Window::new(disk, 0, SECTOR).read_exact(&mut sector).context("reading the partition table")?;
-    Ok(Mbr::read(&sector)?)
-}
 
 /// What an entry says of its partition: its type, its first sector, how many it has. The rest differs from one
 /// program to another: places in cylinders, which nobody reads any more, and which one is active.
@@ -105,24 +16,104 @@ fn place(entry: &Partition) -> (u8, u32, u32) {
     (entry.kind, entry.first, entry.sectors)
 }
 
+/// The table that a layout makes, and what the disk has of it already.
+pub(super) struct Planned {
+    /// The table as it is to be.
+    pub(super) table: Mbr,
+    /// Whether the boot partition is in its place already.
+    pub(super) keep_boot: bool,
+}
+
+impl Planned {
+    /// `old` is the table that the disk has. One that says the same as ours stays as it is, whoever made it.
+    pub(super) fn new(
+        disk: &Disk,
+        layout: &Layout,
+        root: &RootArea,
+        old: Option<Mbr>,
+    ) -> anyhow::Result<Self> {
+        let sector = disk.sector();
+        let partition = |kind, offset: u64, length: u64| -> anyhow::Result<Partition> {
+            if !offset.is_multiple_of(sector) || !length.is_multiple_of(sector) {
+                bail!(
+                    "a partition of {length} bytes at byte {offset} does not fit the disk's sectors of {sector} bytes"
+                );
+            }
+            Ok(Partition::new(kind, u32::try_from(offset / sector)?, u32::try_from(length / sector)?))
+        };
+        let boot = partition(FAT32_LBA, layout.boot_start * SECTOR, layout.boot_sectors * SECTOR)?;
+        let root = partition(LINUX, root.offset, root.length)?;
+        let none = Partition::default();
+        let table = Mbr { partitions: [boot, root, none, none], ..Mbr::new(layout.disk_id) };
+        let Some(mut old) = old else { return Ok(Self { table, keep_boot: false }) };
+        if let [_, withheld, ..] = &mut old.partitions
+            && (withheld.kind, withheld.first, withheld.sectors) == (LINUX, root.first, 0)
+        {
+            withheld.sectors = root.sectors;
+        }
+        let places = |table: &Mbr| table.partitions.map(|entry| place(&entry));
+        let same = old.disk_id == table.disk_id && places(&old) == places(&table);
+        let keep_boot = old.partitions.first().map(place) == Some(place(&boot));
+        Ok(Self { table: if same { old } else { table }, keep_boot })
+    }
+}
+
+impl Disk {
+    /// Makes the boot partition's filesystem, unless the one that is there is to be kept and is one.
+    pub(super) fn boot_partition(&self, layout: &Layout, keep: bool) -> anyhow::Result<()> {
+        let length = layout.boot_sectors * SECTOR;
+        let window = || Window::new(&self.file, layout.boot_start * SECTOR, length);
+        if keep && self.has_boot_filesystem(layout) {
+            return Ok(());
+        }
+        let sectors = u32::try_from(length / self.sector())?;
+        let mut options = FormatVolumeOptions::new()
+            .total_sectors(sectors)
+            .bytes_per_sector(u16::try_from(self.sector())?)
+            .volume_id(layout.disk_id)
+            .volume_label(*b"BOOT       ");
+        if self.sector() == SECTOR {
+            options = shape(options, sectors);
+        }
+        fatfs::format_volume(window(), options)?;
+        Ok(())
+    }
+
+    /// Whether there is a FAT filesystem in the boot partition's place that ends in it.
+    pub(super) fn has_boot_filesystem(&self, layout: &Layout) -> bool {
+        let window = Window::new(&self.file, layout.boot_start * SECTOR, layout.boot_sectors * SECTOR);
+        FileSystem::new(window, FsOptions::new()).is_ok()
+    }
+}
+
+/// The type and the clusters of a filesystem in sectors of 512 bytes.
+fn shape(options: FormatVolumeOptions, sectors: u32) -> FormatVolumeOptions {
+    // The type of the partition says FAT32 with LBA; it takes 65,525 clusters at least.
+    let fat_type = if sectors > 66_600 { FatType::Fat32 } else { FatType::Fat16 };
+    let options = match sectors {
+        8401.. => options.fat_type(fat_type),
+        // Of some sizes clusters of 1 KiB would be too many for FAT12, and too few for FAT16.
+        8193..8401 => options.bytes_per_cluster(2048),
+        _ => options,
+    };
+    if sectors > 66_600 && sectors < 532_480 { options.bytes_per_cluster(512) } else { options }
+}
+
+/// Reads the table in a disk's first sector.
+pub(super) fn read_table(disk: &File) -> anyhow::Result<Mbr> {
+    let mut sector = [0; mbr::BYTES];
+    Window::new(disk, 0, SECTOR).read_exact(&mut sector).context("reading the partition table")?;
+    Ok(Mbr::read(&sector)?)
+}
+
 /// Where the partition table of a disk of so many bytes has the root partition.
 #[must_use]
 pub fn root_in_table(disk: &File, bytes: u64) -> Option<RootArea> {
     let [_, root, ..] = read_table(disk).ok()?.partitions;
-    let area = RootArea { offset: u64::from(root.first) * SECTOR, length: u64::from(root.sectors) * SECTOR };
+    let sector = super::sector_bytes(disk);
+    let area = RootArea { offset: u64::from(root.first) * sector, length: u64::from(root.sectors) * sector };
     (root.kind == LINUX && area.offset > 0 && area.length > 0 && area.offset + area.length <= bytes)
         .then_some(area)
-}
-
-/// The partitions of a disk that begins so, in a few words.
-pub(super) fn describe(start: &[u8]) -> Option<String> {
-    let table = Mbr::read(start.first_chunk()?).ok()?;
-    let parts: Vec<String> = (1..)
-        .zip(&table.partitions)
-        .filter(|(_, p)| p.is_used())
-        .map(|(i, p)| format!("{i}: type {:x}, {} MiB", p.kind, u64::from(p.sectors) >> 11))
-        .collect();
-    Some(parts.join("; "))
 }
 
 /// Reads a layout as `sfdisk --dump` writes it: `label-id`, and two partitions with `start=`
@@ -133,6 +124,7 @@ pub(super) fn describe(start: &[u8]) -> Option<String> {
 pub fn parse_layout(text: &str) -> anyhow::Result<Layout> {
     let mut layout = Layout { root_sectors: None, ..Layout::default() };
     let mut partitions = Vec::new();
+    let mut scale = 1;
     for (number, line) in (1..).zip(text.lines()) {
         let bad = || format!("line {number} of the layout: {line}");
         let line = line.trim();
@@ -143,6 +135,12 @@ pub fn parse_layout(text: &str) -> anyhow::Result<Layout> {
             if label.trim() != "dos" {
                 bail!("{}: only dos (MBR) is possible", bad());
             }
+        } else if let Some(bytes) = line.strip_prefix("sector-size:") {
+            let bytes: u64 = bytes.trim().parse().with_context(bad)?;
+            if !matches!(bytes, 512 | 4096) {
+                bail!("{}: only 512 and 4096 are possible", bad());
+            }
+            scale = bytes / SECTOR;
         } else if line.contains("start=") {
             partitions.push(partition_line(line).with_context(bad)?);
         } else if !(line.is_empty() || line.starts_with('#') || is_header(line)) {
@@ -152,13 +150,20 @@ pub fn parse_layout(text: &str) -> anyhow::Result<Layout> {
     let [(boot_start, Some(boot_sectors)), (root_start, root_sectors)] = partitions[..] else {
         bail!("the layout must have two partitions, the first with a size");
     };
-    Ok(Layout { boot_start, boot_sectors, root_start, root_sectors, ..layout })
+    // Sectors of a layout are those of 512 bytes.
+    let scaled =
+        |sectors: u64| sectors.checked_mul(scale).context("the layout has a number that is too large");
+    Ok(Layout {
+        boot_start: scaled(boot_start)?,
+        boot_sectors: scaled(boot_sectors)?,
+        root_start: scaled(root_start)?,
+        root_sectors: root_sectors.map(scaled).transpose()?,
+        ..layout
+    })
 }
 
 fn is_header(line: &str) -> bool {
-    ["device:", "unit:", "sector-size:", "first-lba:", "last-lba:", "grain:"]
-        .iter()
-        .any(|h| line.starts_with(h))
+    ["device:", "unit:", "first-lba:", "last-lba:", "grain:"].iter().any(|h| line.starts_with(h))
 }
 
 fn partition_line(line: &str) -> anyhow::Result<(u64, Option<u64>)> {
@@ -177,6 +182,7 @@ fn partition_line(line: &str) -> anyhow::Result<(u64, Option<u64>)> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
     use std::process::{Command, Stdio};
 
     use super::*;
@@ -184,6 +190,12 @@ mod tests {
     /// The default layout as sfdisk writes it: with cylinders, and with the first partition active.
     const DUMP: &str = "label: dos\nlabel-id: 0x5f5d7a31\nunit: sectors\n\n\
                         start= 8192, size= 88472, type=c, bootable\nstart= 98304, type=83\n";
+
+    fn partition(disk: &Disk, layout: &Layout) {
+        let begun = disk.begin(layout).unwrap();
+        disk.partition(layout, &begun).unwrap();
+        disk.show_root(&begun).unwrap();
+    }
 
     fn sfdisk(disk: &Disk, dump: &str) {
         let mut command = Command::new("sfdisk");
@@ -210,8 +222,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let disk = Disk::create(&folder.path().join("card"), 128 << 20).unwrap();
         let layout = Layout::default();
-        disk.partition(&layout).unwrap();
-        let ours = disk.read_table().unwrap();
+        partition(&disk, &layout);
+        let ours = read_table(disk.file()).unwrap();
         boot(&disk, &layout, |fs| {
             fs.root_dir().create_file("config.txt").unwrap().write_all(b"arm_64bit=1").unwrap();
         });
@@ -223,22 +235,22 @@ mod tests {
             })
         };
         sfdisk(&disk, DUMP);
-        let theirs = disk.read_table().unwrap();
+        let theirs = read_table(disk.file()).unwrap();
         assert_ne!(theirs, ours);
-        disk.partition(&layout).unwrap();
+        partition(&disk, &layout);
         assert_eq!(kept(&layout).as_deref(), Some("arm_64bit=1"));
-        assert_eq!(disk.read_table().unwrap(), theirs, "it says what is wanted");
+        assert_eq!(read_table(disk.file()).unwrap(), theirs, "it says what is wanted");
         // Another name, another root partition, and one too many: the table is ours then, and the files stay.
         sfdisk(
             &disk,
             "label: dos\nstart= 8192, size= 88472, type=c\nstart= 98304, size= 4096\nstart= 106496\n",
         );
-        disk.partition(&layout).unwrap();
+        partition(&disk, &layout);
         assert_eq!(kept(&layout).as_deref(), Some("arm_64bit=1"));
-        assert_eq!(disk.read_table().unwrap(), ours);
+        assert_eq!(read_table(disk.file()).unwrap(), ours);
         // A boot partition of another size is another one.
         let shorter = Layout { boot_sectors: 80_000, ..layout };
-        disk.partition(&shorter).unwrap();
+        partition(&disk, &shorter);
         assert_eq!(kept(&shorter), None);
     }
 
@@ -264,7 +276,7 @@ mod tests {
                 "040302010000 000000000c0000000008000000200000 00000000830000000040000000100000",
             ),
         ] {
-            disk.partition(&layout).unwrap();
+            partition(&disk, &layout);
             let mut start = vec![0; 512 * 40];
             Window::new(disk.file(), 0, SECTOR * 40).read_exact(&mut start).unwrap();
             let hex: String = start[440..510].iter().map(|b| format!("{b:02x}")).collect();
@@ -288,10 +300,10 @@ mod tests {
             disk.boot_partition(&layout, false).unwrap_or_else(|e| panic!("{sectors} sectors: {e:#}"));
             boot(&disk, &layout, |fs| assert!(fs.stats().unwrap().free_clusters() > 0, "{sectors} sectors"));
         }
-        let before = disk.read_table().is_err();
-        let failure = disk.partition(&layout(41)).unwrap_err().to_string();
+        let before = read_table(disk.file()).is_err();
+        let failure = disk.begin(&layout(41)).unwrap_err().to_string();
         assert!(failure.contains("the boot partition is too small"), "{failure}");
-        assert_eq!(disk.read_table().is_err(), before, "nothing was written");
+        assert_eq!(read_table(disk.file()).is_err(), before, "nothing was written");
     }
 
     #[test]

@@ -1,58 +1,108 @@
-//! A root partition that no boot loader and no kernel finds until what is in it is proven.
+//! A root partition that no boot loader and no kernel finds until what is in it is proven, and the mark of an
+//! installation that is under way.
 //!
-//! The archive path extracts into a filesystem that the kernel has mounted, and the kernel keeps
-//! that filesystem valid all the time. So it is the partition table on the disk that says
-//! "nothing here yet": the root partition's entry has its start but a size of zero, which every
-//! reader of such a table passes over. The running kernel goes on with the partition that it
-//! knows. The entry gets its size back after the proof is on the medium.
+//! It is the partition table that says "nothing here yet": before anything else is touched the disk gets our table,
+//! with the root partition's start and a size of zero, which every reader of such a table passes over. The kernel
+//! is told of the partition in so many words. The entry gets its size after the proof is on the medium. So an
+//! installation that is broken off anywhere leaves a disk that is known for what it is.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
 use piman_core::install::Stage;
-use piman_core::install::layout::SECTOR;
+use piman_core::install::layout::{Layout, SECTOR};
+use piman_core::install::mbr::{LINUX, Mbr, Partition};
 
-use super::Disk;
+use super::table::{Planned, read_table};
+use super::{Disk, RootArea, wipe};
 use crate::failure::{Cause, Failure, OrFail};
-
-/// Where the second entry of the table begins.
-const ENTRY: usize = 446 + 16;
-/// Where the entry has its partition's type, start and size.
-const TYPE: usize = ENTRY + 4;
-const START: std::ops::Range<usize> = ENTRY + 8..ENTRY + 12;
-const SIZE: std::ops::Range<usize> = ENTRY + 12..ENTRY + 16;
 
 type Sector = [u8; SECTOR as usize];
 
-/// The first sector as it is to be when the root partition is complete.
+/// An installation that is under way.
 #[derive(Debug)]
 #[must_use = "the disk has no root partition until it is shown"]
-pub struct Withheld(Sector);
+pub struct Begun {
+    /// The first sector as it was.
+    before: Sector,
+    /// The table as it is to be when the root partition is complete.
+    table: Mbr,
+    /// Whether the boot partition that is there stays.
+    keep_boot: bool,
+}
+
+/// The table without its root partition.
+fn withheld(table: &Mbr) -> Mbr {
+    let mut table = table.clone();
+    let [_, root, ..] = &mut table.partitions;
+    root.sectors = 0;
+    table
+}
 
 impl Disk {
-    /// Takes the root partition out of the table on the disk. Call it after the kernel took note
-    /// of the partitions.
+    /// Writes down that an installation begins. From here on the disk counts as one whose installation was not
+    /// finished.
     ///
     /// # Errors
-    /// [`Cause::Disk`] if the disk cannot be read or written.
-    pub fn withhold_root(&self) -> Result<Withheld, Failure> {
-        let mut sector: Sector = [0; SECTOR as usize];
-        let what = format!("reading the partition table of {self}");
-        self.file.read_exact_at(&mut sector, 0).or_fail(Stage::Partition, Cause::Disk, what)?;
-        let whole = Withheld(sector);
-        if let Some(size) = sector.get_mut(SIZE) {
-            size.fill(0);
+    /// [`Cause::Disk`] if the layout does not fit, and nothing was changed then; or if the disk cannot be written.
+    pub fn begin(&self, layout: &Layout) -> Result<Begun, Failure> {
+        let root = self.root_area(layout)?;
+        let what = format!("making the partition table of {self}");
+        let planned = Planned::new(self, layout, &root, read_table(&self.file).ok()).or_fail(
+            Stage::Partition,
+            Cause::Disk,
+            what,
+        )?;
+        let mut before = [0; SECTOR as usize];
+        if let Err(e) = self.file.read_exact_at(&mut before, 0) {
+            // It was ordered to erase what cannot be read.
+            log::warn!("the first sector of {self} cannot be read: {e}");
         }
-        self.put_table(&sector, Stage::Partition)?;
-        Ok(whole)
+        let keep_boot = planned.keep_boot && self.has_boot_filesystem(layout);
+        let begun = Begun { before, table: planned.table, keep_boot };
+        let mut mark = withheld(&begun.table);
+        if let ([boot, ..], false) = (&mut mark.partitions, keep_boot) {
+            // One that comes back to this disk must not take what lies there for a boot partition of ours.
+            *boot = Partition::default();
+        }
+        self.put_table(&mark.write(), Stage::Partition)?;
+        Ok(begun)
     }
 
-    /// Gives the root partition back to the table on the disk.
+    /// Undoes [`Self::begin`].
     ///
     /// # Errors
     /// [`Cause::Disk`] if the disk cannot be written.
-    pub fn show_root(&self, withheld: &Withheld) -> Result<(), Failure> {
-        self.put_table(&withheld.0, Stage::Commit)
+    pub fn give_back(&self, begun: &Begun) -> Result<(), Failure> {
+        self.put_table(&begun.before, Stage::Disk)
+    }
+
+    /// Wipes what others would recognise, and writes the partition table, still without the root partition, and an
+    /// empty boot partition. A boot partition in its place keeps what is in it, whoever made it.
+    ///
+    /// # Errors
+    /// [`Cause::Disk`] if the disk cannot be written.
+    pub fn partition(&self, layout: &Layout, begun: &Begun) -> Result<RootArea, Failure> {
+        let root = self.root_area(layout)?;
+        let what = format!("wiping what is left of other filesystems and tables on {self}");
+        wipe::signatures(self, layout, &root, begun.keep_boot).or_fail(
+            Stage::Partition,
+            Cause::Disk,
+            what,
+        )?;
+        let what = format!("making the boot partition of {self}");
+        self.boot_partition(layout, begun.keep_boot).or_fail(Stage::Partition, Cause::Disk, what)?;
+        self.sync(Stage::Partition)?;
+        self.put_table(&withheld(&begun.table).write(), Stage::Partition)?;
+        Ok(root)
+    }
+
+    /// Gives the root partition to the table on the disk.
+    ///
+    /// # Errors
+    /// [`Cause::Disk`] if the disk cannot be written.
+    pub fn show_root(&self, begun: &Begun) -> Result<(), Failure> {
+        self.put_table(&begun.table.write(), Stage::Commit)
     }
 
     fn put_table(&self, sector: &Sector, stage: Stage) -> Result<(), Failure> {
@@ -65,44 +115,51 @@ impl Disk {
 /// Whether a disk's root partition is withheld: an installation began and did not end.
 #[must_use]
 pub fn is_root_withheld(disk: &File) -> bool {
-    let mut sector: Sector = [0; SECTOR as usize];
-    let read = disk.read_exact_at(&mut sector, 0).is_ok();
-    let is_zero = |range| sector.get(range).is_some_and(|bytes: &[u8]| bytes.iter().all(|b| *b == 0));
-    read && sector.ends_with(&[0x55, 0xaa])
-        && sector.get(TYPE) == Some(&0x83)
-        && is_zero(SIZE)
-        && !is_zero(START)
+    read_table(disk).is_ok_and(|table| {
+        let [_, root, ..] = table.partitions;
+        root.kind == LINUX && root.first > 0 && root.sectors == 0
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::card::disk::root_in_table;
-    use piman_core::install::layout::Layout;
+
+    const SIZE: std::ops::Range<usize> = 446 + 16 + 12..446 + 16 + 16;
+
+    fn first(disk: &Disk) -> Sector {
+        let mut sector = [0; 512];
+        disk.file().read_exact_at(&mut sector, 0).unwrap();
+        sector
+    }
 
     #[test]
     fn nobody_finds_a_root_partition_until_it_is_shown() {
         let folder = tempfile::tempdir().unwrap();
         let disk = Disk::create(&folder.path().join("card"), 128 << 20).unwrap();
-        let area = disk.partition(&Layout::default()).unwrap();
-        let first = || {
-            let mut sector = [0; 512];
-            disk.file().read_exact_at(&mut sector, 0).unwrap();
-            sector
-        };
-        let before = first();
+        let layout = Layout::default();
         assert!(!is_root_withheld(disk.file()));
-        let withheld = disk.withhold_root().unwrap();
+        let begun = disk.begin(&layout).unwrap();
+        assert!(is_root_withheld(disk.file()), "before anything else");
+        let area = disk.partition(&layout, &begun).unwrap();
         assert_eq!(root_in_table(disk.file(), disk.bytes()), None);
         assert!(is_root_withheld(disk.file()));
-        let changed: Vec<usize> = (0..512).filter(|at| first()[*at] != before[*at]).collect();
-        assert!(!changed.is_empty() && changed.iter().all(|at| SIZE.contains(at)), "{changed:?}");
-        disk.show_root(&withheld).unwrap();
-        assert_eq!(first(), before);
+        let before = first(&disk);
+        disk.show_root(&begun).unwrap();
+        let shown = first(&disk);
         assert_eq!(root_in_table(disk.file(), disk.bytes()), Some(area));
-        // An installation that begins anew gives it its size back, too.
-        let _ = disk.withhold_root().unwrap();
-        assert_eq!(disk.partition(&Layout::default()).unwrap(), area);
-        assert_eq!(first(), before);
+        let changed: Vec<usize> = (0..512).filter(|at| before[*at] != shown[*at]).collect();
+        assert!(!changed.is_empty() && changed.iter().all(|at| SIZE.contains(at)), "{changed:?}");
+        // One that is broken off anywhere is begun anew, and one that is taken back was none.
+        let begun = disk.begin(&layout).unwrap();
+        assert!(begun.keep_boot && is_root_withheld(disk.file()));
+        disk.give_back(&begun).unwrap();
+        assert_eq!(first(&disk), shown);
+        let _ = disk.begin(&layout).unwrap();
+        let again = disk.begin(&layout).unwrap();
+        assert!(again.keep_boot);
+        disk.show_root(&again).unwrap();
+        assert_eq!(first(&disk), shown);
     }
 }

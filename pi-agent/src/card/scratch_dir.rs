@@ -1,4 +1,4 @@
-//! Where the root filesystem is mounted.
+//! Folders to mount at.
 
 use std::fs::{self, DirBuilder};
 use std::hash::{BuildHasher, RandomState};
@@ -8,14 +8,13 @@ use std::path::{Path, PathBuf};
 
 use piman_core::install::Stage;
 
-use super::Plan;
 use crate::failure::{Cause, Failure, OrFail};
 
 /// How many names are tried.
 const TRIES: u32 = 16;
 
 /// A folder to mount at. One that was made for this goes with it, after what is mounted there.
-pub(super) struct ScratchDir {
+pub(crate) struct ScratchDir {
     path: PathBuf,
     /// A folder around it that nobody but its owner may enter: what is mounted has permissions
     /// of its own, which say nothing about who may see it here.
@@ -24,15 +23,15 @@ pub(super) struct ScratchDir {
 
 impl ScratchDir {
     /// Where a Pi boots from it, or else a folder of this installation alone.
-    pub(super) fn of(plan: &Plan) -> Result<Self, Failure> {
-        match &plan.boot_from {
-            Some(path) => Ok(Self { path: path.clone(), private: None }),
+    pub(crate) fn of(boot_from: Option<&Path>) -> Result<Self, Failure> {
+        match boot_from {
+            Some(path) => Ok(Self { path: path.to_owned(), private: None }),
             None => Self::scratch(),
         }
     }
 
     /// A folder that nobody else can reach.
-    pub(super) fn scratch() -> Result<Self, Failure> {
+    pub(crate) fn scratch() -> Result<Self, Failure> {
         let below = std::env::temp_dir();
         let what = format!("making a folder to mount at in {}", below.display());
         Self::scratch_in(&below).or_fail(Stage::Mount, Cause::Refused, what)
@@ -58,7 +57,7 @@ impl ScratchDir {
     }
 
     /// Its path.
-    pub(super) fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 }
