@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use crate::net::ready;
+use crate::netboot::ready;
 use crate::text::duration::HumanDuration;
 
 /// A length of time that may be 0.

@@ -4,7 +4,6 @@
 //! |---|---|
 //! | [`listen`] | ports, and how many connections each may have |
 //! | [`socket`] | the options of every socket, and connections to other hosts |
-//! | [`ready`] | waiting for interfaces and addresses that come later |
 //! | [`timeout`] | a stream that fails when its peer is too slow |
 //! | [`min_rate`] | the slowest rate that a peer may read at |
 //! | [`queue`] | a fair queue for a limited number of transfers |
@@ -16,7 +15,6 @@ pub mod drain;
 pub mod listen;
 pub mod min_rate;
 pub mod queue;
-pub mod ready;
 pub mod sendfile;
 pub mod socket;
 pub mod tcp;

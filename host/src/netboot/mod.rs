@@ -5,6 +5,7 @@
 //! | [`build`] | makes the folder, and finds what is wrong with it |
 //! | [`tftp`] | sends its files |
 //! | [`dhcp`] | tells Pis where they are, and gives addresses |
+//! | [`ready`] | waits for the interface and the addresses |
 //! | [`kernel`] | which kernels the folder has |
 //! | [`boot_events`] | notes what each Pi was told and sent |
 
@@ -12,6 +13,7 @@ pub mod boot_events;
 pub mod build;
 pub mod dhcp;
 pub mod kernel;
+pub mod ready;
 pub mod tftp;
 
 use std::future::Future;

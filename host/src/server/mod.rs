@@ -21,7 +21,7 @@ use crate::config::Settings;
 use crate::images::source::Source;
 use crate::net::drain::Drain;
 use crate::net::listen::{Gate, bind};
-use crate::net::ready;
+use crate::netboot::ready;
 use crate::state::{self, Identity, Recorder, Sqlite, State};
 use crate::{messages, netboot, provision, rpc};
 use services::{Bound, Who};
