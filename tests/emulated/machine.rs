@@ -62,11 +62,9 @@ impl Until {
         }
         let (user, password) = readme::login();
         // As the user, when the network is up and SSH answers; what is typed is shown, so it does not have the marker.
-        let look = format!(
-            "until networkctl --no-legend | grep routable && head -c 7 </dev/tcp/127.0.0.1/22; do sleep 1; done; \
-             ls /lib/modules; echo \"EMU-LOGGED-IN-$(id -un)\""
-        );
-        [("login: ", user.as_str()), ("Password: ", &password), (r"\$ $", &look)]
+        let look = "until networkctl --no-legend | grep routable && head -c 7 </dev/tcp/127.0.0.1/22; do sleep 1; done; \
+             ls /lib/modules; echo \"EMU-LOGGED-IN-$(id -un)\"";
+        [("login: ", user.as_str()), ("Password: ", &password), (r"\$ $", look)]
             .map(|(shown, text)| [shown.to_owned(), text.to_owned()])
             .into()
     }

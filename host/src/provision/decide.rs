@@ -8,7 +8,7 @@ use std::sync::Arc;
 use piman_core::hash::Hash;
 use piman_core::install::layout::filesystem_bytes;
 use piman_core::install::manifest::{self, Manifest};
-use piman_core::install::{Found, More, Offer, Plan, Question, REVISION, sums};
+use piman_core::install::{Found, ImageOffer, More, Offer, Plan, Question, REVISION, sums};
 
 use super::control::ControlConnection;
 use crate::images::build_queue::Availability;
@@ -81,6 +81,13 @@ pub(super) fn intent(
     }
 }
 
+/// What a Pi would get.
+struct Available {
+    archive: Arc<Archive>,
+    id: Hash,
+    image: Option<ImageOffer>,
+}
+
 impl ControlConnection<'_> {
     /// Decides for one report.
     pub(super) fn decide_once(&mut self, question: &Question) -> Plan {
@@ -117,14 +124,14 @@ impl ControlConnection<'_> {
 
     /// Installs if there is something to install, and if that is on record.
     fn install(&mut self, question: &Question, policy: Option<&str>) -> Plan {
-        let offered = match self.available(question) {
-            Ok(offered) => offered,
-            Err(plan) => return plan,
+        let Available { archive, id, image } = match self.available(question) {
+            Ok(Some(available)) => available,
+            Ok(None) => return self.claim(question, policy).unwrap_or(Plan::Format(None)),
+            Err(plan) => return *plan,
         };
-        if let Err(plan) = self.claim(question, policy) {
+        if let Some(plan) = self.claim(question, policy) {
             return plan;
         }
-        let Some((archive, id, image)) = offered else { return Plan::Format(None) };
         self.image = Some(id);
         if !question.hello {
             return Plan::Format(None);
@@ -136,32 +143,28 @@ impl ControlConnection<'_> {
 
     /// What it would get. `None`: an old Pi without a system, whose download waits for a good archive. An error is
     /// the plan as long as there is nothing.
-    #[expect(clippy::type_complexity, reason = "it is taken apart at once")]
-    fn available(
-        &mut self,
-        question: &Question,
-    ) -> Result<Option<(Arc<Archive>, Hash, Option<piman_core::install::ImageOffer>)>, Plan> {
+    fn available(&mut self, question: &Question) -> Result<Option<Available>, Box<Plan>> {
         let old_and_empty = !question.hello && !question.installed;
         let (archive, id) = match self.servable() {
             SourceState::Good(archive, id) => (archive, id),
             SourceState::Checking(_) | SourceState::Bad(_) if old_and_empty => return Ok(None),
             SourceState::Checking(percent) if question.hello => {
-                return Err(Plan::Wait { seconds: ASK_AGAIN, percent });
+                return Err(Box::new(Plan::Wait { seconds: ASK_AGAIN, percent }));
             }
             SourceState::Checking(_) => {
                 self.alert("a reinstall is ordered, later", "the archive is still being checked");
-                return Err(Plan::Boot);
+                return Err(Box::new(Plan::Boot));
             }
             SourceState::Bad(reason) => {
-                return Err(self.impossible(question, "nothing can be installed", &reason));
+                return Err(Box::new(self.impossible(question, "nothing can be installed", &reason)));
             }
         };
         match self.prepare(&archive, id) {
-            Availability::Ready(image) => Ok(Some((archive, id, Some(image)))),
-            Availability::Archive => Ok(Some((archive, id, None))),
-            Availability::Making(percent) => Err(Plan::Wait { seconds: ASK_AGAIN, percent }),
+            Availability::Ready(image) => Ok(Some(Available { archive, id, image: Some(image) })),
+            Availability::Archive => Ok(Some(Available { archive, id, image: None })),
+            Availability::Making(percent) => Err(Box::new(Plan::Wait { seconds: ASK_AGAIN, percent })),
             Availability::Impossible(reason) => {
-                Err(self.impossible(question, "nothing can be installed on this card", &reason))
+                Err(Box::new(self.impossible(question, "nothing can be installed on this card", &reason)))
             }
         }
     }
@@ -176,8 +179,8 @@ impl ControlConnection<'_> {
         Plan::Wait { seconds: ASK_MUCH_LATER, percent: 0 }
     }
 
-    /// Puts the reason on record; without that nothing is formatted.
-    fn claim(&mut self, question: &Question, policy: Option<&str>) -> Result<(), Plan> {
+    /// Puts the reason on record; without that nothing is formatted, and what happens in its place is returned.
+    fn claim(&mut self, question: &Question, policy: Option<&str>) -> Option<Plan> {
         let pi = self.pi();
         // Waits until it is on the disk; meanwhile other threads decide.
         let claimed =
@@ -186,17 +189,17 @@ impl ControlConnection<'_> {
             Ok(Some(claimed)) => {
                 (self.orders, self.installation) = (claimed.orders, Some(claimed.number));
                 self.wrong = claimed.reason;
-                Ok(())
+                None
             }
             // It was cancelled between two looks.
-            Ok(None) if question.installed => Err(Plan::Boot),
+            Ok(None) if question.installed => Some(Plan::Boot),
             Ok(None) => {
                 self.wrong = "its order was cancelled".into();
-                Err(Plan::Wait { seconds: ASK_AGAIN, percent: 0 })
+                Some(Plan::Wait { seconds: ASK_AGAIN, percent: 0 })
             }
             Err(e) => {
                 self.alert("nothing is installed", &format!("recording why: {e}"));
-                Err(without_state(question))
+                Some(without_state(question))
             }
         }
     }

@@ -197,7 +197,8 @@ impl OpenOrder {
     #[must_use]
     pub fn allows(&self, found: Option<Found>, print: Option<Fingerprint>) -> bool {
         match self.print {
-            Some(_) => self.print == print,
+            // What it has begun to erase it may go on with.
+            Some(_) => self.print == print || self.claimed && found == Some(Found::Incomplete),
             None => !matches!(found, Some(Found::Foreign | Found::Unreadable)),
         }
     }
@@ -243,5 +244,10 @@ mod tests {
         ] {
             assert_eq!(order(bound).allows(found, here), allowed, "{bound:?} {found:?} {here:?}");
         }
+        let begun = OpenOrder { claimed: true, ..order(print(1)) };
+        assert!(
+            begun.allows(Some(Found::Incomplete), print(2)) && !begun.allows(Some(Found::Foreign), print(2))
+        );
+        assert!(!order(print(1)).allows(Some(Found::Incomplete), print(2)));
     }
 }

@@ -11,10 +11,7 @@ use crate::state::{Identity, OpenOrder, Order, Ordered};
 use crate::sys::clock::now_ms;
 
 /// No disk has it: agents make theirs by a hash.
-const NOWHERE: Fingerprint = match Fingerprint::new(u64::MAX) {
-    Some(print) => print,
-    None => unreachable!(),
-};
+const NOWHERE: Option<Fingerprint> = Fingerprint::new(u64::MAX);
 
 /// Those that are open for this Pi, by any of its names; one that was given to another Pi,
 /// which had the address at that time, is that one's.
@@ -27,7 +24,7 @@ pub(super) fn open(db: &Connection, pi: &Identity) -> rusqlite::Result<Vec<OpenO
     let rows = query.query_map(params![pi.serial, pi.mac, pi.address.to_string()], |row| {
         let (number, print): (Option<String>, Option<String>) = (row.get(3)?, row.get(4)?);
         // What cannot be read stands for a content that is nowhere: such an order erases nothing.
-        let print = print.map(|print| Fingerprint::parse(&print).unwrap_or(NOWHERE));
+        let print = print.and_then(|print| Fingerprint::parse(&print).or(NOWHERE));
         Ok(OpenOrder {
             id: row.get(0)?,
             ordered_ms: unsigned(row, 1)?,
