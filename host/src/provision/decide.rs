@@ -21,6 +21,8 @@ use crate::state::decision::{Action, Policy};
 const ASK_AGAIN: u16 = 2;
 /// The same while somebody has to see to it.
 const ASK_MUCH_LATER: u16 = 30;
+/// The same while somebody has to decide, who then wants to see it begin.
+const ASK_FOR_DECISION: u16 = 10;
 /// How much of what is on a disk the reason of a wait repeats, in characters: the command that decides must fit.
 const DISK_SHOWN: usize = 200;
 
@@ -116,7 +118,7 @@ impl ControlConnection<'_> {
             }
             Intent::Wait(reason) => {
                 self.wrong = reason;
-                Plan::Wait { seconds: ASK_MUCH_LATER, percent: 0 }
+                Plan::Wait { seconds: ASK_FOR_DECISION, percent: 0 }
             }
             Intent::Install(policy) => self.install(question, policy.as_deref()),
         }

@@ -5,11 +5,12 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use pi_agent::card::inspect::Card;
-use pi_agent::failure::Cause;
 use pi_agent::install::{Consent, Outcome, Plan};
 use piman_core::install::layout::SECTOR;
 use piman_tests::disk::LoopDevice;
 use piman_tests::lab::{self, attempt};
+use piman_tests::server::Server;
+use piman_tests::wait::until;
 
 use super::{CARD, admin, digest, put, survey, with_table};
 
@@ -78,28 +79,41 @@ fn a_gpt_and_its_copy_are_described() {
 #[test]
 #[cfg_attr(lacks = "root", ignore = "needs root")]
 #[cfg_attr(lacks = "sfdisk", ignore = "needs sfdisk (fdisk)")]
-fn a_foreign_card_is_kept_until_somebody_says_otherwise() {
-    let (root, server, folder) = lab::with_server("foreign", 300_000);
-    let card = with_table(folder.path(), "card.img", TABLE);
-    put(&card, P1, 32 << 20, "mkfs.vfat -n BOOTFS FILE");
-    put(&card, P2, lab::CARD - P2, "mke2fs -q -F -t ext4 -L rootfs FILE");
-    File::options().write(true).open(&card).unwrap().set_len(lab::CARD).unwrap();
-    let before = digest(&card);
+fn a_foreign_card_waits_until_it_is_ordered_to_be_erased() {
+    let root = lab::Root::new("foreign", 300_000);
+    let state = tempfile::tempdir().unwrap();
+    let server =
+        Server::start_by(&mut Server::strict(&root.archive, state.path(), &["--allow-unfit"]), state.path());
+    server.wait_log("is good");
+    let serial = "00000000cafe0004";
     for path in ["archive", "image"] {
+        let card = with_table(state.path(), &format!("{path}.img"), TABLE);
+        put(&card, P1, 32 << 20, "mkfs.vfat -n BOOTFS FILE");
+        put(&card, P2, lab::CARD - P2, "mke2fs -q -F -t ext4 -L rootfs FILE");
+        File::options().write(true).open(&card).unwrap().set_len(lab::CARD).unwrap();
+        let before = digest(&card);
         let plan = Plan { erase: Consent::default(), ..lab::plan(&server, &card, path) };
-        // An order that does not name what is on the disk, as an old server gives it, is refused.
-        if let Err(failure) = attempt(&plan) {
-            assert_eq!(failure.cause, Cause::Refused, "{failure}");
-            let text = failure.to_string();
-            assert!(text.contains("rootfs") && text.contains("nothing was changed"), "{text}");
-        } else {
-            panic!("{path}: it was not asked");
-        }
+        let pi = std::thread::spawn(move || attempt(&plan));
+        until("it waits, and it is shown what decides", || {
+            let devices = server.piman(&["devices"]);
+            ["foreign", "BOOTFS", "rootfs", "piman install"].iter().all(|word| devices.contains(word))
+        });
+        // An order of before, which does not say what it erases, is not enough.
+        server.piman(&["reinstall", serial]);
         assert_eq!(digest(&card), before, "{path}: something was written");
+        assert!(!pi.is_finished());
+        let said = server.piman(&["install", serial, "--yes"]);
+        assert!(said.contains("rootfs"), "{said}");
+        let outcome = pi.join().unwrap().unwrap();
+        assert!(matches!(outcome, Outcome::Installed { .. }), "{outcome:?}");
+        root.assert_on(&card);
+        let events = server.piman(&["device", serial]);
+        assert!(
+            events.contains("may be formatted as installation") && events.contains("foreign"),
+            "{events}"
+        );
+        until("the order is completed", || server.piman(&["reinstall", "--list"]).contains("completed"));
     }
-    let outcome = attempt(&lab::plan(&server, &card, "archive")).unwrap();
-    assert!(matches!(outcome, Outcome::Installed { .. }), "{outcome:?}");
-    root.assert_on(&card);
 }
 
 /// A disk that fails where a table has its copy is not blank.
