@@ -36,11 +36,12 @@ pub fn reinstall(state: &dyn State, names: &[String], cancel: bool) -> anyhow::R
         let _ = if cancel {
             match state.cancel(&name)? {
                 Cancelled::Yes => writeln!(out, "{name}: the reinstall is cancelled"),
-                Cancelled::Begun { by, since_ms } => {
-                    missing
-                        .push(format!("{name} is not cancelled: it has begun on {by}, {}", when(since_ms)));
-                    Ok(())
-                }
+                Cancelled::Begun { by, since_ms } => writeln!(
+                    out,
+                    "{name}: the reinstall had begun already, on {by}, {}: it is not begun again, but what was \
+                     erased stays erased",
+                    when(since_ms)
+                ),
                 Cancelled::NoOrder => {
                     missing.push(format!("nothing is ordered for {name}"));
                     Ok(())

@@ -49,7 +49,7 @@ pub async fn send(stream: TcpStream, address: IpAddr, service: Arc<InstallContex
     reset_at_close(&stream);
     match e.kind() {
         ErrorKind::ConnectionReset | ErrorKind::BrokenPipe | ErrorKind::ConnectionAborted => {
-            pi.log("archive", "the Pi ended the transfer of the archive");
+            pi.log("archive", "the archive's transfer was ended by the Pi");
         }
         _ => {
             let text = format!("the archive's transfer was broken off: {e}");

@@ -130,21 +130,17 @@ pub(super) fn cancel(db: &mut Connection, name: &str) -> rusqlite::Result<Cancel
             |row| Ok((moment(row, 0)?, row.get::<_, Option<String>>(1)?)),
         )
         .optional()?;
-    match begun {
-        None => Ok(Cancelled::NoOrder),
-        Some((Some(since_ms), by)) => {
-            Ok(Cancelled::Begun { by: by.unwrap_or_else(|| name.to_owned()), since_ms })
-        }
-        Some((None, _)) => {
-            work.execute(
-                "UPDATE orders SET cancelled_ms = ?2
-                 WHERE name = ?1 AND completed_ms IS NULL AND cancelled_ms IS NULL",
-                params![name, signed(now_ms())],
-            )?;
-            work.commit()?;
-            Ok(Cancelled::Yes)
-        }
-    }
+    let Some((since_ms, by)) = begun else { return Ok(Cancelled::NoOrder) };
+    work.execute(
+        "UPDATE orders SET cancelled_ms = ?2
+         WHERE name = ?1 AND completed_ms IS NULL AND cancelled_ms IS NULL",
+        params![name, signed(now_ms())],
+    )?;
+    work.commit()?;
+    Ok(match since_ms {
+        Some(since_ms) => Cancelled::Begun { by: by.unwrap_or_else(|| name.to_owned()), since_ms },
+        None => Cancelled::Yes,
+    })
 }
 
 pub(super) fn all(db: &Connection) -> rusqlite::Result<Vec<Order>> {
