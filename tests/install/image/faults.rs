@@ -121,7 +121,7 @@ fn tables_that_are_not_the_one_offered() {
     let (cause, text) = attempt(offer, Hash([1; 32]), 64 * MIB, &good);
     assert!(cause == Cause::Image && text.contains("another archive"), "{text}");
     let (cause, text) = attempt(offer, id, 63 * MIB, &good);
-    assert!(cause == Cause::Disk && text.contains("67108864 bytes"), "{text}");
+    assert!(cause == Cause::TooSmall && text.contains("67108864 bytes"), "{text}");
     let (cause, text) = attempt(ImageOffer { table_bytes: u32::MAX, ..offer }, id, 64 * MIB, &good);
     assert!(cause == Cause::Image && text.contains("too large"), "{text}");
     let (cause, text) = attempt(ImageOffer { table: Hash([2; 32]), ..offer }, id, 64 * MIB, &good);
