@@ -179,7 +179,10 @@ fn the_server_is_told_to_stop_during_eight_installations_and_lets_them_finish() 
         })
         .collect();
     // As soon as each of them has been told to format.
-    let told = |i: usize| server.log().contains(&format!("(000000000000000{i}): told to format"));
+    let told = |i: usize| {
+        let serial = format!("serial=000000000000000{i} ");
+        server.log().lines().any(|line| line.contains("told to format") && line.contains(&serial))
+    };
     wait_until("all eight were told to format", || (0..8).all(told));
     server.terminate();
     for (card, agent) in agents {

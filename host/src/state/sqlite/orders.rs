@@ -40,7 +40,9 @@ pub(super) fn open(db: &Connection, pi: &Identity) -> rusqlite::Result<Vec<OpenO
 pub(super) fn claim(db: &mut Connection, ask: &Ask<'_>) -> rusqlite::Result<Option<Claimed>> {
     let work = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
     let mut orders = open(&work, ask.pi)?;
-    orders.retain(|order| order.allows(ask.found, ask.print));
+    // What is installed by policy carries out what was ordered for whatever is on the disk, too.
+    orders
+        .retain(|order| order.allows(ask.found, ask.print) || ask.policy.is_some() && order.print.is_none());
     if orders.is_empty() && ask.policy.is_none() {
         return Ok(None);
     }
