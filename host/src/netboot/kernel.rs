@@ -41,7 +41,7 @@ fn release(mut file: impl Read) -> io::Result<Option<String>> {
     file.by_ref().take(KERNEL_MAX).read_to_end(&mut packed)?;
     let mut kernel = Vec::new();
     if packed.starts_with(&[0x1f, 0x8b]) {
-        // What follows the packed kernel is none of its: what came before is enough.
+        // A signature may follow the packed kernel: what was unpacked until then is enough.
         let _ = GzDecoder::new(&packed[..]).take(KERNEL_MAX).read_to_end(&mut kernel);
     } else {
         kernel = packed;

@@ -38,8 +38,8 @@ fn missing(listen: &[IpAddr], interface: Option<&str>) -> Option<String> {
     Some(format!("the interface {interface} and an IPv4 address on it (--dhcp-interface)"))
 }
 
-/// Waits until this machine has these addresses, and the interface has one. Without a `limit` it does not look: whoever
-/// uses them says what is wrong.
+/// Waits until this machine has these addresses, and the interface has one. Without a `limit` it does not look: binding
+/// to them reports what is wrong.
 ///
 /// # Errors
 /// If that is not so within `limit`.

@@ -180,7 +180,7 @@ pub struct Claimed {
 pub enum Cancelled {
     /// There is no such order any more, and nothing came of it.
     Yes,
-    /// A Pi was told to format because of it already, which this does not undo; it is not told so again.
+    /// A Pi was told to format because of it already, which this does not undo; it does not get that order again.
     Begun {
         /// The Pi, by the name that it is kept under.
         by: String,

@@ -98,7 +98,7 @@ fn a_foreign_card_waits_until_it_is_ordered_to_be_erased() {
             let devices = server.piman(&["devices"]);
             ["foreign", "BOOTFS", "rootfs", "piman install"].iter().all(|word| devices.contains(word))
         });
-        // An order of before, which does not say what it erases, is not enough.
+        // An order that does not name what it erases is not enough.
         server.piman(&["reinstall", serial]);
         assert_eq!(digest(&card), before, "{path}: something was written");
         assert!(!pi.is_finished());
