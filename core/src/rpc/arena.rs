@@ -91,6 +91,7 @@ pub(super) enum Inner {
     Float(f64),
     Str(Span),
     Bytes(Span),
+    ByteArray(Span),
     Class {
         module: Id,
         name: Id,
@@ -137,6 +138,8 @@ pub enum Kind {
     List,
     /// Without order.
     Set,
+    /// Without order, and never changed.
+    FrozenSet,
     /// Keys and values in turn.
     Dict,
     /// An instance of a class: the class, its arguments, its state.
@@ -202,7 +205,7 @@ impl<'m> Arena<'m> {
                 self.set(value, Inner::Group(inner));
                 (inner.depth, inner.weight)
             }
-            Inner::Str(span) | Inner::Bytes(span) => (0, 1 + span.length / 32),
+            Inner::Str(span) | Inner::Bytes(span) | Inner::ByteArray(span) => (0, 1 + span.length / 32),
             Inner::Link { .. } => return Err(DecodeError::Malformed),
             _ => (0, 1),
         };

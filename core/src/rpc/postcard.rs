@@ -2,8 +2,8 @@
 //!
 //! In terms of serde a value is an enum with the variants `None`, `Bool(bool)`, `Int(i64)`, `Float(f64)`,
 //! `Bytes(&[u8])`, `Str(&str)`, `Tuple(Vec)`, `List(Vec)`, `Set(Vec)`, `Dict(Vec)` (keys and values in
-//! turn), `Error(class, message)`, `Class(module, name)` and `Object(Vec)` (its class, its arguments and
-//! its state, as an old peer sent them), in this order. It is written and read value by value, since there
+//! turn), `Error(class, message)`, `Class(module, name)`, `Object(Vec)` (its class, its arguments and
+//! its state, as an old peer sent them), `ByteArray(&[u8])` and `FrozenSet(Vec)`, in this order. It is written and read value by value, since there
 //! is no allocator to build the enum with.
 
 use core::str;
@@ -26,6 +26,8 @@ const DICT: u8 = 9;
 const ERROR: u8 = 10;
 const CLASS: u8 = 11;
 const OBJECT: u8 = 12;
+const BYTE_ARRAY: u8 = 13;
+const FROZEN_SET: u8 = 14;
 
 /// Reads one whole message, in a time in proportion to its length.
 ///
@@ -69,9 +71,11 @@ pub fn skip(message: &[u8]) -> Option<(usize, Option<Head<'_>>)> {
             INT => drop(rest.number().ok()?),
             FLOAT => drop(rest.take(8).ok()?),
             // Texts that are not Unicode have an end, too.
-            BYTES | STR => drop(rest.counted().ok()?),
+            BYTES | BYTE_ARRAY | STR => drop(rest.counted().ok()?),
             ERROR | CLASS => drop((rest.counted().ok()?, rest.counted().ok()?)),
-            TUPLE | LIST | SET | DICT | OBJECT => left = left.saturating_add(rest.count().ok()?.into()),
+            TUPLE | LIST | SET | FROZEN_SET | DICT | OBJECT => {
+                left = left.saturating_add(rest.count().ok()?.into())
+            }
             _ => return None,
         }
     }
@@ -167,6 +171,7 @@ impl<'m> Reader<'m> {
                 Ok(Inner::Float(f64::from_le_bytes(bytes)))
             }
             BYTES => Ok(Inner::Bytes(self.arena.span(self.rest.counted()?))),
+            BYTE_ARRAY => Ok(Inner::ByteArray(self.arena.span(self.rest.counted()?))),
             STR => return self.str(),
             ERROR => return self.error(),
             CLASS => Ok(Inner::Class { module: self.str()?, name: self.str()? }),
@@ -174,6 +179,7 @@ impl<'m> Reader<'m> {
             TUPLE => Err(Kind::Tuple),
             LIST => Err(Kind::List),
             SET => Err(Kind::Set),
+            FROZEN_SET => Err(Kind::FrozenSet),
             DICT => Err(Kind::Dict),
             other => return Err(DecodeError::Unknown(other)),
         };
@@ -267,6 +273,11 @@ impl Out for Writer<'_> {
         self.counted(value)
     }
 
+    fn byte_array(&mut self, value: &[u8]) -> Result<(), NoRoom> {
+        self.out.put(&[BYTE_ARRAY])?;
+        self.counted(value)
+    }
+
     fn str(&mut self, value: &str) -> Result<(), NoRoom> {
         self.out.put(&[STR])?;
         self.counted(value.as_bytes())
@@ -278,6 +289,7 @@ impl Out for Writer<'_> {
             Kind::Object => OBJECT,
             Kind::List => LIST,
             Kind::Set => SET,
+            Kind::FrozenSet => FROZEN_SET,
             Kind::Dict => DICT,
         };
         self.out.put(&[tag])?;
@@ -346,6 +358,8 @@ mod tests {
         Error(&'a str, &'a str),
         Class(&'a str, &'a str),
         Object(Vec<Self>),
+        ByteArray(&'a [u8]),
+        FrozenSet(Vec<Self>),
     }
 
     #[test]
@@ -358,11 +372,12 @@ mod tests {
             M::Dict(vec![M::Str("k\u{e9}"), M::None]),
             M::List(vec![M::Bool(true), M::Float(-0.5), M::Set(vec![M::Int(300)])]),
             M::Error("ValueError", "not so"),
+            M::FrozenSet(vec![M::ByteArray(b"a"), M::FrozenSet(vec![])]),
         ]);
         let mut buf = [0; 200];
         let bytes = postcard::to_slice(&model, &mut buf).unwrap();
-        let text =
-            "(b'R', -3, 9223372036854775807, {'k\u{e9}': None}, [True, -0.5, {300}], <ValueError: not so>)";
+        let text = "(b'R', -3, 9223372036854775807, {'k\u{e9}': None}, [True, -0.5, {300}], <ValueError: not so>, \
+             frozenset({bytearray(b'a'), frozenset()}))";
         assert_eq!(read(bytes).as_deref(), Ok(text));
         let mut slots = vec![Slot::default(); 200];
         let value = decode(bytes, memory(&mut slots, &mut [])).unwrap();
@@ -406,7 +421,7 @@ mod tests {
 
     #[test]
     fn hostile_messages_are_refused() {
-        assert_eq!(read(&[13]), Err(DecodeError::Unknown(13)));
+        assert_eq!(read(&[15]), Err(DecodeError::Unknown(15)));
         assert_eq!(read(&[NONE, NONE]), Err(DecodeError::Trailing));
         assert_eq!(read(&[DICT, 1, NONE]), Err(DecodeError::Malformed));
         assert_eq!(read(&[STR, 2, 0xC3, 0x28]), Err(DecodeError::BadText));

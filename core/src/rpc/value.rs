@@ -17,16 +17,20 @@ pub enum Value<'m> {
     Int(i64),
     /// A number.
     Float(f64),
-    /// Bytes, also those of a bytearray.
+    /// Bytes.
     Bytes(&'m [u8]),
+    /// Python's bytes that can be changed.
+    ByteArray(&'m [u8]),
     /// A text.
     Str(&'m str),
     /// A tuple.
     Tuple(Items<'m>),
     /// A list.
     List(Items<'m>),
-    /// A set or a frozen one.
+    /// A set.
     Set(Items<'m>),
+    /// Python's set that can be a key.
+    FrozenSet(Items<'m>),
     /// A dictionary: keys and values in turn, see [`Items::pairs`].
     Dict(Items<'m>),
     /// The name of a class or a function, which is not looked up.
@@ -72,10 +76,10 @@ impl<'m> Value<'m> {
         if let Self::Str(s) = self { Some(s) } else { None }
     }
 
-    /// The bytes, if it is such.
+    /// The bytes, if it is such, of either kind.
     #[must_use]
     pub fn bytes(self) -> Option<&'m [u8]> {
-        if let Self::Bytes(b) = self { Some(b) } else { None }
+        if let Self::Bytes(b) | Self::ByteArray(b) = self { Some(b) } else { None }
     }
 
     /// If it is, or has in it, an instance of a class: what the peer reports as an error.
@@ -91,7 +95,11 @@ impl<'m> Value<'m> {
                 let args = parts.next().and_then(Value::tuple).unwrap_or(Items::EMPTY);
                 Some(Fault { class, args })
             }
-            Self::Tuple(mut items) | Self::List(mut items) | Self::Set(mut items) | Self::Dict(mut items) => {
+            Self::Tuple(mut items)
+            | Self::List(mut items)
+            | Self::Set(mut items)
+            | Self::FrozenSet(mut items)
+            | Self::Dict(mut items) => {
                 // The type, the instance and the traceback of an exception: the instance says most.
                 let mut later = items;
                 match (items.len(), later.next(), later.next()) {
@@ -141,6 +149,7 @@ impl<'m> Values<'m> {
             // Checked when it was decoded.
             Inner::Str(span) => Value::Str(str::from_utf8(self.bytes(span)).unwrap_or_default()),
             Inner::Bytes(span) => Value::Bytes(self.bytes(span)),
+            Inner::ByteArray(span) => Value::ByteArray(self.bytes(span)),
             Inner::Class { module, name } => {
                 let text = |id| match self.value(id) {
                     Value::Str(s) => s,
@@ -154,6 +163,7 @@ impl<'m> Values<'m> {
                     Kind::Tuple => Value::Tuple(items),
                     Kind::List => Value::List(items),
                     Kind::Set => Value::Set(items),
+                    Kind::FrozenSet => Value::FrozenSet(items),
                     Kind::Dict => Value::Dict(items),
                     Kind::Object => Value::Object(items),
                 }
@@ -214,6 +224,7 @@ impl fmt::Display for Value<'_> {
             Self::Float(x) => write!(f, "{x:?}"),
             Self::Str(s) => write!(f, "'{}'", s.escape_debug()),
             Self::Bytes(b) => write!(f, "b'{}'", b.escape_ascii()),
+            Self::ByteArray(b) => write!(f, "bytearray(b'{}')", b.escape_ascii()),
             Self::Tuple(items) => {
                 f.write_char('(')?;
                 list(f, items)?;
@@ -229,6 +240,12 @@ impl fmt::Display for Value<'_> {
                 f.write_char('{')?;
                 list(f, items)?;
                 f.write_char('}')
+            }
+            Self::FrozenSet(items) if items.len() == 0 => f.write_str("frozenset()"),
+            Self::FrozenSet(items) => {
+                f.write_str("frozenset({")?;
+                list(f, items)?;
+                f.write_str("})")
             }
             Self::Dict(items) => {
                 f.write_char('{')?;

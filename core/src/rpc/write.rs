@@ -34,6 +34,8 @@ pub trait Out {
     fn float(&mut self, value: f64) -> Result<(), NoRoom>;
     /// Bytes.
     fn bytes(&mut self, value: &[u8]) -> Result<(), NoRoom>;
+    /// Python's bytes that can be changed.
+    fn byte_array(&mut self, value: &[u8]) -> Result<(), NoRoom>;
     /// A text.
     fn str(&mut self, value: &str) -> Result<(), NoRoom>;
     /// A group of `count` members; they follow, then [`end`](Self::end). A dictionary has keys and values
@@ -151,10 +153,12 @@ impl Encode for Value<'_> {
             Self::Int(i) => out.int(i),
             Self::Float(x) => out.float(x),
             Self::Bytes(b) => out.bytes(b),
+            Self::ByteArray(b) => out.byte_array(b),
             Self::Str(s) => out.str(s),
             Self::Tuple(items) => group(out, Kind::Tuple, items),
             Self::List(items) => group(out, Kind::List, items),
             Self::Set(items) => group(out, Kind::Set, items),
+            Self::FrozenSet(items) => group(out, Kind::FrozenSet, items),
             Self::Dict(items) => group(out, Kind::Dict, items),
             Self::Class(class) => out.error(class.name, ""),
             Self::Object(_) => {

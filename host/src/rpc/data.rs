@@ -15,10 +15,12 @@ pub enum Data {
     Int(i64),
     Float(f64),
     Bytes(Vec<u8>),
+    ByteArray(Vec<u8>),
     Str(String),
     Tuple(Vec<Self>),
     List(Vec<Self>),
     Set(Vec<Self>),
+    FrozenSet(Vec<Self>),
     Dict(Vec<(Self, Self)>),
     /// The name of a class or a function: its module and its name in it.
     Class(String, String),
@@ -34,10 +36,12 @@ impl From<Value<'_>> for Data {
             Value::Int(i) => Self::Int(i),
             Value::Float(x) => Self::Float(x),
             Value::Bytes(b) => Self::Bytes(b.into()),
+            Value::ByteArray(b) => Self::ByteArray(b.into()),
             Value::Str(s) => Self::Str(s.into()),
             Value::Tuple(items) => Self::Tuple(items.map(Self::from).collect()),
             Value::List(items) => Self::List(items.map(Self::from).collect()),
             Value::Set(items) => Self::Set(items.map(Self::from).collect()),
+            Value::FrozenSet(items) => Self::FrozenSet(items.map(Self::from).collect()),
             Value::Dict(items) => Self::Dict(items.pairs().map(|(k, v)| (k.into(), v.into())).collect()),
             Value::Class(class) => Self::Class(class.module.into(), class.name.into()),
             Value::Object(parts) => Self::Object(parts.map(Self::from).collect()),
@@ -59,10 +63,12 @@ impl Encode for Data {
             Self::Int(i) => out.int(*i),
             Self::Float(x) => out.float(*x),
             Self::Bytes(b) => out.bytes(b),
+            Self::ByteArray(b) => out.byte_array(b),
             Self::Str(s) => out.str(s),
             Self::Tuple(members) => group(out, Kind::Tuple, members),
             Self::List(members) => group(out, Kind::List, members),
             Self::Set(members) => group(out, Kind::Set, members),
+            Self::FrozenSet(members) => group(out, Kind::FrozenSet, members),
             Self::Dict(pairs) => {
                 out.begin(Kind::Dict, 2 * pairs.len())?;
                 for (key, value) in pairs {
@@ -194,7 +200,7 @@ impl Data {
         all: impl Fn(&[Json]) -> anyhow::Result<Vec<Self>>,
     ) -> anyhow::Result<Self> {
         Ok(match (tag, inner) {
-            ("$bytes", Json::String(hex)) => {
+            ("$bytes" | "$bytearray", Json::String(hex)) => {
                 let byte = |pair: &[u8]| {
                     let digit = |b: &u8| char::from(*b).to_digit(16).and_then(|d| u8::try_from(d).ok());
                     match pair {
@@ -203,9 +209,9 @@ impl Data {
                     }
                 };
                 let bytes: Option<Vec<u8>> = hex.as_bytes().chunks(2).map(byte).collect();
-                Self::Bytes(
-                    bytes.with_context(|| format!("`{hex}` is no even number of hexadecimal digits"))?,
-                )
+                let bytes =
+                    bytes.with_context(|| format!("`{hex}` is no even number of hexadecimal digits"))?;
+                if tag == "$bytes" { Self::Bytes(bytes) } else { Self::ByteArray(bytes) }
             }
             ("$float", Json::String(name)) => match name.as_str() {
                 "inf" => Self::Float(f64::INFINITY),
@@ -215,6 +221,7 @@ impl Data {
             },
             ("$tuple", Json::Array(members)) => Self::Tuple(all(members)?),
             ("$set", Json::Array(members)) => Self::Set(all(members)?),
+            ("$frozenset", Json::Array(members)) => Self::FrozenSet(all(members)?),
             ("$dict", Json::Array(pairs)) => {
                 let pair = |pair: &Json| match pair.as_array().map(Vec::as_slice) {
                     Some([key, value]) => Ok((Self::from_json(key)?, Self::from_json(value)?)),
@@ -223,20 +230,21 @@ impl Data {
                 Self::Dict(pairs.iter().map(pair).collect::<anyhow::Result<_>>()?)
             }
             _ => bail!(
-                "`{tag}` is none of $bytes (hexadecimal digits), $float (inf, -inf, nan), $tuple, $set (lists) and \
-                 $dict (a list of pairs); a dictionary with such a key is written {{\"$dict\": [[\"{tag}\", ...]]}}"
+                "`{tag}` is none of $bytes, $bytearray (hexadecimal digits), $float (inf, -inf, nan), $tuple, $set, \
+                 $frozenset (lists) and $dict (a list of pairs); a dictionary with such a key is written {{\"$dict\": [[\"{tag}\", ...]]}}"
             ),
         })
     }
 
-    /// As JSON, from which everything can be had again; a frozen set has become a set and a bytearray bytes when it
-    /// arrives here. What JSON has no word for is an object with one key:
-    /// `{"$bytes": "00ff"}`, `{"$float": "inf"}`, `{"$tuple": []}`, `{"$set": []}`, `{"$class": "module.Name"}`,
+    /// As JSON, from which everything can be had again. What JSON has no word for is an object with one key:
+    /// `{"$bytes": "00ff"}`, `{"$bytearray": "00ff"}`, `{"$float": "inf"}`, `{"$tuple": []}`, `{"$set": []}`,
+    /// `{"$frozenset": []}`, `{"$class": "module.Name"}`,
     /// `{"$object": [class, arguments, state]}`, and `{"$dict": [[key, value]]}` for a dictionary with keys that
     /// are no texts or begin with `$`.
     #[must_use]
     pub fn to_json(&self) -> Json {
         let all = |members: &[Self]| Json::Array(members.iter().map(Self::to_json).collect());
+        let hex = |bytes: &[u8]| bytes.iter().map(|b| format!("{b:02x}")).collect::<String>();
         match self {
             Self::None => Json::Null,
             Self::Bool(b) => Json::Bool(*b),
@@ -244,11 +252,13 @@ impl Data {
             Self::Float(x) if x.is_nan() => json!({ "$float": "nan" }),
             Self::Float(x) if x.is_infinite() => json!({ "$float": if *x > 0.0 { "inf" } else { "-inf" } }),
             Self::Float(x) => Json::from(*x),
-            Self::Bytes(b) => json!({ "$bytes": b.iter().map(|b| format!("{b:02x}")).collect::<String>() }),
+            Self::Bytes(b) => json!({ "$bytes": hex(b) }),
+            Self::ByteArray(b) => json!({ "$bytearray": hex(b) }),
             Self::Str(s) => Json::String(s.clone()),
             Self::List(members) => all(members),
             Self::Tuple(members) => json!({ "$tuple": all(members) }),
             Self::Set(members) => json!({ "$set": all(members) }),
+            Self::FrozenSet(members) => json!({ "$frozenset": all(members) }),
             Self::Dict(pairs) => {
                 let named = pairs.iter().map(|(k, v)| {
                     let key = k.str().filter(|key| !key.starts_with('$'))?;
@@ -286,11 +296,14 @@ impl Data {
             // `inf`, `1.0`, `1e300`.
             Self::Float(x) => write!(f, "{x:?}"),
             Self::Bytes(b) => write!(f, "b'{}'", b.escape_ascii()),
+            Self::ByteArray(b) => write!(f, "bytearray(b'{}')", b.escape_ascii()),
             Self::Str(s) => write!(f, "'{}'", s.escape_debug()),
             Self::Tuple(members) => list(f, "(", members, if members.len() == 1 { ",)" } else { ")" }),
             Self::List(members) => list(f, "[", members, "]"),
             Self::Set(members) if members.is_empty() => f.write_str("set()"),
             Self::Set(members) => list(f, "{", members, "}"),
+            Self::FrozenSet(members) if members.is_empty() => f.write_str("frozenset()"),
+            Self::FrozenSet(members) => list(f, "frozenset({", members, "})"),
             Self::Dict(pairs) => {
                 f.write_char('{')?;
                 for (i, (key, value)) in pairs.iter().enumerate() {
@@ -364,7 +377,10 @@ mod tests {
             ("a\u{1b}[1m\nb".into(), "a\\u{1b}[1m\nb", r#""a\u001b[1m\nb""#),
             (Data::List(vec!["it's".into()]), r"['it\'s']", r#"["it's"]"#),
             (Data::Tuple(vec![1.into()]), "(1,)", r#"{"$tuple":[1]}"#),
+            (Data::ByteArray(b"a".to_vec()), "bytearray(b'a')", r#"{"$bytearray":"61"}"#),
             (Data::Set(vec![]), "set()", r#"{"$set":[]}"#),
+            (Data::FrozenSet(vec![]), "frozenset()", r#"{"$frozenset":[]}"#),
+            (Data::FrozenSet(vec![1.into()]), "frozenset({1})", r#"{"$frozenset":[1]}"#),
             (Data::dict([("a", 1.into()), ("b", Data::None)]), "{'a': 1, 'b': None}", r#"{"a":1,"b":null}"#),
             (
                 Data::Dict(vec![(1.into(), 2.into()), ("1".into(), 3.into())]),

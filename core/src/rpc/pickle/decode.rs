@@ -172,7 +172,8 @@ impl<'m> Machine<'m> {
                 let span = self.arena.convert(|put| text::raw_unicode(argument, put))?;
                 self.put(Inner::Str(span))
             }
-            b'B' | b'C' | 0x8E | 0x96 => self.put(Inner::Bytes(self.arena.span(argument))),
+            b'B' | b'C' | 0x8E => self.put(Inner::Bytes(self.arena.span(argument))),
+            0x96 => self.put(Inner::ByteArray(self.arena.span(argument))),
             // What Python 2 calls a string: a text if it can be one.
             b'T' | b'U' if text::str(argument).is_ok() => self.put(Inner::Str(self.arena.span(argument))),
             b'T' | b'U' => self.put(Inner::Bytes(self.arena.span(argument))),
@@ -189,7 +190,7 @@ impl<'m> Machine<'m> {
             b't' => self.close(Kind::Tuple),
             b'l' => self.close(Kind::List),
             b'd' => self.close(Kind::Dict),
-            0x91 => self.close(Kind::Set),
+            0x91 => self.close(Kind::FrozenSet),
             0x85..=0x87 => {
                 let from =
                     self.height.checked_sub(usize::from(opcode - 0x84)).ok_or(DecodeError::Malformed)?;
@@ -411,25 +412,37 @@ impl<'m> Machine<'m> {
         };
         let builtin = matches!(class.module, "builtins" | "__builtin__");
         let count = items.len();
+        let kind = if class.name == "set" { Kind::Set } else { Kind::FrozenSet };
         match (class.name, items.next(), items.next()) {
-            ("set" | "frozenset", None, _) if builtin => self.arena.group(Kind::Set).map(Some),
-            ("set" | "frozenset", Some(Value::List(_) | Value::Tuple(_) | Value::Set(_)), None)
-                if builtin =>
-            {
+            ("set" | "frozenset", None, _) if builtin => self.arena.group(kind).map(Some),
+            (
+                "set" | "frozenset",
+                Some(Value::List(_) | Value::Tuple(_) | Value::Set(_) | Value::FrozenSet(_)),
+                None,
+            ) if builtin => {
                 let list = self.first(args).ok_or(DecodeError::Malformed)?;
-                self.arena.recast(list, Kind::Set).map(Some)
+                self.arena.recast(list, kind).map(Some)
             }
-            ("bytes" | "bytearray", None, _) if builtin => {
-                self.arena.add(Inner::Bytes(self.arena.span(&[]))).map(Some)
+            ("bytes", None, _) if builtin => self.arena.add(Inner::Bytes(self.arena.span(&[]))).map(Some),
+            ("bytes", Some(Value::Bytes(_)), None) if builtin => Ok(self.first(args)),
+            ("bytearray", None, _) if builtin => {
+                self.arena.add(Inner::ByteArray(self.arena.span(&[]))).map(Some)
             }
-            ("bytes" | "bytearray", Some(Value::Bytes(_)), None) if builtin => Ok(self.first(args)),
-            ("bytearray" | "encode", Some(Value::Str(_)), Some(Value::Str("latin1" | "latin-1")))
-                if count == 2 && (builtin || class.module == "_codecs") =>
-            {
+            ("bytearray", Some(Value::Bytes(_)), None) if builtin => {
+                let bytes = self.first(args).ok_or(DecodeError::Malformed)?;
+                let Inner::Bytes(span) = self.arena.at(bytes) else { return Ok(None) };
+                self.arena.add(Inner::ByteArray(span)).map(Some)
+            }
+            (
+                name @ ("bytearray" | "encode"),
+                Some(Value::Str(_)),
+                Some(Value::Str("latin1" | "latin-1")),
+            ) if count == 2 && (builtin || class.module == "_codecs") => {
                 let text = self.first(args).ok_or(DecodeError::Malformed)?;
                 let Inner::Str(span) = self.arena.at(text) else { return Ok(None) };
-                let bytes = self.arena.latin1(span)?;
-                self.arena.add(Inner::Bytes(bytes)).map(Some)
+                let made = if name == "encode" { Inner::Bytes } else { Inner::ByteArray };
+                let inner = made(self.arena.latin1(span)?);
+                self.arena.add(inner).map(Some)
             }
             _ => Ok(None),
         }

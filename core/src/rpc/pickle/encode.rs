@@ -72,6 +72,12 @@ impl Out for Pickler<'_> {
         self.out.put(value)
     }
 
+    fn byte_array(&mut self, value: &[u8]) -> Result<(), NoRoom> {
+        self.out.put(b"cbuiltins\nbytearray\n")?;
+        self.bytes(value)?;
+        self.out.put(&[0x85, b'R'])
+    }
+
     fn str(&mut self, value: &str) -> Result<(), NoRoom> {
         self.counted(b'X', value.as_bytes())
     }
@@ -82,6 +88,7 @@ impl Out for Pickler<'_> {
             (Kind::Tuple | Kind::Object, _) => self.out.put(b"("),
             (Kind::List, _) => self.out.put(b"]("),
             (Kind::Set, _) => self.out.put(b"cbuiltins\nset\n]("),
+            (Kind::FrozenSet, _) => self.out.put(b"cbuiltins\nfrozenset\n]("),
             (Kind::Dict, _) => self.out.put(b"}("),
         }
     }
@@ -94,7 +101,7 @@ impl Out for Pickler<'_> {
             (Kind::Tuple | Kind::Object, 3) => self.out.put(&[0x87]),
             (Kind::Tuple | Kind::Object, _) => self.out.put(b"t"),
             (Kind::List, _) => self.out.put(b"e"),
-            (Kind::Set, _) => self.out.put(&[b'e', 0x85, b'R']),
+            (Kind::Set | Kind::FrozenSet, _) => self.out.put(&[b'e', 0x85, b'R']),
             (Kind::Dict, _) => self.out.put(b"u"),
         }
     }
