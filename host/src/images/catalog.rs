@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::thread::JoinHandle;
 
 use piman_core::hash::Hash;
@@ -23,8 +23,8 @@ pub enum News<'a> {
     Dropped,
 }
 
-/// Hears the news of each version of each archive.
-pub type Tell = Arc<dyn Fn(&Path, News<'_>) + Send + Sync>;
+/// Hears the news of each version of each archive, and from whom.
+pub type Tell = Box<dyn Fn(&Catalog, &Path, News<'_>) + Send + Sync>;
 
 /// The archives that are in use, by path.
 pub struct Catalog {
@@ -37,6 +37,8 @@ pub struct Catalog {
     /// Whether the catalogue had an answer when it was last read.
     answered: AtomicBool,
     tell: Tell,
+    /// Itself, for the threads that watch.
+    this: Weak<Self>,
 }
 
 #[derive(Default)]
@@ -58,17 +60,18 @@ impl Catalog {
         takes_unfit: bool,
         tell: Tell,
     ) -> std::io::Result<Arc<Self>> {
-        let catalog = Arc::new(Self {
+        let catalog = Arc::new_cyclic(|this| Self {
             state,
             fallback: fallback.as_ref().map(|source| source.path().to_owned()),
             takes_unfit,
             sources: Mutex::default(),
             answered: AtomicBool::new(false),
             tell,
+            this: Weak::clone(this),
         });
         if let Some(source) = fallback {
             source.take_unfit(takes_unfit);
-            catalog.lock().put(Arc::new(source), &catalog.state, &catalog.tell)?;
+            catalog.lock().put(Arc::new(source), &catalog)?;
         }
         if let Err(e) = catalog.follow() {
             tracing::error!("images cannot be read, so only --rootfs is installed: {e}");
@@ -103,9 +106,13 @@ impl Catalog {
         });
         for path in dropped {
             tracing::info!("{} is not in the list of images any more", path.display());
-            (self.tell)(&path, News::Dropped);
+            self.tell(&path, News::Dropped);
         }
         Ok(())
+    }
+
+    fn tell(&self, path: &Path, news: News<'_>) {
+        (self.tell)(self, path, news);
     }
 
     fn lock(&self) -> MutexGuard<'_, ImageSources> {
@@ -148,7 +155,7 @@ impl Catalog {
         let source = Arc::new(Source::at(path));
         // What cannot be read is asked again by `follow`.
         source.take_unfit(self.state.catalogue().is_ok_and(|c| self.takes_unfit(&c, path)));
-        match sources.put(Arc::clone(&source), &self.state, &self.tell) {
+        match sources.put(Arc::clone(&source), self) {
             Ok(()) => Some(source),
             Err(e) => {
                 tracing::error!("{} cannot be watched: {e}", path.display());
@@ -199,24 +206,26 @@ impl Catalog {
 }
 
 impl ImageSources {
-    fn put(&mut self, source: Arc<Source>, state: &Arc<dyn State>, tell: &Tell) -> std::io::Result<()> {
+    fn put(&mut self, source: Arc<Source>, catalog: &Catalog) -> std::io::Result<()> {
         if self.closed {
             return Err(std::io::Error::other("the server is being stopped"));
         }
-        let (tell, watched) = (Arc::clone(tell), Arc::clone(&source));
+        let (this, watched) = (Weak::clone(&catalog.this), Arc::clone(&source));
         let on_checked = move |found: Result<(&Arc<Archive>, Hash), &str>| {
+            // Without a catalog there is nobody to hear it.
+            let Some(catalog) = this.upgrade() else { return };
             let path = watched.path();
             match found {
-                Ok((archive, id)) => tell(path, News::Good(archive, id)),
-                Err(reason) => tell(path, News::Bad(reason)),
+                Ok((archive, id)) => catalog.tell(path, News::Good(archive, id)),
+                Err(reason) => catalog.tell(path, News::Bad(reason)),
             }
             // It was dropped while this was on its way.
             if watched.is_closed() {
-                tell(path, News::Dropped);
+                catalog.tell(path, News::Dropped);
             }
         };
         self.threads.retain(|thread| !thread.is_finished());
-        self.threads.push(source.watch(Arc::clone(state), on_checked)?);
+        self.threads.push(source.watch(Arc::clone(&catalog.state), on_checked)?);
         self.sources.insert(source.path().to_owned(), source);
         Ok(())
     }
@@ -254,7 +263,7 @@ mod tests {
         };
         assert!(add("b"));
         let (told, news) = mpsc::channel();
-        let tell = move |path: &Path, news: News<'_>| {
+        let tell = move |_: &Catalog, path: &Path, news: News<'_>| {
             let name = path.file_name().unwrap().to_str().unwrap().to_owned();
             let kind = match news {
                 News::Good(..) => "good",
@@ -264,7 +273,7 @@ mod tests {
             let _ = told.send((name, kind));
         };
         let fallback = Source::open(&path("a")).unwrap();
-        let catalog = Catalog::open(Arc::clone(&state), Some(fallback), true, Arc::new(tell)).unwrap();
+        let catalog = Catalog::open(Arc::clone(&state), Some(fallback), true, Box::new(tell)).unwrap();
         let wait = |name: &str, kind: &str| {
             while news.recv_timeout(Duration::from_secs(60)).unwrap() != (name.to_owned(), kind) {}
         };

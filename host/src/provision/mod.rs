@@ -14,7 +14,7 @@ use std::collections::HashMap;
 use std::future::{Future, ready};
 use std::net::SocketAddr;
 use std::path::Path;
-use std::sync::{Arc, OnceLock, Weak};
+use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use anyhow::Context;
@@ -126,21 +126,18 @@ impl Bound {
         }
         let (for_tell, tell_builds) = (Arc::clone(&recorder), Arc::clone(&builds));
         let tell_state = Arc::clone(&state);
-        let shelf: Arc<OnceLock<Weak<Catalog>>> = Arc::default();
-        let tell_shelf = Arc::clone(&shelf);
         let catalog = Catalog::open(
             state,
             archive,
             settings.allow_unfit,
-            Arc::new(move |path: &Path, news: News<'_>| {
-                let catalog = tell_shelf.get().and_then(Weak::upgrade);
+            Box::new(move |catalog: &Catalog, path: &Path, news: News<'_>| {
                 if let News::Good(archive, id) = &news {
-                    let all = catalog.as_ref().and_then(|l| l.all());
+                    let all = catalog.all();
                     tell_builds.renew(archive, *id, all.as_deref(), &sizes(&*tell_state));
                 }
                 tell(&for_tell, path, &news);
                 // Perhaps it was taken off the list of images before it was deleted.
-                if let (News::Bad(_), Some(catalog)) = (&news, catalog)
+                if let News::Bad(_) = &news
                     && let Err(e) = catalog.follow()
                 {
                     tracing::warn!("images cannot be read: {e}");
@@ -148,8 +145,6 @@ impl Bound {
             }),
         );
         let catalog = catalog.context("starting a thread")?;
-        // Set once, here.
-        let _ = shelf.set(Arc::downgrade(&catalog));
         let service = Arc::new(InstallContext {
             rootfs_port: addresses.rootfs.port(),
             fetch_port: addresses.fetch.port(),
