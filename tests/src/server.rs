@@ -9,6 +9,8 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, Signal};
+
 use crate::binaries;
 use crate::running::memory_kb;
 pub use crate::wait::until as wait_until;
@@ -210,13 +212,24 @@ impl Server {
         let _ = self.child.wait();
     }
 
+    /// Tells it to read its configuration again.
+    ///
+    /// # Panics
+    /// If it has ended.
+    pub fn hang_up(&self) {
+        self.signal(Signal::HUP);
+    }
+
+    fn signal(&self, signal: Signal) {
+        rustix::process::kill_process(Pid::from_child(&self.child), signal).expect("it runs");
+    }
+
     /// Asks it to stop, as an init system does.
     ///
     /// # Panics
     /// If it has ended already.
     pub fn terminate(&self) {
-        let pid = rustix::process::Pid::from_child(&self.child);
-        rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("it runs");
+        self.signal(Signal::TERM);
     }
 
     /// Waits for its end.

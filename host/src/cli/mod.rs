@@ -226,8 +226,11 @@ impl Cli {
     pub fn run(self) -> anyhow::Result<()> {
         match self.command {
             Command::Serve { config, options } => {
-                let file = config.as_deref().map(Options::read).transpose()?.unwrap_or_default();
-                serve(Settings::try_from(options.or(file))?)
+                let read = || {
+                    let file = config.as_deref().map(Options::read).transpose()?.unwrap_or_default();
+                    Settings::try_from(options.clone().or(file))
+                };
+                serve(read()?, read)
             }
             Command::Reinstall { state, list, cancel, devices } => {
                 use crate::state::State as _;
@@ -285,7 +288,7 @@ impl Cli {
     }
 }
 
-fn serve(settings: Settings) -> anyhow::Result<()> {
+fn serve(settings: Settings, read: impl Fn() -> anyhow::Result<Settings>) -> anyhow::Result<()> {
     let server = Server::start(settings)?;
     let at = server.addresses();
     let install = at.install.as_ref();
@@ -306,7 +309,7 @@ fn serve(settings: Settings) -> anyhow::Result<()> {
     }
     text += &at.dhcp.as_ref().map(|place| format!("dhcp {place}\n")).unwrap_or_default();
     print(&text)?;
-    server.run()
+    server.run(read)
 }
 
 /// The exit code for what went wrong: 1, or the one that the command documents.

@@ -1,6 +1,7 @@
 //! What `piman serve` is told: by flags, by a TOML file with the same names, by defaults.
 
 mod check;
+pub mod live;
 pub mod services;
 mod wait;
 

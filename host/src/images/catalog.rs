@@ -32,7 +32,7 @@ pub struct Catalog {
     /// What `--rootfs` names: for everyone who gets nothing else.
     fallback: Option<PathBuf>,
     /// Whether all are installed, also those that cannot boot.
-    takes_unfit: bool,
+    takes_unfit: AtomicBool,
     sources: Mutex<ImageSources>,
     /// Whether the catalogue had an answer when it was last read.
     answered: AtomicBool,
@@ -63,7 +63,7 @@ impl Catalog {
         let catalog = Arc::new_cyclic(|this| Self {
             state,
             fallback: fallback.as_ref().map(|source| source.path().to_owned()),
-            takes_unfit,
+            takes_unfit: AtomicBool::new(takes_unfit),
             sources: Mutex::default(),
             answered: AtomicBool::new(false),
             tell,
@@ -111,6 +111,20 @@ impl Catalog {
         Ok(())
     }
 
+    /// From now on what cannot boot is installed, too, or not.
+    ///
+    /// # Errors
+    /// [`StateError`] if the catalogue cannot be read.
+    pub fn take_unfit(&self, yes: bool) -> Result<(), StateError> {
+        if self.takes_unfit.swap(yes, Ordering::Relaxed) == yes {
+            return Ok(());
+        }
+        if let Some(source) = self.fallback.as_deref().and_then(|path| self.source(path)) {
+            source.take_unfit(yes);
+        }
+        self.follow()
+    }
+
     fn tell(&self, path: &Path, news: News<'_>) {
         (self.tell)(self, path, news);
     }
@@ -143,7 +157,8 @@ impl Catalog {
 
     /// Whether what is at this path is installed although it cannot boot.
     fn takes_unfit(&self, catalogue: &Catalogue, path: &Path) -> bool {
-        self.takes_unfit || catalogue.images.iter().any(|i| i.path == path && i.takes_unfit)
+        self.takes_unfit.load(Ordering::Relaxed)
+            || catalogue.images.iter().any(|i| i.path == path && i.takes_unfit)
     }
 
     /// What is at this path; `None` while the server is being stopped.

@@ -1,6 +1,7 @@
 //! Slots for transfers: first come first served, and everybody knows their place.
 
 use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use tokio::sync::Notify;
@@ -10,7 +11,7 @@ use crate::sys::lock::lock;
 /// A number of slots; 0 means that there is no limit.
 #[derive(Debug)]
 pub struct FairQueue {
-    slots: usize,
+    slots: AtomicUsize,
     line: Mutex<Line>,
     moved: Notify,
 }
@@ -37,7 +38,19 @@ impl FairQueue {
     /// So many slots.
     #[must_use]
     pub fn new(slots: usize) -> Arc<Self> {
-        Arc::new(Self { slots, line: Mutex::default(), moved: Notify::new() })
+        Arc::new(Self { slots: AtomicUsize::new(slots), line: Mutex::default(), moved: Notify::new() })
+    }
+
+    /// How many there are.
+    #[must_use]
+    pub fn slots(&self) -> usize {
+        self.slots.load(Ordering::Relaxed)
+    }
+
+    /// From now on there are so many; nobody who has one loses it.
+    pub fn set_slots(&self, slots: usize) {
+        self.slots.store(slots, Ordering::Relaxed);
+        self.moved.notify_waiters();
     }
 
     fn lock(&self) -> MutexGuard<'_, Line> {
@@ -75,7 +88,8 @@ impl QueuePlace {
     pub fn take(&self) -> Result<Permit, u32> {
         let mut line = self.slots.lock();
         let before = line.waiting.range(..self.number).count();
-        let free = self.slots.slots == 0 || line.taken + before < self.slots.slots;
+        let slots = self.slots.slots();
+        let free = slots == 0 || line.taken + before < slots;
         if !free {
             return Err(u32::try_from(before + 1).unwrap_or(u32::MAX));
         }

@@ -77,7 +77,7 @@ async fn transfer(
     pi.log("archive", &format!("gets the archive, {} bytes", archive.bytes()));
     let old = pi.serial.is_none() && pi.mac.is_none();
     let mut noted = began;
-    let mut watch = Watch::new(stream, service.settings.old)?;
+    let mut watch = Watch::new(stream, service.settings().old)?;
     sendfile::send(stream, archive.file(), 0, archive.bytes(), &mut watch, |sent| {
         // Our own agents report what they have done, which is what counts.
         if old && noted.elapsed() >= NOTE {

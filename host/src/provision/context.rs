@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::config::Settings;
+use crate::config::live::Live;
 use crate::images::build_queue::BuildQueue;
 use crate::images::catalog::Catalog;
 use crate::net::drain::Drain;
@@ -15,8 +16,8 @@ use crate::sys::clock::now_ms;
 
 /// The server that a connection belongs to.
 pub struct InstallContext {
-    /// What it was told.
-    pub settings: Settings,
+    /// What it is told.
+    pub live: Arc<Live>,
     /// The port that sends the root filesystem.
     pub rootfs_port: u16,
     /// The port that sends ranges.
@@ -41,6 +42,12 @@ pub struct InstallContext {
 }
 
 impl InstallContext {
+    /// What it is told now.
+    #[must_use]
+    pub fn settings(&self) -> Arc<Settings> {
+        self.live.now()
+    }
+
     /// Who is behind this address, as far as is known.
     pub fn who(&self, address: IpAddr) -> Identity {
         self.last_identity.find(&address).unwrap_or_else(|| Identity::of(address))
@@ -62,7 +69,7 @@ impl InstallContext {
     /// When more Pis want to be served than may at once, everybody who looks is to see it.
     fn show_slots(&self) {
         let waiting = self.slots.waiting();
-        let of = self.settings.slots;
+        let of = self.slots.slots();
         let text = (waiting > 0 && of > 0).then(|| {
             format!("{} of {of} slots are taken, {waiting} transfers wait for one", self.slots.taken())
         });

@@ -35,9 +35,10 @@ const NOISE_SHOWN: usize = 120;
 /// Talks to one Pi until it or the conversation ends.
 pub async fn run(stream: TcpStream, address: IpAddr, service: Arc<InstallContext>) {
     tune(&stream);
-    let date = if service.settings.date { local_time() } else { None };
+    let settings = service.settings();
+    let date = if settings.date { local_time() } else { None };
     let last_identity = TalkState::default();
-    let mut io = Timed::new(stream, &service.settings.timeouts, &last_identity);
+    let mut io = Timed::new(stream, &settings.timeouts, &last_identity);
     let mut guest = ControlConnection::new(&service, address, &last_identity);
     let mut buf = [0; LINE];
     match drive::serve(&mut io, &mut buf, date, &mut guest).await {
@@ -233,7 +234,8 @@ impl<'a> ControlConnection<'a> {
 
 impl InstallPolicy for ControlConnection<'_> {
     fn clock(&mut self) -> Option<Clock> {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).ok().filter(|_| self.service.settings.date)?;
+        let now =
+            SystemTime::now().duration_since(UNIX_EPOCH).ok().filter(|_| self.service.settings().date)?;
         Some(Clock { seconds: now.as_secs(), nanos: now.subsec_nanos() })
     }
 

@@ -96,7 +96,7 @@ impl ControlConnection<'_> {
         self.wrong.clear();
         (self.orders, self.installation, self.image) = (0, None, None);
         let pi = self.pi();
-        let settings = &self.service.settings;
+        let settings = self.service.settings();
         let recorder = &self.service.recorder;
         let known = recorder
             .open_orders(&pi)
@@ -219,7 +219,7 @@ impl ControlConnection<'_> {
                         .filter(|(of, _)| *of == size)
                         .find_map(|(_, t)| self.service.builds.offer_of(t))
                 };
-                let signed = sign::signed(&self.service.settings.state, id).filter(|_| said.image);
+                let signed = sign::signed(&self.service.settings().state, id).filter(|_| said.image);
                 signed.and_then(tables).map_or(Availability::Archive, Availability::Ready)
             }
             Some(said) if said.image && said.root_bytes > 0 => {
@@ -232,7 +232,7 @@ impl ControlConnection<'_> {
     /// What a Pi is told of an archive beyond revision 0.
     fn more(&self, archive: &Archive) -> More {
         let Some(facts) = archive.facts() else { return More::default() };
-        let signed = sign::signed(&self.service.settings.state, facts.id).unwrap_or_default();
+        let signed = sign::signed(&self.service.settings().state, facts.id).unwrap_or_default();
         let manifest = manifest::split(&signed).and_then(|(_, text)| Manifest::parse(text));
         More {
             revision: REVISION,

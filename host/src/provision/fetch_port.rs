@@ -113,7 +113,7 @@ impl Session<'_> {
                 Ok(n) => n?,
                 Err(_) => {
                     self.slot = None;
-                    let idle = timeout(self.service.settings.stall, self.stream.read(framer.spare()));
+                    let idle = timeout(self.service.settings().stall, self.stream.read(framer.spare()));
                     match idle.await {
                         Ok(n) => n?,
                         Err(_) => return Ok(()),
@@ -150,7 +150,7 @@ impl Session<'_> {
             }
         }
         self.line(Answer::Ok(length), length > 0).await?;
-        let mut watch = Watch::new(&self.stream, self.service.settings.ours)?;
+        let mut watch = Watch::new(&self.stream, self.service.settings().ours)?;
         match &object {
             Object::Archive(_, archive) => {
                 let unchanged = |_| archive.unchanged();
@@ -193,7 +193,7 @@ impl Session<'_> {
             Kind::Chunks => image().map(Object::Chunks),
             Kind::Archive => archive().map(|archive| Object::Archive(id, archive)),
             Kind::Manifest => {
-                sign::signed(&self.service.settings.state, id).map(|s| Object::Manifest(id, s.into()))
+                sign::signed(&self.service.settings().state, id).map(|s| Object::Manifest(id, s.into()))
             }
             Kind::Sums => archive().and_then(|a| a.facts().map(Arc::clone)).map(Object::Sums),
         }
@@ -212,7 +212,7 @@ impl Session<'_> {
 
     async fn bytes(&self, mut rest: &[u8], more: bool) -> io::Result<()> {
         let flags = if more { SendFlags::MORE | SendFlags::NOSIGNAL } else { SendFlags::NOSIGNAL };
-        let mut watch = Watch::new(&self.stream, self.service.settings.ours)?;
+        let mut watch = Watch::new(&self.stream, self.service.settings().ours)?;
         while !rest.is_empty() {
             let piece = self.stream.async_io(Interest::WRITABLE, || {
                 rustix::net::send(&self.stream, rest, flags).map_err(io::Error::from)

@@ -23,6 +23,7 @@ use tokio::runtime::Runtime;
 use tokio::task::JoinHandle as Task;
 
 use crate::config::Settings;
+use crate::config::live::Live;
 use crate::images::build_queue::BuildQueue;
 use crate::images::catalog::{Catalog, News};
 use crate::images::source::Source;
@@ -110,12 +111,13 @@ impl Bound {
     /// If a thread cannot be started or the images cannot be opened.
     pub fn start(
         self,
-        settings: &Settings,
+        live: &Arc<Live>,
         Shared { state, recorder, drain }: Shared,
         control: &Runtime,
         bulk: &Runtime,
     ) -> anyhow::Result<Running> {
         let Self { addresses, archive, listeners } = self;
+        let settings = live.now();
         let images = settings.images.then_some(settings.state.as_path());
         let (builds, images_thread) = BuildQueue::start(images, Arc::clone(&recorder))
             .context("opening the images in the state folder")?;
@@ -156,7 +158,7 @@ impl Bound {
             last_identity: BoundedCache::default(),
             waiting: BoundedCache::default(),
             installs: Installs::default(),
-            settings: settings.clone(),
+            live: Arc::clone(live),
         });
 
         let gate = |name| Gate::new(name, settings.connections, settings.connections_per_address);
@@ -196,6 +198,15 @@ impl Bound {
 }
 
 impl Running {
+    /// Does what the settings, which were read again, say now.
+    pub fn reload(&self) {
+        let settings = self.service.settings();
+        self.service.slots.set_slots(settings.slots);
+        if let Err(e) = self.service.catalog.take_unfit(settings.allow_unfit) {
+            tracing::warn!("images cannot be read, so those that are unfit stay as they were: {e}");
+        }
+    }
+
     /// Ends the transfers that are left, and stops its threads; returns them, to be waited for.
     /// The runtimes that accept have been ended before.
     #[must_use]

@@ -4,7 +4,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
@@ -40,6 +40,7 @@ pub struct Server {
     address: SocketAddr,
     connected: ConnectedPis,
     socket: Option<PathBuf>,
+    secret: Arc<RwLock<Arc<Secret>>>,
     tasks: Vec<JoinHandle<()>>,
 }
 
@@ -58,13 +59,14 @@ impl Server {
             let operator: Arc<dyn Functions> = Arc::new(Operator(connected.clone()));
             tasks.push(tokio::spawn(operate(listener, operator)));
         }
-        let secret = Arc::new((plan.secret, Attempts::new(Instant::now())));
+        let secret = Arc::new(RwLock::new(Arc::new(plan.secret)));
+        let (secrets, attempts) = (Arc::clone(&secret), Arc::new(Attempts::new(Instant::now())));
         let attend = move |stream, address, pass| {
-            let (secret, functions) = (Arc::clone(&secret), Arc::clone(&functions));
+            let secret = Arc::clone(&secrets.read().unwrap_or_else(PoisonError::into_inner));
+            let (attempts, functions) = (Arc::clone(&attempts), Arc::clone(&functions));
             async move {
                 crate::net::socket::tune(&stream);
-                let (secret, attempts) = &*secret;
-                match serve(Living::new(stream), Some(address), secret, attempts, &functions).await {
+                match serve(Living::new(stream), Some(address), &secret, &attempts, &functions).await {
                     Ok(()) => {}
                     // The limit has a line of its own, which does not flood the log.
                     Err(e @ RpcError::Unseen) => tracing::debug!("rpc: {address}: {e}"),
@@ -78,7 +80,12 @@ impl Server {
                 tracing::error!("{e:#}");
             }
         }));
-        Ok(Self { address, connected, socket: plan.operator, tasks })
+        Ok(Self { address, connected, socket: plan.operator, secret, tasks })
+    }
+
+    /// Whoever connects from now on needs this password; who is connected stays so.
+    pub fn set_secret(&self, secret: Secret) {
+        *self.secret.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(secret);
     }
 
     /// Where Pis connect.

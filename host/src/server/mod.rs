@@ -18,13 +18,15 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::Instant;
 
 use crate::config::Settings;
+use crate::config::live::Live;
 use crate::images::source::Source;
 use crate::net::drain::Drain;
 use crate::net::listen::{Gate, bind};
 use crate::netboot::ready;
 use crate::state::{self, Identity, Recorder, Sqlite, State};
+use crate::transfer::Transfers;
 use crate::{messages, netboot, provision, rpc};
-use services::{Bound, Who};
+use services::{Bound, Who, timeouts};
 
 /// How often a server that is being stopped looks whether everything has finished.
 const LOOK: Duration = Duration::from_millis(50);
@@ -65,10 +67,11 @@ impl Addresses {
 /// A running server.
 pub struct Server {
     addresses: Addresses,
+    live: Arc<Live>,
     install: Option<provision::Running>,
+    transfers: Option<Arc<Transfers>>,
     drain: Drain,
     recorder: Arc<Recorder>,
-    shutdown: Duration,
     /// Decisions have threads of their own: a disk that is slow to read for a transfer delays none.
     control: Runtime,
     bulk: Runtime,
@@ -135,7 +138,8 @@ impl Server {
             recorder: Arc::clone(&recorder),
             drain: drain.clone(),
         };
-        let install = install.map(|i| i.start(&settings, shared, &control, &bulk)).transpose()?;
+        let live = Live::new(settings.clone());
+        let install = install.map(|i| i.start(&live, shared, &control, &bulk)).transpose()?;
         let here = control.enter();
         let connected = rpc::ConnectedPis::default();
         let rpc = rpc_listener.map(|listener| {
@@ -166,19 +170,20 @@ impl Server {
             None => Identity::of(address).key(),
         };
         let who: Who = Arc::new(who);
+        let transfers = transfer.as_ref().and_then(Bound::transfers);
         listeners.extend([transfer, telemetry].into_iter().flatten().map(|b| b.start(&drain, &who, &bulk)));
         let services = addresses.by_port();
         let lines = serial::start(&settings.serial, &services)?;
         if let Some(first) = settings.bluetooth {
             serial::start_bluetooth(first, &services)?;
         }
-        let shutdown = settings.shutdown;
         Ok(Self {
             addresses,
+            live,
             install,
+            transfers,
             drain,
             recorder,
-            shutdown,
             control,
             bulk,
             listeners,
@@ -196,26 +201,71 @@ impl Server {
     }
 
     /// Runs until a signal (SIGTERM, SIGINT) asks to stop, lets transfers finish, and ends;
-    /// a second signal ends at once.
+    /// a second signal ends at once. At SIGHUP it takes over what `read` says then.
     ///
     /// # Errors
     /// If signals cannot be heard.
-    pub fn run(self) -> anyhow::Result<()> {
+    pub fn run(self, read: impl Fn() -> anyhow::Result<Settings>) -> anyhow::Result<()> {
         let listen = || -> std::io::Result<_> {
             let _here = self.control.enter();
-            Ok((signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?))
+            let [terminate, interrupt, hangup] =
+                [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup()].map(signal);
+            Ok((terminate?, interrupt?, hangup?))
         };
-        let (mut terminate, mut interrupt) = listen().context("listening for signals")?;
+        let (mut terminate, mut interrupt, mut hangup) = listen().context("listening for signals")?;
         let mut asked = async move || {
             tokio::select! {
                 _ = terminate.recv() => (),
                 _ = interrupt.recv() => (),
             }
         };
-        self.control.block_on(asked());
-        let at_most = self.shutdown;
+        self.control.block_on(async {
+            loop {
+                tokio::select! {
+                    () = asked() => return,
+                    Some(()) = hangup.recv() => self.reload(&read),
+                }
+            }
+        });
+        let at_most = self.live.now().shutdown;
         self.end(at_most, asked());
         Ok(())
+    }
+
+    /// Reads the configuration again. One that cannot be used changes nothing; no connection ends.
+    fn reload(&self, read: &impl Fn() -> anyhow::Result<Settings>) {
+        let read = || -> anyhow::Result<_> {
+            let settings = read()?;
+            settings.check(self.install.is_some())?;
+            let secret = self.rpc.as_ref().map(|_| secret(&settings)).transpose()?;
+            Ok((settings, secret))
+        };
+        let (settings, secret) = match read() {
+            Ok(read) => read,
+            Err(e) => {
+                return tracing::error!("the configuration is not taken over, all stays as it was: {e:#}");
+            }
+        };
+        let reloaded = self.live.reload(settings);
+        if let (Some(rpc), Some(secret)) = (&self.rpc, secret) {
+            rpc.set_secret(secret);
+        }
+        if let Some(install) = &self.install {
+            install.reload();
+        }
+        if let Some(transfers) = &self.transfers {
+            let now = self.live.now();
+            transfers.set_timeouts(timeouts(now.stall, now.old));
+        }
+        let changed =
+            if reloaded.taken.is_empty() { "nothing".to_owned() } else { reloaded.taken.join(", ") };
+        tracing::info!("the configuration was read again; changed: {changed}");
+        if !reloaded.restart.is_empty() {
+            tracing::warn!(
+                "other than what runs, and only taken over by a restart: {}",
+                reloaded.restart.join(", ")
+            );
+        }
     }
 
     /// Stops accepting, lets transfers finish for as long as `at_most`, and ends.

@@ -52,8 +52,7 @@ impl Bound {
     ) -> anyhow::Result<Self> {
         let folder =
             Folder::open(&settings.folder).with_context(|| unusable("--transfer-dir", &settings.folder))?;
-        let timeouts = Timeouts { talk: talk.min(Duration::from_secs(60)), limits };
-        let transfers = Arc::new(Transfers::new(Arc::new(folder), timeouts));
+        let transfers = Arc::new(Transfers::new(Arc::new(folder), timeouts(talk, limits)));
         Self::bind(ip, settings.port, "--transfer-port", gate, Kind::Transfer(transfers, settings.keep))
     }
 
@@ -72,6 +71,11 @@ impl Bound {
         let listener = bind(ip, port, flag)?;
         let address = listener.local_addr()?;
         Ok(Self { listener, address, gate, kind })
+    }
+
+    /// The transfer service, if it is this, for [`set_timeouts`].
+    pub fn transfers(&self) -> Option<Arc<Transfers>> {
+        if let Kind::Transfer(transfers, _) = &self.kind { Some(Arc::clone(transfers)) } else { None }
     }
 
     /// Accepts from now on.
@@ -96,6 +100,11 @@ impl Bound {
             }
         })
     }
+}
+
+/// How long a client may take: for what it says before the bytes of a file, and for those.
+pub fn timeouts(talk: Duration, limits: Limits) -> Timeouts {
+    Timeouts { talk: talk.min(Duration::from_secs(60)), limits }
 }
 
 fn unusable(flag: &str, folder: &Path) -> String {

@@ -4,7 +4,7 @@ use std::fmt;
 use std::future::Future;
 use std::io;
 use std::pin::pin;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use embedded_io_adapters::tokio_1::FromTokio;
@@ -48,7 +48,7 @@ impl Default for Timeouts {
 pub struct Transfers {
     folder: Arc<Folder>,
     pool: Arc<DiskPool>,
-    timeouts: Timeouts,
+    timeouts: RwLock<Timeouts>,
 }
 
 /// How a connection ended.
@@ -72,7 +72,16 @@ impl Transfers {
     /// Serves `folder`.
     #[must_use]
     pub fn new(folder: Arc<Folder>, timeouts: Timeouts) -> Self {
-        Self { folder, pool: Arc::default(), timeouts }
+        Self { folder, pool: Arc::default(), timeouts: RwLock::new(timeouts) }
+    }
+
+    /// For connections that begin something from now on.
+    pub fn set_timeouts(&self, timeouts: Timeouts) {
+        *self.timeouts.write().unwrap_or_else(PoisonError::into_inner) = timeouts;
+    }
+
+    fn timeouts(&self) -> Timeouts {
+        *self.timeouts.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The folder.
@@ -114,7 +123,7 @@ impl Transfers {
                 Pause::End(end) => return Ok(end),
                 Pause::Body(Body::Out { start, size }) => {
                     let file = storage.file().ok_or_else(|| io::Error::other("no file is open"))?;
-                    let mut watch = Watch::new(io.inner(), self.timeouts.limits)?;
+                    let mut watch = Watch::new(io.inner(), self.timeouts().limits)?;
                     sendfile::send(io.inner(), &file, start, size - start, &mut watch, |_| Ok(())).await?;
                     // Nothing follows. A socket that is closed with bytes in it gives a slow peer a minute for them.
                     watch.delivered(size - start).await?;
@@ -136,13 +145,13 @@ impl Transfers {
         talk: impl Future<Output = Result<T, Error<io::Error>>>,
     ) -> Result<Result<T, io::Error>, io::Error> {
         let mut talk = pin!(talk);
-        let mut deadline = Instant::now() + self.timeouts.talk;
+        let mut deadline = Instant::now() + self.timeouts().talk;
         loop {
             if let Ok(said) = timeout_at(deadline, &mut talk).await {
                 return Ok(said.map_err(broken));
             }
             let more = match activity.take_work() {
-                Some(hashed) => self.timeouts.talk + Duration::from_secs(hashed / HASH_PACE),
+                Some(hashed) => self.timeouts().talk + Duration::from_secs(hashed / HASH_PACE),
                 None => return Err(io::Error::new(io::ErrorKind::TimedOut, "the client says nothing")),
             };
             deadline = Instant::now() + more;
@@ -158,10 +167,11 @@ impl Transfers {
         size: u64,
     ) -> io::Result<Result<(), Refusal>> {
         let mut at = start;
-        let mut pace = MinRate::new(self.timeouts.limits.slowest, self.timeouts.limits.span);
+        let limits = self.timeouts().limits;
+        let mut pace = MinRate::new(limits.slowest, limits.span);
         while at < size {
             let began = Instant::now();
-            match self.timeouts.limits.stall {
+            match limits.stall {
                 // Keepalive finds out whether its system is still there.
                 None => stream.readable().await?,
                 Some(stall) => timeout(stall, stream.readable()).await.unwrap_or_else(|_| {
