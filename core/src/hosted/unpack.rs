@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use flate2::bufread::GzDecoder;
+use zstd::zstd_safe::get_error_name;
 
 /// How much is read from the source at once, in bytes.
 const READ: usize = 256 << 10;
@@ -14,6 +15,9 @@ const READ: usize = 256 << 10;
 /// The largest window of zstd, as a power of two: 32 MiB, because the agent's memory is
 /// bounded. Level 19 needs 8 MiB; only `--ultra` and `--long` need more.
 const WINDOW_LOG: u32 = 25;
+
+/// `ZSTD_error_frameParameter_windowTooLarge`, which zstd promises not to change.
+const WINDOW_TOO_LARGE: usize = 16;
 
 /// Unpacked bytes of a packed archive. Every checksum is compared: an archive is whole only
 /// if it was read to its very end.
@@ -192,7 +196,8 @@ fn gzip_error(error: io::Error) -> io::Error {
 }
 
 fn zstd_error(error: io::Error) -> io::Error {
-    if error.to_string().contains("too much memory") {
+    // The library has no kinds, but a name for each code, which is all that the error says.
+    if error.to_string() == get_error_name(WINDOW_TOO_LARGE.wrapping_neg()) {
         return invalid(
             "the archive needs more than 32 MiB to unpack: pack it with `zstd --long=25` or less",
         );

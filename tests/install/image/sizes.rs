@@ -88,3 +88,15 @@ fn two_hundred_thousand_tiny_files() {
     let found = compared(disk.path(), &made.archive);
     assert_eq!((found.differences, found.names, found.files), (0, 200_007, 200_000));
 }
+
+#[test]
+fn attributes_that_ext4_has_no_room_for_are_named_and_not_taken_for_a_small_card() {
+    let with = |bytes: usize| {
+        let mut tar = Tar::new();
+        tar.pax(b'x', &[("SCHILY.xattr.user.much", &vec![b'a'; bytes])]).file(b"carrier", b"");
+        made(tar.packed().path(), 64 * MIB).map(drop)
+    };
+    with(3900).unwrap();
+    let Err(error @ Error::Entry { .. }) = with(5000) else { panic!("5000 bytes in a block") };
+    assert!(error.to_string().contains("carrier") && error.to_string().contains("4060"), "{error}");
+}

@@ -15,13 +15,15 @@ use piman_core::install::table::{BLOCK, Header, Table};
 use tempfile::NamedTempFile;
 
 use super::scan::Scan;
-use super::tree::{Id, Kind, Node, ROOT, Tree};
+use super::tree::{Id, Kind, Name, Node, ROOT, Tree};
 use super::{Error, LOST_FOUND, PROOF, Progress, pack};
 
 /// Seconds that ext4 can store.
 const SECONDS: (i64, i64) = (-(1 << 31), (1 << 34) - (1 << 31) - 1);
 /// The longest target of a symbolic link that needs no block.
 const SHORT_LINK: usize = 59;
+/// What one block has room for in extended attributes, in bytes.
+const ATTRIBUTES_MAX: usize = 4096 - 36;
 
 /// What to make.
 #[derive(Debug, Clone, Copy)]
@@ -158,7 +160,8 @@ impl Plan {
         let proof = Meta::new(0o444, 0, 0, (epoch, 0));
         let proof = builder.file(mkext4::ROOT, PROOF, proof, BLOCK)?;
         let layout = builder.seal().map_err(|e| match e {
-            mkext4::Error::Invalid(why) if why.contains("too small") || why.contains("full") => too_small(),
+            // Everything else was checked as it was declared: what is left are attributes, and room.
+            mkext4::Error::Invalid(_) => attributes_too_large(tree, &names).unwrap_or_else(too_small),
             e => e.into(),
         })?;
         Ok(Self { layout, fills, handles, proof })
@@ -413,6 +416,19 @@ impl RegionSink for Ranges<'_> {
 
 /// Reads the filesystem back by another way than it was written: all checksums and
 /// structures.
+/// If attributes of a file take more than a block has room for. (Some lie in its inode, so they may take more.)
+fn attributes_too_large(tree: &Tree, names: &[Vec<Name<'_>>]) -> Option<Error> {
+    let bytes = |node: &Node| -> usize {
+        let of = |(name, value): (&Box<str>, &Vec<u8>)| {
+            16 + name.len().next_multiple_of(4) + value.len().next_multiple_of(4)
+        };
+        node.xattrs.iter().map(of).sum()
+    };
+    let (node, names) = tree.nodes.iter().zip(names).find(|(node, _)| bytes(node) > ATTRIBUTES_MAX)?;
+    let why = format!("has extended attributes of {} bytes: ext4 has room for {ATTRIBUTES_MAX}", bytes(node));
+    Some(Error::Entry { name: names.first().map_or("/", |(_, name)| name).to_owned(), why })
+}
+
 fn check(spool: &File, tree: &Tree) -> Result<(), Error> {
     let wrong = |e: mkext4::Error| Error::Wrong(e.to_string());
     let fs = mkext4::reader::Fs::open(spool).map_err(wrong)?;

@@ -75,7 +75,7 @@ impl Scan<'_> {
         source: &mut Source<'_>,
         each: &mut dyn FnMut(Entry, &mut dyn Read) -> Result<(), Error>,
     ) -> Result<(), Error> {
-        let decoder = Decoder::new(BufReader::with_capacity(PIECE, source)).map_err(archive::Error::Read)?;
+        let decoder = Decoder::new(source).map_err(archive::Error::Read)?;
         let mut reader = Reader::new(BufReader::with_capacity(PIECE, decoder));
         while let Some(entry) = reader.next_entry()? {
             each(entry, &mut reader)?;
