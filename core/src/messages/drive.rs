@@ -11,8 +11,8 @@ use embedded_io_async::{Error as _, ErrorKind, Read, Write};
 
 use super::link::{Link, NotNow, Piece, Role, Step};
 use super::{GO, SIZE_MAX};
-use crate::drive::put;
 use crate::error::{Error, PeerError};
+use crate::stream::put;
 
 /// Where messages from the peer go, part by part.
 pub trait MessageSink {

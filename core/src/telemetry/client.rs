@@ -4,8 +4,8 @@ use embedded_io_async::{Read, Write};
 use heapless::Vec;
 
 use super::{GREETING, PROCESSED, RECEIVED};
-use crate::drive::put;
 use crate::error::{Error, PeerError};
+use crate::stream::put;
 
 /// What a server is known to mean by its acknowledgements. It is kept over connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

@@ -5,8 +5,8 @@ use core::future::Future;
 use embedded_io_async::{Read, Write};
 
 use super::{GREETING, PROCESSED, RECEIVED};
-use crate::drive::put;
 use crate::error::Error;
+use crate::stream::put;
 use crate::window::to_front;
 
 /// Cuts pieces into whole records, in the caller's buffer.

@@ -14,8 +14,6 @@ use smoltcp::socket::tcp::{self, State};
 use smoltcp::time::{Duration, Instant};
 use smoltcp::wire::IpEndpoint;
 
-use crate::messages::{QUIET_MS, Timer};
-
 /// What tells the time, and passes it.
 pub trait Clock {
     /// Milliseconds since any moment; it never goes back.
@@ -262,10 +260,11 @@ impl<'a, D: Device, C: Clock> Stack<'a, D, C> {
     }
 }
 
-/// The clock of a frames talk.
-impl<D: Device, C: Clock> Timer for &Stack<'_, D, C> {
+/// The clock of the messages service.
+#[cfg(feature = "messages")]
+impl<D: Device, C: Clock> crate::messages::Timer for &Stack<'_, D, C> {
     async fn quiet(&mut self) {
-        self.sleep(QUIET_MS).await;
+        self.sleep(crate::messages::QUIET_MS).await;
     }
 }
 

@@ -1,7 +1,7 @@
 //! One side of the rpc service with an old peer, in pickle: a login, a call, an answer.
 
 use embedded_io_async::Read;
-use piman_core::drive::put;
+use piman_core::stream::put;
 use piman_core::rpc::auth::{LoginOut, Verdict};
 use piman_core::rpc::pickle::Assembler;
 use piman_core::rpc::{
