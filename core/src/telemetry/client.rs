@@ -38,6 +38,7 @@ pub enum Reply {
 
 /// One connection, seen from the client.
 #[derive(Debug, Default)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct Client {
     acks: Acks,
     recent: Vec<u8, 22>,

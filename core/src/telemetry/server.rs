@@ -22,6 +22,14 @@ pub struct Records<'b> {
     start: usize,
 }
 
+/// How full it is.
+#[cfg(feature = "defmt")]
+impl defmt::Format for Records<'_> {
+    fn format(&self, f: defmt::Formatter<'_>) {
+        defmt::write!(f, "Records({} of {} bytes)", self.end.saturating_sub(self.start), self.buf.len())
+    }
+}
+
 impl<'b> Records<'b> {
     /// Over `buf`; its length is the longest record with its newline
     /// ([`RECORD_MAX`](super::RECORD_MAX)) and must be 2 at least. A longer one is kept in several lines.

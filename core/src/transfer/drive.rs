@@ -64,6 +64,7 @@ pub trait Storage {
 
 /// Why [`advance`] came back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
 #[must_use]
 pub enum Pause {
     /// The bytes are to be moved, by whatever is quickest here; then call again with

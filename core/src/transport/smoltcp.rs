@@ -96,6 +96,13 @@ pub struct Stack<'a, D: Device, C> {
     alarm_ms: Cell<Option<i64>>,
 }
 
+#[cfg(feature = "defmt")]
+impl<D: Device, C> defmt::Format for Stack<'_, D, C> {
+    fn format(&self, f: defmt::Formatter<'_>) {
+        defmt::write!(f, "Stack")
+    }
+}
+
 struct Parts<'a, D: Device> {
     device: D,
     interface: Interface,
@@ -273,6 +280,13 @@ pub struct Connection<'s, 'a, D: Device, C: Clock> {
     stack: &'s Stack<'a, D, C>,
     socket: SocketHandle,
     limits: Limits,
+}
+
+#[cfg(feature = "defmt")]
+impl<D: Device, C: Clock> defmt::Format for Connection<'_, '_, D, C> {
+    fn format(&self, f: defmt::Formatter<'_>) {
+        defmt::write!(f, "Connection({})", self.socket)
+    }
 }
 
 impl<D: Device, C: Clock> fmt::Debug for Connection<'_, '_, D, C> {

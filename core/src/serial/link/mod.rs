@@ -83,6 +83,7 @@ pub enum Event<'a> {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
 enum State {
     /// No other end.
     Down,
@@ -146,6 +147,21 @@ pub struct Link {
     turn: usize,
     /// What is measured: a number, and when it was written first.
     measured: Option<(u8, u64)>,
+}
+
+/// Without the bytes that it may have to send again.
+#[cfg(feature = "defmt")]
+impl defmt::Format for Link {
+    fn format(&self, f: defmt::Formatter<'_>) {
+        defmt::write!(
+            f,
+            "Link({}, {}, session {=u16:#x}, {} frames unacknowledged)",
+            self.role,
+            self.state,
+            self.session,
+            self.next.wrapping_sub(self.base)
+        )
+    }
 }
 
 impl Link {
