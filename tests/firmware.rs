@@ -1,9 +1,9 @@
 //! A Pi without an operating system, in QEMU, against the real server: `tests/firmware` has its
-//! program. Needs qemu-system-arm and a toolchain for thumbv7m-none-eabi, and builds anew what that program is made
-//! of; so it runs only if it is asked for, by `--ignored`.
+//! programs, one on smoltcp and one on embassy. Needs qemu-system-arm and a toolchain for thumbv7m-none-eabi, and
+//! builds anew what the programs are made of; so it runs only if it is asked for, by `--ignored`.
 
 use std::fs;
-use std::io::Read as _;
+use std::io::{Read, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -17,6 +17,8 @@ use piman_tests::wait::until;
 
 /// The serial number that the firmware says it has.
 const SERIAL: &str = "10000000000000c3";
+/// The one that the example on embassy has.
+const EMBASSY: &str = "10000000000000e5";
 const TARGET: &str = "thumbv7m-none-eabi";
 /// For the firmware, from its reset to its end, on a machine that is busy.
 const DEADLINE: Duration = Duration::from_secs(90);
@@ -30,19 +32,44 @@ fn cargo() -> Command {
     cargo
 }
 
-/// Builds the firmware.
-fn firmware() -> PathBuf {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("firmware");
+fn sources() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("firmware")
+}
+
+/// Builds a program of a package for the board.
+fn firmware(package: &str, program: &str) -> PathBuf {
     let cross = cargo().args(["+cross", "--version"]).output().is_ok_and(|o| o.status.success());
     let mut build = cargo();
     if cross {
         build.arg("+cross");
     }
-    build.args(["build", "--quiet", "--release", "--locked", "--target", TARGET, "--bin", "pi"]);
-    let output = build.current_dir(&folder).output().expect("cargo runs");
+    build.args(["build", "--quiet", "--release", "--locked", "--target", TARGET]);
+    let output =
+        build.args(["-p", package, "--bin", program]).current_dir(sources()).output().expect("cargo runs");
     let text = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "the firmware does not build:\n{text}");
-    folder.join("target").join(TARGET).join("release/pi")
+    sources().join("target").join(TARGET).join("release").join(program)
+}
+
+/// What a firmware logged by defmt, as text.
+fn decode(firmware: &Path, frames: &[u8]) -> String {
+    let mut decode = cargo();
+    decode
+        .args(["run", "--quiet", "--locked", "-p", "piman-decode", "--"])
+        .arg(firmware)
+        .current_dir(sources());
+    let mut decode =
+        Running(decode.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("cargo runs"));
+    decode.stdin.take().expect("it is piped").write_all(frames).expect("it reads all");
+    let text = read_all(decode.stdout.take());
+    assert!(decode.wait().expect("it is our child").success(), "the frames cannot be decoded");
+    String::from_utf8(text).expect("it is text")
+}
+
+fn read_all(from: Option<impl Read>) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    from.expect("it is piped").read_to_end(&mut bytes).expect("it can be read");
+    bytes
 }
 
 struct Emulator(Running);
@@ -58,20 +85,18 @@ impl Emulator {
             .args(["-nic", "user,model=lan9118", "-semihosting-config", &semihosting, "-kernel"])
             .arg(firmware)
             .stdin(Stdio::null())
-            .stdout(Stdio::null())
+            .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
             .expect("qemu-system-arm starts (is it installed?)");
         Self(Running(child))
     }
 
-    /// Waits for its end; what it said.
-    fn output(mut self, meanwhile: impl Fn()) -> (bool, String) {
-        let mut from = self.0.stderr.take().expect("it is piped");
-        let reader = std::thread::spawn(move || {
-            let mut text = String::new();
-            from.read_to_string(&mut text).map(|_| text)
-        });
+    /// Waits for its end; what it said, and what it logged by defmt.
+    fn output(mut self, meanwhile: impl Fn()) -> (bool, String, Vec<u8>) {
+        let (from, frames) = (self.0.stderr.take(), self.0.stdout.take());
+        let reader = std::thread::spawn(move || read_all(from));
+        let frames = std::thread::spawn(move || read_all(frames));
         let deadline = Instant::now() + DEADLINE;
         let status = loop {
             if let Some(status) = self.0.try_wait().expect("it is our child") {
@@ -84,11 +109,11 @@ impl Emulator {
             std::thread::sleep(Duration::from_millis(50));
         };
         drop(self);
-        let text = reader.join().expect("the reader ends").expect("it is text");
+        let text = String::from_utf8(reader.join().expect("the reader ends")).expect("it is text");
         for line in text.lines() {
             println!("firmware: {line}");
         }
-        (status.is_some_and(|s| s.success()), text)
+        (status.is_some_and(|s| s.success()), text, frames.join().expect("the reader ends"))
     }
 }
 
@@ -116,7 +141,7 @@ fn words<'a>(text: &'a str, first: &str) -> Vec<&'a str> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "takes a minute, needs qemu-system-arm and a toolchain for thumbv7m-none-eabi; --ignored runs it"]
 async fn a_pi_without_an_operating_system_uses_all_services() {
-    let firmware = firmware();
+    let firmware = firmware("piman-firmware", "pi");
     let folder = tempfile::tempdir().unwrap();
     let (folder, state) = (folder.path(), folder.path().join("state"));
     for name in ["root", "files", "records"] {
@@ -157,7 +182,7 @@ async fn a_pi_without_an_operating_system_uses_all_services() {
     ];
     let emulator = Emulator::start(&firmware, &arguments);
     let called = std::sync::atomic::AtomicBool::new(false);
-    let (ended_well, text) = tokio::task::block_in_place(|| {
+    let (ended_well, text, _) = tokio::task::block_in_place(|| {
         emulator.output(|| {
             // As soon as it can be called it is, once: then it goes on.
             let called_before = called.load(std::sync::atomic::Ordering::Relaxed);
@@ -198,4 +223,40 @@ async fn a_pi_without_an_operating_system_uses_all_services() {
     println!("figure: firmware download {rate:.2} MB/s, hashed on the way");
     println!("figure: firmware records {} in {} ms", words(&text, "records")[1], words(&text, "records")[2]);
     assert_eq!(frames.stop(DEADLINE).await, 0);
+}
+
+/// The example for embassy asks the real server, and what core's types say by defmt is what was decided.
+#[test]
+#[ignore = "takes a minute, needs qemu-system-arm and a toolchain for thumbv7m-none-eabi; --ignored runs it"]
+fn the_example_on_embassy_asks_what_to_do_and_logs_it_by_defmt() {
+    let firmware = firmware("piman-embassy", "embassy");
+    let folder = tempfile::tempdir().unwrap();
+    let (archive, state) = (folder.path().join("rootfs.tgz"), folder.path().join("state"));
+    fs::create_dir(folder.path().join("root")).unwrap();
+    fs::write(folder.path().join("root/noise"), noise(100_000, 3)).unwrap();
+    let tar =
+        Command::new("tar").args(["-czf", "rootfs.tgz", "root"]).current_dir(folder.path()).status().unwrap();
+    assert!(tar.success());
+    let server = Server::start(&archive, &state, &[]);
+    server.wait_log("is good");
+
+    // In the emulator's network this machine's loopback is 10.0.2.2.
+    let arguments = ["10.0.2.2".to_owned(), server.port("control").to_string()];
+    let (ended_well, text, frames) = Emulator::start(&firmware, &arguments).output(|| {});
+    let logged = decode(&firmware, &frames);
+    for line in logged.lines() {
+        println!("embassy: {line}");
+    }
+    assert!(ended_well, "the firmware failed: {text}");
+    let decision = logged.lines().find(|l| l.starts_with("INFO decision: ")).expect("it logs the decision");
+    let archive = fs::read(&archive).unwrap();
+    assert!(decision.starts_with("INFO decision: Format(Some(Offer {"), "{decision}");
+    for part in [format!("id: {}", blake3::hash(&archive)), format!("bytes: {}", archive.len())] {
+        assert!(decision.contains(&part), "`{part}` is not in: {decision}");
+    }
+    assert!(
+        logged.lines().any(|l| l.starts_with("INFO configured: ") && l.contains("10.0.2.15")),
+        "{logged}"
+    );
+    until("it is listed", || server.piman(&["devices", "--json"]).contains(EMBASSY));
 }

@@ -9,6 +9,7 @@ use embedded_io::{ErrorType, Read, Write};
 
 /// A blocking stream as the async driver wants it.
 #[derive(Debug)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct Blocking<T>(pub T);
 
 impl<T: ErrorType> ErrorType for Blocking<T> {

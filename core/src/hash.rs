@@ -6,8 +6,17 @@ use crate::text::{self, Sink, ToText};
 
 /// A BLAKE3 hash. What it is taken over is said where it is used.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
-#[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct Hash(pub [u8; 32]);
+
+/// As it is written everywhere, in two numbers.
+#[cfg(feature = "defmt")]
+impl defmt::Format for Hash {
+    fn format(&self, f: defmt::Formatter<'_>) {
+        let [first, second] = [self.0.first_chunk(), self.0.last_chunk()]
+            .map(|half| half.map_or(0, |bytes| u128::from_be_bytes(*bytes)));
+        defmt::write!(f, "{=u128:032x}{=u128:032x}", first, second)
+    }
+}
 
 impl Hash {
     /// Reads exactly 64 hexadecimal digits of either case; anything else is `None`.

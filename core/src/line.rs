@@ -16,6 +16,7 @@ pub struct TooLong;
 /// lines with [`next_line`](Self::next_line) until it has none, read again. At the end of
 /// the stream a last line without a newline is [`rest`](Self::rest).
 #[derive(Debug)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct Framer<'b> {
     window: Window<'b>,
     skipping: bool,

@@ -10,6 +10,14 @@ pub(crate) struct Window<'b> {
     seen: usize,
 }
 
+/// How full it is.
+#[cfg(feature = "defmt")]
+impl defmt::Format for Window<'_> {
+    fn format(&self, f: defmt::Formatter<'_>) {
+        defmt::write!(f, "{} of {} bytes", self.end.saturating_sub(self.start), self.buf.len())
+    }
+}
+
 impl<'b> Window<'b> {
     pub(crate) fn new(buf: &'b mut [u8]) -> Self {
         Self { buf, start: 0, end: 0, seen: 0 }

@@ -13,8 +13,8 @@ use anyhow::anyhow;
 use embedded_io_adapters::std::FromStd;
 use piman_core::Error;
 use piman_core::blocking::{Blocking, run};
-use piman_core::drive;
 use piman_core::error::PeerError;
+use piman_core::install::drive;
 use piman_core::install::{Can, Clock, Date, Decision, Hello, Notice, Report, Stage, Start};
 use piman_core::line::LINE_MAX;
 

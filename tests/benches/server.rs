@@ -11,9 +11,10 @@ use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use piman_core::blocking;
+use piman_core::install::drive;
 use piman_core::install::{Event, InstallPolicy, Plan, Question};
 use piman_core::line::LINE_MAX;
-use piman_core::{blocking, drive};
 use piman_tests::bench::{Nginx, cpu, drain, median, memory, raise_file_limit};
 use piman_tests::disk::run;
 use piman_tests::memory::Script;

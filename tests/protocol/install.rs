@@ -4,8 +4,8 @@
 use std::fmt::Write as _;
 
 use piman_core::blocking;
-use piman_core::drive::{self, run, serve};
 use piman_core::hash::Hash;
+use piman_core::install::drive::{self, run, serve};
 use piman_core::install::fetch::{Answer, Request};
 use piman_core::install::summing::ChunkHashes;
 use piman_core::install::table::Table;

@@ -5,8 +5,8 @@ use std::fmt::Debug;
 use std::future::Future;
 
 use embedded_io_async::{ErrorType, Read, Write};
-use piman_core::drive;
 use piman_core::hash::Hash;
+use piman_core::install::drive;
 use piman_core::install::{self, Event, InstallPolicy, Plan, Question};
 use piman_core::line::LINE_MAX;
 use piman_core::messages::{MessageBuffer, MessageStream, Role, Timeless};

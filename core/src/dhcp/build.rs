@@ -90,6 +90,14 @@ pub struct Builder<'b> {
     length: usize,
 }
 
+/// The message so far.
+#[cfg(feature = "defmt")]
+impl defmt::Format for Builder<'_> {
+    fn format(&self, f: defmt::Formatter<'_>) {
+        defmt::write!(f, "{=[u8]:02x}", self.out.get(..self.length).unwrap_or_default())
+    }
+}
+
 impl<'b> Builder<'b> {
     /// Begins a message in this buffer.
     #[must_use]

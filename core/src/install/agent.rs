@@ -6,6 +6,7 @@ use super::report::{Milestone, Report};
 
 /// What a Pi says first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct Start<'a> {
     /// Who it is; `None` to speak as an old Pi does.
     pub hello: Option<Hello<'a>>,
@@ -52,6 +53,7 @@ pub enum Decision {
 
 /// What to do next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
 #[must_use]
 pub enum Step<'a> {
     /// Nothing: read on.
@@ -74,6 +76,7 @@ pub enum Step<'a> {
 
 /// The Pi's end of one control connection.
 #[derive(Debug, Default)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct Agent {
     /// What the block that is being read orders when its `EOM` comes.
     pending: Pending,
@@ -84,6 +87,7 @@ pub struct Agent {
 }
 
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
 enum Pending {
     #[default]
     Nothing,

@@ -10,6 +10,7 @@ pub(super) const END: &[u8] = b"EOM";
 
 /// One order to a Pi.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
 #[non_exhaustive]
 pub enum Command<'a> {
     /// Boot what is on the card.

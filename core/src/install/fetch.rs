@@ -89,6 +89,7 @@ impl Display for Request {
 
 /// What is answered to a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub enum Answer<'a> {
     /// So many bytes follow.
     Ok(u64),

@@ -30,6 +30,7 @@ const HEADING: &str = "piman-manifest 1";
 
 /// What is signed of an image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct Manifest<'a> {
     /// BLAKE3 of the archive.
     pub image: Hash,
@@ -117,6 +118,7 @@ pub fn is_name(text: &str) -> bool {
 
 /// A manifest to be written; its `Display` is the text.
 #[derive(Debug, Clone, Copy)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
 #[expect(missing_docs, reason = "as in `Manifest`")]
 pub struct Draft<'a, N, D, T> {
     pub image: Hash,

@@ -7,6 +7,7 @@
 //! | `ours` | the lines that only our own peers understand: [`Hello`], [`Offer`], [`Notice`] |
 //! | `session` | piman's side, [`Session`] |
 //! | `agent` | the Pi's side, [`Agent`] |
+//! | `drive` | both sides over a byte stream: [`drive::serve`], [`drive::run`] over a [`drive::Pi`] |
 //! | `fetch` | ranges of archives and images on the fetch connection |
 //! | `table` | the chunk table of an image |
 //! | `manifest` | what is signed of an image |
@@ -22,6 +23,7 @@
 
 mod agent;
 mod command;
+pub mod drive;
 pub mod fetch;
 pub mod layout;
 pub mod manifest;

@@ -18,6 +18,7 @@ const HEADING: &str = "piman-proof 1";
 
 /// How an image came to the card.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub enum Way {
     /// The archive, extracted.
     Archive,
@@ -27,6 +28,7 @@ pub enum Way {
 
 /// What a finished installation leaves behind.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct Proof {
     /// What was installed: BLAKE3 of the archive.
     pub image: Hash,

@@ -4,6 +4,7 @@ use super::ours::Notice;
 
 /// A line from a Pi. Parsing is total: what is not a report is noise.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
 #[non_exhaustive]
 pub enum Report<'a> {
     /// There is no usable root filesystem on the card.

@@ -60,6 +60,7 @@ pub trait InstallPolicy {
 
 /// What happened on a control connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
 #[non_exhaustive]
 pub enum Event<'a> {
     /// The Pi said who it is.
@@ -128,6 +129,7 @@ enum State {
 
 /// What to do next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
 #[must_use]
 pub enum Step {
     /// Nothing: read on.
@@ -159,6 +161,7 @@ impl Step {
 
 /// One control connection.
 #[derive(Debug)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct Session {
     state: State,
     hello: bool,

@@ -22,6 +22,13 @@ pub struct ChunkHasher {
     table: Vec<ChainingValue>,
 }
 
+#[cfg(feature = "defmt")]
+impl defmt::Format for ChunkHasher {
+    fn format(&self, f: defmt::Formatter<'_>) {
+        defmt::write!(f, "ChunkHasher({} chunks and {} bytes)", self.table.len(), self.filled)
+    }
+}
+
 impl ChunkHasher {
     /// Before the first byte.
     #[must_use]
@@ -88,6 +95,7 @@ fn halves(table: &[ChainingValue]) -> Option<(&[ChainingValue], &[ChainingValue]
 
 /// Why bytes are not the table of an archive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub enum Wrong {
     /// It has another size than the archive's table has.
     Size,
@@ -112,6 +120,14 @@ pub struct ChunkHashes {
     id: Hash,
     bytes: u64,
     table: Vec<ChainingValue>,
+}
+
+/// Not every chunk: there may be thousands.
+#[cfg(feature = "defmt")]
+impl defmt::Format for ChunkHashes {
+    fn format(&self, f: defmt::Formatter<'_>) {
+        defmt::write!(f, "ChunkHashes({}, {} bytes, {} chunks)", self.id, self.bytes, self.table.len())
+    }
 }
 
 impl ChunkHashes {

@@ -98,6 +98,14 @@ pub struct Table<'a> {
     entries: &'a [[u8; ENTRY]],
 }
 
+/// Not every chunk: there may be thousands.
+#[cfg(feature = "defmt")]
+impl defmt::Format for Table<'_> {
+    fn format(&self, f: defmt::Formatter<'_>) {
+        defmt::write!(f, "Table({}, {} chunks)", self.header, self.entries.len())
+    }
+}
+
 impl<'a> Table<'a> {
     /// Checks a whole table: after this, chunks lie in ascending order, apart from each other
     /// and inside the filesystem, the first begins at 0 and holds its first block, the

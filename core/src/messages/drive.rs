@@ -11,8 +11,8 @@ use embedded_io_async::{Error as _, ErrorKind, Read, Write};
 
 use super::link::{Link, NotNow, Piece, Role, Step};
 use super::{GO, SIZE_MAX};
-use crate::drive::put;
 use crate::error::{Error, PeerError};
+use crate::stream::put;
 
 /// Where messages from the peer go, part by part.
 pub trait MessageSink {
@@ -44,6 +44,7 @@ pub trait Timer {
 /// No clock. A refusal by the code 0 then shows only when the stream's own read times out with
 /// [`TimedOut`](embedded_io_async::ErrorKind::TimedOut).
 #[derive(Debug, Clone, Copy)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct Timeless;
 
 impl Timer for Timeless {
@@ -99,6 +100,14 @@ pub struct MessageStream<'b, T, C> {
     buf: &'b mut [u8],
     /// What was read and is not used yet.
     unused: Range<usize>,
+}
+
+/// Whatever the stream and the timer are.
+#[cfg(feature = "defmt")]
+impl<T, C> defmt::Format for MessageStream<'_, T, C> {
+    fn format(&self, f: defmt::Formatter<'_>) {
+        defmt::write!(f, "MessageStream({}, {} bytes unread)", self.link, self.unused.len())
+    }
 }
 
 /// Where the driver stopped.

@@ -77,6 +77,7 @@ impl core::fmt::Display for NotNow {
 impl core::error::Error for NotNow {}
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
 enum Input {
     Greeting,
     /// Waiting for a size; so many bytes of it are here.
@@ -90,6 +91,7 @@ enum Input {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
 enum Output {
     Idle,
     /// The size is sent, the answer is not here.
@@ -104,6 +106,7 @@ const NO_SIZE: Input = Input::Size([0; 4], 0);
 ///
 /// Send [`GO`], give what is read to [`handle`](Self::handle), do as it says.
 #[derive(Debug)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct Link {
     role: Role,
     limit: u32,

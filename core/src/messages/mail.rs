@@ -7,6 +7,7 @@ use super::link::Piece;
 
 /// The messages that came in the course of one step.
 #[derive(Debug, Default)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct MessageBuffer {
     /// Those that are complete, in their order.
     pub whole: Vec<Vec<u8>>,

@@ -22,6 +22,14 @@ pub struct Memory<'m> {
     pub weight_max: u32,
 }
 
+/// Its size: what lies in it is a value, which says more.
+#[cfg(feature = "defmt")]
+impl defmt::Format for Memory<'_> {
+    fn format(&self, f: defmt::Formatter<'_>) {
+        defmt::write!(f, "Memory({} slots)", self.slots.len())
+    }
+}
+
 /// How deep values may lie in each other, if nobody says otherwise.
 pub const DEPTH_MAX: u8 = 64;
 /// How many values a message may unfold to, if nobody says otherwise.
@@ -80,9 +88,11 @@ impl core::error::Error for DecodeError {}
 
 /// Memory for one value.
 #[derive(Debug, Clone, Copy, Default)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct Slot(pub(super) Inner);
 
 #[derive(Debug, Clone, Copy, Default)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub(super) enum Inner {
     #[default]
     None,
@@ -109,6 +119,7 @@ pub(super) type Id = u32;
 
 /// A part of the message, or of the converted texts.
 #[derive(Debug, Clone, Copy)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub(super) struct Span {
     pub(super) start: u32,
     pub(super) length: u32,
@@ -117,6 +128,7 @@ pub(super) struct Span {
 
 /// A value that holds others.
 #[derive(Debug, Clone, Copy)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub(super) struct Group {
     pub(super) kind: Kind,
     /// It lies in another, and so must not change any more.

@@ -53,6 +53,14 @@ pub fn same(secret: &[u8], given: &[u8]) -> bool {
 #[derive(Clone, Copy)]
 pub struct LoginOut<'p>(pub Option<&'p str>);
 
+/// Whether there is a password, and never which.
+#[cfg(feature = "defmt")]
+impl defmt::Format for LoginOut<'_> {
+    fn format(&self, f: defmt::Formatter<'_>) {
+        defmt::write!(f, "LoginOut(password: {=bool})", self.0.is_some())
+    }
+}
+
 impl Encode for LoginOut<'_> {
     fn encode(&self, out: &mut dyn Out) -> Result<(), NoRoom> {
         Tuple(&[&&b"A"[..], &LOGIN, &Tuple(&[&self.0])]).encode(out)
@@ -61,6 +69,7 @@ impl Encode for LoginOut<'_> {
 
 /// The verdict on a login.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct Verdict(pub bool);
 
 impl Encode for Verdict {
@@ -109,6 +118,7 @@ pub trait Authenticator {
 
 /// The random bytes of both sides.
 #[derive(Debug, Clone, Copy)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct Challenge {
     /// Those of the client.
     pub client: [u8; 32],
@@ -132,6 +142,7 @@ impl Challenge {
 
 /// A step of the challenge, both ways.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub enum Handshake {
     /// The client's random bytes.
     Hello([u8; 32]),

@@ -4,6 +4,7 @@ use core::fmt;
 
 /// A place for one call that is under way.
 #[derive(Debug, Clone, Copy, Default)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct Place {
     /// The number of its last call.
     retcode: u32,
@@ -18,6 +19,7 @@ pub struct Place {
 /// an answer is matched at once, in any order, and one that comes too late or twice matches
 /// nothing. The places are the caller's: an array, or a `Vec` that may grow.
 #[derive(Debug)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct Calls<P> {
     places: P,
     /// The first free place, counted from 1; 0: none.

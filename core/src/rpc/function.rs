@@ -63,6 +63,14 @@ pub struct Bindings<F, const N: usize> {
     bound: Vec<(u8, F), N>,
 }
 
+/// Whatever the functions are.
+#[cfg(feature = "defmt")]
+impl<F, const N: usize> defmt::Format for Bindings<F, N> {
+    fn format(&self, f: defmt::Formatter<'_>) {
+        defmt::write!(f, "Bindings({} of {} functions)", self.bound.len(), N)
+    }
+}
+
 /// Why a function is not bound.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]

@@ -13,6 +13,7 @@ pub const NO_CALL: &str = "the call is malformed: an opcode is an integer, argum
 
 /// A message from the peer.
 #[derive(Debug, Clone, Copy)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub enum Message<'m> {
     /// It calls a function of ours.
     Call(Call<'m>),
@@ -27,6 +28,7 @@ pub enum Message<'m> {
 
 /// A call of a function.
 #[derive(Debug, Clone, Copy)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct Call<'m> {
     /// Which function.
     pub opcode: i64,
@@ -67,6 +69,7 @@ impl<'m> Message<'m> {
 /// Which call a message belongs to that cannot be read to its end or makes no sense: enough to tell the
 /// caller why, instead of letting it wait.
 #[derive(Debug, Clone, Copy)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub enum Head<'m> {
     /// A call of the peer.
     Call {
@@ -115,6 +118,14 @@ pub struct CallOut<'a> {
     pub args: &'a dyn Encode,
 }
 
+/// The arguments can be encoded, and no more.
+#[cfg(feature = "defmt")]
+impl defmt::Format for CallOut<'_> {
+    fn format(&self, f: defmt::Formatter<'_>) {
+        defmt::write!(f, "CallOut {{ opcode: {}, retcode: {} }}", self.opcode, self.retcode)
+    }
+}
+
 impl Encode for CallOut<'_> {
     fn encode(&self, out: &mut dyn Out) -> Result<(), NoRoom> {
         NamedCallOut { call: *self, keywords: &Dict(&[]) }.encode(out)
@@ -128,6 +139,13 @@ pub struct NamedCallOut<'a> {
     pub call: CallOut<'a>,
     /// The arguments by name, as a dictionary.
     pub keywords: &'a dyn Encode,
+}
+
+#[cfg(feature = "defmt")]
+impl defmt::Format for NamedCallOut<'_> {
+    fn format(&self, f: defmt::Formatter<'_>) {
+        defmt::write!(f, "Named{}", self.call)
+    }
 }
 
 impl Encode for NamedCallOut<'_> {
@@ -144,6 +162,14 @@ pub struct AnswerOut<'a> {
     pub retcode: u32,
     /// What the function returned.
     pub value: &'a dyn Encode,
+}
+
+/// The value can be encoded, and no more.
+#[cfg(feature = "defmt")]
+impl defmt::Format for AnswerOut<'_> {
+    fn format(&self, f: defmt::Formatter<'_>) {
+        defmt::write!(f, "AnswerOut {{ retcode: {} }}", self.retcode)
+    }
 }
 
 impl Encode for AnswerOut<'_> {

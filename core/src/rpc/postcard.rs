@@ -215,6 +215,7 @@ impl<'m> Reader<'m> {
 
 /// Writes one value into a buffer of the caller's.
 #[derive(Debug)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct Writer<'b> {
     out: Buffer<'b>,
 }

@@ -55,6 +55,7 @@ impl fmt::Display for Protocol {
 
 /// No protocol has this name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct UnknownProtocol;
 
 impl fmt::Display for UnknownProtocol {

@@ -6,6 +6,7 @@ use super::value::{Items, Value};
 
 /// What is to be done about a message.
 #[derive(Debug, Clone, Copy)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
 #[must_use]
 pub enum Step<'m> {
     /// Run the function and send its answer, then say [`Session::answered`].
@@ -43,6 +44,7 @@ pub enum Step<'m> {
 
 /// One side of a talk after the login.
 #[derive(Debug)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct Session<P> {
     /// Our calls that are under way.
     pub calls: Calls<P>,

@@ -7,6 +7,7 @@ use super::arena::{Arena, Group, Id, Inner, Kind, Values};
 
 /// A value that was decoded.
 #[derive(Debug, Clone, Copy)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
 #[non_exhaustive]
 pub enum Value<'m> {
     /// Nothing.
@@ -114,6 +115,7 @@ impl<'m> Value<'m> {
 
 /// What a peer reports as an error: an instance of a class, an exception mostly.
 #[derive(Debug, Clone, Copy)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct Fault<'m> {
     /// Of which class.
     pub class: Class<'m>,
@@ -178,6 +180,18 @@ pub struct Items<'m> {
     values: Option<Values<'m>>,
     next: Id,
     left: u32,
+}
+
+/// The members, one after another.
+#[cfg(feature = "defmt")]
+impl defmt::Format for Items<'_> {
+    fn format(&self, f: defmt::Formatter<'_>) {
+        defmt::write!(f, "[");
+        for (i, value) in self.enumerate() {
+            defmt::write!(f, "{=str}{}", if i > 0 { ", " } else { "" }, value);
+        }
+        defmt::write!(f, "]");
+    }
 }
 
 impl<'m> Items<'m> {

@@ -98,6 +98,14 @@ scalars! {
 #[derive(Clone, Copy)]
 pub struct Tuple<'a>(pub &'a [&'a dyn Encode]);
 
+/// The values can be encoded, and no more.
+#[cfg(feature = "defmt")]
+impl defmt::Format for Tuple<'_> {
+    fn format(&self, f: defmt::Formatter<'_>) {
+        defmt::write!(f, "Tuple({} values)", self.0.len())
+    }
+}
+
 impl Encode for Tuple<'_> {
     fn encode(&self, out: &mut dyn Out) -> Result<(), NoRoom> {
         out.begin(Kind::Tuple, self.0.len())?;
@@ -109,6 +117,14 @@ impl Encode for Tuple<'_> {
 /// Keys and values as a dictionary.
 #[derive(Clone, Copy)]
 pub struct Dict<'a>(pub &'a [(&'a str, &'a dyn Encode)]);
+
+/// The values can be encoded, and no more.
+#[cfg(feature = "defmt")]
+impl defmt::Format for Dict<'_> {
+    fn format(&self, f: defmt::Formatter<'_>) {
+        defmt::write!(f, "Dict({} values)", self.0.len())
+    }
+}
 
 impl Encode for Dict<'_> {
     fn encode(&self, out: &mut dyn Out) -> Result<(), NoRoom> {
@@ -123,6 +139,7 @@ impl Encode for Dict<'_> {
 
 /// An error of the called function, in place of a value.
 #[derive(Debug, Clone, Copy)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct Failure<'a> {
     /// Its class; Python's names of exceptions are understood best.
     pub class: &'a str,

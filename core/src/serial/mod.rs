@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `frame` | frames: found again after any damage, whole or not at all |
 //! | `link` | both ends of a line as pure steps: order, repetition, streams, [`Link`] |
+//! | `drive` | the dialler's end on an executor: [`Line`] and its [`Stream`]s |
 //!
 //! One side dials, the other listens. The dialler says hello until it is welcome; from then on frames are numbered,
 //! repeated until they are acknowledged, and taken in order (go back N). The dialler opens streams by the port of
@@ -28,8 +29,10 @@
 //! Considered: PPP, which needs the kernel and a daemon on both sides; TCP/IP in user space over SLIP, ten times the
 //! code on the Pi; GSM 07.10, whose basic mode repeats nothing; yamux, which wants a line without faults below.
 
+mod drive;
 mod frame;
 mod link;
 
+pub use drive::{Clock, Line, Stream, StreamError};
 pub use frame::WIRE_MAX;
 pub use link::{Event, Link, Role, STREAMS};

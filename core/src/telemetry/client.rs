@@ -4,8 +4,8 @@ use embedded_io_async::{Read, Write};
 use heapless::Vec;
 
 use super::{GREETING, PROCESSED, RECEIVED};
-use crate::drive::put;
 use crate::error::{Error, PeerError};
+use crate::stream::put;
 
 /// What a server is known to mean by its acknowledgements. It is kept over connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -38,6 +38,7 @@ pub enum Reply {
 
 /// One connection, seen from the client.
 #[derive(Debug, Default)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct Client {
     acks: Acks,
     recent: Vec<u8, 22>,

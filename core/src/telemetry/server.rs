@@ -5,8 +5,8 @@ use core::future::Future;
 use embedded_io_async::{Read, Write};
 
 use super::{GREETING, PROCESSED, RECEIVED};
-use crate::drive::put;
 use crate::error::Error;
+use crate::stream::put;
 use crate::window::to_front;
 
 /// Cuts pieces into whole records, in the caller's buffer.
@@ -20,6 +20,14 @@ pub struct Records<'b> {
     end: usize,
     /// What was returned last is still in front of it.
     start: usize,
+}
+
+/// How full it is.
+#[cfg(feature = "defmt")]
+impl defmt::Format for Records<'_> {
+    fn format(&self, f: defmt::Formatter<'_>) {
+        defmt::write!(f, "Records({} of {} bytes)", self.end.saturating_sub(self.start), self.buf.len())
+    }
 }
 
 impl<'b> Records<'b> {

@@ -9,6 +9,7 @@ use crate::hash::Hash;
 /// one that gets the operation `R` may say nothing and never close. It ends with [`End::Ranges`] or
 /// [`End::NoRanges`], and has no use for a storage.
 #[derive(Debug, Default)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct Probe {
     over: bool,
 }
@@ -35,6 +36,7 @@ impl Machine for Probe {
 
 /// Getting a file.
 #[derive(Debug)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct Download {
     name: Name,
     ranges: bool,
@@ -45,6 +47,7 @@ pub struct Download {
 /// What a session has learnt so far; beside its state and not in it, which costs a microcontroller
 /// a third of the code.
 #[derive(Debug)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
 struct Known {
     /// From which byte the file is sent.
     start: u64,
@@ -65,6 +68,7 @@ impl Known {
 }
 
 #[derive(Debug, Clone, Copy)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
 enum Getting {
     /// Our storage says what is there.
     Creating,
@@ -170,6 +174,7 @@ impl Machine for Download {
 
 /// Putting a file.
 #[derive(Debug)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct Upload {
     name: Name,
     ranges: bool,
@@ -178,6 +183,7 @@ pub struct Upload {
 }
 
 #[derive(Debug, Clone, Copy)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
 enum Putting {
     /// Our storage says how large it is.
     Opening,

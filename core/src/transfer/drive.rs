@@ -7,9 +7,9 @@ use embedded_io_async::{Read, Write};
 use super::name::Name;
 use super::step::{Ask, Body, End, Input, Machine, Step, Value};
 use super::wire::{REQUEST_LEN, Refusal};
-use crate::drive::put;
 use crate::error::{Error, PeerError};
 use crate::hash::Hash;
+use crate::stream::put;
 
 /// Where the bytes of one transfer come from or go to. One value serves one connection; to
 /// drop it is to abandon what was not committed.
@@ -64,6 +64,7 @@ pub trait Storage {
 
 /// Why [`advance`] came back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
 #[must_use]
 pub enum Pause {
     /// The bytes are to be moved, by whatever is quickest here; then call again with

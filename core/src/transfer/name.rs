@@ -12,6 +12,13 @@ pub const NAME_MAX: usize = 255;
 #[derive(Clone, PartialEq, Eq)]
 pub struct Name(String<NAME_MAX>);
 
+#[cfg(feature = "defmt")]
+impl defmt::Format for Name {
+    fn format(&self, f: defmt::Formatter<'_>) {
+        defmt::Format::format(self.as_str(), f)
+    }
+}
+
 /// Why a name is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]

@@ -7,6 +7,7 @@ use crate::hash::Hash;
 
 /// One transfer, seen from the server.
 #[derive(Debug)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct Server {
     /// Of which file; `None` until it is known, and if it is not allowed.
     name: Option<Name>,
@@ -15,12 +16,14 @@ pub struct Server {
 
 /// What a client has of a file.
 #[derive(Debug, Clone, Copy)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
 struct Have {
     bytes: u64,
     hash: Hash,
 }
 
 #[derive(Debug, Clone, Copy)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
 enum State {
     /// Nothing is known yet.
     Request,

@@ -13,6 +13,7 @@ pub trait Machine: Send {
 
 /// What happened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub enum Input<'a> {
     /// The connection stands. Given once, first.
     Start,
@@ -32,6 +33,7 @@ pub enum Input<'a> {
 
 /// What a storage answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub enum Value {
     /// To [`Ask::Open`] and [`Ask::Create`].
     Bytes(u64),
@@ -43,6 +45,7 @@ pub enum Value {
 
 /// What to do next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
 #[must_use]
 pub enum Step<'m> {
     /// Read exactly so many bytes, at most [`REQUEST_LEN`](super::REQUEST_LEN).
@@ -59,6 +62,7 @@ pub enum Step<'m> {
 
 /// A question to the storage; [`Storage`](super::Storage) says what each means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub enum Ask<'m> {
     /// How large is this file?
     Open(&'m Name),

@@ -42,6 +42,7 @@ impl Operation {
 
 /// A request off the wire.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct Request {
     /// What is wanted.
     pub operation: Operation,
@@ -133,6 +134,7 @@ impl Status {
 
 /// A message of either side.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub enum Message<'m> {
     /// The client's first 256 bytes.
     Request(Operation, &'m Name),

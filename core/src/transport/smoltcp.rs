@@ -14,8 +14,6 @@ use smoltcp::socket::tcp::{self, State};
 use smoltcp::time::{Duration, Instant};
 use smoltcp::wire::IpEndpoint;
 
-use crate::messages::{QUIET_MS, Timer};
-
 /// What tells the time, and passes it.
 pub trait Clock {
     /// Milliseconds since any moment; it never goes back.
@@ -96,6 +94,13 @@ pub struct Stack<'a, D: Device, C> {
     port: Cell<u16>,
     /// The next moment at which somebody waits for the time alone.
     alarm_ms: Cell<Option<i64>>,
+}
+
+#[cfg(feature = "defmt")]
+impl<D: Device, C> defmt::Format for Stack<'_, D, C> {
+    fn format(&self, f: defmt::Formatter<'_>) {
+        defmt::write!(f, "Stack")
+    }
 }
 
 struct Parts<'a, D: Device> {
@@ -262,10 +267,11 @@ impl<'a, D: Device, C: Clock> Stack<'a, D, C> {
     }
 }
 
-/// The clock of a frames talk.
-impl<D: Device, C: Clock> Timer for &Stack<'_, D, C> {
+/// The clock of the messages service.
+#[cfg(feature = "messages")]
+impl<D: Device, C: Clock> crate::messages::Timer for &Stack<'_, D, C> {
     async fn quiet(&mut self) {
-        self.sleep(QUIET_MS).await;
+        self.sleep(crate::messages::QUIET_MS).await;
     }
 }
 
@@ -274,6 +280,13 @@ pub struct Connection<'s, 'a, D: Device, C: Clock> {
     stack: &'s Stack<'a, D, C>,
     socket: SocketHandle,
     limits: Limits,
+}
+
+#[cfg(feature = "defmt")]
+impl<D: Device, C: Clock> defmt::Format for Connection<'_, '_, D, C> {
+    fn format(&self, f: defmt::Formatter<'_>) {
+        defmt::write!(f, "Connection({})", self.socket)
+    }
 }
 
 impl<D: Device, C: Clock> fmt::Debug for Connection<'_, '_, D, C> {

@@ -6,12 +6,13 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use piman_core::Error;
 use piman_core::hash::Hash;
+use piman_core::install::drive;
 use piman_core::install::{
     Clock, Date, Event, Hello, InstallPolicy, Installation, Milestone, Plan, Question, Stage,
 };
 use piman_core::text::is_shown;
-use piman_core::{Error, drive};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 

@@ -4,8 +4,8 @@
 use core::fmt;
 
 use embedded_io_async::{Read, Write};
-use piman_core::drive::{Pi, notify, report, run};
 use piman_core::hash::Hash;
+use piman_core::install::drive::{Pi, notify, report, run};
 use piman_core::install::{
     Date, Decision, Hello, Milestone, Notice, Offer, Paths, REVISION, Report, Stage, Start,
 };

@@ -66,6 +66,7 @@ fn has(words: &[u8], word: &str) -> bool {
 
 /// Who a Pi is and what it can do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct Hello<'a> {
     /// The revision of our lines that the agent speaks, [`REVISION`](super::REVISION) or 0.
     pub revision: u16,

@@ -261,6 +261,7 @@ impl Stage {
 
 /// What our agent says beside the old reports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
 #[non_exhaustive]
 pub enum Notice<'a> {
     /// Who it is.

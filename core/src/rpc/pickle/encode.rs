@@ -6,6 +6,7 @@ use crate::rpc::write::{Buffer, NoRoom, Out};
 
 /// Writes one value as one pickle into a buffer of the caller's.
 #[derive(Debug)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct Pickler<'b> {
     out: Buffer<'b>,
 }

@@ -5,6 +5,7 @@ use crate::rpc::arena::DecodeError;
 use crate::window::Window;
 
 #[derive(Debug, Clone, Copy)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
 enum State {
     Opcode,
     Skip(u64),
@@ -14,6 +15,7 @@ enum State {
 
 /// Looks for the end of a message in bytes that come piece by piece.
 #[derive(Debug)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct Scanner {
     state: State,
     limit: u64,
@@ -107,6 +109,7 @@ impl Scanner {
 /// Read into [`spare`](Self::spare), say how much with [`filled`](Self::filled), take messages with
 /// [`next_message`](Self::next_message) until it has none, read again.
 #[derive(Debug)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct Assembler<'b> {
     window: Window<'b>,
     scanner: Scanner,

@@ -16,7 +16,7 @@ const HEAD: usize = 5;
 /// The most bytes of a stream in one record.
 const BYTES_MAX: usize = FRAME_MAX - HEAD - 2;
 /// How many bytes of a stream may be under way to one side.
-const CREDIT: u16 = 2048;
+pub(super) const CREDIT: u16 = 2048;
 /// How long the first acknowledgement may take, in milliseconds.
 const FIRST_WAIT_MS: u64 = 1000;
 const WAIT_MIN_MS: u64 = 50;
@@ -83,6 +83,7 @@ pub enum Event<'a> {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
 enum State {
     /// No other end.
     Down,
@@ -148,6 +149,21 @@ pub struct Link {
     measured: Option<(u8, u64)>,
 }
 
+/// Without the bytes that it may have to send again.
+#[cfg(feature = "defmt")]
+impl defmt::Format for Link {
+    fn format(&self, f: defmt::Formatter<'_>) {
+        defmt::write!(
+            f,
+            "Link({}, {}, session {=u16:#x}, {} frames unacknowledged)",
+            self.role,
+            self.state,
+            self.session,
+            self.next.wrapping_sub(self.base)
+        )
+    }
+}
+
 impl Link {
     /// An end of a line. `session` is the dialler's, and another one each time.
     #[must_use]
@@ -186,11 +202,16 @@ impl Link {
 
     /// Opens a stream to a service, by its usual port; `None` if all are taken or nobody is there.
     pub fn open(&mut self, port: u16) -> Option<usize> {
+        self.open_of(port, |_| true)
+    }
+
+    /// The same, of the streams that are free also for whoever asks.
+    pub(super) fn open_of(&mut self, port: u16, free: impl Fn(usize) -> bool) -> Option<usize> {
         if self.state != State::Up || self.role != Role::Dialler {
             return None;
         }
         let mut places = (self.turn..STREAMS).chain(0..self.turn);
-        let stream = places.find(|at| self.streams.get(*at).is_some_and(|s| !s.used))?;
+        let stream = places.find(|at| free(*at) && self.streams.get(*at).is_some_and(|s| !s.used))?;
         self.turn = (stream + 1) % STREAMS;
         *self.streams.get_mut(stream)? =
             Stream { used: true, credit: CREDIT, open: Some(port), ..Stream::default() };

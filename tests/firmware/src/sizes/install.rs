@@ -3,8 +3,8 @@
 use core::fmt;
 use core::hint::black_box;
 
-use piman_core::drive::{Pi, report, run};
 use piman_core::hash::Hash;
+use piman_core::install::drive::{Pi, report, run};
 use piman_core::install::{
     Can, Date, Decision, Hello, Milestone, Notice, Paths, REVISION, Report, Stage, Start,
 };

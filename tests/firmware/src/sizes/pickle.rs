@@ -1,12 +1,12 @@
 //! One side of the rpc service with an old peer, in pickle: a login, a call, an answer.
 
 use embedded_io_async::Read;
-use piman_core::drive::put;
 use piman_core::rpc::auth::{LoginOut, Verdict};
 use piman_core::rpc::pickle::Assembler;
 use piman_core::rpc::{
     AnswerOut, CallOut, Codec, DEPTH_MAX, Encode, Memory, Place, Session, Slot, Step, Tuple, Value,
 };
+use piman_core::stream::put;
 
 use super::Service;
 use crate::probe::Line;

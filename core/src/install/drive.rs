@@ -1,4 +1,4 @@
-//! The one driver: sessions over any byte stream that implements
+//! The drivers of the control connection, for both sides, over any byte stream with
 //! `embedded_io_async`'s traits. Time-outs belong to the stream.
 
 use core::fmt;
@@ -6,12 +6,13 @@ use core::future::Future;
 
 use embedded_io_async::{Error as _, ErrorKind, Read, Write};
 
-use crate::error::{Error, PeerError};
-use crate::install::{
+use super::{
     Agent, AgentStep, Clock, Date, Decision, Event, Hello, InstallPolicy, MARK, Milestone, Notice, Report,
     Session, Start, Step, TEXT_MAX,
 };
+use crate::error::{Error, PeerError};
 use crate::line::{Framer, TooLong};
+use crate::stream::put;
 use crate::text::{Piece, Sink as _, ToText as _};
 
 /// Serves one Pi on the control connection until the session or the stream ends.
@@ -309,20 +310,6 @@ async fn write_line<T: Write, const N: usize>(
         put(io, piece.bytes()).await?;
     }
     Ok(io.flush().await?)
-}
-
-/// `write_all`, with a write of 0 as the peer's fault instead of a panic.
-///
-/// # Errors
-/// [`Error::Io`] if the stream fails, [`PeerError::WriteZero`] if it takes no more bytes.
-pub async fn put<T: Write>(io: &mut T, mut bytes: &[u8]) -> Result<(), Error<T::Error>> {
-    while !bytes.is_empty() {
-        match io.write(bytes).await? {
-            0 => return Err(Error::Peer(PeerError::WriteZero)),
-            n => bytes = bytes.get(n..).unwrap_or_default(),
-        }
-    }
-    Ok(())
 }
 
 #[cfg(test)]
