@@ -33,7 +33,9 @@ pub fn attempt(options: &Options, server: &Server) -> Outcome {
         server: server.clone(),
         disk: options.disk.clone(),
         size: None,
-        layout: Layout::default(),
+        layout: Layout { table: options.table, data_sectors: options.keep.sectors(), ..Layout::default() },
+        discard: options.discard,
+        keep: options.keep.clone(),
         choice: options.path,
         // Who boots a Pi this way gives its card to piman.
         yes: true,

@@ -8,6 +8,7 @@ mod capacity;
 mod consent;
 mod erase;
 mod image_path;
+mod keep;
 mod readback;
 mod reporter;
 mod retry;
@@ -15,7 +16,7 @@ pub(crate) mod room;
 
 use std::io;
 use std::net::TcpStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -28,8 +29,10 @@ use piman_core::install::{
 };
 
 pub use consent::Consent;
+pub use keep::Keep;
 pub use retry::run;
 
+use crate::card::choose::Which;
 use crate::card::disk::{Disk, RootArea, read_only_node};
 use crate::card::inspect::{self, Card, Found};
 use crate::card::mount::Mounted;
@@ -88,11 +91,15 @@ pub struct Plan {
     /// Who decides and sends.
     pub server: Server,
     /// The disk: a block device, or a file in place of one.
-    pub disk: PathBuf,
+    pub disk: Which,
     /// Makes a file of this size, in bytes, where there is none.
     pub size: Option<u64>,
     /// Where the partitions lie.
     pub layout: Layout,
+    /// Whether the parts that will be written are discarded before.
+    pub discard: bool,
+    /// The partition that installations leave alone, for which the layout leaves room.
+    pub keep: Keep,
     /// Which way to install.
     pub choice: Choice,
     /// Whether a device that holds something may be erased.
@@ -156,7 +163,8 @@ struct Done {
 pub fn attempt(plan: &Plan, machine: &mut Machine, progress: &Arc<Progress>) -> Result<Outcome, Failure> {
     progress.begin(Stage::Disk, 0);
     let as_root = rustix::process::geteuid().is_root();
-    let (disk, root) = open(plan).inspect_err(|failure| report_early(plan, failure))?;
+    let opened = plan.disk.open_path().and_then(|path| open(plan, &path));
+    let (disk, root) = opened.inspect_err(|failure| report_early(plan, failure))?;
     let (disk, found) = judge(plan, disk, as_root).inspect_err(|failure| report_early(plan, failure))?;
     let said = format!("{disk}: {found}");
     if machine.said != said {
@@ -203,6 +211,7 @@ pub fn attempt(plan: &Plan, machine: &mut Machine, progress: &Arc<Progress>) -> 
     let done = plan
         .erase
         .check(&disk, &found, offer.and_then(|o| o.more.erase), plan)
+        .and_then(|()| keep::check(plan, &disk, &found))
         .and_then(|()| may_erase(plan, &disk, &found))
         .and_then(|()| may_enrol(plan))
         .and_then(|()| trusted(plan, &disk, offer))
@@ -225,10 +234,10 @@ pub fn attempt(plan: &Plan, machine: &mut Machine, progress: &Arc<Progress>) -> 
     Ok(Outcome::Installed { image, way, received, written, took, root })
 }
 
-fn open(plan: &Plan) -> Result<(Disk, RootArea), Failure> {
+fn open(plan: &Plan, path: &Path) -> Result<(Disk, RootArea), Failure> {
     let disk = match plan.size {
-        Some(bytes) => Disk::create(&plan.disk, bytes)?,
-        None => Disk::open(&plan.disk)?,
+        Some(bytes) => Disk::create(path, bytes)?,
+        None => Disk::open(path)?,
     };
     let root = disk
         .root_area(&plan.layout)
@@ -246,8 +255,7 @@ fn judge(plan: &Plan, disk: Disk, as_root: bool) -> Result<(Disk, Found), Failur
     }
     let replayed = replay(&disk);
     // The kernel has let go of the partition; from here on it is ours alone again.
-    drop(disk);
-    let disk = open(plan)?.0;
+    let disk = reopen(plan, disk)?;
     match (replayed, found) {
         (Err(failure), Found { card: Card::Installed(proof), contents, print }) => {
             let why = format!("its journal cannot be replayed ({failure})");
@@ -275,8 +283,14 @@ fn survey(plan: &Plan, disk: Disk, as_root: bool) -> Result<(Disk, Found), Failu
     if disk.is_claimed() {
         return Ok((disk, found));
     }
+    Ok((reopen(plan, disk)?, found))
+}
+
+/// The same disk again, after something else had it.
+fn reopen(plan: &Plan, disk: Disk) -> Result<Disk, Failure> {
+    let path = disk.path().to_owned();
     drop(disk);
-    Ok((open(plan)?.0, found))
+    Ok(open(plan, &path)?.0)
 }
 
 /// Has the kernel replay the journal of a system that was switched off, as it would to boot it.
