@@ -76,16 +76,17 @@ impl Partition {
         self.last.saturating_sub(self.first).saturating_add(1)
     }
 
-    /// This one as an entry that every reader passes over, and that says what is to follow.
+    /// This one as an entry that every reader passes over, and that says what is to follow. Some readers take one that
+    /// begins somewhere for a partition, whatever its type says.
     #[must_use]
     pub fn withheld(&self) -> Self {
-        Self { id: WITHHELD, first: self.first, ..Self::NONE }
+        Self { id: WITHHELD, attributes: self.first, ..Self::NONE }
     }
 
     /// Whether it is one that is to follow.
     #[must_use]
     pub fn is_withheld(&self) -> bool {
-        !self.is_used() && self.id == WITHHELD && self.first > 0
+        !self.is_used() && self.id == WITHHELD && self.attributes > 0
     }
 
     fn read(entry: &[u8; ENTRY]) -> Self {
@@ -339,7 +340,7 @@ mod tests {
         table.partitions[1] = shown.withheld();
         let header = Header::read(&table.header(Copy::First, 4096, 1 << 30), 1).unwrap();
         let read = Gpt::read(&header, &table.entries(), sum(&table)).unwrap().partitions[1];
-        assert!(!read.is_used() && read.is_withheld() && read.first == shown.first);
+        assert!(!read.is_used() && read.is_withheld() && (read.first, read.last) == (0, 0));
         assert!(!Partition::NONE.is_withheld());
     }
 

@@ -194,6 +194,8 @@ pub fn attempt(plan: &Plan, machine: &mut Machine, progress: &Arc<Progress>) -> 
         Start { hello: Some(hello), disk: Some(&told), installed: card.is_installed(plan.trust_unmarked) };
     let (talk, offer) = match decide(plan, start, machine, progress)? {
         (talk, Decision::Format(offer)) => (talk, offer),
+        // The server knows it.
+        (_, Decision::Never) => return Err(never(&disk, machine)),
         (talk, Decision::Unclear) => {
             let error = anyhow!(
                 "the server says what to install in a way that this agent ({}) does not understand: use an agent \
@@ -352,6 +354,16 @@ fn decide(
             decided => return Ok(decided),
         }
     }
+}
+
+/// The server has nothing that will ever have room here.
+fn never(disk: &Disk, machine: &Machine) -> Failure {
+    let why = if machine.reason.is_empty() { "the server does not say why" } else { &machine.reason };
+    let error = anyhow!(
+        "nothing that the server has for this Pi will ever have room on {disk} ({why}); use a larger card, or assign a \
+         smaller image to this Pi; nothing was changed"
+    );
+    Failure { stage: Stage::Disk, cause: Cause::TooSmall, error }
 }
 
 /// An order that is not carried out; the server hears why.

@@ -145,10 +145,11 @@ impl Table {
         let mut parts = Vec::new();
         if !before.is_some_and(Self::is_gpt) {
             // What lies at the end of the disk was a filesystem's: from here on there is none.
-            let root = self.place(ROOT).map_or_else(|| withheld_first(gpt), |p| p.first);
+            let [_, root, ..] = &gpt.partitions;
+            let first = if root.is_withheld() { root.attributes } else { root.first };
             let mut mark = Mbr::new(0);
             let [_, entry, ..] = &mut mark.partitions;
-            *entry = mbr::Partition::new(LINUX, u32::try_from(root).unwrap_or(u32::MAX), 0);
+            *entry = mbr::Partition::new(LINUX, u32::try_from(first).unwrap_or(u32::MAX), 0);
             parts.push((0, mark.write().to_vec()));
         }
         for copy in [Copy::Last, Copy::First] {
@@ -168,11 +169,6 @@ impl Table {
 fn put(bytes: &mut [u8], at: u64, what: &[u8]) {
     let places = bytes.iter_mut().skip(usize::try_from(at).unwrap_or(usize::MAX));
     places.zip(what).for_each(|(place, byte)| *place = *byte);
-}
-
-fn withheld_first(gpt: &Gpt) -> u64 {
-    let [_, root, ..] = gpt.partitions;
-    root.first
 }
 
 /// The table that a layout makes, and what the disk has of it already.
