@@ -17,7 +17,7 @@ use crate::card::choose::Which;
 use crate::card::disk::parse_layout;
 use crate::control::Server;
 use crate::identity::Identity;
-use crate::install::{Choice, Consent, Keep, Plan};
+use crate::install::{Choice, Consent, Keep, Plan, TELL_TIME};
 use crate::rpc::Service;
 use crate::rpc::unit::Enrol;
 use crate::trust::Key;
@@ -43,6 +43,8 @@ pi-agent: installs this Pi from a piman server
       --discard          tells the disk that the parts to be written hold nothing
       --path PATH        auto, archive (any server; needs root) or image [auto]
       --retries N        so often after a lost server or connection      [10]
+      --tell SECONDS     so long it tries to tell a server that went away how it
+                         ended; what --service installs tells it later      [240]
       --serial S         the identity to report in place of this machine's
       --public-key KEY   installs only what is signed for this key, a file or
                          base64, as minisign has it
@@ -158,6 +160,7 @@ fn install(parser: &mut Parser) -> anyhow::Result<Order> {
         key: None,
         boot_from: None,
         service: None,
+        tell_time: TELL_TIME,
     };
     let (mut service_port, mut password_file) = (None, None);
     let (mut public_key, mut table) = (None, None);
@@ -184,6 +187,7 @@ fn install(parser: &mut Parser) -> anyhow::Result<Order> {
             Arg::Long("serial") => {
                 plan.identity = Identity { serial: Some(parser.value()?.string()?), ..Identity::default() }
             }
+            Arg::Long("tell") => plan.tell_time = Duration::from_secs(parser.value()?.parse::<u32>()?.into()),
             Arg::Long("service") => service_port = Some(parser.value()?.parse()?),
             Arg::Long("password-file") => password_file = Some(parser.value()?.into()),
             Arg::Long("public-key") => public_key = Some(parser.value()?.string()?),

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use pi_agent::card::inspect;
 use pi_agent::control::{Machine, Server};
 use pi_agent::identity::Identity;
-use pi_agent::install::{Choice, Consent, Keep, Outcome, Plan, attempt};
+use pi_agent::install::{Choice, Consent, Keep, Outcome, Plan, TELL_TIME, attempt};
 use pi_agent::telemetry::progress::Progress;
 use piman_core::install::layout::Layout;
 use piman_tests::{binaries, tar};
@@ -130,6 +130,7 @@ fn plan(python: &Python, disk: &Path) -> Plan {
         key: None,
         boot_from: None,
         service: None,
+        tell_time: TELL_TIME,
     }
 }
 

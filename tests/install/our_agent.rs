@@ -14,7 +14,7 @@ use pi_agent::card::inspect::{self, Card};
 use pi_agent::control::{Machine, Server};
 use pi_agent::failure::{Cause, Failure};
 use pi_agent::identity::Identity;
-use pi_agent::install::{Choice, Consent, Keep, Outcome, Plan, attempt, run};
+use pi_agent::install::{Choice, Consent, Keep, Outcome, Plan, TELL_TIME, attempt, run};
 use pi_agent::telemetry::progress::Progress;
 use piman_core::hash::Hash;
 use piman_core::install::layout::Layout;
@@ -132,6 +132,7 @@ fn plan(server: Server, disk: PathBuf, choice: Choice) -> Plan {
         key: None,
         boot_from: None,
         service: None,
+        tell_time: TELL_TIME,
     }
 }
 

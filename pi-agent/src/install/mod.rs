@@ -43,12 +43,18 @@ use crate::identity::Identity;
 use crate::rpc::unit::Enrol;
 use crate::telemetry::progress::Progress;
 use crate::trust::{self, Key};
+use crate::unsaid::{self, Unsaid};
 use piman_core::hosted::causes::in_one_line;
 use piman_core::install::receipt::Way;
 use reporter::Reporter;
 
 /// How long the server may send nothing: it may have other Pis to serve first.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// How long it is tried by default to tell a server that went away how the installation ended: longer than a network
+/// is away that comes back by itself. A Pi that goes on then tells it later: from the installed system, if that runs
+/// the service, and when it boots from the network next, since its greeting says what is installed.
+pub const TELL_TIME: Duration = Duration::from_secs(240);
 
 /// How often it is said that the server is not ready yet.
 const REMIND: Duration = Duration::from_secs(60);
@@ -118,6 +124,8 @@ pub struct Plan {
     pub boot_from: Option<PathBuf>,
     /// The service that the installed system is to run, if wanted.
     pub service: Option<Enrol>,
+    /// How long it is tried to tell a server that went away how the installation ended.
+    pub tell_time: Duration,
 }
 
 /// How it ended.
@@ -230,8 +238,8 @@ pub fn attempt(plan: &Plan, machine: &mut Machine, progress: &Arc<Progress>) -> 
     if let Err(e) = trust::remember(disk.file(), more.counter, &plan.layout) {
         log::warn!("{disk} does not keep the counter against older images: {e}");
     }
-    reporter.installed(done.image, more.installation);
-    enrol(plan, &disk, &root, &done)?;
+    let told = reporter.installed(done.image, more.installation);
+    enrol(plan, &disk, &root, &done, told)?;
     let Done { image, way, received, written, root } = done;
     Ok(Outcome::Installed { image, way, received, written, took, root })
 }
@@ -426,9 +434,14 @@ fn may_enrol(plan: &Plan) -> Result<(), Failure> {
 
 /// Puts the service into what was installed. The proof is there by then: a Pi without the service is installed, and
 /// gets it when it boots next.
-fn enrol(plan: &Plan, disk: &Disk, area: &RootArea, done: &Done) -> Result<(), Failure> {
+fn enrol(plan: &Plan, disk: &Disk, area: &RootArea, done: &Done, told: bool) -> Result<(), Failure> {
     let Some(service) = &plan.service else { return Ok(()) };
-    let put = |mounted: &Mounted| service.put(mounted.place()).and_then(|()| mounted.sync());
+    let put = |mounted: &Mounted| {
+        if !told && let Err(e) = unsaid::keep(mounted.place(), Some(&plan.server), &Unsaid::Installed) {
+            log::warn!("keeping on {disk} that the server is to be told: {e}");
+        }
+        service.put(mounted.place()).and_then(|()| mounted.sync())
+    };
     let what = format!("putting the service into the system on {disk}");
     match &done.root {
         // A Pi that boots is worth more than its service.
