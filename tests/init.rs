@@ -70,7 +70,7 @@ fn attempt(options: &Options, server: &Server) -> Outcome {
     let plan = fs::read_to_string("/plan").unwrap();
     let count = fs::read("/count").map_or(0, |c| c.len());
     fs::write("/count", vec![b'x'; count + 1]).unwrap();
-    log::info!("attempt {count} on {}", options.disk.display());
+    log::info!("attempt {count} on {}", options.disk);
     let device = |name: &str| PathBuf::from(fs::read_to_string(name).unwrap());
     match plan.chars().nth(count) {
         Some('p') => {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, anyhow, bail, ensure};
 use lexopt::{Arg, Parser, ValueExt};
 use piman_core::install::layout::Layout;
 use piman_core::install::{CONTROL_PORT, ROOTFS_PORT};
@@ -13,10 +13,11 @@ use piman_core::rpc;
 use piman_core::telemetry::PORT as STREAM_PORT;
 use piman_core::transfer::PORT as TRANSFER_PORT;
 
+use crate::card::choose::Which;
 use crate::card::disk::parse_layout;
 use crate::control::Server;
 use crate::identity::Identity;
-use crate::install::{Choice, Consent, Plan};
+use crate::install::{Choice, Consent, Keep, Plan, TELL_TIME};
 use crate::rpc::Service;
 use crate::rpc::unit::Enrol;
 use crate::trust::Key;
@@ -26,15 +27,24 @@ use piman_core::hosted::size;
 pub const HELP: &str = "\
 pi-agent: installs this Pi from a piman server
 
-  pi-agent install --server HOST --disk FILE|DEVICE [options]
+  pi-agent install --server HOST --disk DISK [options]
       asks the server what to do, and installs if it says so
+      --disk DISK        a device or a file by its path; by-id=NAME, by-path=NAME
+                         or serial=TEXT; auto: the only disk that nobody uses;
+                         largest; type=mmc, nvme, usb or sata: the only one
       --control-port N   the server's control port           [3333]
       --rootfs-port N    its rootfs port, if it names none   [4444]
       --transfer-port N  where its log goes at the end, 0: nowhere   [50001]
       --size SIZE        makes DISK a sparse file of this size (8G, 512M, bytes)
       --layout FILE      partitions as `sfdisk --dump` writes them
+      --table KIND       auto, mbr or gpt; auto: gpt where mbr does not reach [auto]
+      --keep-data SIZE[,LABEL]  makes a partition behind the root filesystem once,
+                         and leaves it alone ever after; none: one may be erased
+      --discard          tells the disk that the parts to be written hold nothing
       --path PATH        auto, archive (any server; needs root) or image [auto]
       --retries N        so often after a lost server or connection      [10]
+      --tell SECONDS     so long it tries to tell a server that went away how it
+                         ended; what --service installs tells it later      [240]
       --serial S         the identity to report in place of this machine's
       --public-key KEY   installs only what is signed for this key, a file or
                          base64, as minisign has it
@@ -51,7 +61,7 @@ pi-agent: installs this Pi from a piman server
       --telemetry-port N the server's telemetry port             [5003]
       --interval N       seconds between two records             [10]
       --count N          stops after so many                     [never]
-  pi-agent check --disk FILE|DEVICE
+  pi-agent check --disk DISK
       says what is installed: exit code 0 if a whole image is, 1 if not
   pi-agent run --server HOST [options]
       the service on an installed Pi: does what `piman call` asks, for ever
@@ -100,7 +110,7 @@ pub enum Order {
         count: Option<u64>,
     },
     /// Check this disk.
-    Check(PathBuf),
+    Check(Which),
     /// Serve calls.
     Run(Arc<Service>),
     /// Be process 1; what follows is for it.
@@ -136,9 +146,11 @@ fn install(parser: &mut Parser) -> anyhow::Result<Order> {
     let mut transfer_port = TRANSFER_PORT;
     let mut plan = Plan {
         server: Server { host: String::new(), control_port, rootfs_port },
-        disk: PathBuf::new(),
+        disk: Which::Auto,
         size: None,
         layout: Layout::default(),
+        discard: false,
+        keep: Keep::default(),
         choice: Choice::Auto,
         yes: false,
         erase: Consent::default(),
@@ -148,23 +160,34 @@ fn install(parser: &mut Parser) -> anyhow::Result<Order> {
         key: None,
         boot_from: None,
         service: None,
+        tell_time: TELL_TIME,
     };
     let (mut service_port, mut password_file) = (None, None);
-    let mut public_key = None;
+    let (mut public_key, mut table) = (None, None);
     while let Some(arg) = parser.next()? {
         match arg {
             Arg::Long("server") => host = Some(parser.value()?.string()?),
-            Arg::Long("disk") => disk = Some(PathBuf::from(parser.value()?)),
+            Arg::Long("disk") => disk = Some(which(parser.value()?)?),
             Arg::Long("control-port") => control_port = parser.value()?.parse()?,
             Arg::Long("rootfs-port") => rootfs_port = parser.value()?.parse()?,
             Arg::Long("transfer-port") => transfer_port = parser.value()?.parse()?,
             Arg::Long("size") => plan.size = Some(parse_size(&parser.value()?.string()?)?),
             Arg::Long("layout") => plan.layout = read_layout(parser.value()?)?,
+            Arg::Long("table") => {
+                table =
+                    Some(parser.value()?.string()?.parse().map_err(anyhow::Error::msg).context("--table")?);
+            }
+            Arg::Long("discard") => plan.discard = true,
+            Arg::Long("keep-data") => {
+                plan.keep =
+                    parser.value()?.string()?.parse().map_err(anyhow::Error::msg).context("--keep-data")?;
+            }
             Arg::Long("path") => plan.choice = parser.value()?.parse()?,
             Arg::Long("retries") => retries = parser.value()?.parse()?,
             Arg::Long("serial") => {
                 plan.identity = Identity { serial: Some(parser.value()?.string()?), ..Identity::default() }
             }
+            Arg::Long("tell") => plan.tell_time = Duration::from_secs(parser.value()?.parse::<u32>()?.into()),
             Arg::Long("service") => service_port = Some(parser.value()?.parse()?),
             Arg::Long("password-file") => password_file = Some(parser.value()?.into()),
             Arg::Long("public-key") => public_key = Some(parser.value()?.string()?),
@@ -181,6 +204,13 @@ fn install(parser: &mut Parser) -> anyhow::Result<Order> {
     }
     plan.server = Server { host: host.context("--server is missing")?, control_port, rootfs_port };
     plan.disk = disk.context("--disk is missing")?;
+    ensure!(
+        plan.size.is_none() || matches!(plan.disk, Which::Path(_)),
+        "--size makes a file, and --disk {} is none: give the path of a file",
+        plan.disk
+    );
+    plan.layout.table = table.unwrap_or(plan.layout.table);
+    plan.layout.data_sectors = plan.keep.sectors();
     plan.key = Key::find(public_key.as_deref()).context("--public-key")?;
     ensure!(service_port.is_some() || password_file.is_none(), "--password-file is for --service");
     let host = plan.server.host.clone();
@@ -211,7 +241,7 @@ fn check(parser: &mut Parser) -> anyhow::Result<Order> {
     let mut disk = None;
     while let Some(arg) = parser.next()? {
         match arg {
-            Arg::Long("disk") => disk = Some(PathBuf::from(parser.value()?)),
+            Arg::Long("disk") => disk = Some(which(parser.value()?)?),
             Arg::Long("help") | Arg::Short('h') => return Ok(Order::Help),
             other => return Err(other.unexpected().into()),
         }
@@ -258,6 +288,14 @@ fn run(parser: &mut Parser) -> anyhow::Result<Order> {
     ensure!(!service.host.is_empty() || !service.messages.is_empty(), "--server or --messages is missing");
     ensure!(service.on_message.is_none() || !service.messages.is_empty(), "--on-message is for --messages");
     Ok(Order::Run(Arc::new(service)))
+}
+
+/// Which disk; the name of a file need not be text.
+fn which(text: OsString) -> anyhow::Result<Which> {
+    match text.to_str() {
+        Some(text) => text.parse().map_err(|e| anyhow!("--disk {text}: {e}")),
+        None => Ok(Which::Path(text.into())),
+    }
 }
 
 fn read_layout(path: OsString) -> anyhow::Result<Layout> {
@@ -323,6 +361,11 @@ mod tests {
             ("install --server x --disk y --colour red", "colour"),
             ("install --server x --disk y --erase all", "foreign, damaged or unreadable"),
             ("install --server x --disk y --control-port 70000", "70000"),
+            ("install --server x --disk type=tape", "mmc, nvme, usb or sata"),
+            ("install --server x --disk largest --size 1G", "--size"),
+            ("install --server x --disk serial=", "name"),
+            ("install --server x --disk y --table sun", "auto, mbr or gpt"),
+            ("install --server x --disk y --keep-data 1X", "--keep-data"),
             ("check", "--disk"),
             ("run", "--server"),
             ("run --server x --port y", "y"),

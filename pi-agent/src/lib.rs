@@ -12,6 +12,7 @@
 //! | [`rpc`] | the service on the installed Pi: calls of the server |
 //! | [`telemetry`] | measurements, the log, progress |
 //! | [`init`] | the agent as process 1 |
+//! | [`unsaid`] | what the server is still to be told |
 //! | [`identity`] | who this Pi is |
 //! | [`failure`] | why it failed |
 //! | [`cli`] | the command line |
@@ -43,6 +44,7 @@ pub mod rpc;
 pub mod telemetry;
 pub mod trust;
 pub mod unpack;
+pub mod unsaid;
 
 /// Writes a line to standard error. Where that is closed nobody reads it, and that is no reason to fail: `eprintln`
 /// would panic, and the agent would end in the middle of its work.

@@ -37,17 +37,19 @@ fn main() -> ExitCode {
             metrics::send(&host, port, interval, count);
             ExitCode::SUCCESS
         }
-        Order::Check(disk) => match inspect::survey_path(&disk) {
-            Ok(found) => {
-                print(&format!("{}: {found}\n", disk.display()));
-                if found.card.is_installed(false) { ExitCode::SUCCESS } else { ExitCode::from(1) }
+        Order::Check(disk) => {
+            match disk.find().map_err(anyhow::Error::msg).and_then(|disk| inspect::survey_path(&disk)) {
+                Ok(found) => {
+                    print(&format!("{disk}: {found}\n"));
+                    if found.card.is_installed(false) { ExitCode::SUCCESS } else { ExitCode::from(1) }
+                }
+                Err(e) => {
+                    let e = in_one_line(e.as_ref());
+                    say_on_stderr(format_args!("pi-agent: checking {disk}: {e}"));
+                    ExitCode::from(2)
+                }
             }
-            Err(e) => {
-                let e = in_one_line(e.as_ref());
-                say_on_stderr(format_args!("pi-agent: checking {}: {e}", disk.display()));
-                ExitCode::from(2)
-            }
-        },
+        }
         Order::Run(service) => rpc::run(&service),
         Order::Init => {
             say_on_stderr(format_args!("pi-agent init: {}", init::REFUSAL));

@@ -1,23 +1,27 @@
 //! Connections that break, servers that are killed, bits that flip: an installation goes on
 //! where it was, and nothing that is wrong is ever installed.
 
+use std::ffi::OsString;
 use std::fs::{self, File, FileTimes};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use pi_agent::card::inspect;
+use pi_agent::cli::{self, Order};
 use pi_agent::failure::Cause;
 use pi_agent::install::{Outcome, Plan};
+use pi_agent::rpc::{self, Service};
 use piman_tests::chance::Random;
+use piman_tests::disk::{Mounted, run};
 use piman_tests::lab::{self, CARD, Root, attempt, behind_a_proxy};
 use piman_tests::port;
-use piman_tests::proxy::{Faults, Tampering};
+use piman_tests::proxy::{Door, Faults, Tampering};
 use piman_tests::running::Running;
 use piman_tests::server::{Server, wait_until};
 
@@ -274,4 +278,53 @@ fn a_server_that_is_killed_five_times_installs_eight_pis() {
     }
     let listed = || server.piman(&["devices"]).matches("cafe10").count() as u64;
     wait_until("all of them are listed", || listed() == PIS);
+}
+
+/// A Pi whose server was away when its installation ended has the installed system tell it, as soon as it is there.
+#[test]
+#[cfg_attr(lacks = "root", ignore = "needs root")]
+fn a_server_that_was_away_at_the_end_is_told_by_the_installed_agent() {
+    let folder = lab::memory();
+    let folder = folder.path();
+    let archive = folder.join("rootfs.tar.gz");
+    let make = "mkdir -p r/usr/lib/systemd r/etc/systemd/system r/usr/local && touch r/usr/lib/systemd/systemd && \
+                ln -s usr/lib r/lib && head -c 3000000 /dev/urandom >r/noise && tar -C r -czf rootfs.tar.gz .";
+    run(Command::new("sh").args(["-c", make]).current_dir(folder));
+    let server = Server::start(&archive, &folder.join("state"), &["--rpc-port", "0"]);
+    server.wait_log("is good");
+    for (n, path) in ["archive", "image"].into_iter().enumerate() {
+        let (serial, host) = (format!("00000000cafe200{n}"), format!("127.0.0.{}", 60 + n));
+        let at = |host: &str, name: &str| SocketAddr::new(host.parse().unwrap(), server.port(name));
+        let mut door = Door::new(at(&host, "control"), at("127.0.0.1", "control"));
+        // Slow enough that the server is away before the end.
+        let faults = Faults { bytes_per_second: 1_500_000, ..Faults::default() };
+        let _fetch = Tampering::new(at(&host, "fetch"), at("127.0.0.1", "fetch"), faults);
+        let card = folder.join("told.img");
+        let mut agent = server.agent(&card, &serial);
+        agent.args(["--server", &host, "--size", "700M", "--path", path, "--transfer-port", "0"]);
+        agent.args(["--service", &server.port("rpc").to_string(), "--tell", "1"]);
+        let mut agent = Running(agent.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap());
+        let history = || server.piman(&["device", &serial]);
+        wait_until("it is told to format", || history().contains("told to format"));
+        door.shut();
+        let mut said = String::new();
+        agent.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+        assert!(agent.wait().unwrap().success(), "{path}: {said}");
+        assert!(said.contains("the server cannot be told how it ended"), "{path}: {said}");
+        assert!(!history().contains("installed image"), "{path}: {}", history());
+        let mounted = Mounted::new(&card, 98_304 * 512, (700 << 20) - 98_304 * 512, "");
+        let kept = mounted.path().join(".piman-unsaid");
+        assert!(fs::read_to_string(&kept).unwrap().ends_with("\ninstalled\n"), "{path}");
+        // The installed agent, which comes to nobody yet.
+        let order =
+            cli::parse(["run", "--server", &host, "--port", "9", "--serial", &serial].map(OsString::from));
+        let Ok(Order::Run(service)) = order else { panic!("{order:?}") };
+        let service = Arc::new(Service { root: mounted.path().into(), ..Service::clone(&service) });
+        std::thread::spawn(move || rpc::run(&service));
+        door.open();
+        wait_until("the server is told", || history().contains("installed image"));
+        wait_until("it is told once", || !kept.exists());
+        drop(mounted);
+        fs::remove_file(&card).unwrap();
+    }
 }

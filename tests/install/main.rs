@@ -5,6 +5,7 @@
 mod cards; // what is on a card, and what becomes of it
 mod ext4;
 mod extract; // path A against GNU tar, and its faults
+mod field; // archives as they are found: access control lists, no end marker
 mod fitness; // what cannot boot is refused before a card is touched
 mod image;
 mod manifest; // images: what is known, told and sent of them

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use pi_agent::card::inspect;
 use pi_agent::control::{Machine, Server};
 use pi_agent::identity::Identity;
-use pi_agent::install::{Choice, Consent, Outcome, Plan, attempt};
+use pi_agent::install::{Choice, Consent, Keep, Outcome, Plan, TELL_TIME, attempt};
 use pi_agent::telemetry::progress::Progress;
 use piman_core::install::layout::Layout;
 use piman_tests::{binaries, tar};
@@ -116,9 +116,11 @@ fn plan(python: &Python, disk: &Path) -> Plan {
             control_port: python.ports[0],
             rootfs_port: python.ports[1],
         },
-        disk: disk.to_owned(),
+        disk: disk.to_owned().into(),
         size: Some(256 << 20),
         layout: Layout::default(),
+        discard: false,
+        keep: Keep::default(),
         choice: Choice::Auto,
         yes: false,
         erase: Consent::default(),
@@ -128,6 +130,7 @@ fn plan(python: &Python, disk: &Path) -> Plan {
         key: None,
         boot_from: None,
         service: None,
+        tell_time: TELL_TIME,
     }
 }
 

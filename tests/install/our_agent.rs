@@ -14,7 +14,7 @@ use pi_agent::card::inspect::{self, Card};
 use pi_agent::control::{Machine, Server};
 use pi_agent::failure::{Cause, Failure};
 use pi_agent::identity::Identity;
-use pi_agent::install::{Choice, Consent, Outcome, Plan, attempt, run};
+use pi_agent::install::{Choice, Consent, Keep, Outcome, Plan, TELL_TIME, attempt, run};
 use pi_agent::telemetry::progress::Progress;
 use piman_core::hash::Hash;
 use piman_core::install::layout::Layout;
@@ -118,9 +118,11 @@ fn archive(folder: &Path) -> Arc<Vec<u8>> {
 fn plan(server: Server, disk: PathBuf, choice: Choice) -> Plan {
     Plan {
         server,
-        disk,
+        disk: disk.into(),
         size: Some(SIZE),
         layout: Layout::default(),
+        discard: false,
+        keep: Keep::default(),
         choice,
         yes: false,
         erase: Consent::default(),
@@ -130,6 +132,7 @@ fn plan(server: Server, disk: PathBuf, choice: Choice) -> Plan {
         key: None,
         boot_from: None,
         service: None,
+        tell_time: TELL_TIME,
     }
 }
 
@@ -267,7 +270,7 @@ fn a_lost_server_is_tried_again_and_a_refusal_is_not() {
 
     // A disk that does not do is reported, and not tried again.
     let (server, heard) = Old::with(&Arc::default()).start();
-    let small = Plan { server, disk: folder.path().join("small.img"), size: Some(1 << 20), ..plan };
+    let small = Plan { server, disk: folder.path().join("small.img").into(), size: Some(1 << 20), ..plan };
     let failure = run(&small, 1000, &mut Machine::default(), &Arc::new(Progress::new())).unwrap_err();
     assert_eq!(failure.cause, Cause::TooSmall);
     assert!(failure.to_string().contains("too small: it must have at least"), "{failure}");

@@ -2,15 +2,17 @@
 //! still open, and a disk in use cannot be opened.
 
 use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::Command;
 
-use pi_agent::card::disk::{Disk, RootArea};
+use pi_agent::card::disk::{Disk, RootArea, data_in_table, is_root_withheld, root_in_table};
+use pi_agent::card::inspect;
 use pi_agent::card::mount::Mounted;
 use piman_core::hosted::ext4;
-use piman_core::install::layout::Layout;
+use piman_core::install::layout::{Layout, TableKind};
 use piman_core::install::mbr::{BYTES, Mbr, Partition};
-use piman_tests::disk::LoopDevice;
+use piman_tests::disk::{LoopDevice, run};
 use proptest::prelude::*;
 
 fn layout() -> Layout {
@@ -107,6 +109,128 @@ proptest! {
     }
 }
 
+/// A program of others about disks; where it is, an ordinary user does not look.
+fn program(name: &str) -> Command {
+    let mut command = Command::new(name);
+    command.env("PATH", format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default()));
+    command.env("LC_ALL", "C");
+    command
+}
+
+/// A large disk, or one for which it was asked, gets a GPT that others find sound at each step, and in which they find
+/// no root partition before it is shown.
+#[test]
+#[cfg_attr(lacks = "root", ignore = "needs root")]
+#[cfg_attr(lacks = "sfdisk", ignore = "needs sfdisk (fdisk)")]
+fn a_gpt_is_sound_at_each_step() {
+    let asked = Layout { table: TableKind::Gpt, data_sectors: 40_000, ..layout() };
+    for (bytes, sector, layout) in
+        [(3_000_592_982_016, 512, layout()), (256 << 20, 512, asked), (256 << 20, 4096, asked)]
+    {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().set_len(bytes).unwrap();
+        let device = LoopDevice::with_sectors(file.path(), sector);
+        let disk = Disk::open(device.path()).unwrap();
+        let verify = || {
+            let output = run(program("sfdisk").args(["--verify", "--lock=no"]).arg(device.path()));
+            let text = String::from_utf8_lossy(&output.stdout).into_owned();
+            assert!(text.contains("No errors detected"), "{text}");
+        };
+        let partitions = || {
+            let dump = run(program("sfdisk").args(["--dump", "--lock=no"]).arg(device.path())).stdout;
+            let dump = String::from_utf8(dump).unwrap();
+            assert!(dump.contains("label: gpt"), "{dump}");
+            let fields = dump.lines().filter_map(|line| Some(line.split_once(" : ")?.1.to_owned()));
+            fields.collect::<Vec<_>>()
+        };
+        let begun = disk.begin(&layout).unwrap();
+        assert!(is_root_withheld(disk.file()));
+        verify();
+        assert_eq!(partitions(), [""; 0]);
+        disk.partition(&layout, &begun).unwrap();
+        disk.make_data(&layout, &begun, "kept", 0).unwrap();
+        assert!(is_root_withheld(disk.file()) && root_in_table(disk.file(), bytes).is_none());
+        verify();
+        let rest = usize::from(layout.data_sectors > 0);
+        assert_eq!(partitions().len(), 1 + rest);
+        disk.show_root(&begun).unwrap();
+        verify();
+        let shown = partitions();
+        assert_eq!(shown.len(), 2 + rest);
+        assert!(
+            shown[1].contains("0FC63DAF-8483-4772-8E79-3D69D8477DE4") && shown[1].contains("name=\"root\"")
+        );
+        let area = disk.root_area(&layout).unwrap();
+        assert_eq!(root_in_table(disk.file(), bytes), Some(area));
+        assert_eq!(data_in_table(disk.file(), bytes), disk.data_area(&layout).unwrap());
+        let found = inspect::survey_path(device.path()).unwrap().to_string();
+        assert!(found.contains("GPT table") && found.contains("\"BOOT\""), "{found}");
+        // Whoever knows a partition by its identifier finds it after the next installation.
+        let again = disk.begin(&layout).unwrap();
+        disk.partition(&layout, &again).unwrap();
+        disk.show_root(&again).unwrap();
+        let ids =
+            |all: &[String]| all.iter().map(|p| p.split("uuid=").nth(1).unwrap()[..36].to_owned()).collect();
+        let (before, after): (Vec<String>, Vec<String>) = (ids(&shown), ids(&partitions()));
+        assert_eq!(before, after);
+        assert!(before.iter().all(|id| &id[14..15] == "4" && "89AB".contains(&id[19..20])), "{before:?}");
+        // One copy is enough, whichever.
+        for damaged in [u64::from(sector), bytes - u64::from(sector)] {
+            let mut header = [0; 512];
+            disk.file().read_exact_at(&mut header, damaged).unwrap();
+            disk.file().write_all_at(&[0xff; 512], damaged).unwrap();
+            assert_eq!(root_in_table(disk.file(), bytes), Some(area));
+            disk.file().write_all_at(&header, damaged).unwrap();
+        }
+        verify();
+        if let Ok(output) = program("sgdisk").arg("-v").arg(device.path()).output() {
+            let text = String::from_utf8_lossy(&output.stdout).into_owned();
+            assert!(text.contains("No problems found"), "{text}");
+        }
+        drop(disk);
+    }
+}
+
+/// A disk keeps what it was until all of an installation's mark is on it, whichever tables it has and gets; and gets
+/// back what was there.
+#[test]
+fn a_table_of_the_other_kind_and_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let bytes = 128 << 20;
+    let disk = Disk::create(&folder.path().join("card"), bytes).unwrap();
+    let gpt = Layout { table: TableKind::Gpt, ..layout() };
+    let install = |layout: &Layout| {
+        let begun = disk.begin(layout).unwrap();
+        disk.partition(layout, &begun).unwrap();
+        disk.show_root(&begun).unwrap();
+        root_in_table(disk.file(), bytes).unwrap()
+    };
+    let mbr_root = install(&layout());
+    // What a filesystem has at the end of the disk, where a GPT has its copy.
+    disk.file().write_all_at(&[0xaa; 40 << 10], bytes - (40 << 10)).unwrap();
+    let before = fs::read(disk.path()).unwrap();
+    let begun = disk.begin(&gpt).unwrap();
+    assert!(is_root_withheld(disk.file()));
+    assert_eq!(
+        &Mbr::read(fs::read(disk.path()).unwrap().first_chunk().unwrap()).unwrap().partitions[0].kind,
+        &0xee
+    );
+    disk.give_back(&begun).unwrap();
+    assert!(fs::read(disk.path()).unwrap() == before, "something was changed");
+    let gpt_root = install(&gpt);
+    assert!(gpt_root.length < mbr_root.length && gpt_root.offset == mbr_root.offset);
+    let before = fs::read(disk.path()).unwrap();
+    let begun = disk.begin(&layout()).unwrap();
+    assert!(is_root_withheld(disk.file()));
+    disk.give_back(&begun).unwrap();
+    assert!(fs::read(disk.path()).unwrap() == before, "something was changed");
+    assert_eq!(install(&layout()), mbr_root);
+    let found = inspect::survey_path(disk.path()).unwrap().to_string();
+    assert!(found.contains("MBR table") && !found.contains("GPT"), "{found}");
+    let all = fs::read(disk.path()).unwrap();
+    assert!(!all.windows(8).step_by(512).any(|bytes| bytes == b"EFI PART"), "a header is left");
+}
+
 /// What sfdisk, which others wrote, says of a card that we partitioned.
 #[test]
 #[cfg_attr(lacks = "sfdisk", ignore = "needs sfdisk (fdisk)")]
@@ -117,9 +241,7 @@ fn sfdisk_reads_our_table() {
     let begun = disk.begin(&layout()).unwrap();
     disk.partition(&layout(), &begun).unwrap();
     disk.show_root(&begun).unwrap();
-    // Where it is, an ordinary user does not look.
-    let programs = format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default());
-    let dump = Command::new("sfdisk").arg("--dump").arg(&path).env("PATH", programs).output().unwrap();
+    let dump = program("sfdisk").arg("--dump").arg(&path).output().unwrap();
     assert!(dump.status.success());
     let dump = String::from_utf8(dump.stdout).unwrap();
     for line in ["label: dos", "label-id: 0x5f5d7a31", "sector-size: 512"] {

@@ -278,6 +278,7 @@ fn any_plan() -> impl Strategy<Value = Plan> {
         Just(Plan::Format(None)),
         Just(Plan::Format(Some(offer()))),
         (any::<u16>(), any::<u8>()).prop_map(|(seconds, percent)| Plan::Wait { seconds, percent }),
+        any::<u16>().prop_map(|seconds| Plan::Never { seconds }),
     ]
 }
 
@@ -329,6 +330,7 @@ fn both_sides_agree_at_every_chop() {
         (true, false, Plan::Format(None), Decision::Boot),
         (true, true, Plan::Format(Some(offer())), Decision::Format(Some(offer()))),
         (false, false, Plan::Wait { seconds: 3, percent: 4 }, Decision::Wait { seconds: 3, percent: 4 }),
+        (false, false, Plan::Never { seconds: 3 }, Decision::Never),
     ] {
         for chop in [1, 2, 3, 7, 64, 10_000] {
             let world = World::new();
@@ -351,7 +353,7 @@ fn both_sides_agree_at_every_chop() {
             );
             assert_eq!((decision, ended), (Ok(want), Ok(())), "in pieces of {chop}");
             assert_eq!(card.date, date);
-            let waits = matches!(want, Decision::Wait { .. });
+            let waits = matches!(want, Decision::Wait { .. } | Decision::Never);
             assert_eq!(card.reason, if waits { REASON.as_bytes() } else { b"" });
             assert!(lab.notes.contains(&"Disk(\"gpt; p1 ext4\")".to_owned()), "{:?}", lab.notes);
             assert!(lab.notes.contains(&"Formatted".to_owned()));

@@ -34,7 +34,7 @@ const LAYOUT: Layout = Layout {
     boot_start: 2048,
     boot_sectors: 4096,
     root_start: 8192,
-    root_sectors: None,
+    ..Layout::DEFAULT
 };
 
 /// Small partitions.

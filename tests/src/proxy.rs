@@ -2,7 +2,7 @@
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread;
 use std::time::Duration;
@@ -290,6 +290,67 @@ impl Gate {
                 let _ = io::copy(&mut from, &mut to);
                 let _ = to.shutdown(Shutdown::Write);
             });
+        }
+    }
+}
+
+/// A way to a server that can be shut: connections break then, and new ones are refused until it is opened again.
+#[derive(Debug)]
+pub struct Door {
+    listen: SocketAddr,
+    server: SocketAddr,
+    open: Arc<Mutex<Vec<TcpStream>>>,
+    accepting: Option<(Arc<AtomicBool>, thread::JoinHandle<()>)>,
+}
+
+impl Door {
+    /// An open one at this address.
+    ///
+    /// # Panics
+    /// If the address is taken.
+    #[must_use]
+    pub fn new(listen: SocketAddr, server: SocketAddr) -> Self {
+        let mut door = Self { listen, server, open: Arc::default(), accepting: None };
+        door.open();
+        door
+    }
+
+    /// Lets through again.
+    ///
+    /// # Panics
+    /// If the address is taken.
+    pub fn open(&mut self) {
+        let listener = TcpListener::bind(self.listen).expect("the door's address");
+        let shut = Arc::<AtomicBool>::default();
+        let (stop, streams, server) = (Arc::clone(&shut), Arc::clone(&self.open), self.server);
+        let thread = thread::spawn(move || {
+            for client in listener.incoming().flatten() {
+                if stop.load(Ordering::Relaxed) {
+                    return;
+                }
+                let Ok(server) = TcpStream::connect(server) else { continue };
+                for (from, to) in [(&client, &server), (&server, &client)] {
+                    let (Ok(mut from), Ok(mut to)) = (from.try_clone(), to.try_clone()) else { return };
+                    thread::spawn(move || {
+                        let _ = io::copy(&mut from, &mut to);
+                        let _ = to.shutdown(Shutdown::Write);
+                    });
+                }
+                streams.lock().unwrap_or_else(PoisonError::into_inner).extend([client, server]);
+            }
+        });
+        self.accepting = Some((shut, thread));
+    }
+
+    /// Breaks what is open, and refuses what comes.
+    pub fn shut(&mut self) {
+        let Some((shut, thread)) = self.accepting.take() else { return };
+        shut.store(true, Ordering::Relaxed);
+        // So that it looks.
+        drop(TcpStream::connect(self.listen));
+        let _ = thread.join();
+        for stream in self.open.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
+            let _ = stream.shutdown(Shutdown::Both);
         }
     }
 }

@@ -29,6 +29,9 @@ pub struct Decoder<R: Read> {
     /// Empty between a member and the next.
     member: Option<Member<R>>,
     may_end: Arc<AtomicBool>,
+    /// Whether a second member has begun.
+    several: bool,
+    whole: Arc<AtomicBool>,
 }
 
 type Source<R> = BufReader<Chain<Cursor<Vec<u8>>, R>>;
@@ -63,7 +66,15 @@ impl<R: Read> Decoder<R> {
             return Err(not_packed(&head));
         };
         let source = BufReader::with_capacity(READ, Cursor::new(head).chain(source));
-        Ok(Self { packing, member: Some(Member::new(packing, source)?), may_end })
+        let member = Some(Member::new(packing, source)?);
+        Ok(Self { packing, member, may_end, several: false, whole: Arc::default() })
+    }
+
+    /// Has `whole` become true at the end if nothing can be missing: all was packed at once, as one member, whose end
+    /// and checksum are there. What is cut between two members ends as well as what is not.
+    #[must_use]
+    pub fn telling_whole(self, whole: Arc<AtomicBool>) -> Self {
+        Self { whole, ..self }
     }
 }
 
@@ -83,6 +94,8 @@ impl<R: Read> Read for Decoder<R> {
             }
             let Some(source) = self.member.take().map(Member::into_inner) else { return Ok(0) };
             self.member = next_member(self.packing, source, &self.may_end)?;
+            self.several |= self.member.is_some();
+            self.whole.store(self.member.is_none() && !self.several, Relaxed);
         }
     }
 }

@@ -49,6 +49,8 @@ pub enum Decision {
         /// How far the preparation of the image is, in per cent.
         percent: u8,
     },
+    /// What there is to install will never have room on this disk. The reason came before ([`Step::Reason`]).
+    Never,
 }
 
 /// What to do next.
@@ -121,7 +123,7 @@ impl Agent {
                     let milestone = match self.decision {
                         Decision::Boot => Some(Milestone::ReceivedBoot),
                         Decision::Format(_) => Some(Milestone::ReceivedFormat),
-                        Decision::Wait { .. } | Decision::Unclear => None,
+                        Decision::Wait { .. } | Decision::Never | Decision::Unclear => None,
                     };
                     Step::Decided(milestone, &self.decision)
                 }
@@ -162,7 +164,8 @@ impl Agent {
                 let (fields, reason) = ours::split_text(fields);
                 let seconds = ours::number(fields, "seconds").unwrap_or(5);
                 let percent = ours::number(fields, "percent").unwrap_or(0);
-                self.decide(Decision::Wait { seconds, percent });
+                let never = ours::number(fields, "never") == Some(1_u8);
+                self.decide(if never { Decision::Never } else { Decision::Wait { seconds, percent } });
                 if let Some(reason) = reason {
                     return Step::Reason(reason);
                 }
@@ -225,6 +228,9 @@ mod tests {
         assert_eq!(talk(&mut Agent::new(), &block), Some(want));
         let mut agent = Agent::new();
         let text = "waits: seconds=9 text=foreign disk";
+        let block = Command::Never { seconds: 30, text: "" }.to_string();
+        assert_eq!(block, "PIMAN/1 wait seconds=30 percent=0 never=1\nEOM\n");
+        assert_eq!(talk(&mut Agent::new(), &block), Some((None, Decision::Never)));
         let block = Command::Wait { seconds: 3, percent: 40, text }.to_string();
         let line = block.lines().next().unwrap();
         assert_eq!(agent.handle(line.as_bytes()), Step::Reason(text.as_bytes()));

@@ -37,6 +37,13 @@ pub enum Command<'a> {
         /// Why, and the command that decides, for people; may be empty.
         text: &'a str,
     },
+    /// Ours: what there is to install will never have room on this disk. An agent that does not know this waits.
+    Never {
+        /// When one that waits for another image is to report again, in seconds.
+        seconds: u16,
+        /// Why, for people.
+        text: &'a str,
+    },
 }
 
 /// The orders that are one word.
@@ -82,19 +89,23 @@ impl ToText for Command<'_> {
                     clock.write_text(to);
                 }
             }
-            Self::Wait { seconds, percent, text: why } => {
-                to.text(ours::MARK);
-                to.text(" wait seconds=");
-                text::number(to, (*seconds).into(), 0);
-                to.text(" percent=");
-                text::number(to, (*percent).into(), 0);
-                if !why.is_empty() {
-                    to.text(" text=");
-                    ours::put_text(to, why);
-                }
-            }
+            Self::Wait { seconds, percent, text } => write_wait(to, *seconds, *percent, "", text),
+            Self::Never { seconds, text } => write_wait(to, *seconds, 0, " never=1", text),
         }
         to.text("\nEOM\n")
+    }
+}
+
+fn write_wait(to: &mut impl Sink, seconds: u16, percent: u8, more: &str, why: &str) {
+    to.text(ours::MARK);
+    to.text(" wait seconds=");
+    text::number(to, seconds.into(), 0);
+    to.text(" percent=");
+    text::number(to, percent.into(), 0);
+    to.text(more);
+    if !why.is_empty() {
+        to.text(" text=");
+        ours::put_text(to, why);
     }
 }
 

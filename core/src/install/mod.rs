@@ -15,6 +15,7 @@
 //! | `summing` | the same, made and checked (feature `blake3`) |
 //! | `receipt` | the proof of a finished installation, as bytes (feature `alloc`) |
 //! | `mbr` | the partition table of a disk, [`mbr::Mbr`] |
+//! | `gpt` | that of a large disk, [`gpt::Gpt`] |
 //! | `program` | whether a program can become process 1, [`program::Program`] |
 //! | `layout` | where the partitions of a card lie, and how large its file system is |
 //!
@@ -25,6 +26,7 @@ mod agent;
 mod command;
 pub mod drive;
 pub mod fetch;
+pub mod gpt;
 pub mod layout;
 pub mod manifest;
 pub mod mbr;

@@ -35,6 +35,11 @@ pub enum Plan {
         /// How far the preparation of the image is, in per cent.
         percent: u8,
     },
+    /// Neither: what there is to install will never have room on this disk. [`InstallPolicy::reason`] says why.
+    Never {
+        /// After how many seconds to ask whether there is another image, for those that wait.
+        seconds: u16,
+    },
 }
 
 /// What decides for the Pi on one connection. It knows the peer's address by itself.
@@ -143,6 +148,12 @@ pub enum Step {
         /// How far the preparation of the image is, in per cent.
         percent: u8,
     },
+    /// Tell the Pi that nothing there is will have room on its disk, with the policy's reason ([`Step::command`]),
+    /// then read on.
+    Never {
+        /// For how long to wait for something else, in seconds.
+        seconds: u16,
+    },
     /// Close the connection.
     Close,
 }
@@ -154,6 +165,7 @@ impl Step {
         match *self {
             Self::Send(command) => Some(command),
             Self::Wait { seconds, percent } => Some(Command::Wait { seconds, percent, text: reason }),
+            Self::Never { seconds } => Some(Command::Never { seconds, text: reason }),
             Self::Read | Self::Close => None,
         }
     }
@@ -222,8 +234,9 @@ impl Session {
             Plan::Wait { seconds, percent } if hello => {
                 (State::Waiting, Event::Wait, Step::Wait { seconds, percent })
             }
+            Plan::Never { seconds } if hello => (State::Waiting, Event::Wait, Step::Never { seconds }),
             // An old Pi does not know how to wait; while it has no answer it does nothing.
-            Plan::Wait { .. } => (State::Waiting, Event::Wait, Step::Read),
+            Plan::Wait { .. } | Plan::Never { .. } => (State::Waiting, Event::Wait, Step::Read),
         }
     }
 

@@ -31,8 +31,10 @@ pub enum Availability {
     Making(u8),
     /// There is none, but the Pi can extract the archive by itself.
     Archive,
-    /// The archive cannot be installed on this card at all.
+    /// The archive cannot be installed by any path.
     Impossible(String),
+    /// It will never have room on this card.
+    TooSmall(String),
 }
 
 /// The images of one server.
@@ -213,11 +215,14 @@ impl BuildQueue {
                 }
                 Err(Error::Stopped | Error::Changed) => {}
                 Err(e) => {
-                    let stream = e.leaves_stream();
+                    let (stream, is_too_small) = (e.leaves_stream(), matches!(e, Error::TooSmall { .. }));
                     let text = format!("{:#}", anyhow::Error::from(e));
                     tracing::error!("there is no image for root filesystems of {size} bytes: {text}");
-                    let instead =
-                        if stream { Availability::Archive } else { Availability::Impossible(text.clone()) };
+                    let instead = match (stream, is_too_small) {
+                        (true, _) => Availability::Archive,
+                        (false, true) => Availability::TooSmall(text.clone()),
+                        (false, false) => Availability::Impossible(text.clone()),
+                    };
                     self.recorder.alert("image", Some(text));
                     work.failed.insert((id, size), Failure { at: Instant::now(), instead });
                 }

@@ -161,8 +161,9 @@ pub(crate) struct Inspected {
 /// Reads all entries and all that follows them, to the end of the packed data. What no installation could
 /// extract is an error, by whichever way it would be installed.
 pub(crate) fn inspect(archive: impl Read) -> anyhow::Result<Inspected> {
-    let unpacked = BufReader::with_capacity(1 << 18, Decoder::new(archive)?);
-    let mut reader = Reader::new(unpacked);
+    let whole = Arc::<AtomicBool>::default();
+    let decoder = Decoder::new(archive)?.telling_whole(Arc::clone(&whole));
+    let mut reader = Reader::new(BufReader::with_capacity(1 << 18, decoder)).ending_with(whole);
     let mut evidence = Evidence::new();
     while let Some(entry) = reader.next_entry()? {
         evidence.add(entry, &mut reader)?;

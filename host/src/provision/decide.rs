@@ -166,7 +166,12 @@ impl ControlConnection<'_> {
             Availability::Archive => Ok(Some(Available { archive, id, image: None })),
             Availability::Making(percent) => Err(Box::new(Plan::Wait { seconds: ASK_AGAIN, percent })),
             Availability::Impossible(reason) => {
-                Err(Box::new(self.impossible(question, "nothing can be installed on this card", &reason)))
+                Err(Box::new(self.impossible(question, "nothing can be installed", &reason)))
+            }
+            Availability::TooSmall(reason) => {
+                let plan = self.impossible(question, "nothing can be installed on this card", &reason);
+                let is_wait = matches!(plan, Plan::Wait { .. });
+                Err(Box::new(if is_wait { Plan::Never { seconds: ASK_MUCH_LATER } } else { plan }))
             }
         }
     }

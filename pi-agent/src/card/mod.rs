@@ -2,6 +2,7 @@
 //!
 //! | module | what lives there |
 //! |---|---|
+//! | [`choose`] | which disk is meant, by path, name or rule |
 //! | [`disk`] | disks: what may be written, partitions, nodes to mount |
 //! | `content` | what is on a disk, of whoever: tables, filesystems, and a fingerprint of it all |
 //! | [`mount`] | the root filesystem where it is mounted |
@@ -10,6 +11,7 @@
 //! | `scratch_dir` | folders to mount at that nobody else can reach |
 //! | [`root_path`] | paths inside the installed system, with its links followed |
 
+pub mod choose;
 pub(crate) mod content;
 pub mod disk;
 pub mod inspect;

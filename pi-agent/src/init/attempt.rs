@@ -11,6 +11,7 @@ use log::{Level, LevelFilter, Log, Metadata, Record};
 use super::options::Options;
 use super::supervise::{PASSING, PERMANENT, READY};
 use super::{modules, net, system, wait};
+use crate::card::choose::Which;
 use crate::control::Server;
 
 /// How long a card may take to be found: slow readers on USB take half a minute.
@@ -65,11 +66,14 @@ fn outcome(options: &Options, attempt: Attempt) -> Outcome {
     for complaint in modules::load_all(modules::FOLDER.as_ref()) {
         log::warn!("a module could not be loaded: {complaint}");
     }
-    let disk = &options.disk;
-    if let Err(lacking) = wait::wait_for("the disk", DISK_DEADLINE, || wait::disk(disk)) {
+    let mut settling = wait::Settling::default();
+    let mut options = options.clone();
+    match wait::wait_for("the disk", DISK_DEADLINE, || wait::chosen(&options.disk, &mut settling)) {
+        Ok(Ok(path)) => options.disk = Which::Path(path),
         // The attempt finds the same, and tells piman.
-        log::error!("{lacking}");
+        Ok(Err(lacking)) | Err(lacking) => log::error!("{lacking}"),
     }
+    let options = &options;
     // A network that leads to piman needs nothing; an address of an earlier attempt is confirmed. A serial line
     // needs no network at all.
     let is_line = options.server.as_ref().is_some_and(|server| server.line().is_some());
@@ -136,7 +140,7 @@ mod tests {
         let disk = std::env::current_exe().unwrap();
         let options = Options {
             server: Some("127.0.0.1:5".parse().unwrap()),
-            disk,
+            disk: disk.into(),
             rootfs_port: Some(6),
             ..Options::default()
         };
@@ -150,8 +154,11 @@ mod tests {
     #[test]
     fn over_a_serial_line_no_network_is_waited_for() {
         let disk = std::env::current_exe().unwrap();
-        let options =
-            Options { server: Some("serial:/dev/null:115200".parse().unwrap()), disk, ..Options::default() };
+        let options = Options {
+            server: Some("serial:/dev/null:115200".parse().unwrap()),
+            disk: disk.into(),
+            ..Options::default()
+        };
         let outcome = outcome(&options, |_, server| {
             Outcome::Permanent(format!("{} {}", server.host, server.control_port))
         });

@@ -20,6 +20,7 @@ use crate::telemetry::display::Display;
 use crate::telemetry::log_buffer;
 use crate::telemetry::progress::Progress;
 use crate::trust::Key;
+use crate::unsaid::{self, Unsaid};
 
 /// Asks piman once, installs if it says so, and mounts the root filesystem.
 #[must_use]
@@ -33,7 +34,9 @@ pub fn attempt(options: &Options, server: &Server) -> Outcome {
         server: server.clone(),
         disk: options.disk.clone(),
         size: None,
-        layout: Layout::default(),
+        layout: Layout { table: options.table, data_sectors: options.keep.sectors(), ..Layout::default() },
+        discard: options.discard,
+        keep: options.keep.clone(),
         choice: options.path,
         // Who boots a Pi this way gives its card to piman.
         yes: true,
@@ -43,6 +46,7 @@ pub fn attempt(options: &Options, server: &Server) -> Outcome {
         identity: Identity::of_this_machine(),
         key,
         boot_from: Some(NEW_ROOT.into()),
+        tell_time: install::TELL_TIME,
         service: options.service_port.map(|port| Enrol {
             host: server.host.clone(),
             port,
@@ -79,6 +83,11 @@ pub fn attempt(options: &Options, server: &Server) -> Outcome {
         tell_late(&plan, Stage::Mount, why);
         return Outcome::Permanent(why.into());
     };
+    // What failed when the initramfs was gone already.
+    if let Some((_, Unsaid::NotBooted(why))) = unsaid::kept(Path::new(NEW_ROOT)) {
+        tell_late(&plan, Stage::Boot, &why);
+        unsaid::forget(Path::new(NEW_ROOT));
+    }
     // Looked at here, while it can still be a failure like another.
     match find_init(Path::new(NEW_ROOT), options.init.as_deref()) {
         Ok(_) => match mounted.keep() {

@@ -56,6 +56,8 @@ pub use boot_plan::attempt;
 use console::Console;
 pub use options::Options;
 use supervise::{End, READY, Supervisor};
+
+use crate::unsaid::{self, Unsaid};
 pub use system::NEW_ROOT;
 
 /// What the child is called.
@@ -214,8 +216,10 @@ fn hand_over(options: &Options, arguments: &[OsString], console: &mut Console, s
     }
     // There is no way back: the initramfs is gone. The installed system runs, or the machine
     // starts again from the network.
+    let mut wrong = String::new();
     for _ in 0..INIT_TRIES {
         let error = switch::become_init(&init, arguments);
+        wrong = format!("the installed system's init cannot be run: {}: {error}", init.display());
         console.write_line(format_args!("cannot run {}: {error}", init.display()));
         for other in system::candidates(wanted).filter(|c| *c != init) {
             let error = switch::become_init(other, arguments);
@@ -224,6 +228,11 @@ fn hand_over(options: &Options, arguments: &[OsString], console: &mut Console, s
         let wait = supervisor.passing.wait();
         supervisor.sleep(wait);
     }
+    // The next attempt tells the server: here there is no network any more.
+    if let Err(e) = unsaid::keep(Path::new("/"), None, &Unsaid::NotBooted(wrong)) {
+        console.write_line(format_args!("that cannot be kept for the server: {e}"));
+    }
+    rustix::fs::sync();
     restart_machine(console);
 }
 

@@ -8,7 +8,10 @@
 //! | `piman.rootfs-port=PORT` | where the archive comes from | what the server offers, else 4444 |
 //! | `piman.transfer-port=PORT` | where its log goes when an installation has ended, 0: nowhere | 50001 |
 //! | `piman.service=PORT` | the installed system runs the agent as a service, which dials this port of the server | it does not |
-//! | `piman.disk=DEVICE` | the disk to install on and boot from | `/dev/mmcblk0` |
+//! | `piman.disk=DISK` | the disk to install on and boot from: a device's path; `by-id=NAME`, `by-path=NAME` or `serial=TEXT`; `auto`: the only one; `largest`; `type=mmc\|nvme\|usb\|sata`: the only one of these | `/dev/mmcblk0` |
+//! | `piman.discard=1` | tells the disk, where it can be told, that the parts that will be written hold nothing any more | it is not told |
+//! | `piman.keep_data=SIZE[,LABEL]` | a partition behind the root filesystem that an installation makes once and never touches again; `none`: one that is there may be erased | there is none, and one that is there stops an installation |
+//! | `piman.table=auto\|mbr\|gpt` | the kind of partition table | `auto`: GPT where MBR does not reach |
 //! | `piman.path=auto\|stream\|image` | by which way to install | `auto` |
 //! | `piman.key=KEY` | installs only what is signed for this public key, base64 or a file | the initramfs's `/etc/piman/key.pub`, if there is one |
 //! | `piman.erase=WHAT` | erases what the server's order does not name: `foreign`, `damaged`, `unreadable`, or several with commas | waits for an order that does |
@@ -27,13 +30,15 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use log::LevelFilter;
+use piman_core::install::layout::TableKind;
 use piman_core::install::{CONTROL_PORT, ROOTFS_PORT};
 use piman_core::rpc::PORT as RPC_PORT;
 use piman_core::transfer::PORT as TRANSFER_PORT;
 
 use super::net::Addressing;
+use crate::card::choose::Which;
 use crate::control::Server;
-use crate::install::{Choice, Consent};
+use crate::install::{Choice, Consent, Keep};
 
 /// The longest command line that is read, in bytes; the kernel's own limit is 2048 on arm64.
 pub const CMDLINE_MAX: usize = 64 << 10;
@@ -52,7 +57,13 @@ pub struct Options {
     /// The server's rpc port, if the installed system is to run the agent's service.
     pub service_port: Option<u16>,
     /// The disk to install on and boot from.
-    pub disk: PathBuf,
+    pub disk: Which,
+    /// Whether the parts that will be written are discarded before.
+    pub discard: bool,
+    /// The partition that installations leave alone.
+    pub keep: Keep,
+    /// The kind of partition table.
+    pub table: TableKind,
     /// By which way to install.
     pub path: Choice,
     /// The public key of those who sign images, or its file.
@@ -81,7 +92,10 @@ impl Default for Options {
             rootfs_port: None,
             transfer_port: TRANSFER_PORT,
             service_port: None,
-            disk: PathBuf::from("/dev/mmcblk0"),
+            disk: Which::Path("/dev/mmcblk0".into()),
+            discard: false,
+            keep: Keep::default(),
+            table: TableKind::Auto,
             path: Choice::Auto,
             key: None,
             erase: Consent::default(),
@@ -198,9 +212,12 @@ impl Options {
             "service" if value.is_empty() || value == "1" => self.service_port = Some(RPC_PORT),
             "service" if value == "0" => self.service_port = None,
             "service" => self.service_port = Some(parse_port(value)?),
-            "disk" => self.disk = absolute(value)?,
+            "disk" => self.disk = disk(value)?,
             "init" => self.init = Some(absolute(value)?),
             "log" => self.log = value.parse().map_err(|_| "not off, error, warn, info, debug or trace")?,
+            "discard" => self.discard = switch(value)?,
+            "keep_data" | "keep-data" => self.keep = value.parse()?,
+            "table" => self.table = value.parse()?,
             "path" => self.path = value.parse().map_err(|_| "not auto, archive or image")?,
             "key" if value.is_empty() => return Err("no public key"),
             "key" => self.key = Some(value.to_owned()),
@@ -228,6 +245,13 @@ fn switch(value: &str) -> Result<bool, &'static str> {
         "" | "1" => Ok(true),
         "0" => Ok(false),
         _ => Err("not 0 or 1"),
+    }
+}
+
+fn disk(value: &str) -> Result<Which, &'static str> {
+    match value.parse()? {
+        Which::Path(_) => Ok(Which::Path(absolute(value)?)),
+        which => Ok(which),
     }
 }
 
@@ -279,7 +303,7 @@ mod tests {
             piman.service=7 piman.log=debug piman.shell=1 piman.trust-unmarked\n";
         let want = Options {
             server: Some(server("172.30.1.1", Some(5333))),
-            disk: "/dev/sda".into(),
+            disk: Which::Path("/dev/sda".into()),
             path: Choice::Archive,
             trust_unmarked: true,
             rootfs_port: Some(14444),
@@ -345,7 +369,10 @@ mod tests {
     fn quotes_as_the_kernel_reads_them() {
         let parsed =
             Options::parse(b"piman.disk=\"/dev/with a space\" \"piman.init=/b c\" other=\"piman.shell=1\"");
-        assert_eq!(parsed.disk, PathBuf::from("/dev/with a space"));
+        assert_eq!(parsed.disk, Which::Path("/dev/with a space".into()));
+        let disk = |text: &str| Options::parse(format!("piman.disk={text}").as_bytes()).disk;
+        assert_eq!(disk("type=nvme").to_string(), "type=nvme");
+        assert_eq!(disk("/dev/disk/by-id/mmc-SC32G_0x1").to_string(), "by-id=mmc-SC32G_0x1");
         assert_eq!(parsed.init, Some("/b c".into()));
         assert!(!parsed.shell && parsed.complaints.is_empty());
         assert_eq!(words("a \"\" b\"c d\"e \"open end"), ["a", "", "bc de", "open end"]);
@@ -370,6 +397,6 @@ mod tests {
         let mut bytes = b"piman.disk=/\xff\x00piman.server=\"a\xfe ".repeat(4000);
         bytes.extend([b'x'; CMDLINE_MAX]);
         let parsed = Options::parse(&bytes);
-        assert!(!parsed.disk.as_os_str().is_empty());
+        assert!(!parsed.disk.to_string().is_empty());
     }
 }

@@ -3,12 +3,13 @@
 use std::fs;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs, UdpSocket};
 use std::os::unix::fs::{FileTypeExt, symlink};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use super::net::{self, link, link::Links};
 use super::options::{Host, Options};
+use crate::card::choose::{self, NoDisk, Which};
 use crate::control::Server;
 
 /// How often it is looked whether what is waited for is there.
@@ -73,6 +74,40 @@ pub fn disk(path: &Path) -> Result<u64, String> {
         Some(sectors) => Ok(sectors.saturating_mul(512)),
         // Without /sys the size is found out when the disk is opened.
         None => Ok(0),
+    }
+}
+
+/// How long the disks must stay as they are before a rule chooses among them: one on USB comes seconds after the others.
+const SETTLE: Duration = Duration::from_secs(5);
+
+/// When the disks that are there changed last.
+#[derive(Debug, Default)]
+pub struct Settling(Option<(Vec<(PathBuf, u64)>, Instant)>);
+
+impl Settling {
+    fn is_settled(&mut self, present: Vec<(PathBuf, u64)>, now: Instant) -> bool {
+        match &self.0 {
+            Some((before, since)) if *before == present => now.duration_since(*since) >= SETTLE,
+            _ => {
+                self.0 = Some((present, now));
+                false
+            }
+        }
+    }
+}
+
+/// The disk that is meant, once it is there with a medium in it; an error inside says what waiting does not change.
+///
+/// # Errors
+/// What is missing, in words.
+pub fn chosen(which: &Which, settling: &mut Settling) -> Result<Result<PathBuf, String>, String> {
+    if which.is_rule() && !settling.is_settled(choose::those_present(), Instant::now()) {
+        return Err(format!("looking which disks there are, to take the one that is {which}"));
+    }
+    match which.find() {
+        Ok(path) => disk(&path).map(|_| Ok(path)),
+        Err(NoDisk::None(words)) => Err(words),
+        Err(NoDisk::Several(words)) => Ok(Err(words)),
     }
 }
 
@@ -171,6 +206,23 @@ mod tests {
         assert!(disk(&file).unwrap_err().contains("is a card in the slot?"));
         assert!(disk(Path::new("/dev/null")).unwrap_err().contains("piman.disk="));
         assert!(disk(Path::new("/proc/self/status/x")).is_err());
+    }
+
+    #[test]
+    fn a_rule_waits_until_no_more_disks_appear() {
+        let mut settling = Settling::default();
+        let began = Instant::now();
+        let at = |seconds| began + Duration::from_secs(seconds);
+        let (card, stick) = (("/dev/mmcblk0".into(), 32), ("/dev/sda".into(), 64));
+        assert!(!settling.is_settled(vec![], at(0)));
+        assert!(!settling.is_settled(vec![card.clone()], at(4)));
+        assert!(!settling.is_settled(vec![card.clone()], at(8)));
+        assert!(!settling.is_settled(vec![card.clone(), stick.clone()], at(9)));
+        assert!(settling.is_settled(vec![card, stick], at(14)));
+        // A path is not waited for like that.
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let which = Which::Path(file.path().into());
+        assert_eq!(chosen(&which, &mut Settling::default()), Ok(Ok(file.path().into())));
     }
 
     #[test]

@@ -9,7 +9,7 @@ use anyhow::anyhow;
 use piman_core::install::sums::CHUNK;
 use piman_core::install::{Offer, Stage};
 
-use super::erase::erase_proof;
+use super::erase::{erase_proof, now};
 use super::{Done, Plan, readback, room};
 use crate::card::disk::Disk;
 use crate::card::mount::Mounted;
@@ -44,11 +44,10 @@ pub(super) fn install(
     let connect = |port| move || super::dial(plan, port);
     let supply = Supply::open(connect, plan, offer, &link)?;
     progress.begin(Stage::Partition, 0);
-    let (root, begun) = erase_proof(disk, &plan.layout)?;
+    let (root, begun) = erase_proof(disk, plan)?;
     progress.begin(Stage::Filesystem, 0);
-    let now = i64::try_from(std::time::UNIX_EPOCH.elapsed().map_or(0, |t| t.as_secs())).unwrap_or(0);
     let entries = offer.map_or(0, |o| o.more.entries);
-    ext4::format(disk.file(), root.offset, root.length, entries, "root", now).or_fail(
+    ext4::format(disk.file(), root.offset, root.length, entries, "root", now()).or_fail(
         Stage::Filesystem,
         Cause::Disk,
         format!("making the root filesystem on {disk}"),

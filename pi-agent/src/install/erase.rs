@@ -5,6 +5,7 @@ use std::os::unix::fs::FileExt;
 use piman_core::install::Stage;
 use piman_core::install::layout::Layout;
 
+use super::Plan;
 use super::capacity::probe;
 use crate::card::disk::{Begun, Disk, RootArea, root_in_table};
 use crate::failure::{Cause, Failure, OrFail};
@@ -16,7 +17,8 @@ const BLOCK: usize = 4096;
 
 /// Marks the disk as one whose installation is under way, destroys the proof of what is installed, tries whether the
 /// disk has the room that it says, and then partitions it. A disk that has not gets back what was taken from it.
-pub(super) fn erase_proof(disk: &Disk, layout: &Layout) -> Result<(RootArea, Begun), Failure> {
+pub(super) fn erase_proof(disk: &Disk, plan: &Plan) -> Result<(RootArea, Begun), Failure> {
+    let layout = &plan.layout;
     let root = disk.root_area(layout)?;
     trust::raise(disk.file(), disk.bytes(), layout).or_fail(
         Stage::Partition,
@@ -48,10 +50,33 @@ pub(super) fn erase_proof(disk: &Disk, layout: &Layout) -> Result<(RootArea, Beg
         disk.give_back(&begun)?;
         return Err(failure);
     }
+    if plan.discard {
+        discard(disk, layout, &begun)?;
+    }
     let root = disk.partition(layout, &begun)?;
+    if let Some(label) = plan.keep.label() {
+        disk.make_data(layout, &begun, label, now())?;
+    }
     write_first_block(disk, root.offset, &[0; BLOCK])?;
     disk.sync(Stage::Partition)?;
     Ok((root, begun))
+}
+
+/// That the disk does not take it is no reason to fail: it is only faster where it does.
+fn discard(disk: &Disk, layout: &Layout, begun: &Begun) -> Result<(), Failure> {
+    for area in disk.to_be_written(layout, begun)? {
+        if let Err(e) = disk.discard(area) {
+            log::warn!("{disk} cannot be told that what is on it is not needed (--discard): {e}");
+            return Ok(());
+        }
+    }
+    log::info!("{disk} was told that what is on it is not needed");
+    Ok(())
+}
+
+/// The time, in seconds since 1970.
+pub(super) fn now() -> i64 {
+    i64::try_from(std::time::UNIX_EPOCH.elapsed().map_or(0, |t| t.as_secs())).unwrap_or(0)
 }
 
 fn write_first_block(disk: &Disk, at: u64, block: &[u8; BLOCK]) -> Result<(), Failure> {

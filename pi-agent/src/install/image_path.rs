@@ -29,7 +29,7 @@ pub(super) fn install(
     // Nothing is erased before the chunk table is here and right.
     let mut begun = None;
     let erase = || {
-        begun = Some(erase_proof(disk, &plan.layout)?.1);
+        begun = Some(erase_proof(disk, plan)?.1);
         Ok(())
     };
     let pending = image::install(connect, &order, &area, erase)?;

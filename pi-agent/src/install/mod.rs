@@ -8,6 +8,7 @@ mod capacity;
 mod consent;
 mod erase;
 mod image_path;
+mod keep;
 mod readback;
 mod reporter;
 mod retry;
@@ -15,7 +16,7 @@ pub(crate) mod room;
 
 use std::io;
 use std::net::TcpStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -28,8 +29,10 @@ use piman_core::install::{
 };
 
 pub use consent::Consent;
+pub use keep::Keep;
 pub use retry::run;
 
+use crate::card::choose::Which;
 use crate::card::disk::{Disk, RootArea, read_only_node};
 use crate::card::inspect::{self, Card, Found};
 use crate::card::mount::Mounted;
@@ -40,12 +43,18 @@ use crate::identity::Identity;
 use crate::rpc::unit::Enrol;
 use crate::telemetry::progress::Progress;
 use crate::trust::{self, Key};
+use crate::unsaid::{self, Unsaid};
 use piman_core::hosted::causes::in_one_line;
 use piman_core::install::receipt::Way;
 use reporter::Reporter;
 
 /// How long the server may send nothing: it may have other Pis to serve first.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// How long it is tried by default to tell a server that went away how the installation ended: longer than a network
+/// is away that comes back by itself. A Pi that goes on then tells it later: from the installed system, if that runs
+/// the service, and when it boots from the network next, since its greeting says what is installed.
+pub const TELL_TIME: Duration = Duration::from_secs(240);
 
 /// How often it is said that the server is not ready yet.
 const REMIND: Duration = Duration::from_secs(60);
@@ -88,11 +97,15 @@ pub struct Plan {
     /// Who decides and sends.
     pub server: Server,
     /// The disk: a block device, or a file in place of one.
-    pub disk: PathBuf,
+    pub disk: Which,
     /// Makes a file of this size, in bytes, where there is none.
     pub size: Option<u64>,
     /// Where the partitions lie.
     pub layout: Layout,
+    /// Whether the parts that will be written are discarded before.
+    pub discard: bool,
+    /// The partition that installations leave alone, for which the layout leaves room.
+    pub keep: Keep,
     /// Which way to install.
     pub choice: Choice,
     /// Whether a device that holds something may be erased.
@@ -111,6 +124,8 @@ pub struct Plan {
     pub boot_from: Option<PathBuf>,
     /// The service that the installed system is to run, if wanted.
     pub service: Option<Enrol>,
+    /// How long it is tried to tell a server that went away how the installation ended.
+    pub tell_time: Duration,
 }
 
 /// How it ended.
@@ -156,7 +171,8 @@ struct Done {
 pub fn attempt(plan: &Plan, machine: &mut Machine, progress: &Arc<Progress>) -> Result<Outcome, Failure> {
     progress.begin(Stage::Disk, 0);
     let as_root = rustix::process::geteuid().is_root();
-    let (disk, root) = open(plan).inspect_err(|failure| report_early(plan, failure))?;
+    let opened = plan.disk.open_path().and_then(|path| open(plan, &path));
+    let (disk, root) = opened.inspect_err(|failure| report_early(plan, failure))?;
     let (disk, found) = judge(plan, disk, as_root).inspect_err(|failure| report_early(plan, failure))?;
     let said = format!("{disk}: {found}");
     if machine.said != said {
@@ -186,6 +202,8 @@ pub fn attempt(plan: &Plan, machine: &mut Machine, progress: &Arc<Progress>) -> 
         Start { hello: Some(hello), disk: Some(&told), installed: card.is_installed(plan.trust_unmarked) };
     let (talk, offer) = match decide(plan, start, machine, progress)? {
         (talk, Decision::Format(offer)) => (talk, offer),
+        // The server knows it.
+        (_, Decision::Never) => return Err(never(&disk, machine)),
         (talk, Decision::Unclear) => {
             let error = anyhow!(
                 "the server says what to install in a way that this agent ({}) does not understand: use an agent \
@@ -203,6 +221,7 @@ pub fn attempt(plan: &Plan, machine: &mut Machine, progress: &Arc<Progress>) -> 
     let done = plan
         .erase
         .check(&disk, &found, offer.and_then(|o| o.more.erase), plan)
+        .and_then(|()| keep::check(plan, &disk, &found))
         .and_then(|()| may_erase(plan, &disk, &found))
         .and_then(|()| may_enrol(plan))
         .and_then(|()| trusted(plan, &disk, offer))
@@ -219,16 +238,16 @@ pub fn attempt(plan: &Plan, machine: &mut Machine, progress: &Arc<Progress>) -> 
     if let Err(e) = trust::remember(disk.file(), more.counter, &plan.layout) {
         log::warn!("{disk} does not keep the counter against older images: {e}");
     }
-    reporter.installed(done.image, more.installation);
-    enrol(plan, &disk, &root, &done)?;
+    let told = reporter.installed(done.image, more.installation);
+    enrol(plan, &disk, &root, &done, told)?;
     let Done { image, way, received, written, root } = done;
     Ok(Outcome::Installed { image, way, received, written, took, root })
 }
 
-fn open(plan: &Plan) -> Result<(Disk, RootArea), Failure> {
+fn open(plan: &Plan, path: &Path) -> Result<(Disk, RootArea), Failure> {
     let disk = match plan.size {
-        Some(bytes) => Disk::create(&plan.disk, bytes)?,
-        None => Disk::open(&plan.disk)?,
+        Some(bytes) => Disk::create(path, bytes)?,
+        None => Disk::open(path)?,
     };
     let root = disk
         .root_area(&plan.layout)
@@ -246,8 +265,7 @@ fn judge(plan: &Plan, disk: Disk, as_root: bool) -> Result<(Disk, Found), Failur
     }
     let replayed = replay(&disk);
     // The kernel has let go of the partition; from here on it is ours alone again.
-    drop(disk);
-    let disk = open(plan)?.0;
+    let disk = reopen(plan, disk)?;
     match (replayed, found) {
         (Err(failure), Found { card: Card::Installed(proof), contents, print }) => {
             let why = format!("its journal cannot be replayed ({failure})");
@@ -275,8 +293,14 @@ fn survey(plan: &Plan, disk: Disk, as_root: bool) -> Result<(Disk, Found), Failu
     if disk.is_claimed() {
         return Ok((disk, found));
     }
+    Ok((reopen(plan, disk)?, found))
+}
+
+/// The same disk again, after something else had it.
+fn reopen(plan: &Plan, disk: Disk) -> Result<Disk, Failure> {
+    let path = disk.path().to_owned();
     drop(disk);
-    Ok((open(plan)?.0, found))
+    Ok(open(plan, &path)?.0)
 }
 
 /// Has the kernel replay the journal of a system that was switched off, as it would to boot it.
@@ -340,6 +364,16 @@ fn decide(
     }
 }
 
+/// The server has nothing that will ever have room here.
+fn never(disk: &Disk, machine: &Machine) -> Failure {
+    let why = if machine.reason.is_empty() { "the server does not say why" } else { &machine.reason };
+    let error = anyhow!(
+        "nothing that the server has for this Pi will ever have room on {disk} ({why}); use a larger card, or assign a \
+         smaller image to this Pi; nothing was changed"
+    );
+    Failure { stage: Stage::Disk, cause: Cause::TooSmall, error }
+}
+
 /// An order that is not carried out; the server hears why.
 fn refuse(reporter: Reporter<'_>, error: anyhow::Error) -> Failure {
     let failure = Failure { stage: Stage::Disk, cause: Cause::Refused, error };
@@ -400,9 +434,14 @@ fn may_enrol(plan: &Plan) -> Result<(), Failure> {
 
 /// Puts the service into what was installed. The proof is there by then: a Pi without the service is installed, and
 /// gets it when it boots next.
-fn enrol(plan: &Plan, disk: &Disk, area: &RootArea, done: &Done) -> Result<(), Failure> {
+fn enrol(plan: &Plan, disk: &Disk, area: &RootArea, done: &Done, told: bool) -> Result<(), Failure> {
     let Some(service) = &plan.service else { return Ok(()) };
-    let put = |mounted: &Mounted| service.put(mounted.place()).and_then(|()| mounted.sync());
+    let put = |mounted: &Mounted| {
+        if !told && let Err(e) = unsaid::keep(mounted.place(), Some(&plan.server), &Unsaid::Installed) {
+            log::warn!("keeping on {disk} that the server is to be told: {e}");
+        }
+        service.put(mounted.place()).and_then(|()| mounted.sync())
+    };
     let what = format!("putting the service into the system on {disk}");
     match &done.root {
         // A Pi that boots is worth more than its service.

@@ -21,9 +21,6 @@ const PERIOD: Duration = Duration::from_secs(1);
 /// How often it is looked whether another stage has begun, which is reported at once.
 const LOOK: Duration = Duration::from_millis(100);
 
-/// How long it is tried to tell a server that went away how the installation ended. A Pi that goes on then tells it
-/// when it boots next: its greeting says what is installed.
-const TELL_TIME: Duration = Duration::from_secs(60);
 /// The longest pause between two tries.
 const TELL_PAUSE: Duration = Duration::from_secs(8);
 /// How long the server's machine may take to acknowledge what it was told.
@@ -78,20 +75,21 @@ impl<'a> Reporter<'a> {
         Ok(mounted)
     }
 
-    /// Says that the proof is on the card, on a new connection where the old one is gone.
-    pub(super) fn installed(mut self, id: Hash, installation: Option<Installation>) {
+    /// Says that the proof is on the card, on a new connection where the old one is gone; whether the server was told.
+    pub(super) fn installed(mut self, id: Hash, installation: Option<Installation>) -> bool {
         self.stop();
         self.tell(&|talk| {
             talk.notify(Notice::Committed { id, installation })?;
             talk.report(Report::Formatted)
-        });
+        })
     }
 
     /// Says what went wrong.
     pub(super) fn failed(mut self, failure: &Failure) {
         self.stop();
         let text = in_one_line(failure.error.as_ref());
-        self.tell(&|talk| talk.notify(Notice::Failed { stage: failure.stage, text: &text }));
+        // One that was not told sees it when the Pi asks again.
+        let _ = self.tell(&|talk| talk.notify(Notice::Failed { stage: failure.stage, text: &text }));
     }
 
     fn report(&self, report: Report<'_>) {
@@ -101,7 +99,8 @@ impl<'a> Reporter<'a> {
         }
     }
 
-    fn tell(&self, message: &dyn Fn(&mut ControlConnection) -> anyhow::Result<()>) {
+    /// Whether the server was told, in the time that the plan has for it.
+    fn tell(&self, message: &dyn Fn(&mut ControlConnection) -> anyhow::Result<()>) -> bool {
         let mut talk = self.talk.lock().unwrap_or_else(PoisonError::into_inner);
         let mut backoff = Backoff::new(Duration::from_secs(1), TELL_PAUSE);
         let began = Instant::now();
@@ -118,14 +117,14 @@ impl<'a> Reporter<'a> {
             let e = match told {
                 Ok(open) => {
                     *talk = Some(open);
-                    return;
+                    return true;
                 }
                 Err(e) => e,
             };
-            let left = TELL_TIME.saturating_sub(began.elapsed());
+            let left = self.plan.tell_time.saturating_sub(began.elapsed());
             if left.is_zero() {
                 log::warn!("the server cannot be told how it ended: {e:#}");
-                return;
+                return false;
             }
             log::warn!("the server cannot be told how it ended: {e:#}; trying for {} s more", left.as_secs());
             thread::sleep(backoff.wait().min(left));

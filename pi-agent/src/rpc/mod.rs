@@ -27,6 +27,7 @@ use std::time::{Duration, Instant};
 use piman_core::rpc::Protocol;
 
 use crate::identity::Identity;
+use crate::unsaid;
 use messages::{Address, Member};
 use piman_core::hosted::backoff::Backoff;
 
@@ -60,6 +61,13 @@ pub struct Service {
 
 /// Serves for ever: a lost or refused connection is dialled again, with waits of up to a minute.
 pub fn run(service: &Arc<Service>) -> ! {
+    if unsaid::kept(&service.root).is_some() {
+        let service = Arc::clone(service);
+        let telling = std::thread::Builder::new().name("unsaid".into());
+        if let Err(e) = telling.spawn(move || unsaid::tell(&service.root, &service.identity)) {
+            log::error!("telling the server how the installation ended: starting a thread: {e}");
+        }
+    }
     for address in &service.messages {
         let (service, address) = (Arc::clone(service), address.clone());
         let name = format!("messages {address}");

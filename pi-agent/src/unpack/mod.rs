@@ -175,11 +175,12 @@ fn unpack(
     // Whether the copy may be damaged although the archive is good.
     let in_doubt = expected.is_some() && !checked;
     let (filler, drainer) = pipe(UNPACKED);
+    let whole = Arc::<AtomicBool>::default();
     let (received, extracted) = thread::scope(|scope| {
         let receiver = thread::Builder::new()
             .name("receive".to_owned())
-            .spawn_scoped(scope, || receive(tap, filler, in_doubt))?;
-        let mut reader = Reader::new(drainer);
+            .spawn_scoped(scope, || receive(tap, filler, in_doubt, Arc::clone(&whole)))?;
+        let mut reader = Reader::new(drainer).ending_with(Arc::clone(&whole));
         let extracted = extract(&mut reader, root).and_then(|summary| {
             reader.drain()?;
             Ok((summary, reader.position()))
@@ -225,9 +226,15 @@ enum End {
 
 /// Receives and unpacks until the end. If a copy is in doubt, the rest of a damaged one is
 /// received nonetheless, to know its hash, unless there is a hurry.
-fn receive<S: Source>(mut tap: ResumableReader<'_, S>, mut filler: Filler, in_doubt: bool) -> Received {
+fn receive<S: Source>(
+    mut tap: ResumableReader<'_, S>,
+    mut filler: Filler,
+    in_doubt: bool,
+    whole: Arc<AtomicBool>,
+) -> Received {
     let may_end = Arc::clone(&tap.may_end);
-    let unpacked = Decoder::telling(&mut tap, may_end).and_then(|mut decoder| filler.fill_from(&mut decoder));
+    let unpacked = Decoder::telling(&mut tap, may_end)
+        .and_then(|decoder| filler.fill_from(&mut decoder.telling_whole(whole)));
     let mut end = match unpacked {
         Ok(buffers::Filled::All) => End::LegacySource,
         Ok(buffers::Filled::Unwanted) => End::Unwanted,

@@ -61,10 +61,14 @@ fn a_card_that_is_too_small_is_told_with_both_sizes() {
         "{text}"
     );
     assert_eq!(digest(&file), before, "something was written");
-    // As a program it ends with a code of its own.
-    let mut agent: Command = server.agent(&file, "00000000cafe0009");
-    agent.args(["--server", "127.0.0.1", "--path", "archive", "--transfer-port", "0"]);
-    let output = agent.output().unwrap();
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert_eq!(output.status.code(), Some(3), "{said}");
+    // As a program it ends with a code of its own, by every path: of an image the server knows that.
+    for path in ["archive", "image", "auto"] {
+        let mut agent: Command = server.agent(&file, "00000000cafe0009");
+        agent.args(["--server", "127.0.0.1", "--path", path, "--transfer-port", "0"]);
+        let output = agent.output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(3), "{path}: {said}");
+        assert!(said.contains("a larger card, or assign a smaller image"), "{path}: {said}");
+        assert_eq!(digest(&file), before, "{path}: something was written");
+    }
 }

@@ -1,6 +1,7 @@
 //! What an agent finds on a card, made by the tools of those who made the filesystems, and what becomes of it.
 
 mod foreign;
+mod keep;
 mod medium;
 mod ours;
 

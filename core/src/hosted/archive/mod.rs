@@ -3,12 +3,12 @@
 //!
 //! Understood: v7, ustar, GNU (long names and links, numbers in base 256, sparse files) and
 //! pax (`x` and `g` headers with `path`, `linkpath`, `size`, `uid`, `gid`, `mtime`,
-//! `SCHILY.xattr.*`, `LIBARCHIVE.xattr.*` and `GNU.sparse.*` of versions 0.0, 0.1 and 1.0).
+//! `SCHILY.acl.*`, `SCHILY.xattr.*`, `LIBARCHIVE.xattr.*` and `GNU.sparse.*` of versions 0.0, 0.1 and 1.0).
 //! Unknown types of entries are files, as the standard has it; volume labels are passed over.
 //!
-//! Not supported, and passed over in silence as GNU tar does without its options for them:
-//! access control lists (`SCHILY.acl.*`), SELinux labels (`RHT.security.selinux`), user and
-//! group *names* (the numbers count), access and change times. Refused: archives of several
+//! Not supported, and passed over in silence as GNU tar does without its options for them: SELinux labels
+//! (`RHT.security.selinux`), user and group *names* (the numbers count), access and change times. An access control
+//! list that names somebody without a number is left out, which is logged. Refused: archives of several
 //! volumes.
 //!
 //! ```no_run
@@ -30,6 +30,7 @@
 //! # Ok(()) }
 //! ```
 
+mod acl;
 mod entry;
 mod error;
 mod header;

@@ -4,7 +4,7 @@ use crate::base64;
 use std::prelude::rust_2024::*;
 
 use super::sparse::Map;
-use super::{Damage, NAME_MAX, Time, XATTRS_MAX, Xattr};
+use super::{Damage, NAME_MAX, Time, XATTRS_MAX, Xattr, acl};
 use crate::hosted::archive::header::decimal;
 
 /// What pax headers said about an entry; what they did not is `None`.
@@ -17,6 +17,9 @@ pub(super) struct Pax {
     pub(super) gid: Option<u32>,
     pub(super) mtime: Option<Time>,
     pub(super) xattrs: Vec<Xattr>,
+    /// Access control lists, as the kernel takes them.
+    pub(super) access: Option<Vec<u8>>,
+    pub(super) default: Option<Vec<u8>>,
     pub(super) sparse: Sparse,
 }
 
@@ -71,6 +74,8 @@ impl Pax {
             b"size" => self.size = optional(value, "size", decimal)?,
             b"uid" => self.uid = optional(value, "owner", decimal_u32)?,
             b"gid" => self.gid = optional(value, "group", decimal_u32)?,
+            b"SCHILY.acl.access" => self.access = list(value),
+            b"SCHILY.acl.default" => self.default = list(value),
             b"mtime" => self.mtime = optional(value, "time", time)?,
             _ => {
                 if let Some(name) = key.strip_prefix(b"SCHILY.xattr.") {
@@ -165,6 +170,14 @@ fn name(value: &[u8]) -> Result<Option<Vec<u8>>, Damage> {
         return Err(Damage::TooLong("name"));
     }
     Ok(Some(value).filter(|v| !v.is_empty()).map(<[u8]>::to_vec))
+}
+
+fn list(text: &[u8]) -> Option<Vec<u8>> {
+    let list = acl::parse(text);
+    if list.is_none() && !text.is_empty() {
+        warning!("an access control list that is none, or names somebody without a number, is left out");
+    }
+    list
 }
 
 fn decimal_u32(digits: &[u8]) -> Option<u32> {

@@ -2,10 +2,12 @@
 
 use std::io::{self, BufRead, Read};
 use std::prelude::rust_2024::*;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use super::header::{BLOCK, Format, Header};
 use super::pax::Pax;
-use super::{Damage, Entry, Error, File, Kind, NAME_MAX, PAX_MAX, Time, sparse};
+use super::{Damage, Entry, Error, File, Kind, NAME_MAX, PAX_MAX, Time, Xattr, acl, sparse};
 
 /// Reads an archive entry by entry.
 #[derive(Debug)]
@@ -20,13 +22,30 @@ pub struct Reader<R> {
     name: Vec<u8>,
     global: Pax,
     ended: bool,
+    /// Says at the end of the input that nothing of it is missing.
+    whole: Option<Arc<AtomicBool>>,
+    unmarked: bool,
 }
 
 impl<R: BufRead> Reader<R> {
     /// A reader of the archive that `input` gives from its first byte. Content is passed on
     /// in the pieces that `input` gives, so give it a buffer of 64 KiB or more.
     pub fn new(input: R) -> Self {
-        Self { input, at: 0, left: 0, padding: 0, name: Vec::new(), global: Pax::default(), ended: false }
+        let (name, global) = (Vec::new(), Pax::default());
+        Self { input, at: 0, left: 0, padding: 0, name, global, ended: false, whole: None, unmarked: false }
+    }
+
+    /// Takes an end before a header for the archive's end, too, if `whole` says by then that nothing of the input is
+    /// missing, as what packed it can know ([`Decoder::telling_whole`](crate::hosted::unpack::Decoder::telling_whole)):
+    /// some archivers leave the end marker out.
+    #[must_use]
+    pub fn ending_with(self, whole: Arc<AtomicBool>) -> Self {
+        Self { whole: Some(whole), ..self }
+    }
+
+    /// Whether the archive ended without its end marker.
+    pub const fn is_unmarked(&self) -> bool {
+        self.unmarked
     }
 
     /// The next entry; `None` when the archive has ended with its end marker.
@@ -39,7 +58,16 @@ impl<R: BufRead> Reader<R> {
         self.name.clear();
         let mut said = Said { pax: self.global.clone(), ..Said::default() };
         while !self.ended {
-            let block = self.block()?;
+            let mut block = [0; BLOCK];
+            match self.fill_block(&mut block)? {
+                BLOCK => {}
+                0 if !said.anything && self.whole.as_ref().is_some_and(|whole| whole.load(Relaxed)) => {
+                    (self.ended, self.unmarked) = (true, true);
+                    warning!("the archive has no end marker; nothing of it is missing, as its packing shows");
+                    break;
+                }
+                _ => return Err(self.damage(Damage::Truncated)),
+            }
             if block == [0; BLOCK] {
                 self.end()?;
                 if said.anything {
@@ -159,7 +187,18 @@ impl<R: BufRead> Reader<R> {
         let (mode, uid, gid, mtime) = fields().map_err(|d: Damage| self.damage(d))?;
         let link = pax.link.clone().or(link).unwrap_or_else(|| header.link().to_vec());
         let kind = self.kind(header, &pax, &path, link)?;
-        Ok(Entry { path, kind, mode, uid, gid, mtime, xattrs: pax.xattrs })
+        let mut xattrs = pax.xattrs;
+        let may_have = !matches!(kind, Kind::Symlink(_) | Kind::Hardlink(_));
+        let access = pax.access.filter(|_| may_have).map(|list| (acl::ACCESS, list));
+        let default = pax.default.filter(|_| kind == Kind::Directory).map(|list| (acl::DEFAULT, list));
+        for (name, value) in access.into_iter().chain(default) {
+            if !xattrs.iter().any(|known| known.name == name) {
+                xattrs.push(Xattr { name: name.to_vec(), value });
+            }
+        }
+        let access = xattrs.iter().find(|known| known.name == acl::ACCESS);
+        let mode = access.map_or(mode, |list| acl::mode(mode, &list.value));
+        Ok(Entry { path, kind, mode, uid, gid, mtime, xattrs })
     }
 
     fn kind(&mut self, header: &Header<'_>, pax: &Pax, path: &[u8], link: Vec<u8>) -> Result<Kind, Error> {

@@ -22,6 +22,7 @@
 //! | ... `erase=` | | since revision 2: the fingerprint of what is to be erased; without it nobody's data is |
 //! | `wait seconds= percent=` | piman | in place of `format`: not now, ask again |
 //! | ... `text=…` | | since revision 2: why, and the command that decides; to the end of the line |
+//! | ... `never=1` | | since revision 2: what there is will never have room on this disk: an agent that can ends |
 
 mod clock;
 mod found;

@@ -14,7 +14,7 @@ use anyhow::{Context, bail};
 use clap::Args;
 use pi_agent::control::{self, Machine};
 use pi_agent::identity::Identity;
-use pi_agent::install::{Choice, Consent, Outcome, Plan};
+use pi_agent::install::{Choice, Consent, Keep, Outcome, Plan, TELL_TIME};
 use pi_agent::telemetry::progress::Progress;
 use piman_core::install::layout::Layout;
 
@@ -71,9 +71,11 @@ pub fn run(args: &DemoArgs) -> anyhow::Result<()> {
             control_port: at.control.port(),
             rootfs_port: at.rootfs.port(),
         },
-        disk: card.clone(),
+        disk: card.clone().into(),
         size: Some(args.size),
         layout: Layout::default(),
+        discard: false,
+        keep: Keep::default(),
         choice: Choice::Image,
         yes: false,
         erase: Consent::default(),
@@ -87,6 +89,7 @@ pub fn run(args: &DemoArgs) -> anyhow::Result<()> {
         key: None,
         boot_from: None,
         service: None,
+        tell_time: TELL_TIME,
     };
     let progress = Arc::new(Progress::new());
     let shown = show::Show::start(Arc::clone(&progress));

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::{self, BufReader, Read};
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use piman_core::hash::Hash;
@@ -76,7 +77,9 @@ impl Scan<'_> {
         each: &mut dyn FnMut(Entry, &mut dyn Read) -> Result<(), Error>,
     ) -> Result<(), Error> {
         let decoder = Decoder::new(source).map_err(archive::Error::Read)?;
-        let mut reader = Reader::new(BufReader::with_capacity(PIECE, decoder));
+        let whole = Arc::<AtomicBool>::default();
+        let decoder = decoder.telling_whole(Arc::clone(&whole));
+        let mut reader = Reader::new(BufReader::with_capacity(PIECE, decoder)).ending_with(whole);
         while let Some(entry) = reader.next_entry()? {
             each(entry, &mut reader)?;
         }

@@ -14,6 +14,7 @@ const BLKROGET: Opcode = opcode::none(0x12, 94);
 const BLKRRPART: Opcode = opcode::none(0x12, 95);
 const BLKFLSBUF: Opcode = opcode::none(0x12, 97);
 const BLKSSZGET: Opcode = opcode::none(0x12, 104);
+const BLKDISCARD: Opcode = opcode::none(0x12, 119);
 const BLKPG: Opcode = opcode::none(0x12, 105);
 const BLKGETSIZE64: Opcode = opcode::read::<usize>(0x12, 114);
 const LOOP_CONFIGURE: Opcode = 0x4C0A;
@@ -42,6 +43,12 @@ pub(super) fn read_only(device: &File) -> io::Result<bool> {
 pub(super) fn reread_partitions(device: &File) -> io::Result<()> {
     // SAFETY: BLKRRPART takes no argument.
     Ok(unsafe { ioctl(device, NoArg::<BLKRRPART>::new()) }?)
+}
+
+/// Tells a device that a part of it holds nothing any more; in bytes, whole sectors.
+pub(super) fn discard(device: &File, start: u64, length: u64) -> io::Result<()> {
+    // SAFETY: BLKDISCARD reads two u64.
+    Ok(unsafe { ioctl(device, Setter::<BLKDISCARD, [u64; 2]>::new([start, length])) }?)
 }
 
 /// Forgets what the kernel has cached of a device.

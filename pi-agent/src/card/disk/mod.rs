@@ -3,13 +3,15 @@
 //! | file | what lives there |
 //! |---|---|
 //! | `usage` | who uses a disk, so that it must not be touched; what it calls itself |
-//! | `table` | the partition table and the boot partition |
+//! | `table` | the partition table of either kind and the boot partition |
+//! | `discard` | telling a disk what is not needed any more |
 //! | `withheld` | a root partition that nobody finds before it is complete |
 //! | `wipe` | what others would recognise of what was there before |
 //! | `node` | the root partition as something that can be mounted |
 //! | `window` | a part of a disk as a stream |
 //! | `ioctl` | requests to the kernel |
 
+mod discard;
 mod ioctl;
 mod node;
 mod table;
@@ -28,13 +30,14 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
 use piman_core::install::Stage;
-use piman_core::install::layout::{Layout, SECTOR, SizeError};
+use piman_core::install::layout::{Extent, Layout, Places, SECTOR, SizeError};
 use rustix::fs::{FlockOperation, flock};
 
 pub use node::{RootNode, read_only_node};
-pub use table::{parse_layout, root_in_table};
+pub use table::{data_in_table, is_root_withheld, parse_layout, root_in_table};
+pub(crate) use usage::user_in;
 pub use window::Window;
-pub use withheld::{Begun, is_root_withheld};
+pub use withheld::Begun;
 
 use crate::failure::{Cause, Failure, OrFail};
 
@@ -64,17 +67,26 @@ pub struct RootArea {
 }
 
 impl RootArea {
-    /// Where a layout puts it on a disk of so many bytes.
+    /// Where a layout puts it on a disk of so many bytes with sectors of 512 bytes.
     ///
     /// # Errors
     /// [`Cause::Disk`] if the layout does not fit; says the size that is needed.
     pub fn of(layout: &Layout, disk_bytes: u64) -> Result<Self, Failure> {
-        let sectors = layout.root_on(disk_bytes).map_err(|e| {
-            let cause = if matches!(e, SizeError::TooSmall { .. }) { Cause::TooSmall } else { Cause::Disk };
-            Failure { stage: Stage::Disk, cause, error: anyhow!(e).context("placing the partitions") }
-        })?;
-        Ok(Self { offset: layout.root_start * SECTOR, length: sectors * SECTOR })
+        Ok(Self::from(places(layout, disk_bytes, SECTOR)?.root))
     }
+}
+
+impl From<Extent> for RootArea {
+    fn from(extent: Extent) -> Self {
+        Self { offset: extent.start * SECTOR, length: extent.sectors * SECTOR }
+    }
+}
+
+fn places(layout: &Layout, disk_bytes: u64, sector: u64) -> Result<Places, Failure> {
+    layout.places(disk_bytes, sector).map_err(|e| {
+        let cause = if matches!(e, SizeError::TooSmall { .. }) { Cause::TooSmall } else { Cause::Disk };
+        Failure { stage: Stage::Disk, cause, error: anyhow!(e).context("placing the partitions") }
+    })
 }
 
 impl Disk {
@@ -175,8 +187,16 @@ impl Disk {
     /// # Errors
     /// [`Cause::Disk`] if the layout does not fit; says the size that is needed.
     pub fn root_area(&self, layout: &Layout) -> Result<RootArea, Failure> {
-        let area = RootArea::of(layout, self.bytes)?;
+        let area = RootArea::from(places(layout, self.bytes, self.sector)?.root);
         Ok(RootArea { length: area.length / self.sector * self.sector, ..area })
+    }
+
+    /// Where a layout puts the partition that installations keep, if it has one.
+    ///
+    /// # Errors
+    /// [`Cause::Disk`] if the layout does not fit; says the size that is needed.
+    pub fn data_area(&self, layout: &Layout) -> Result<Option<RootArea>, Failure> {
+        Ok(places(layout, self.bytes, self.sector)?.data.map(RootArea::from))
     }
 
     /// Whether it is a block device, and not a file.
@@ -290,6 +310,11 @@ fn is_device(path: &Path) -> anyhow::Result<bool> {
         bail!("it is a partition: name the whole disk");
     }
     Ok(true)
+}
+
+/// The size of an open disk or of a file in place of one, in bytes.
+fn size_of(disk: &File) -> std::io::Result<u64> {
+    ioctl::size(disk).or_else(|_| Ok(disk.metadata()?.size()))
 }
 
 fn size(file: &File, device: bool) -> std::io::Result<u64> {

@@ -1,61 +1,280 @@
-//! The partition table, and the boot partition's file system.
+//! The partition table of either kind, and the boot partition's file system.
 
 use std::fs::File;
-use std::io::Read;
+use std::io::{self, Read};
+use std::os::unix::fs::FileExt;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use fatfs::{FatType, FileSystem, FormatVolumeOptions, FsOptions};
-use piman_core::install::layout::{Layout, SECTOR};
-use piman_core::install::mbr::{self, FAT32_LBA, LINUX, Mbr, Partition};
+use piman_core::install::gpt::{self, Copy, Gpt};
+use piman_core::install::layout::{Extent, Layout, SECTOR, TableKind};
+use piman_core::install::mbr::{self, FAT32_LBA, LINUX, Mbr};
+use rustix::rand::{GetRandomFlags, getrandom};
 
 use super::{Disk, RootArea, Window};
 
-/// What an entry says of its partition: its type, its first sector, how many it has. The rest differs from one
-/// program to another: places in cylinders, which nobody reads any more, and which one is active.
-fn place(entry: &Partition) -> (u8, u32, u32) {
-    (entry.kind, entry.first, entry.sectors)
+/// The numbers of the partitions in a table of ours, from 0.
+const BOOT: usize = 0;
+const ROOT: usize = 1;
+const DATA: usize = 2;
+
+/// The largest array of a GPT's entries that is read, in bytes.
+const ARRAY_MAX: u64 = 64 << 10;
+
+/// A partition table.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Table {
+    Mbr(Mbr),
+    Gpt(Gpt),
+}
+
+/// What a partition is for, as far as a table says it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Use {
+    Fat,
+    Linux,
+    Other,
+}
+
+/// A partition in either kind of table, in sectors of the disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Place {
+    what: Use,
+    first: u64,
+    sectors: u64,
+}
+
+impl From<&mbr::Partition> for Place {
+    fn from(entry: &mbr::Partition) -> Self {
+        let what = match entry.kind {
+            FAT32_LBA => Use::Fat,
+            LINUX => Use::Linux,
+            _ => Use::Other,
+        };
+        Self { what, first: entry.first.into(), sectors: entry.sectors.into() }
+    }
+}
+
+impl From<&gpt::Partition> for Place {
+    fn from(entry: &gpt::Partition) -> Self {
+        let what = match entry.kind {
+            gpt::BASIC_DATA => Use::Fat,
+            gpt::LINUX => Use::Linux,
+            _ => Use::Other,
+        };
+        Self { what, first: entry.first, sectors: entry.sectors() }
+    }
+}
+
+impl Table {
+    /// Reads the table of a disk of so many bytes. Of a GPT the copy counts where the first one is damaged.
+    pub(super) fn read(disk: &File, bytes: u64, sector: u64) -> anyhow::Result<Self> {
+        let mbr = read_mbr(disk)?;
+        if mbr.partitions.iter().any(|entry| entry.kind == gpt::PROTECTIVE) {
+            let sectors = bytes / sector;
+            let copies = [Copy::First, Copy::Last];
+            if let Some(gpt) = copies.into_iter().find_map(|copy| read_gpt(disk, copy, sector, sectors)) {
+                return Ok(Self::Gpt(gpt));
+            }
+        }
+        Ok(Self::Mbr(mbr))
+    }
+
+    fn is_gpt(&self) -> bool {
+        matches!(self, Self::Gpt(_))
+    }
+
+    fn place(&self, number: usize) -> Option<Place> {
+        match self {
+            Self::Mbr(mbr) => mbr.partitions.get(number).filter(|p| p.is_used()).map(Place::from),
+            Self::Gpt(gpt) => gpt.partitions.get(number).filter(|p| p.is_used()).map(Place::from),
+        }
+    }
+
+    /// Whether it has this partition in the place that another table has it.
+    fn has_as(&self, other: &Self, number: usize) -> bool {
+        let place = self.place(number);
+        self.is_gpt() == other.is_gpt() && place.is_some() && place == other.place(number)
+    }
+
+    /// The partition of Linux with this number, in bytes.
+    fn linux(&self, number: usize, sector: u64) -> Option<RootArea> {
+        let place = self.place(number).filter(|p| p.what == Use::Linux && p.first > 0 && p.sectors > 0)?;
+        let length = place.sectors.checked_mul(sector)?;
+        Some(RootArea { offset: place.first.checked_mul(sector)?, length })
+    }
+
+    fn is_root_withheld(&self) -> bool {
+        match self {
+            Self::Mbr(Mbr { partitions: [_, root, ..], .. }) => {
+                root.kind == LINUX && root.first > 0 && root.sectors == 0
+            }
+            Self::Gpt(Gpt { partitions: [_, root, ..], .. }) => root.is_withheld(),
+        }
+    }
+
+    /// This one with a root partition that no reader finds, and without those of the others that are not to be seen.
+    pub(super) fn withheld(&self, boot: bool, data: bool) -> Self {
+        let mut table = self.clone();
+        match &mut table {
+            Self::Mbr(mbr) => {
+                let [first, root, third, _] = &mut mbr.partitions;
+                root.sectors = 0;
+                for (entry, _) in [(first, boot), (third, data)].into_iter().filter(|(_, shown)| !shown) {
+                    *entry = mbr::Partition::default();
+                }
+            }
+            Self::Gpt(gpt) => {
+                let [first, root, third, _] = &mut gpt.partitions;
+                *root = root.withheld();
+                for (entry, _) in [(first, boot), (third, data)].into_iter().filter(|(_, shown)| !shown) {
+                    *entry = gpt::Partition::NONE;
+                }
+            }
+        }
+        table
+    }
+
+    /// What has to be written, each part where it belongs and on the medium before the next: one that is broken off
+    /// between them is what it was, or what it is to be. `before` is the table that is there.
+    pub(super) fn parts(&self, before: Option<&Self>, sector: u64, sectors: u64) -> Vec<(u64, Vec<u8>)> {
+        let gpt = match self {
+            Self::Mbr(mbr) => return vec![(0, mbr.write().to_vec())],
+            Self::Gpt(gpt) => gpt,
+        };
+        let mut parts = Vec::new();
+        if !before.is_some_and(Self::is_gpt) {
+            // What lies at the end of the disk was a filesystem's: from here on there is none.
+            let [_, root, ..] = &gpt.partitions;
+            let first = if root.is_withheld() { root.attributes } else { root.first };
+            let mut mark = Mbr::new(0);
+            let [_, entry, ..] = &mut mark.partitions;
+            *entry = mbr::Partition::new(LINUX, u32::try_from(first).unwrap_or(u32::MAX), 0);
+            parts.push((0, mark.write().to_vec()));
+        }
+        for copy in [Copy::Last, Copy::First] {
+            let (offset, length) = gpt::place(copy, sector, sectors);
+            let mut bytes = vec![0; usize::try_from(length).unwrap_or(0)];
+            let (header_at, array_at) =
+                if copy == Copy::First { (0, sector) } else { (length.saturating_sub(sector), 0) };
+            put(&mut bytes, header_at, &gpt.header(copy, sector, sectors));
+            put(&mut bytes, array_at, &gpt.entries());
+            parts.push((offset, bytes));
+        }
+        parts.push((0, Gpt::protective(sectors).write().to_vec()));
+        parts
+    }
+}
+
+fn put(bytes: &mut [u8], at: u64, what: &[u8]) {
+    let places = bytes.iter_mut().skip(usize::try_from(at).unwrap_or(usize::MAX));
+    places.zip(what).for_each(|(place, byte)| *place = *byte);
 }
 
 /// The table that a layout makes, and what the disk has of it already.
 pub(super) struct Planned {
     /// The table as it is to be.
-    pub(super) table: Mbr,
+    pub(super) table: Table,
     /// Whether the boot partition is in its place already.
     pub(super) keep_boot: bool,
+    /// Whether the partition that is kept is in its place already.
+    pub(super) keep_data: bool,
 }
 
 impl Planned {
-    /// `old` is the table that the disk has. One that says the same as ours stays as it is, whoever made it.
-    pub(super) fn new(
-        disk: &Disk,
-        layout: &Layout,
-        root: &RootArea,
-        old: Option<Mbr>,
-    ) -> anyhow::Result<Self> {
-        let sector = disk.sector();
-        let partition = |kind, offset: u64, length: u64| -> anyhow::Result<Partition> {
-            if !offset.is_multiple_of(sector) || !length.is_multiple_of(sector) {
-                bail!(
-                    "a partition of {length} bytes at byte {offset} does not fit the disk's sectors of {sector} bytes"
-                );
-            }
-            Ok(Partition::new(kind, u32::try_from(offset / sector)?, u32::try_from(length / sector)?))
-        };
-        let boot = partition(FAT32_LBA, layout.boot_start * SECTOR, layout.boot_sectors * SECTOR)?;
-        let root = partition(LINUX, root.offset, root.length)?;
-        let none = Partition::default();
-        let table = Mbr { partitions: [boot, root, none, none], ..Mbr::new(layout.disk_id) };
-        let Some(mut old) = old else { return Ok(Self { table, keep_boot: false }) };
-        if let [_, withheld, ..] = &mut old.partitions
-            && (withheld.kind, withheld.first, withheld.sectors) == (LINUX, root.first, 0)
-        {
-            withheld.sectors = root.sectors;
-        }
-        let places = |table: &Mbr| table.partitions.map(|entry| place(&entry));
-        let same = old.disk_id == table.disk_id && places(&old) == places(&table);
-        let keep_boot = old.partitions.first().map(place) == Some(place(&boot));
-        Ok(Self { table: if same { old } else { table }, keep_boot })
+    /// `old` is the table that the disk has. An MBR that says the same as ours stays as it is, whoever made it; a GPT's
+    /// partitions that stay keep their identifiers.
+    pub(super) fn new(disk: &Disk, layout: &Layout, old: Option<&Table>) -> anyhow::Result<Self> {
+        let places = layout.places(disk.bytes(), disk.sector())?;
+        let boot = Extent { start: layout.boot_start, sectors: layout.boot_sectors };
+        let boot = in_sectors(disk, boot)?;
+        let scale = disk.sector() / SECTOR;
+        let root = in_sectors(disk, Extent { sectors: places.root.sectors / scale * scale, ..places.root })?;
+        let data = places.data.map(|data| in_sectors(disk, data)).transpose()?;
+        let table =
+            if places.gpt { gpt_of(boot, root, data, old)? } else { mbr_of(layout, boot, root, data)? };
+        let has = |number| old.is_some_and(|old| old.has_as(&table, number));
+        let (keep_boot, keep_data) = (has(BOOT), data.is_some() && has(DATA));
+        Ok(Self { table: old.and_then(|old| same(old, &table)).unwrap_or(table), keep_boot, keep_data })
     }
+}
+
+/// The first sector and the number of sectors, in those of the disk.
+fn in_sectors(disk: &Disk, extent: Extent) -> anyhow::Result<(u64, u64)> {
+    let (sector, offset, length) = (disk.sector(), extent.start * SECTOR, extent.sectors * SECTOR);
+    if !offset.is_multiple_of(sector) || !length.is_multiple_of(sector) {
+        bail!(
+            "a partition of {length} bytes at byte {offset} does not fit the disk's sectors of {sector} bytes"
+        );
+    }
+    Ok((offset / sector, length / sector))
+}
+
+fn mbr_of(
+    layout: &Layout,
+    boot: (u64, u64),
+    root: (u64, u64),
+    data: Option<(u64, u64)>,
+) -> anyhow::Result<Table> {
+    let partition = |kind, (first, sectors): (u64, u64)| -> anyhow::Result<mbr::Partition> {
+        Ok(mbr::Partition::new(kind, u32::try_from(first)?, u32::try_from(sectors)?))
+    };
+    let data = data.map(|data| partition(LINUX, data)).transpose()?.unwrap_or_default();
+    let partitions = [partition(FAT32_LBA, boot)?, partition(LINUX, root)?, data, mbr::Partition::default()];
+    Ok(Table::Mbr(Mbr { partitions, ..Mbr::new(layout.disk_id) }))
+}
+
+fn gpt_of(
+    boot: (u64, u64),
+    root: (u64, u64),
+    data: Option<(u64, u64)>,
+    old: Option<&Table>,
+) -> anyhow::Result<Table> {
+    let old = match old {
+        Some(Table::Gpt(old)) => Some(old),
+        _ => None,
+    };
+    // Whoever knows a partition by its identifier finds it again.
+    let partition = |number: usize, kind, (first, sectors), name| -> anyhow::Result<gpt::Partition> {
+        let before = old.and_then(|old| old.partitions.get(number));
+        let before = before.filter(|p| p.first == first && p.kind == kind);
+        let id = before.map_or_else(guid, |p| Ok(p.id))?;
+        Ok(gpt::Partition::new(kind, id, first, sectors, name))
+    };
+    let disk = old.map_or_else(guid, |old| Ok(old.disk))?;
+    let data = data.map(|data| partition(DATA, gpt::LINUX, data, "data")).transpose()?;
+    let partitions = [
+        partition(BOOT, gpt::BASIC_DATA, boot, "boot")?,
+        partition(ROOT, gpt::LINUX, root, "root")?,
+        data.unwrap_or(gpt::Partition::NONE),
+        gpt::Partition::NONE,
+    ];
+    Ok(Table::Gpt(Gpt { disk, partitions }))
+}
+
+/// An identifier by chance (UUID version 4), as it is on a disk.
+fn guid() -> io::Result<gpt::Guid> {
+    let mut id = [0; 16];
+    if getrandom(&mut id, GetRandomFlags::empty())? != id.len() {
+        return Err(io::Error::other("the system has too few random numbers"));
+    }
+    let [_, _, _, _, _, _, _, version, variant, ..] = &mut id;
+    (*version, *variant) = (*version & 0x0f | 0x40, *variant & 0x3f | 0x80);
+    Ok(id)
+}
+
+/// The MBR that is there, if it says what the new one does; one whose root partition is withheld says it, too. What
+/// else is in it differs from one program to another: places in cylinders, which nobody reads any more, and which
+/// partition is active.
+fn same(old: &Table, new: &Table) -> Option<Table> {
+    let (Table::Mbr(old), Table::Mbr(new)) = (old, new) else { return None };
+    let mut old = old.clone();
+    let places = |table: &Mbr| table.partitions.map(|entry| (entry.kind, entry.first, entry.sectors));
+    let ([_, withheld, ..], [_, root, ..]) = (&mut old.partitions, &new.partitions);
+    if (withheld.kind, withheld.first, withheld.sectors) == (LINUX, root.first, 0) {
+        withheld.sectors = root.sectors;
+    }
+    (old.disk_id == new.disk_id && places(&old) == places(new)).then_some(Table::Mbr(old))
 }
 
 impl Disk {
@@ -100,20 +319,51 @@ fn shape(options: FormatVolumeOptions, sectors: u32) -> FormatVolumeOptions {
 }
 
 /// Reads the table in a disk's first sector.
-pub(super) fn read_table(disk: &File) -> anyhow::Result<Mbr> {
+fn read_mbr(disk: &File) -> anyhow::Result<Mbr> {
     let mut sector = [0; mbr::BYTES];
     Window::new(disk, 0, SECTOR).read_exact(&mut sector).context("reading the partition table")?;
     Ok(Mbr::read(&sector)?)
 }
 
+/// One copy of a GPT, if it is whole.
+fn read_gpt(disk: &File, copy: Copy, sector: u64, sectors: u64) -> Option<Gpt> {
+    let at = gpt::header_at(copy, sectors);
+    let mut bytes = [0; gpt::HEADER];
+    disk.read_exact_at(&mut bytes, at.checked_mul(sector)?).ok()?;
+    let header = gpt::Header::read(&bytes, at)?;
+    let length = u64::from(header.entries).checked_mul(header.entry_bytes.into())?;
+    let mut array = vec![0; usize::try_from(length).ok().filter(|_| length <= ARRAY_MAX)?];
+    disk.read_exact_at(&mut array, header.array.checked_mul(sector)?).ok()?;
+    let sum = gpt::crc32(array.iter().copied());
+    Gpt::read(&header, array.first_chunk()?, sum)
+}
+
+fn read_table(disk: &File) -> anyhow::Result<Table> {
+    Table::read(disk, super::size_of(disk)?, super::sector_bytes(disk))
+}
+
+fn partition_in_table(disk: &File, bytes: u64, number: usize) -> Option<RootArea> {
+    let area = Table::read(disk, bytes, super::sector_bytes(disk)).ok()?;
+    let area = area.linux(number, super::sector_bytes(disk))?;
+    area.offset.checked_add(area.length).is_some_and(|end| end <= bytes).then_some(area)
+}
+
 /// Where the partition table of a disk of so many bytes has the root partition.
 #[must_use]
 pub fn root_in_table(disk: &File, bytes: u64) -> Option<RootArea> {
-    let [_, root, ..] = read_table(disk).ok()?.partitions;
-    let sector = super::sector_bytes(disk);
-    let area = RootArea { offset: u64::from(root.first) * sector, length: u64::from(root.sectors) * sector };
-    (root.kind == LINUX && area.offset > 0 && area.length > 0 && area.offset + area.length <= bytes)
-        .then_some(area)
+    partition_in_table(disk, bytes, ROOT)
+}
+
+/// Where it has the partition behind that one.
+#[must_use]
+pub fn data_in_table(disk: &File, bytes: u64) -> Option<RootArea> {
+    partition_in_table(disk, bytes, DATA)
+}
+
+/// Whether a disk's root partition is withheld: an installation began and did not end.
+#[must_use]
+pub fn is_root_withheld(disk: &File) -> bool {
+    read_table(disk).is_ok_and(|table| table.is_root_withheld())
 }
 
 /// Reads a layout as `sfdisk --dump` writes it: `label-id`, and two partitions with `start=`
@@ -129,12 +379,14 @@ pub fn parse_layout(text: &str) -> anyhow::Result<Layout> {
         let bad = || format!("line {number} of the layout: {line}");
         let line = line.trim();
         if let Some(id) = line.strip_prefix("label-id:") {
-            let id = id.trim().trim_start_matches("0x");
-            layout.disk_id = u32::from_str_radix(id, 16).with_context(bad)?;
-        } else if let Some(label) = line.strip_prefix("label:") {
-            if label.trim() != "dos" {
-                bail!("{}: only dos (MBR) is possible", bad());
+            // That of a GPT is another one for each disk.
+            if layout.table != TableKind::Gpt {
+                let id = id.trim().trim_start_matches("0x");
+                layout.disk_id = u32::from_str_radix(id, 16).with_context(bad)?;
             }
+        } else if let Some(label) = line.strip_prefix("label:") {
+            let kind = label.trim().parse().map_err(|_| anyhow!("only dos (MBR) and gpt are possible"));
+            layout.table = kind.with_context(bad)?;
         } else if let Some(bytes) = line.strip_prefix("sector-size:") {
             let bytes: u64 = bytes.trim().parse().with_context(bad)?;
             if !matches!(bytes, 512 | 4096) {
@@ -163,7 +415,9 @@ pub fn parse_layout(text: &str) -> anyhow::Result<Layout> {
 }
 
 fn is_header(line: &str) -> bool {
-    ["device:", "unit:", "first-lba:", "last-lba:", "grain:"].iter().any(|h| line.starts_with(h))
+    ["device:", "unit:", "first-lba:", "last-lba:", "grain:", "table-length:"]
+        .iter()
+        .any(|h| line.starts_with(h))
 }
 
 fn partition_line(line: &str) -> anyhow::Result<(u64, Option<u64>)> {
@@ -173,7 +427,7 @@ fn partition_line(line: &str) -> anyhow::Result<(u64, Option<u64>)> {
         match field.split_once('=').map(|(k, v)| (k.trim(), v.trim())) {
             Some(("start", v)) => start = Some(v.parse().context("start= is no number of sectors")?),
             Some(("size", v)) => size = Some(v.parse().context("size= is no number of sectors")?),
-            Some(("type" | "Id" | "uuid" | "name", _)) | None => {}
+            Some(("type" | "Id" | "uuid" | "name" | "attrs", _)) | None => {}
             Some((other, _)) => bail!("{other}= is not known"),
         }
     }
@@ -223,7 +477,7 @@ mod tests {
         let disk = Disk::create(&folder.path().join("card"), 128 << 20).unwrap();
         let layout = Layout::default();
         partition(&disk, &layout);
-        let ours = read_table(disk.file()).unwrap();
+        let ours = read_mbr(disk.file()).unwrap();
         boot(&disk, &layout, |fs| {
             fs.root_dir().create_file("config.txt").unwrap().write_all(b"arm_64bit=1").unwrap();
         });
@@ -235,11 +489,11 @@ mod tests {
             })
         };
         sfdisk(&disk, DUMP);
-        let theirs = read_table(disk.file()).unwrap();
+        let theirs = read_mbr(disk.file()).unwrap();
         assert_ne!(theirs, ours);
         partition(&disk, &layout);
         assert_eq!(kept(&layout).as_deref(), Some("arm_64bit=1"));
-        assert_eq!(read_table(disk.file()).unwrap(), theirs, "it says what is wanted");
+        assert_eq!(read_mbr(disk.file()).unwrap(), theirs, "it says what is wanted");
         // Another name, another root partition, and one too many: the table is ours then, and the files stay.
         sfdisk(
             &disk,
@@ -247,7 +501,7 @@ mod tests {
         );
         partition(&disk, &layout);
         assert_eq!(kept(&layout).as_deref(), Some("arm_64bit=1"));
-        assert_eq!(read_table(disk.file()).unwrap(), ours);
+        assert_eq!(read_mbr(disk.file()).unwrap(), ours);
         // A boot partition of another size is another one.
         let shorter = Layout { boot_sectors: 80_000, ..layout };
         partition(&disk, &shorter);
@@ -272,6 +526,7 @@ mod tests {
                     boot_sectors: 8192,
                     root_start: 16384,
                     root_sectors: Some(4096),
+                    ..Layout::default()
                 },
                 "040302010000 000000000c0000000008000000200000 00000000830000000040000000100000",
             ),
@@ -300,10 +555,10 @@ mod tests {
             disk.boot_partition(&layout, false).unwrap_or_else(|e| panic!("{sectors} sectors: {e:#}"));
             boot(&disk, &layout, |fs| assert!(fs.stats().unwrap().free_clusters() > 0, "{sectors} sectors"));
         }
-        let before = read_table(disk.file()).is_err();
+        let before = read_mbr(disk.file()).is_err();
         let failure = disk.begin(&layout(41)).unwrap_err().to_string();
         assert!(failure.contains("the boot partition is too small"), "{failure}");
-        assert_eq!(read_table(disk.file()).is_err(), before, "nothing was written");
+        assert_eq!(read_mbr(disk.file()).is_err(), before, "nothing was written");
     }
 
     #[test]
@@ -311,7 +566,8 @@ mod tests {
         let dump = "label: dos\nlabel-id: 0x5f5d7a31\ndevice: /dev/mmcblk0\nunit: sectors\n\n\
                     /dev/mmcblk0p1 : start=        8192, size=       88472, type=c\n\
                     /dev/mmcblk0p2 : start=       98304, type=83\n";
-        assert_eq!(parse_layout(dump).unwrap(), Layout::default());
+        assert_eq!(parse_layout(dump).unwrap(), Layout { table: TableKind::Mbr, ..Layout::default() });
+        assert_eq!(parse_layout(&dump.replace("dos", "gpt")).unwrap().table, TableKind::Gpt);
         let sized = dump.replace("98304,", "98304, size= 4096,");
         assert_eq!(parse_layout(&sized).unwrap().root_sectors, Some(4096));
     }
@@ -319,7 +575,7 @@ mod tests {
     #[test]
     fn bad_layouts_name_the_line() {
         for (bad, word) in [
-            ("label: gpt\n", "line 1"),
+            ("label: sun\n", "line 1"),
             ("label-id: zz", "line 1"),
             ("\nhello", "line 2"),
             ("p1 : start=x, size=1", "start="),

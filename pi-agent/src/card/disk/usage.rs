@@ -26,12 +26,13 @@ fn in_folder(folder: &Path) -> Option<String> {
 /// Who uses a disk, as the beginning of a sentence; `None` if nobody does.
 pub(super) fn user_of(path: &Path, device: bool) -> anyhow::Result<Option<String>> {
     let meta = fs::metadata(path).context("there is no such disk")?;
-    if !device {
-        return Ok(loop_on(path));
-    }
-    let disk = sysfs(meta.rdev());
-    let mut parts = vec![disk.clone()];
-    for entry in fs::read_dir(&disk).into_iter().flatten().flatten() {
+    Ok(if device { user_in(&sysfs(meta.rdev())) } else { loop_on(path) })
+}
+
+/// Who uses the disk that the kernel describes in this folder, as the beginning of a sentence; `None` if nobody does.
+pub(crate) fn user_in(disk: &Path) -> Option<String> {
+    let mut parts = vec![disk.to_owned()];
+    for entry in fs::read_dir(disk).into_iter().flatten().flatten() {
         if entry.path().join("partition").exists() {
             parts.push(entry.path());
         }
@@ -42,25 +43,29 @@ pub(super) fn user_of(path: &Path, device: bool) -> anyhow::Result<Option<String
         let name =
             fs::canonicalize(&part).ok().and_then(|p| Some(p.file_name()?.to_string_lossy().into_owned()));
         let name = name.unwrap_or_else(|| number.to_owned());
-        if let Some(place) = mounted_at(number) {
-            return Ok(Some(format!("/dev/{name} is mounted at {place}")));
+        if let Some(place) = mounted_at(number, &name) {
+            return Some(format!("/dev/{name} is mounted at {place}"));
         }
         if swaps(&name) {
-            return Ok(Some(format!("/dev/{name} is used as swap")));
+            return Some(format!("/dev/{name} is used as swap"));
         }
         if let Some(holder) = fs::read_dir(part.join("holders")).ok().and_then(|mut d| d.next()?.ok()) {
-            return Ok(Some(format!("/dev/{name} is used by {}", holder.file_name().display())));
+            return Some(format!("/dev/{name} is used by {}", holder.file_name().display()));
         }
     }
-    Ok(None)
+    None
 }
 
-/// Where a device with the number `major:minor` is mounted.
-fn mounted_at(number: &str) -> Option<String> {
+/// Where a device with the number `major:minor` and this name is mounted. Some filesystems, as btrfs, have a number of
+/// their own, and name the device only.
+fn mounted_at(number: &str, name: &str) -> Option<String> {
     let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
+    let node = format!("/dev/{name}");
     mounts.lines().find_map(|line| {
-        let mut words = line.split(' ');
-        (words.nth(2)? == number).then(|| words.nth(1).unwrap_or("?").to_owned())
+        let (what, from) = line.split_once(" - ")?;
+        let mut words = what.split(' ');
+        let is_it = words.nth(2)? == number || from.split(' ').nth(1) == Some(&node);
+        is_it.then(|| words.nth(1).unwrap_or("?").to_owned())
     })
 }
 

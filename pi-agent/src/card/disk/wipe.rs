@@ -3,6 +3,7 @@
 
 use std::os::unix::fs::FileExt;
 
+use piman_core::install::gpt::{self, Copy};
 use piman_core::install::layout::{Layout, SECTOR};
 
 use super::{Disk, RootArea};
@@ -10,30 +11,51 @@ use crate::card::content::filesystem;
 use crate::card::content::source::{DiskSource, Region};
 use crate::card::content::table::gpt_headers;
 
-/// Wipes signatures on the whole disk and where its partitions will be. A boot partition that is kept stays as it is.
+/// What stays as it is.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Kept {
+    /// The boot partition.
+    pub(super) boot: bool,
+    /// The partition behind the root partition.
+    pub(super) data: bool,
+    /// The GPT, which is ours.
+    pub(super) gpt: bool,
+}
+
+/// Wipes signatures on the whole disk and where its partitions will be, but for what is kept.
 pub(super) fn signatures(
     disk: &Disk,
     layout: &Layout,
     root: &RootArea,
-    keep_boot: bool,
+    data: Option<RootArea>,
+    kept: Kept,
 ) -> std::io::Result<()> {
     let source = DiskSource { file: disk.file(), bytes: disk.bytes(), sector: disk.sector() };
     let whole = Region::whole(&source);
-    let (boot_start, boot_bytes) = (layout.boot_start * SECTOR, layout.boot_sectors * SECTOR);
+    let boot = RootArea { offset: layout.boot_start * SECTOR, length: layout.boot_sectors * SECTOR };
     let mut found: Vec<(u64, u64)> = gpt_headers(&whole).into_iter().map(|at| (at, SECTOR)).collect();
-    for region in [whole, whole.part(boot_start, boot_bytes), whole.part(root.offset, root.length)] {
+    let parts = [Some(boot), Some(*root), data].into_iter().flatten();
+    for region in [whole].into_iter().chain(parts.map(|area| whole.part(area.offset, area.length))) {
         let places = filesystem::signatures(&region).into_iter();
         found.extend(places.map(|(at, length)| (region.offset() + at, length)));
     }
     // The first sector is the table.
-    let kept = |at: u64| at < SECTOR || keep_boot && (boot_start..boot_start + boot_bytes).contains(&at);
-    for (at, length) in found.into_iter().filter(|(at, _)| !kept(*at)) {
+    let mut keep = vec![RootArea { offset: 0, length: SECTOR }];
+    if kept.gpt {
+        let copies = [Copy::First, Copy::Last];
+        let places = copies.map(|copy| gpt::place(copy, disk.sector(), disk.bytes() / disk.sector()));
+        keep.extend(places.map(|(offset, length)| RootArea { offset, length }));
+    }
+    keep.extend(Some(boot).filter(|_| kept.boot).into_iter().chain(data.filter(|_| kept.data)));
+    let is_kept = |at: u64| keep.iter().any(|area| (area.offset..area.offset + area.length).contains(&at));
+    for (at, length) in found.into_iter().filter(|(at, _)| !is_kept(*at)) {
         zero(disk, at, length)?;
     }
-    // Where a GPT has its entries. A partition that begins there may be one that is kept.
-    let entries = if disk.sector() == SECTOR { 34 * SECTOR } else { 6 * disk.sector() };
-    let end = entries.min(boot_start).min(root.offset);
-    zero(disk, SECTOR, end.saturating_sub(SECTOR))?;
+    if !kept.gpt {
+        // Where a GPT has its entries. A partition that begins there may be one that is kept.
+        let end = gpt::table_bytes(disk.sector()).min(boot.offset).min(root.offset);
+        zero(disk, SECTOR, end.saturating_sub(SECTOR))?;
+    }
     disk.file().sync_data()
 }
 

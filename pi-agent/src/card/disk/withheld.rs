@@ -2,41 +2,34 @@
 //! installation that is under way.
 //!
 //! It is the partition table that says "nothing here yet": before anything else is touched the disk gets our table,
-//! with the root partition's start and a size of zero, which every reader of such a table passes over. The kernel
-//! is told of the partition in so many words. The entry gets its size after the proof is on the medium. So an
-//! installation that is broken off anywhere leaves a disk that is known for what it is.
+//! with the root partition's start and, in an MBR, a size of zero, which every reader of such a table passes over; in a
+//! GPT, an entry without a type. The kernel is told of the partition in so many words. The entry becomes a partition
+//! after the proof is on the medium. So an installation that is broken off anywhere leaves a disk that is known for
+//! what it is.
 
-use std::fs::File;
 use std::os::unix::fs::FileExt;
 
+use piman_core::hosted::ext4;
 use piman_core::install::Stage;
+use piman_core::install::gpt::{self, Copy};
 use piman_core::install::layout::{Layout, SECTOR};
-use piman_core::install::mbr::{LINUX, Mbr, Partition};
 
-use super::table::{Planned, read_table};
+use super::table::{Planned, Table};
 use super::{Disk, RootArea, wipe};
 use crate::failure::{Cause, Failure, OrFail};
-
-type Sector = [u8; SECTOR as usize];
 
 /// An installation that is under way.
 #[derive(Debug)]
 #[must_use = "the disk has no root partition until it is shown"]
 pub struct Begun {
-    /// The first sector as it was.
-    before: Sector,
+    /// What was where the table is.
+    before: Vec<(u64, Vec<u8>)>,
     /// The table as it is to be when the root partition is complete.
-    table: Mbr,
+    table: Table,
     /// Whether the boot partition that is there stays.
     keep_boot: bool,
-}
-
-/// The table without its root partition.
-fn withheld(table: &Mbr) -> Mbr {
-    let mut table = table.clone();
-    let [_, root, ..] = &mut table.partitions;
-    root.sectors = 0;
-    table
+    /// Whether the partition for data that is there stays.
+    keep_data: bool,
 }
 
 impl Disk {
@@ -46,26 +39,16 @@ impl Disk {
     /// # Errors
     /// [`Cause::Disk`] if the layout does not fit, and nothing was changed then; or if the disk cannot be written.
     pub fn begin(&self, layout: &Layout) -> Result<Begun, Failure> {
-        let root = self.root_area(layout)?;
-        let what = format!("making the partition table of {self}");
-        let planned = Planned::new(self, layout, &root, read_table(&self.file).ok()).or_fail(
-            Stage::Partition,
-            Cause::Disk,
-            what,
-        )?;
-        let mut before = [0; SECTOR as usize];
-        if let Err(e) = self.file.read_exact_at(&mut before, 0) {
-            // It was ordered to erase what cannot be read.
-            log::warn!("the first sector of {self} cannot be read: {e}");
-        }
+        let what = || format!("making the partition table of {self}");
+        self.root_area(layout)?;
+        let old = self.table();
+        let planned =
+            Planned::new(self, layout, old.as_ref()).or_fail(Stage::Partition, Cause::Disk, what())?;
         let keep_boot = planned.keep_boot && self.has_boot_filesystem(layout);
-        let begun = Begun { before, table: planned.table, keep_boot };
-        let mut mark = withheld(&begun.table);
-        if let ([boot, ..], false) = (&mut mark.partitions, keep_boot) {
-            // One that comes back to this disk must not take what lies there for a boot partition of ours.
-            *boot = Partition::default();
-        }
-        self.put_table(&mark.write(), Stage::Partition)?;
+        let before = self.table_areas(matches!(planned.table, Table::Gpt(_)));
+        let begun = Begun { before, table: planned.table, keep_boot, keep_data: planned.keep_data };
+        // One that comes back to this disk must not take what lies there for a boot partition of ours.
+        self.put_table(&begun.table.withheld(keep_boot, begun.keep_data), Stage::Partition)?;
         Ok(begun)
     }
 
@@ -74,7 +57,22 @@ impl Disk {
     /// # Errors
     /// [`Cause::Disk`] if the disk cannot be written.
     pub fn give_back(&self, begun: &Begun) -> Result<(), Failure> {
-        self.put_table(&begun.before, Stage::Disk)
+        // The first sector last: it says which table counts.
+        for (at, bytes) in begun.before.iter().rev() {
+            self.put(*at, bytes, Stage::Disk)?;
+        }
+        Ok(())
+    }
+
+    /// The parts of the disk that are written from now on.
+    ///
+    /// # Errors
+    /// [`Cause::Disk`] if the layout does not fit.
+    pub fn to_be_written(&self, layout: &Layout, begun: &Begun) -> Result<Vec<RootArea>, Failure> {
+        let boot = RootArea { offset: layout.boot_start * SECTOR, length: layout.boot_sectors * SECTOR };
+        let boot = Some(boot).filter(|_| !begun.keep_boot);
+        let data = self.data_area(layout)?.filter(|_| !begun.keep_data);
+        Ok([boot, Some(self.root_area(layout)?), data].into_iter().flatten().collect())
     }
 
     /// Wipes what others would recognise, and writes the partition table, still without the root partition, and an
@@ -85,16 +83,35 @@ impl Disk {
     pub fn partition(&self, layout: &Layout, begun: &Begun) -> Result<RootArea, Failure> {
         let root = self.root_area(layout)?;
         let what = format!("wiping what is left of other filesystems and tables on {self}");
-        wipe::signatures(self, layout, &root, begun.keep_boot).or_fail(
-            Stage::Partition,
-            Cause::Disk,
-            what,
-        )?;
+        let data = self.data_area(layout)?;
+        let kept = wipe::Kept {
+            boot: begun.keep_boot,
+            data: begun.keep_data,
+            gpt: matches!(begun.table, Table::Gpt(_)),
+        };
+        wipe::signatures(self, layout, &root, data, kept).or_fail(Stage::Partition, Cause::Disk, what)?;
         let what = format!("making the boot partition of {self}");
         self.boot_partition(layout, begun.keep_boot).or_fail(Stage::Partition, Cause::Disk, what)?;
         self.sync(Stage::Partition)?;
-        self.put_table(&withheld(&begun.table).write(), Stage::Partition)?;
+        self.put_table(&begun.table.withheld(true, begun.keep_data), Stage::Partition)?;
         Ok(root)
+    }
+
+    /// Makes the filesystem of the partition behind the root partition, if the layout has one and it is not there
+    /// yet, and then shows it.
+    ///
+    /// # Errors
+    /// [`Cause::Disk`] if the disk cannot be written, or it has no room for a filesystem.
+    pub fn make_data(&self, layout: &Layout, begun: &Begun, label: &str, now: i64) -> Result<(), Failure> {
+        let Some(area) = self.data_area(layout)?.filter(|_| !begun.keep_data) else { return Ok(()) };
+        let what = format!("making the filesystem that installations keep, {label}, on {self}");
+        ext4::format(&self.file, area.offset, area.length, 0, label, now).or_fail(
+            Stage::Filesystem,
+            Cause::Disk,
+            what,
+        )?;
+        self.sync(Stage::Filesystem)?;
+        self.put_table(&begun.table.withheld(true, true), Stage::Partition)
     }
 
     /// Gives the root partition to the table on the disk.
@@ -102,29 +119,51 @@ impl Disk {
     /// # Errors
     /// [`Cause::Disk`] if the disk cannot be written.
     pub fn show_root(&self, begun: &Begun) -> Result<(), Failure> {
-        self.put_table(&begun.table.write(), Stage::Commit)
+        self.put_table(&begun.table, Stage::Commit)
     }
 
-    fn put_table(&self, sector: &Sector, stage: Stage) -> Result<(), Failure> {
+    fn table(&self) -> Option<Table> {
+        Table::read(&self.file, self.bytes, self.sector).ok()
+    }
+
+    /// What is where a table will be, the first sector first. What cannot be read cannot be given back.
+    fn table_areas(&self, gpt: bool) -> Vec<(u64, Vec<u8>)> {
+        let copies = [Copy::First, Copy::Last].into_iter().filter(|_| gpt);
+        let copies = copies.map(|copy| gpt::place(copy, self.sector, self.bytes / self.sector));
+        let read = |(at, length): (u64, u64)| {
+            let mut bytes = vec![0; usize::try_from(length).unwrap_or(0)];
+            match self.file.read_exact_at(&mut bytes, at) {
+                Ok(()) => Some((at, bytes)),
+                Err(e) => {
+                    // It was ordered to erase what cannot be read.
+                    log::warn!("byte {at} of {self} cannot be read: {e}");
+                    None
+                }
+            }
+        };
+        [(0, SECTOR)].into_iter().chain(copies).filter_map(read).collect()
+    }
+
+    fn put_table(&self, table: &Table, stage: Stage) -> Result<(), Failure> {
+        for (at, bytes) in table.parts(self.table().as_ref(), self.sector, self.bytes / self.sector) {
+            self.put(at, &bytes, stage)?;
+        }
+        Ok(())
+    }
+
+    fn put(&self, at: u64, bytes: &[u8], stage: Stage) -> Result<(), Failure> {
         let what = format!("writing the partition table of {self}");
-        self.file.write_all_at(sector, 0).or_fail(stage, Cause::Disk, what)?;
+        self.file.write_all_at(bytes, at).or_fail(stage, Cause::Disk, what)?;
         self.sync(stage)
     }
-}
-
-/// Whether a disk's root partition is withheld: an installation began and did not end.
-#[must_use]
-pub fn is_root_withheld(disk: &File) -> bool {
-    read_table(disk).is_ok_and(|table| {
-        let [_, root, ..] = table.partitions;
-        root.kind == LINUX && root.first > 0 && root.sectors == 0
-    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::card::disk::root_in_table;
+    use crate::card::disk::{is_root_withheld, root_in_table};
+
+    type Sector = [u8; 512];
 
     const SIZE: std::ops::Range<usize> = 446 + 16 + 12..446 + 16 + 16;
 

@@ -1,0 +1,354 @@
+//! The partition table of a large disk (GPT; UEFI specification, chapter 5): a header and an array of entries at its
+//! start, a copy of both at its end, and an MBR that says that there is one.
+//!
+//! Only the first [`PARTITIONS`] entries are ever used; the array has the 128 that every program expects.
+
+use super::mbr::{self, Mbr};
+
+/// The partitions that a table of ours can have.
+pub const PARTITIONS: usize = 4;
+/// The size of an entry.
+pub const ENTRY: usize = 128;
+/// The size of the array of entries.
+pub const ARRAY: usize = 128 * ENTRY;
+/// The size of a header.
+pub const HEADER: usize = 92;
+/// The partition type of the MBR before a GPT.
+pub const PROTECTIVE: u8 = 0xee;
+
+const SIGNATURE: [u8; 8] = *b"EFI PART";
+const REVISION: u32 = 0x0001_0000;
+
+/// An identifier as it is on the disk: its first three numbers are little-endian.
+pub type Guid = [u8; 16];
+
+/// The type of a partition that is not used.
+pub const UNUSED: Guid = [0; 16];
+/// The type of a filesystem that firmware and others read: EBD0A0A2-B9E5-4433-87C0-68B6B72699C7.
+pub const BASIC_DATA: Guid = *b"\xa2\xa0\xd0\xeb\xe5\xb9\x33\x44\x87\xc0\x68\xb6\xb7\x26\x99\xc7";
+/// The type of a filesystem of Linux: 0FC63DAF-8483-4772-8E79-3D69D8477DE4.
+pub const LINUX: Guid = *b"\xaf\x3d\xc6\x0f\x83\x84\x72\x47\x8e\x79\x3d\x69\xd8\x47\x7d\xe4";
+/// The identifier of an entry that is not used and says that a partition will be there.
+pub const WITHHELD: Guid = *b"piman: to follow";
+
+/// One partition, in sectors of the disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub struct Partition {
+    /// Its type; [`UNUSED`]: there is none.
+    pub kind: Guid,
+    /// Its own identifier.
+    pub id: Guid,
+    /// Its first sector.
+    pub first: u64,
+    /// Its last sector.
+    pub last: u64,
+    /// What programs may do with it.
+    pub attributes: u64,
+    /// Its name in UTF-16.
+    pub name: [u16; 36],
+}
+
+impl Partition {
+    /// None.
+    pub const NONE: Self = Self { kind: UNUSED, id: UNUSED, first: 0, last: 0, attributes: 0, name: [0; 36] };
+
+    /// A partition that begins at this sector and has so many.
+    #[must_use]
+    pub fn new(kind: Guid, id: Guid, first: u64, sectors: u64, name: &str) -> Self {
+        let mut partition = Self { kind, id, first, ..Self::NONE };
+        partition.last = first.saturating_add(sectors).saturating_sub(1);
+        for (place, unit) in partition.name.iter_mut().zip(name.encode_utf16()) {
+            *place = unit;
+        }
+        partition
+    }
+
+    /// Whether there is one.
+    #[must_use]
+    pub fn is_used(&self) -> bool {
+        self.kind != UNUSED
+    }
+
+    /// How many sectors it has.
+    #[must_use]
+    pub const fn sectors(&self) -> u64 {
+        self.last.saturating_sub(self.first).saturating_add(1)
+    }
+
+    /// This one as an entry that every reader passes over, and that says what is to follow. Some readers take one that
+    /// begins somewhere for a partition, whatever its type says.
+    #[must_use]
+    pub fn withheld(&self) -> Self {
+        Self { id: WITHHELD, attributes: self.first, ..Self::NONE }
+    }
+
+    /// Whether it is one that is to follow.
+    #[must_use]
+    pub fn is_withheld(&self) -> bool {
+        !self.is_used() && self.id == WITHHELD && self.attributes > 0
+    }
+
+    fn read(entry: &[u8; ENTRY]) -> Self {
+        let mut fields = Fields(entry);
+        let (kind, id) = (fields.take(), fields.take());
+        let [first, last, attributes] = [fields.u64(), fields.u64(), fields.u64()];
+        let name = core::array::from_fn(|_| u16::from_le_bytes(fields.take()));
+        Self { kind, id, first, last, attributes, name }
+    }
+
+    fn bytes(&self) -> impl Iterator<Item = u8> {
+        let numbers = [self.first, self.last, self.attributes].into_iter().flat_map(u64::to_le_bytes);
+        let ids = self.kind.into_iter().chain(self.id);
+        ids.chain(numbers).chain(self.name.into_iter().flat_map(u16::to_le_bytes))
+    }
+}
+
+/// A table.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub struct Gpt {
+    /// The disk's identifier.
+    pub disk: Guid,
+    /// Its partitions, in the order of their numbers.
+    pub partitions: [Partition; PARTITIONS],
+}
+
+/// What a header says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub struct Header {
+    /// The disk's identifier.
+    pub disk: Guid,
+    /// The first sector of the array of entries.
+    pub array: u64,
+    /// How many entries it has.
+    pub entries: u32,
+    /// The size of each.
+    pub entry_bytes: u32,
+    /// The array's checksum.
+    pub array_sum: u32,
+}
+
+/// Which of the two copies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub enum Copy {
+    /// At the start of the disk: the header, then the array.
+    First,
+    /// At its end: the array, then the header.
+    Last,
+}
+
+/// The sectors that an array takes.
+const fn array_sectors(sector: u64) -> u64 {
+    (ARRAY as u64).div_ceil(if sector == 0 { 512 } else { sector })
+}
+
+/// How much of the start of a disk is the table's, with the MBR, in bytes.
+#[must_use]
+pub const fn table_bytes(sector: u64) -> u64 {
+    (2 + array_sectors(sector)) * sector
+}
+
+/// Where a copy begins on a disk of so many sectors, and how long it is, in bytes.
+#[must_use]
+pub const fn place(copy: Copy, sector: u64, sectors: u64) -> (u64, u64) {
+    let count = 1 + array_sectors(sector);
+    let start = match copy {
+        Copy::First => 1,
+        Copy::Last => sectors.saturating_sub(count),
+    };
+    (start * sector, count * sector)
+}
+
+/// Where the header of a copy is: its sector.
+#[must_use]
+pub const fn header_at(copy: Copy, sectors: u64) -> u64 {
+    match copy {
+        Copy::First => 1,
+        Copy::Last => sectors.saturating_sub(1),
+    }
+}
+
+impl Header {
+    /// Reads one that lies in the sector `at`; `None` if it is none or its checksum is wrong.
+    #[must_use]
+    pub fn read(bytes: &[u8; HEADER], at: u64) -> Option<Self> {
+        let mut fields = Fields(bytes);
+        let right = fields.take() == SIGNATURE;
+        let [_revision, size, sum, _reserved] = [fields.u32(), fields.u32(), fields.u32(), fields.u32()];
+        let here = fields.u64();
+        let [_other, _first, _last] = [fields.u64(), fields.u64(), fields.u64()];
+        let (disk, array) = (fields.take(), fields.u64());
+        let [entries, entry_bytes, array_sum] = [fields.u32(), fields.u32(), fields.u32()];
+        let summed = (0..).zip(bytes).map(|(i, byte)| if (16..20).contains(&i) { 0 } else { *byte });
+        let right = right && size as usize == HEADER && here == at && crc32(summed) == sum;
+        right.then_some(Self { disk, array, entries, entry_bytes, array_sum })
+    }
+}
+
+impl Gpt {
+    /// The table with this header, whose array begins with `first` and has the checksum `sum`; `None` if that is not
+    /// the one that the header says.
+    #[must_use]
+    pub fn read(header: &Header, first: &[u8; PARTITIONS * ENTRY], sum: u32) -> Option<Self> {
+        if sum != header.array_sum
+            || header.entry_bytes as usize != ENTRY
+            || (header.entries as usize) < PARTITIONS
+        {
+            return None;
+        }
+        let mut partitions = [Partition::NONE; PARTITIONS];
+        for (partition, entry) in partitions.iter_mut().zip(first.as_chunks().0) {
+            *partition = Partition::read(entry);
+        }
+        Some(Self { disk: header.disk, partitions })
+    }
+
+    /// The array's bytes that are not zero.
+    #[must_use]
+    pub fn entries(&self) -> [u8; PARTITIONS * ENTRY] {
+        let mut bytes = [0; PARTITIONS * ENTRY];
+        let all = self.partitions.iter().flat_map(Partition::bytes);
+        for (place, byte) in bytes.iter_mut().zip(all) {
+            *place = byte;
+        }
+        bytes
+    }
+
+    /// The header of a copy on a disk of so many sectors of this size.
+    #[must_use]
+    pub fn header(&self, copy: Copy, sector: u64, sectors: u64) -> [u8; HEADER] {
+        let zeros = core::iter::repeat_n(0, ARRAY - PARTITIONS * ENTRY);
+        let array_sum = crc32(self.entries().into_iter().chain(zeros));
+        let array = match copy {
+            Copy::First => 2,
+            Copy::Last => sectors.saturating_sub(1 + array_sectors(sector)),
+        };
+        let other = if copy == Copy::First { Copy::Last } else { Copy::First };
+        let usable = (2 + array_sectors(sector), sectors.saturating_sub(2 + array_sectors(sector)));
+        let fill = |sum: u32| {
+            let mut bytes = [0; HEADER];
+            let words =
+                |words: &[u32], at: &mut dyn FnMut(&[u8])| words.iter().for_each(|w| at(&w.to_le_bytes()));
+            let mut rest = bytes.iter_mut();
+            let mut put = |field: &[u8]| rest.by_ref().zip(field).for_each(|(place, byte)| *place = *byte);
+            put(&SIGNATURE);
+            words(&[REVISION, HEADER as u32, sum, 0], &mut put);
+            for number in [header_at(copy, sectors), header_at(other, sectors), usable.0, usable.1] {
+                put(&number.to_le_bytes());
+            }
+            put(&self.disk);
+            put(&array.to_le_bytes());
+            words(&[(ARRAY / ENTRY) as u32, ENTRY as u32, array_sum], &mut put);
+            bytes
+        };
+        fill(crc32(fill(0)))
+    }
+
+    /// The first sector of a disk with a GPT: to a program that knows only MBRs all of it is in use.
+    #[must_use]
+    pub fn protective(sectors: u64) -> Mbr {
+        let count = u32::try_from(sectors.saturating_sub(1)).unwrap_or(u32::MAX);
+        let mut mbr = Mbr::new(0);
+        let [first, ..] = &mut mbr.partitions;
+        *first =
+            mbr::Partition { cylinders: [[0, 2, 0], [0xff; 3]], ..mbr::Partition::new(PROTECTIVE, 1, count) };
+        mbr
+    }
+}
+
+/// Takes fields off the front of an array that is known to be long enough; what is missing reads as 0.
+struct Fields<'a>(&'a [u8]);
+
+impl Fields<'_> {
+    fn take<const N: usize>(&mut self) -> [u8; N] {
+        let Some((field, rest)) = self.0.split_first_chunk::<N>() else { return [0; N] };
+        self.0 = rest;
+        *field
+    }
+
+    fn u32(&mut self) -> u32 {
+        u32::from_le_bytes(self.take())
+    }
+
+    fn u64(&mut self) -> u64 {
+        u64::from_le_bytes(self.take())
+    }
+}
+
+/// The checksum of a GPT (as in Ethernet and gzip). Bit by bit: 16 KiB are summed a few times in an installation.
+#[must_use]
+pub fn crc32(bytes: impl IntoIterator<Item = u8>) -> u32 {
+    let step = |sum: u32, byte: u8| {
+        (0..8).fold(sum ^ u32::from(byte), |sum, _| (sum >> 1) ^ (0xedb8_8320 & 0_u32.wrapping_sub(sum & 1)))
+    };
+    !bytes.into_iter().fold(!0, step)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn table() -> Gpt {
+        let mut partitions = [Partition::NONE; PARTITIONS];
+        partitions[0] = Partition::new(BASIC_DATA, [1; 16], 8192, 88_472, "boot");
+        partitions[1] = Partition::new(LINUX, [2; 16], 98_304, 1 << 33, "root");
+        Gpt { disk: *b"0123456789abcdef", partitions }
+    }
+
+    fn sum(table: &Gpt) -> u32 {
+        crc32(table.entries().into_iter().chain([0; ARRAY - PARTITIONS * ENTRY]))
+    }
+
+    #[test]
+    fn the_checksum_that_everybody_has() {
+        assert_eq!(crc32(*b"123456789"), 0xcbf4_3926);
+    }
+
+    #[test]
+    fn a_table_and_back() {
+        let table = table();
+        let sectors = 6_000_000_000;
+        for (copy, at) in [(Copy::First, 1), (Copy::Last, sectors - 1)] {
+            let bytes = table.header(copy, 512, sectors);
+            let header = Header::read(&bytes, at).unwrap();
+            assert_eq!((header.disk, header.entries, header.entry_bytes), (table.disk, 128, 128));
+            assert_eq!(header.array, if copy == Copy::First { 2 } else { sectors - 33 });
+            assert_eq!(Gpt::read(&header, &table.entries(), sum(&table)).as_ref(), Some(&table));
+            assert_eq!(Gpt::read(&header, &table.entries(), 0), None);
+            // One in another place is another one's copy.
+            assert_eq!(Header::read(&bytes, at - 1), None);
+            for damaged in 0..HEADER {
+                let mut bytes = bytes;
+                bytes[damaged] ^= 1;
+                assert_eq!(Header::read(&bytes, at), None, "byte {damaged}");
+            }
+        }
+        assert_eq!(place(Copy::First, 512, sectors), (512, 33 * 512));
+        assert_eq!(place(Copy::Last, 512, sectors), ((sectors - 33) * 512, 33 * 512));
+        assert_eq!(place(Copy::Last, 4096, 1000), (995 * 4096, 5 * 4096));
+        assert_eq!((table_bytes(512), table_bytes(4096)), (34 * 512, 6 * 4096));
+    }
+
+    #[test]
+    fn what_is_withheld_is_no_partition() {
+        let mut table = table();
+        let shown = table.partitions[1];
+        assert!(shown.is_used() && !shown.is_withheld() && shown.sectors() == 1 << 33);
+        table.partitions[1] = shown.withheld();
+        let header = Header::read(&table.header(Copy::First, 4096, 1 << 30), 1).unwrap();
+        let read = Gpt::read(&header, &table.entries(), sum(&table)).unwrap().partitions[1];
+        assert!(!read.is_used() && read.is_withheld() && (read.first, read.last) == (0, 0));
+        assert!(!Partition::NONE.is_withheld());
+    }
+
+    #[test]
+    fn the_mbr_before_it() {
+        let small = Gpt::protective(1000).partitions;
+        assert_eq!((small[0].kind, small[0].first, small[0].sectors), (PROTECTIVE, 1, 999));
+        assert_eq!(Gpt::protective(1 << 40).partitions[0].sectors, u32::MAX);
+        assert!(small[1..].iter().all(|p| !p.is_used()));
+    }
+}
