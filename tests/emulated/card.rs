@@ -1,4 +1,4 @@
-//! Cards as files: copies, what changed on them, and filesystems as a shutdown leaves them.
+//! Cards as files: what changed on them, and filesystems as a shutdown leaves them.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -11,12 +11,6 @@ use rustix::io::Errno;
 
 /// The unit in which cards are compared.
 pub(crate) const BLOCK: u64 = 4096;
-
-/// A copy that has holes where the card has.
-pub(crate) fn copy(card: &Path, to: &Path) {
-    let status = Command::new("cp").arg("--sparse=always").arg(card).arg(to).status().unwrap();
-    assert!(status.success(), "cp: {status}");
-}
 
 /// The numbers of the blocks in which two cards of the same size differ.
 pub(crate) fn changed_blocks(before: &Path, after: &Path) -> Vec<u64> {
