@@ -8,7 +8,9 @@ mod extract; // path A against GNU tar, and its faults
 mod fitness; // what cannot boot is refused before a card is touched
 mod image;
 mod manifest; // images: what is known, told and sent of them
+mod nth_call; // a state that fails in the middle of a decision
 mod old_peers;
+mod only_known; // nobody but the Pis of the device list
 mod orders; // to reinstall, exactly once
 mod original_servers; // in Python, as they were
 mod our_agent;

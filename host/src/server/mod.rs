@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use piman_core::hosted::dial::serial::Listening;
 use piman_core::install::{CONTROL_PORT, FETCH_PORT, ROOTFS_PORT};
 use rustix::process::{Resource, getrlimit, setrlimit};
@@ -22,6 +22,7 @@ use crate::images::source::Source;
 use crate::net::drain::Drain;
 use crate::net::listen::{Gate, bind};
 use crate::netboot::ready;
+use crate::state::server_lock::ServerLock;
 use crate::state::{self, Identity, Recorder, Sqlite, State};
 use crate::{messages, netboot, provision, rpc};
 use services::{Bound, Who};
@@ -77,26 +78,25 @@ pub struct Server {
     rpc: Option<rpc::Server>,
     messages: Option<messages::Running>,
     lines: Vec<Listening>,
+    /// Last, so that nobody else serves before all of this has ended.
+    _lock: ServerLock,
 }
 
 impl Server {
-    /// Starts everything; when it returns, all listeners accept.
+    /// Starts everything; when it returns, all listeners accept. What can fail is done first: a start that fails
+    /// has changed nothing in the state folder, or in another one.
     ///
     /// # Errors
-    /// If the archive, the state folder or a port cannot be used; the message says what to do.
+    /// If another server uses the state folder, the settings contradict each other or the state, or the archive, the
+    /// state folder or a port cannot be used; the message says what to do.
     pub fn start(settings: Settings) -> anyhow::Result<Self> {
         raise_file_limit();
-        let named = settings.rootfs.is_some();
-        if named || !settings.state.join(state::FILE).exists() {
-            // Before a state is begun for a server that cannot be.
-            settings.check(named)?;
-        }
+        let lock = ServerLock::on(&settings.state)?;
+        let preview = state::preview(&settings.state)?;
+        settings.check(&preview)?;
         ready::wait(&settings.own_addresses(), settings.dhcp_interface(), settings.wait)?;
         let source = settings.rootfs.as_deref().map(Source::open).transpose()?;
-        let state: Arc<dyn State> = Arc::new(Sqlite::serve(&settings.state)?);
-        let has_images = !state.catalogue().context("which images are installed")?.images.is_empty();
-        let installs = source.is_some() || has_images;
-        settings.check(installs)?;
+        let installs = source.is_some() || preview.images > 0;
         if !installs {
             tracing::info!(
                 "nothing is installed: there is neither --rootfs nor an image of `piman image add`"
@@ -111,10 +111,14 @@ impl Server {
             .map(|s| Bound::transfer(s, ip, settings.stall, settings.old, gate("transfer")));
         let telemetry = settings.telemetry.as_ref().map(|s| Bound::telemetry(s, ip, gate("telemetry")));
         let (transfer, telemetry) = (transfer.transpose()?, telemetry.transpose()?);
-        let netboot = settings.netboot.as_ref().map(|n| netboot::Bound::open(n, ip)).transpose()?;
         let rpc_listener = settings.rpc_port.map(|port| bind(ip, port, "--rpc-port")).transpose()?;
+        let operator = settings.state.join(rpc::SOCKET);
+        if rpc_listener.is_some() {
+            rpc::check_operator(&operator)?;
+        }
         let messages = settings.messages.as_ref().map(messages::Bound::open).transpose()?;
         let secret = secret(&settings)?;
+        let netboot = settings.netboot.as_ref().map(|n| netboot::Bound::open(n, ip)).transpose()?;
         let addresses = Addresses {
             install: install.as_ref().map(|i| i.addresses),
             transfer: transfer.as_ref().map(|t| t.address),
@@ -124,12 +128,27 @@ impl Server {
             rpc: rpc_listener.as_ref().map(std::net::TcpListener::local_addr).transpose()?,
             messages: messages.as_ref().map_or_else(Vec::new, |m| m.addresses.clone()),
         };
+        let control = runtime("control", 2)?;
+        let cores = std::thread::available_parallelism().map_or(2, usize::from);
+        let bulk = runtime("bulk", cores.max(2))?;
+        // Whoever connects over a line already waits until the service behind it accepts.
+        let services = addresses.by_port();
+        let lines = serial::start(&settings.serial, &services)?;
+        if let Some(first) = settings.bluetooth {
+            serial::start_bluetooth(first, &services)?;
+        }
+
+        // From here on the state is written.
+        let lock = ServerLock::take(&settings.state, lock)?;
+        let state: Arc<dyn State> = Arc::new(Sqlite::serve(&settings.state)?);
+        let images = state.catalogue().context("which images are installed")?.images;
+        ensure!(
+            images.is_empty() == (preview.images == 0),
+            "images were added or removed while the server was starting: start it again"
+        );
 
         let (recorder, state_thread) = Recorder::start(Arc::clone(&state)).context("starting a thread")?;
         let drain = Drain::default();
-        let cores = std::thread::available_parallelism().map_or(2, usize::from);
-        let control = runtime("control", 2)?;
-        let bulk = runtime("bulk", cores.max(2))?;
         let shared = provision::Shared {
             state: Arc::clone(&state),
             recorder: Arc::clone(&recorder),
@@ -141,7 +160,7 @@ impl Server {
         let rpc = rpc_listener.map(|listener| {
             let plan = rpc::Plan {
                 listener,
-                operator: Some(settings.state.join(rpc::SOCKET)),
+                operator: Some(operator),
                 secret,
                 connections: settings.connections,
                 connections_per_address: settings.connections_per_address,
@@ -166,11 +185,8 @@ impl Server {
             None => Identity::of(address).key(),
         };
         let who: Who = Arc::new(who);
-        listeners.extend([transfer, telemetry].into_iter().flatten().map(|b| b.start(&drain, &who, &bulk)));
-        let services = addresses.by_port();
-        let lines = serial::start(&settings.serial, &services)?;
-        if let Some(first) = settings.bluetooth {
-            serial::start_bluetooth(first, &services)?;
+        for service in [transfer, telemetry].into_iter().flatten() {
+            listeners.push(service.start(&drain, &who, &bulk)?);
         }
         let shutdown = settings.shutdown;
         Ok(Self {
@@ -186,6 +202,7 @@ impl Server {
             rpc,
             messages,
             lines,
+            _lock: lock,
         })
     }
 

@@ -33,12 +33,13 @@ pub struct Bound {
 
 #[derive(Debug)]
 enum Kind {
-    Transfer(Arc<Transfers>, Duration),
+    /// The folder is opened when nothing else can fail: uploads have a folder in it.
+    Transfer(TransferSettings, Timeouts),
     Telemetry(Arc<TelemetryServer>),
 }
 
 impl Bound {
-    /// Opens the folder and binds the port of the transfer service. `talk`: how long a client may take for what it
+    /// Looks at the folder and binds the port of the transfer service. `talk`: how long a client may take for what it
     /// says before the bytes of a file; `limits`: for those.
     ///
     /// # Errors
@@ -50,11 +51,9 @@ impl Bound {
         limits: Limits,
         gate: Arc<Gate>,
     ) -> anyhow::Result<Self> {
-        let folder =
-            Folder::open(&settings.folder).with_context(|| unusable("--transfer-dir", &settings.folder))?;
+        Folder::check(&settings.folder).with_context(|| unusable("--transfer-dir", &settings.folder))?;
         let timeouts = Timeouts { talk: talk.min(Duration::from_secs(60)), limits };
-        let transfers = Arc::new(Transfers::new(Arc::new(folder), timeouts));
-        Self::bind(ip, settings.port, "--transfer-port", gate, Kind::Transfer(transfers, settings.keep))
+        Self::bind(ip, settings.port, "--transfer-port", gate, Kind::Transfer(settings.clone(), timeouts))
     }
 
     /// Opens the folder and binds the port of the telemetry service.
@@ -75,18 +74,30 @@ impl Bound {
     }
 
     /// Accepts from now on.
-    pub fn start(self, drain: &Drain, who: &Who, runtime: &Runtime) -> JoinHandle<()> {
+    ///
+    /// # Errors
+    /// If the folder cannot be used after all.
+    pub fn start(self, drain: &Drain, who: &Who, runtime: &Runtime) -> anyhow::Result<JoinHandle<()>> {
         let (drain, who) = (drain.clone(), Arc::clone(who));
-        runtime.spawn(async move {
-            let ended = match self.kind {
-                Kind::Transfer(transfers, keep) => {
+        let transfers = match &self.kind {
+            Kind::Transfer(settings, timeouts) => {
+                let folder = Folder::open(&settings.folder)
+                    .with_context(|| unusable("--transfer-dir", &settings.folder))?;
+                Some(Arc::new(Transfers::new(Arc::new(folder), *timeouts)))
+            }
+            Kind::Telemetry(_) => None,
+        };
+        Ok(runtime.spawn(async move {
+            let ended = match (self.kind, transfers) {
+                (Kind::Transfer(TransferSettings { keep, .. }, _), Some(transfers)) => {
                     let begin = move |socket: &_| {
                         tune(socket);
                         drain.transfer()
                     };
                     transfer::run(self.listener, self.gate, transfers, keep, begin).await
                 }
-                Kind::Telemetry(streams) => {
+                (Kind::Transfer(..), None) => Ok(()),
+                (Kind::Telemetry(streams), _) => {
                     let who = move |address| who(address);
                     telemetry::run(self.listener, self.gate, streams, who, tune).await
                 }
@@ -94,7 +105,7 @@ impl Bound {
             if let Err(e) = ended {
                 tracing::error!("{e:#}");
             }
-        })
+        }))
     }
 }
 
