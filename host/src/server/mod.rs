@@ -1,5 +1,6 @@
 //! `piman serve`: everything a server consists of, from start to end.
 
+mod opened;
 pub mod serial;
 pub mod services;
 
@@ -13,19 +14,18 @@ use anyhow::{Context, ensure};
 use piman_core::hosted::dial::serial::Listening;
 use piman_core::install::{CONTROL_PORT, FETCH_PORT, ROOTFS_PORT};
 use rustix::process::{Resource, getrlimit, setrlimit};
-use tokio::runtime::{Builder, Runtime};
+use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::Instant;
 
 use crate::config::Settings;
-use crate::images::source::Source;
 use crate::net::drain::Drain;
-use crate::net::listen::{Gate, bind};
 use crate::netboot::ready;
 use crate::state::server_lock::ServerLock;
 use crate::state::{self, Identity, Recorder, Sqlite, State};
-use crate::{messages, netboot, provision, rpc};
-use services::{Bound, Who};
+use crate::{messages, provision, rpc};
+use opened::Opened;
+use services::Who;
 
 /// How often a server that is being stopped looks whether everything has finished.
 const LOOK: Duration = Duration::from_millis(50);
@@ -95,48 +95,7 @@ impl Server {
         let preview = state::preview(&settings.state)?;
         settings.check(&preview)?;
         ready::wait(&settings.own_addresses(), settings.dhcp_interface(), settings.wait)?;
-        let source = settings.rootfs.as_deref().map(Source::open).transpose()?;
-        let installs = source.is_some() || preview.images > 0;
-        if !installs {
-            tracing::info!(
-                "nothing is installed: there is neither --rootfs nor an image of `piman image add`"
-            );
-        }
-        let ip = settings.listen;
-        let install = installs.then(|| provision::Bound::open(&settings, source)).transpose()?;
-        let gate = |name| Gate::new(name, settings.connections, settings.connections_per_address);
-        let transfer = settings
-            .transfer
-            .as_ref()
-            .map(|s| Bound::transfer(s, ip, settings.stall, settings.old, gate("transfer")));
-        let telemetry = settings.telemetry.as_ref().map(|s| Bound::telemetry(s, ip, gate("telemetry")));
-        let (transfer, telemetry) = (transfer.transpose()?, telemetry.transpose()?);
-        let rpc_listener = settings.rpc_port.map(|port| bind(ip, port, "--rpc-port")).transpose()?;
-        let operator = settings.state.join(rpc::SOCKET);
-        if rpc_listener.is_some() {
-            rpc::check_operator(&operator)?;
-        }
-        let messages = settings.messages.as_ref().map(messages::Bound::open).transpose()?;
-        let secret = secret(&settings)?;
-        let netboot = settings.netboot.as_ref().map(|n| netboot::Bound::open(n, ip)).transpose()?;
-        let addresses = Addresses {
-            install: install.as_ref().map(|i| i.addresses),
-            transfer: transfer.as_ref().map(|t| t.address),
-            telemetry: telemetry.as_ref().map(|s| s.address),
-            tftp: netboot.as_ref().map(|n| n.tftp),
-            dhcp: netboot.as_ref().and_then(netboot::Bound::dhcp),
-            rpc: rpc_listener.as_ref().map(std::net::TcpListener::local_addr).transpose()?,
-            messages: messages.as_ref().map_or_else(Vec::new, |m| m.addresses.clone()),
-        };
-        let control = runtime("control", 2)?;
-        let cores = std::thread::available_parallelism().map_or(2, usize::from);
-        let bulk = runtime("bulk", cores.max(2))?;
-        // Whoever connects over a line already waits until the service behind it accepts.
-        let services = addresses.by_port();
-        let lines = serial::start(&settings.serial, &services)?;
-        if let Some(first) = settings.bluetooth {
-            serial::start_bluetooth(first, &services)?;
-        }
+        let opened = Opened::open(&settings, preview.images > 0)?;
 
         // From here on the state is written.
         let lock = ServerLock::take(&settings.state, lock)?;
@@ -147,6 +106,17 @@ impl Server {
             "images were added or removed while the server was starting: start it again"
         );
 
+        Self::run_all(&settings, opened, state, lock)
+    }
+
+    /// Starts to accept.
+    fn run_all(
+        settings: &Settings,
+        opened: Opened,
+        state: Arc<dyn State>,
+        lock: ServerLock,
+    ) -> anyhow::Result<Self> {
+        let Opened { addresses, control, bulk, lines, .. } = opened;
         let (recorder, state_thread) = Recorder::start(Arc::clone(&state)).context("starting a thread")?;
         let drain = Drain::default();
         let shared = provision::Shared {
@@ -154,14 +124,14 @@ impl Server {
             recorder: Arc::clone(&recorder),
             drain: drain.clone(),
         };
-        let install = install.map(|i| i.start(&settings, shared, &control, &bulk)).transpose()?;
+        let install = opened.install.map(|i| i.start(settings, shared, &control, &bulk)).transpose()?;
         let here = control.enter();
         let connected = rpc::ConnectedPis::default();
-        let rpc = rpc_listener.map(|listener| {
+        let rpc = opened.rpc.map(|listener| {
             let plan = rpc::Plan {
                 listener,
-                operator: Some(operator),
-                secret,
+                operator: Some(opened.operator),
+                secret: opened.secret,
                 connections: settings.connections,
                 connections_per_address: settings.connections_per_address,
             };
@@ -173,10 +143,10 @@ impl Server {
         let messages = {
             let _here = bulk.enter();
             let (all, per_address) = (settings.connections, settings.connections_per_address);
-            messages.map(|m| m.start(all, per_address, settings.stall)).transpose()?
+            opened.messages.map(|m| m.start(all, per_address, settings.stall)).transpose()?
         };
         let mut listeners = Vec::new();
-        if let Some(netboot) = netboot {
+        if let Some(netboot) = opened.netboot {
             listeners.extend(netboot.start(Arc::clone(&recorder), state, &bulk));
         }
         let service = install.as_ref().map(|i| Arc::clone(&i.service));
@@ -185,16 +155,15 @@ impl Server {
             None => Identity::of(address).key(),
         };
         let who: Who = Arc::new(who);
-        for service in [transfer, telemetry].into_iter().flatten() {
+        for service in [opened.transfer, opened.telemetry].into_iter().flatten() {
             listeners.push(service.start(&drain, &who, &bulk)?);
         }
-        let shutdown = settings.shutdown;
         Ok(Self {
             addresses,
             install,
             drain,
             recorder,
-            shutdown,
+            shutdown: settings.shutdown,
             control,
             bulk,
             listeners,
@@ -296,26 +265,6 @@ impl Server {
         }
         tracing::info!("stopped");
     }
-}
-
-/// The password of the rpc port.
-fn secret(settings: &Settings) -> anyhow::Result<rpc::Secret> {
-    let Some(file) = &settings.rpc_password_file else {
-        if settings.rpc_port.is_some() {
-            tracing::warn!("rpc: without --rpc-password-file everybody may connect and pass for a Pi");
-        }
-        return Ok(rpc::Secret::new(None));
-    };
-    rpc::Secret::read(file)
-}
-
-fn runtime(name: &str, threads: usize) -> anyhow::Result<Runtime> {
-    Builder::new_multi_thread()
-        .worker_threads(threads)
-        .thread_name(name)
-        .enable_all()
-        .build()
-        .with_context(|| format!("starting the {name} threads"))
 }
 
 /// Each connection is an open file; the soft limit of 1024 is from another time.

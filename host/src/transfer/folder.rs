@@ -90,7 +90,8 @@ impl Folder {
     /// # Errors
     /// As [`open`](Self::open).
     pub fn check(path: &Path) -> io::Result<()> {
-        if !fs::metadata(path)?.is_dir() {
+        let parts = path.join(PARTS);
+        if !fs::metadata(path)?.is_dir() || fs::symlink_metadata(&parts).is_ok_and(|m| !m.is_dir()) {
             return Err(io::ErrorKind::NotADirectory.into());
         }
         Ok(rustix::fs::access(path, Access::READ_OK | Access::WRITE_OK | Access::EXEC_OK)?)

@@ -136,7 +136,7 @@ fn a_start_that_fails_changes_nothing() {
     assert_eq!(fs::read_dir(lab.path().join("images-file")).unwrap().count(), 1);
     // And with nothing in the way all of them serve.
     for state in [&used, &killed, &old, &absent] {
-        let server = Server::start(archive.path(), state, &all);
+        let server = Server::start(archive.path(), state, &[&all[..], &["--no-date"]].concat());
         server.wait_log("is good");
         assert_eq!(decision(&server), BOOT, "{}", state.display());
     }
