@@ -29,7 +29,7 @@ fn main() {
     let ours = socket.local_addr().unwrap();
     let folder = Folder::new(dir.path());
     let limits = Limits { per_address: 64, ..Limits::default() };
-    runtime.spawn(async move { serve(socket, folder, limits, Arc::new(|_| {})).await.unwrap() });
+    runtime.spawn(async move { serve(socket, folder, limits, None, Arc::new(|_| {})).await.unwrap() });
     let mut servers = vec![("piman", ours, None)];
     let root = dir.path().display();
     for (name, port, line) in [

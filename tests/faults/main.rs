@@ -3,6 +3,7 @@
 #![allow(unused_attributes, reason = "a machine may lack two things that a test needs")]
 
 mod decisions; // Pi and server are killed around a decision
+mod durable; // what was acknowledged, after a power cut of the server and with its disk full
 mod power_cut; // what a card may hold after its power was cut
 mod resume; // connections cut, servers killed, bits flipped
 mod right_disk; // cards that lie, broken filesystems, killed agents

@@ -10,7 +10,9 @@ mod field; // archives as they are found: access control lists, no end marker
 mod fitness; // what cannot boot is refused before a card is touched
 mod image;
 mod manifest; // images: what is known, told and sent of them
+mod nth_call; // a state that fails in the middle of a decision
 mod old_peers;
+mod only_known; // nobody but the Pis of the device list
 mod orders; // to reinstall, exactly once
 mod original_servers; // in Python, as they were
 mod our_agent;

@@ -231,6 +231,12 @@ fn what_is_removed_while_it_is_served_leaves_no_trouble() {
     for name in ["two.tgz", "three.tgz"] {
         image(&state, &["add", &path(name).display().to_string()]);
     }
+    // Beside a default --rootfs would be installed nowhere.
+    let (command, says) =
+        (&mut Server::command(&path("one.tgz"), &state, &["--no-images"]), "image two is the");
+    let refused = command.output().unwrap();
+    assert!(!refused.status.success() && String::from_utf8_lossy(&refused.stderr).contains(says));
+    assert!(image(&state, &["default", "--none"]).contains("no image is the default any more"));
     let server = Server::start(&path("one.tgz"), &state, &["--no-images"]);
     wait_until("all are good", || server.log().matches("is good").count() == 3);
     let troubles = || server.piman(&["devices"]);

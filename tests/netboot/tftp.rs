@@ -34,7 +34,7 @@ impl Server {
         let told = Arc::clone(&reports);
         let tell = Arc::new(move |report| told.lock().unwrap().push(report));
         let folder = Folder::new(&dir.path().join("boot"));
-        runtime.spawn(async move { serve(socket, folder, limits, tell).await.unwrap() });
+        runtime.spawn(async move { serve(socket, folder, limits, None, tell).await.unwrap() });
         Self { dir, at, reports, _runtime: runtime }
     }
 

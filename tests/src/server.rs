@@ -180,6 +180,12 @@ impl Server {
         memory_kb(self.id(), name).expect(name)
     }
 
+    /// Its state folder.
+    #[must_use]
+    pub fn state(&self) -> &Path {
+        &self.state
+    }
+
     /// Its process.
     #[must_use]
     pub fn id(&self) -> u32 {

@@ -23,6 +23,9 @@ use crate::state::{Catalogue, Edit, Sqlite, State as _};
 use crate::sys::clock::now_ms;
 use crate::text::human::{self, bytes, columns};
 
+/// What whoever makes a default has to know.
+const BESIDE_ROOTFS: &str = ", also instead of a server's --rootfs, which must be left out at its next start";
+
 /// Gives an archive a name.
 #[derive(Debug, clap::Args)]
 pub struct AddArgs {
@@ -121,7 +124,9 @@ pub fn add(args: &AddArgs) -> anyhow::Result<String> {
     }
     if args.default || first {
         state.edit(&Edit::Default { name: Some(name.clone()) })?;
-        out.push_str("it is the default\n");
+        out.push_str("it is the default");
+        out.push_str(BESIDE_ROOTFS);
+        out.push('\n');
     }
     assign(&state, Some(&name), &args.whom, &mut out)?;
     Ok(out)
@@ -181,10 +186,14 @@ pub fn choose(state: &StateFolder, image: Option<&str>, whom: &Whom) -> anyhow::
 ///
 /// # Errors
 /// If there is no such image or the state cannot be written.
-pub fn default(state: &StateFolder, name: &str) -> anyhow::Result<String> {
-    let known = state.open()?.edit(&Edit::Default { name: Some(name.to_owned()) })?;
+pub fn default(state: &StateFolder, name: Option<&str>) -> anyhow::Result<String> {
+    let known = state.open()?.edit(&Edit::Default { name: name.map(str::to_owned) })?;
+    let Some(name) = name else {
+        let text = if known { "no image is the default any more" } else { "no image was the default" };
+        return Ok(format!("{text}\n"));
+    };
     ensure!(known, "there is no image {name}; `piman image list` shows them");
-    Ok(format!("{name} is the default\n"))
+    Ok(format!("{name} is the default{BESIDE_ROOTFS}\n"))
 }
 
 /// `piman image remove`.

@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use anyhow::{Context, bail};
 use rustix::process::{Resource, getrlimit};
 
-use crate::config::{Options, Settings};
+use crate::config::{Options, Settings, check, state_folder};
 use crate::images::fitness::{Finding, Fitness, Severity};
 use crate::images::source::{Inspected, inspect};
 use crate::net::listen;
@@ -18,7 +18,8 @@ use crate::netboot::build::lint::{self, Weight};
 use crate::netboot::dhcp::server::{self as dhcp_server, interfaces};
 use crate::netboot::{self, dhcp, kernel};
 use crate::rpc;
-use crate::state::{Registered, Sqlite, State as _, StateError};
+use crate::state::server_lock::ServerLock;
+use crate::state::{self, Registered, Sqlite, State as _, StateError};
 use crate::sys::clock::now_ms;
 
 /// How long to wait for DHCP servers to answer.
@@ -90,12 +91,18 @@ impl Checkup {
 #[must_use]
 pub fn examine(options: Options) -> Checkup {
     let mut checkup = Checkup::default();
+    let folder_name = options.state.clone().unwrap_or_else(state_folder);
+    if let Err(e @ StateError::Served { .. }) = ServerLock::on(&folder_name) {
+        checkup.note(Health::Bad, "state", e.to_string());
+    }
+    let preview = state::preview(&folder_name);
+    for text in check::contradictions(&options, preview.as_ref().ok()) {
+        checkup.note(Health::Bad, "options", text);
+    }
     let settings = match Settings::try_from(options) {
-        Ok(settings) => settings,
-        Err(e) => {
-            checkup.note(Health::Bad, "options", format!("{e:#}"));
-            return checkup;
-        }
+        Ok(settings) if checkup.0.iter().all(|(_, what, _)| *what != "options") => settings,
+        // It is noted already.
+        Ok(_) | Err(_) => return checkup,
     };
     let mut systems = match images(&settings.state) {
         Ok(systems) => systems,
@@ -105,12 +112,7 @@ pub fn examine(options: Options) -> Checkup {
             Vec::new()
         }
     };
-    let has_images = !systems.is_empty();
-    let install = settings.rootfs.is_some() || has_images;
-    if let Err(e) = settings.check(install) {
-        checkup.note(Health::Bad, "options", format!("{e:#}"));
-        return checkup;
-    }
+    let install = settings.rootfs.is_some() || !systems.is_empty();
     match &settings.rootfs {
         Some(path) => {
             let fitness = archive(&mut checkup, path);

@@ -39,8 +39,11 @@ enum Command {
         #[command(flatten)]
         state: StateFolder,
         /// Which
-        #[arg(value_name = "NAME")]
-        name: String,
+        #[arg(value_name = "NAME", required_unless_present = "none")]
+        name: Option<String>,
+        /// None: a Pi without an image of its own gets what the server's --rootfs names
+        #[arg(long, conflicts_with = "name")]
+        none: bool,
     },
     /// Say which Pis or groups get an archive
     Assign {
@@ -94,7 +97,7 @@ pub fn run(args: &ImageArgs) -> anyhow::Result<()> {
         Command::List { state } => list(&state.path()?),
         Command::Check { state } => check(&state.path()?),
         Command::Add(args) => human::print(&catalog::add(args)?),
-        Command::Default { state, name } => human::print(&catalog::default(state, name)?),
+        Command::Default { state, name, .. } => human::print(&catalog::default(state, name.as_deref())?),
         Command::Assign { state, name, whom } => {
             human::print(&catalog::choose(state, name.as_deref(), whom)?)
         }

@@ -4,6 +4,7 @@ pub mod call;
 pub mod catalog;
 #[cfg(feature = "demo")]
 pub mod demo;
+pub mod device_list;
 pub mod devices;
 pub mod doctor;
 pub mod image;
@@ -22,15 +23,16 @@ use clap::{Parser, Subcommand};
 
 use piman_core::rpc::{FUNCTIONS, Function};
 
-use crate::config::{Options, Settings};
+use crate::config::{Options, Settings, check, state_folder};
 use crate::server::Server;
 use crate::text::duration::HumanDuration;
 use crate::text::human::print;
 use crate::transfer::TransferError;
-use crate::{netboot, rpc};
+use crate::{netboot, rpc, state};
 use catalog::GroupCommand;
 #[cfg(feature = "demo")]
 use demo::DemoArgs;
+use device_list::ListCommand;
 use image::ImageArgs;
 use key::KeyCommand;
 use messages::{MessagesCommand, MessagesError};
@@ -117,7 +119,7 @@ enum Command {
         configuration's. `boot` means to wait if the disk cannot be booted. A running server heeds a rule at once."
     )]
     Policy(policy::PolicyArgs),
-    /// Show all Pis that were seen
+    /// Show all Pis that were seen; add to the device list, remove from it and show it
     Devices {
         #[command(flatten)]
         state: StateFolder,
@@ -127,6 +129,11 @@ enum Command {
         /// Show what was ordered for them and what became of it
         #[arg(long, conflicts_with = "json")]
         history: bool,
+        /// Show those that are not in the device list, and the command that lets each in
+        #[arg(long, conflicts_with_all = ["json", "history"])]
+        pending: bool,
+        #[command(subcommand)]
+        list: Option<ListCommand>,
     },
     /// Show one Pi, and what happened to it
     Device {
@@ -228,7 +235,11 @@ impl Cli {
             Command::Serve { config, options } => {
                 let read = || {
                     let file = config.as_deref().map(Options::read).transpose()?.unwrap_or_default();
-                    Settings::try_from(options.clone().or(file))
+                    let options = options.clone().or(file);
+                    // All that is wrong, at once; what stands in the way of looking at the state is said by the start.
+                    let folder = options.state.clone().unwrap_or_else(state_folder);
+                    check::refuse(&check::contradictions(&options, state::preview(&folder).ok().as_ref()))?;
+                    Settings::try_from(options)
                 };
                 serve(read()?, read)
             }
@@ -242,6 +253,8 @@ impl Cli {
             }
             Command::Install(args) => print(&install::run(&args)?),
             Command::Policy(args) => print(&policy::run(&args)?),
+            Command::Devices { state, list: Some(command), .. } => print(&device_list::run(command, state)?),
+            Command::Devices { state, pending: true, .. } => print(&device_list::pending(&state.open()?)?),
             Command::Devices { state, history: true, .. } => {
                 use crate::state::State as _;
                 print(&reinstall::table(&state.open()?.orders()?))

@@ -9,7 +9,7 @@ use crate::config::{Options, ROOT_STATE, state_folder};
 use crate::state::{FILE, Sqlite};
 
 /// Where the state is.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub struct StateFolder {
     /// The server's state folder [default: /var/lib/piman for root, else ~/.local/state/piman]
     #[arg(long = "state", value_name = "DIR")]
@@ -20,6 +20,12 @@ pub struct StateFolder {
 }
 
 impl StateFolder {
+    /// What was said here, or else there.
+    #[must_use]
+    pub fn or(self, other: Self) -> Self {
+        Self { folder: self.folder.or(other.folder), config: self.config.or(other.config) }
+    }
+
     /// Where it is.
     ///
     /// # Errors

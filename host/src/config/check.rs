@@ -1,66 +1,394 @@
-//! Options that contradict each other, or do nothing without others.
+//! What cannot be meant: options that contradict each other or the state, do nothing, or have no possible value.
+//!
+//! All of it is found here, at once, for `piman serve` and `piman doctor`.
 
-use std::net::SocketAddr;
+use std::fs;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
 
 use anyhow::bail;
+use piman_core::hosted::dial::serial::Line;
+use piman_core::install::{CONTROL_PORT, FETCH_PORT, ROOTFS_PORT};
+use piman_core::telemetry::PORT as TELEMETRY_PORT;
+use piman_core::transfer::PORT as TRANSFER_PORT;
 
-use super::{Options, Settings};
+use super::{Options, Settings, state_folder};
+use crate::messages;
+use crate::netboot::dhcp::Mode;
+use crate::netboot::tftp;
+use crate::state::Preview;
 
-/// What is told to a service that there is none of would be passed over in silence.
-///
-/// # Errors
-/// Names the first such option, and what it needs.
-pub(super) fn without_effect(o: &Options) -> anyhow::Result<()> {
-    let dhcp = "--dhcp proxy or --dhcp server";
-    let netboot = "--netboot DIR, the folder that Pis boot from";
-    let rpc = "--rpc-port PORT, where Pis connect";
-    let transfer = "--transfer-dir DIR, the folder of the service";
-    let telemetry = "--telemetry-dir DIR, the folder of the service";
-    let messages = "--messages-port PORT, --messages-channel or --messages-chat NAME=PORT";
-    let no_messages =
-        o.messages_port.is_none() && o.messages_channel.is_empty() && o.messages_chat.is_empty();
-    let [no_dhcp, no_netboot] = [o.dhcp.is_none(), o.netboot.is_none()];
-    let [no_transfer, no_telemetry] = [o.transfer_dir.is_none(), o.telemetry_dir.is_none()];
-    let given = [
-        (no_dhcp && o.dhcp_interface.is_some(), "dhcp-interface", dhcp),
-        (no_dhcp && o.dhcp_range.is_some(), "dhcp-range", dhcp),
-        (no_dhcp && !o.dhcp_lease.is_empty(), "dhcp-lease", dhcp),
-        (no_dhcp && o.dhcp_router.is_some(), "dhcp-router", dhcp),
-        (no_dhcp && !o.dhcp_dns.is_empty(), "dhcp-dns", dhcp),
-        (no_dhcp && o.dhcp_lease_time.is_some(), "dhcp-lease-time", dhcp),
-        (no_dhcp && o.dhcp_file.is_some(), "dhcp-file", dhcp),
-        (no_dhcp && o.dhcp_everybody.is_some(), "dhcp-everybody", dhcp),
-        (no_dhcp && o.dhcp_force.is_some(), "dhcp-force", dhcp),
-        (no_netboot && o.dhcp.is_some(), "dhcp", netboot),
-        (no_netboot && o.tftp_port.is_some(), "tftp-port", netboot),
-        (no_netboot && o.tftp_transfers.is_some(), "tftp-transfers", netboot),
-        (o.rpc_port.is_none() && o.rpc_password_file.is_some(), "rpc-password-file", rpc),
-        (no_transfer && o.transfer_port.is_some(), "transfer-port", transfer),
-        (no_transfer && o.transfer_keep.is_some(), "transfer-keep", transfer),
-        (no_telemetry && o.telemetry_port.is_some(), "telemetry-port", telemetry),
-        (no_telemetry && o.telemetry_sync.is_some(), "telemetry-sync", telemetry),
-        (no_telemetry && o.telemetry_rotate_mib.is_some(), "telemetry-rotate-mib", telemetry),
-        (no_telemetry && o.telemetry_rotate_age.is_some(), "telemetry-rotate-age", telemetry),
-        (no_messages && o.messages_limit_kib.is_some(), "messages-limit-kib", messages),
-        (no_messages && o.messages_queue.is_some(), "messages-queue", messages),
-    ];
-    match given.iter().find(|(given, ..)| *given) {
-        Some((_, flag, needs)) => bail!("--{flag} has no effect without {needs}"),
-        None => Ok(()),
+/// The last RFCOMM channel that leaves room for two more.
+const BLUETOOTH_MAX: u8 = 28;
+/// The UDP ports of DHCP.
+const DHCP_PORTS: [u16; 2] = [67, 4011];
+
+/// What has been found so far.
+#[derive(Debug, Default)]
+struct Findings(Vec<String>);
+
+impl Findings {
+    fn add(&mut self, found: bool, text: impl FnOnce() -> String) {
+        if found {
+            self.0.push(text());
+        }
+    }
+
+    /// Options that are given and have no effect without this.
+    fn without(&mut self, needs: &str, given: &[(bool, &str)]) {
+        for (_, flag) in given.iter().filter(|(given, _)| *given) {
+            self.0.push(format!("--{flag} has no effect without {needs}"));
+        }
     }
 }
 
-/// The first option that nothing but the install service heeds.
-pub(super) fn install_only(o: &Options) -> Option<&'static str> {
-    let given = [
-        (o.control_port.is_some(), "control-port"),
-        (o.rootfs_port.is_some(), "rootfs-port"),
-        (o.fetch_port.is_some(), "fetch-port"),
-        (o.allow_unfit.is_some(), "allow-unfit"),
-        (o.reinstall_file.is_some(), "reinstall-file"),
-        (o.slots.is_some(), "slots"),
-    ];
-    given.into_iter().find_map(|(given, flag)| given.then_some(flag))
+/// Everything that is wrong with these options, a sentence each, with what to do. `state` is what the state has;
+/// `None`: it is not known, and only what is wrong whatever it has is found.
+#[must_use]
+pub fn contradictions(o: &Options, state: Option<&Preview>) -> Vec<String> {
+    let mut findings = Findings::default();
+    impossible(&mut findings, o);
+    no_effect(&mut findings, o);
+    dhcp(&mut findings, o);
+    policy(&mut findings, o);
+    one_place_for_two(&mut findings, o);
+    let installs = match state {
+        Some(state) => Some(o.rootfs.is_some() || state.images > 0),
+        None => o.rootfs.is_some().then_some(true),
+    };
+    if let Some(installs) = installs {
+        install(&mut findings, o, installs);
+        ports(&mut findings, o, installs);
+    }
+    if let (Some(rootfs), Some((name, archive))) = (&o.rootfs, state.and_then(|s| s.default.as_ref())) {
+        findings.add(!is_same(rootfs, archive), || {
+            format!(
+                "--rootfs {} would be installed nowhere: the image {name} is the default, and is for every Pi without \
+                 one of its own. Leave --rootfs out, or say `piman image default --none`",
+                rootfs.display()
+            )
+        });
+    }
+    findings.0
+}
+
+/// These findings as one error.
+///
+/// # Errors
+/// If there are any.
+pub fn refuse(findings: &[String]) -> anyhow::Result<()> {
+    match findings {
+        [] => Ok(()),
+        [one] => bail!("{one}"),
+        all => bail!("{} things cannot be as they are configured:\n  {}", all.len(), all.join("\n  ")),
+    }
+}
+
+impl Settings {
+    /// Whether a server can be as it is told, with this state.
+    ///
+    /// # Errors
+    /// Names everything that [`contradictions`] finds.
+    pub fn check(&self, state: &Preview) -> anyhow::Result<()> {
+        refuse(&contradictions(&self.given, Some(state)))
+    }
+}
+
+/// Values that cannot be.
+fn impossible(findings: &mut Findings, o: &Options) {
+    for (value, flag) in [
+        (o.messages_limit_kib, "messages-limit-kib"),
+        (o.messages_queue.map(|n| u32::try_from(n).unwrap_or(u32::MAX)), "messages-queue"),
+    ] {
+        findings.add(value.is_some_and(|n| !(1..=65536).contains(&n)), || {
+            format!("--{flag} is {}: it must be from 1 to 65536", value.unwrap_or(0))
+        });
+    }
+    for (value, flag) in
+        [(o.connections, "connections"), (o.connections_per_address, "connections-per-address")]
+    {
+        findings
+            .add(value == Some(0), || format!("--{flag} is 0: it must be 1 at least, or nobody can connect"));
+    }
+    findings.add(o.tftp_transfers == Some(0), || {
+        "--tftp-transfers is 0: it must be 1 at least, or nobody gets a file".into()
+    });
+    if let (Some(all), Some(one)) = (o.connections, o.connections_per_address) {
+        findings.add(one > all, || {
+            format!(
+                "--connections-per-address {one} has no effect: --connections {all} ends it before; make one of them \
+                 fit the other"
+            )
+        });
+    }
+    for line in &o.serial {
+        if let Err(e) = line.parse::<Line>() {
+            findings.0.push(format!("--serial {line}: {e}"));
+        }
+    }
+    let device = |line: &String| line.split(':').next().unwrap_or_default().to_owned();
+    for (i, line) in o.serial.iter().enumerate() {
+        findings.add(o.serial.iter().take(i).any(|other| device(other) == device(line)), || {
+            format!("--serial names {} twice: name each line once", device(line))
+        });
+    }
+    if let Some(channel) = o.bluetooth {
+        findings.add(!(1..=BLUETOOTH_MAX).contains(&channel), || {
+            format!("--bluetooth {channel}: a channel is 1 to {BLUETOOTH_MAX}, since the next two are used as well")
+        });
+        findings.add(!cfg!(feature = "bluetooth"), || {
+            "--bluetooth: this piman was built without the feature `bluetooth`".into()
+        });
+    }
+    if let Err(e) = channels(o) {
+        findings.0.push(e);
+    }
+}
+
+fn channels(o: &Options) -> Result<Option<messages::Settings>, String> {
+    messages::Settings::new(
+        listen(o),
+        o.messages_port,
+        o.messages_channel.clone(),
+        o.messages_chat.clone(),
+        1,
+        1,
+    )
+}
+
+fn listen(o: &Options) -> IpAddr {
+    o.listen.unwrap_or(Ipv4Addr::UNSPECIFIED.into())
+}
+
+fn has_messages(o: &Options) -> bool {
+    o.messages_port.is_some() || !o.messages_channel.is_empty() || !o.messages_chat.is_empty()
+}
+
+/// What a service is told that is not there, whatever is installed.
+fn no_effect(findings: &mut Findings, o: &Options) {
+    if o.dhcp.is_none() {
+        findings.without(
+            "--dhcp proxy or --dhcp server",
+            &[
+                (o.dhcp_interface.is_some(), "dhcp-interface"),
+                (o.dhcp_range.is_some(), "dhcp-range"),
+                (!o.dhcp_lease.is_empty(), "dhcp-lease"),
+                (o.dhcp_router.is_some(), "dhcp-router"),
+                (!o.dhcp_dns.is_empty(), "dhcp-dns"),
+                (o.dhcp_lease_time.is_some(), "dhcp-lease-time"),
+                (o.dhcp_file.is_some(), "dhcp-file"),
+                (o.dhcp_everybody == Some(true), "dhcp-everybody"),
+                (o.dhcp_force == Some(true), "dhcp-force"),
+            ],
+        );
+    }
+    if o.netboot.is_none() {
+        findings.without(
+            "--netboot DIR, the folder that Pis boot from",
+            &[
+                (o.dhcp.is_some(), "dhcp"),
+                (o.tftp_port.is_some(), "tftp-port"),
+                (o.tftp_transfers.is_some(), "tftp-transfers"),
+            ],
+        );
+    }
+    if o.rpc_port.is_none() {
+        let given = [(o.rpc_password_file.is_some(), "rpc-password-file")];
+        findings.without("--rpc-port PORT, where Pis connect", &given);
+    }
+    if o.transfer_dir.is_none() {
+        findings.without(
+            "--transfer-dir DIR, the folder of the service",
+            &[(o.transfer_port.is_some(), "transfer-port"), (o.transfer_keep.is_some(), "transfer-keep")],
+        );
+    }
+    if o.telemetry_dir.is_none() {
+        findings.without(
+            "--telemetry-dir DIR, the folder of the service",
+            &[
+                (o.telemetry_port.is_some(), "telemetry-port"),
+                (o.telemetry_sync == Some(true), "telemetry-sync"),
+                (o.telemetry_rotate_mib.is_some(), "telemetry-rotate-mib"),
+                (o.telemetry_rotate_age.is_some(), "telemetry-rotate-age"),
+            ],
+        );
+    }
+    if !has_messages(o) {
+        findings.without(
+            "--messages-port PORT, --messages-channel or --messages-chat NAME=PORT",
+            &[
+                (o.messages_limit_kib.is_some(), "messages-limit-kib"),
+                (o.messages_queue.is_some(), "messages-queue"),
+            ],
+        );
+    }
+    let channels = o.messages_channel.iter().chain(&o.messages_chat);
+    let mut addresses = o.listen.into_iter().chain(channels.filter_map(|c| c.ip));
+    if o.dhcp.is_none() && addresses.all(|ip| ip.is_unspecified()) {
+        let given = o.wait_for_interface.is_some_and(|wait| !wait.0.is_zero());
+        findings.without("--listen IP or --dhcp-interface NAME", &[(given, "wait-for-interface")]);
+    }
+}
+
+/// What DHCP is told.
+fn dhcp(findings: &mut Findings, o: &Options) {
+    let Some(mode) = o.dhcp else { return };
+    findings.add(o.dhcp_interface.is_none(), || {
+        "--dhcp needs the interface that the Pis are connected to, with --dhcp-interface NAME; `ip -brief address` \
+         shows them"
+            .into()
+    });
+    match mode {
+        Mode::Proxy => findings.without(
+            "--dhcp server: a proxy gives no addresses",
+            &[
+                (o.dhcp_range.is_some(), "dhcp-range"),
+                (!o.dhcp_lease.is_empty(), "dhcp-lease"),
+                (o.dhcp_router.is_some(), "dhcp-router"),
+                (!o.dhcp_dns.is_empty(), "dhcp-dns"),
+                (o.dhcp_lease_time.is_some(), "dhcp-lease-time"),
+                (o.dhcp_force == Some(true), "dhcp-force"),
+            ],
+        ),
+        Mode::Server => findings.add(o.dhcp_range.is_none() && o.dhcp_lease.is_empty(), || {
+            "--dhcp server needs addresses to give: name them with --dhcp-range FIRST-LAST".into()
+        }),
+    }
+    for (i, lease) in o.dhcp_lease.iter().enumerate() {
+        let others = || o.dhcp_lease.iter().take(i);
+        findings.add(others().any(|other| other.ip == lease.ip), || {
+            format!("--dhcp-lease gives {} to two Pis: choose another address for one of them", lease.ip)
+        });
+        findings.add(others().any(|other| other.who == lease.who && other.ip != lease.ip), || {
+            format!("--dhcp-lease gives one Pi {} and another address: leave one of them out", lease.ip)
+        });
+    }
+    let ip = listen(o);
+    findings.add(ip.is_loopback() || ip.is_ipv6() && !ip.is_unspecified(), || {
+        format!("--listen {ip} and --dhcp: Pis are sent to an IPv4 address of the interface, and nothing listens there")
+    });
+    let tftp = o.tftp_port.unwrap_or(tftp::PORT);
+    findings.add(DHCP_PORTS.contains(&tftp), || {
+        format!("--tftp-port {tftp} is a port of DHCP: each needs a port of its own")
+    });
+}
+
+/// Rules for one finding that say different things.
+fn policy(findings: &mut Findings, o: &Options) {
+    for (i, rule) in o.policy.iter().enumerate() {
+        let other = o.policy.iter().take(i).find(|r| r.found == rule.found && r.action != rule.action);
+        findings.add(other.is_some(), || {
+            format!("--policy says {rule} and {}: leave one of them out", other.unwrap_or(rule))
+        });
+    }
+}
+
+/// Paths that two options name although one would spoil, or give away, what the other has.
+fn one_place_for_two(findings: &mut Findings, o: &Options) {
+    let state = o.state.clone().unwrap_or_else(state_folder);
+    if let Some(list) = &o.reinstall_file {
+        for (other, flag) in [(&o.rootfs, "rootfs"), (&o.rpc_password_file, "rpc-password-file")] {
+            findings.add(other.as_ref().is_some_and(|p| is_same(p, list)), || {
+                format!("--reinstall-file and --{flag} are the same file, which would be emptied: name another one")
+            });
+        }
+    }
+    findings.add(o.transfer_dir.as_ref().is_some_and(|dir| is_same(dir, &state)), || {
+        "--transfer-dir is the state folder, whose files everybody could get: name another one".into()
+    });
+    findings.add(o.telemetry_dir.as_ref().is_some_and(|dir| is_same(dir, &state)), || {
+        "--telemetry-dir is the state folder: name another one".into()
+    });
+    findings.add(o.netboot.as_ref().is_some_and(|dir| real(&state).starts_with(real(dir))), || {
+        "--state is in the folder of --netboot, whose files everybody gets by TFTP: name another one".into()
+    });
+}
+
+fn real(path: &Path) -> PathBuf {
+    fs::canonicalize(path).or_else(|_| std::path::absolute(path)).unwrap_or_else(|_| path.to_owned())
+}
+
+fn is_same(a: &Path, b: &Path) -> bool {
+    real(a) == real(b)
+}
+
+/// What only the install service heeds, and a server with nothing to do.
+fn install(findings: &mut Findings, o: &Options, installs: bool) {
+    if installs {
+        return;
+    }
+    let [transfer, telemetry] = [o.transfer_dir.is_some(), o.telemetry_dir.is_some()];
+    let [messages, rpc] = [has_messages(o), o.rpc_port.is_some()];
+    findings.without(
+        "--rootfs FILE, the archive that is installed, or `piman image add`",
+        &[
+            (o.control_port.is_some(), "control-port"),
+            (o.rootfs_port.is_some(), "rootfs-port"),
+            (o.fetch_port.is_some(), "fetch-port"),
+            (o.no_date == Some(true), "no-date"),
+            (o.no_images == Some(true), "no-images"),
+            (o.allow_unfit == Some(true), "allow-unfit"),
+            (!o.policy.is_empty(), "policy"),
+            (o.old_pis.is_some(), "old-pis"),
+            (o.reinstall_file.is_some(), "reinstall-file"),
+            (o.slots.is_some(), "slots"),
+            (o.first_report_timeout.is_some(), "first-report-timeout"),
+            (o.idle_timeout.is_some(), "idle-timeout"),
+            (o.netboot.is_none() && o.only_known == Some(true), "only-known"),
+            (!transfer && o.min_rate.is_some(), "min-rate"),
+            (!transfer && !messages && o.stall_timeout.is_some(), "stall-timeout"),
+            (!transfer && !messages && o.shutdown_timeout.is_some(), "shutdown-timeout"),
+        ],
+    );
+    let connects = transfer || telemetry || messages || rpc;
+    if !connects {
+        findings.without(
+            "a service to connect to",
+            &[
+                (o.connections.is_some(), "connections"),
+                (o.connections_per_address.is_some(), "connections-per-address"),
+                (!o.serial.is_empty(), "serial"),
+            ],
+        );
+    }
+    if !(transfer || telemetry || rpc) {
+        let needs = "--telemetry-dir, --transfer-dir or --rpc-port";
+        findings.without(needs, &[(o.bluetooth.is_some(), "bluetooth")]);
+    }
+    findings.add(!connects && o.netboot.is_none(), || {
+        "nothing to serve: name the archive of a root filesystem (.tar.gz or .tar.zst) with --rootfs FILE, or another \
+         service: --transfer-dir DIR, --telemetry-dir DIR, --rpc-port PORT, --messages-port PORT, --netboot DIR"
+            .into()
+    });
+}
+
+/// Two services that want one port.
+fn ports(findings: &mut Findings, o: &Options, installs: bool) {
+    let here = |port| SocketAddr::new(listen(o), port);
+    let mut ports = vec![("--rpc-port", here(o.rpc_port.unwrap_or(0)))];
+    if installs {
+        ports.extend([
+            ("--control-port", here(o.control_port.unwrap_or(CONTROL_PORT))),
+            ("--rootfs-port", here(o.rootfs_port.unwrap_or(ROOTFS_PORT))),
+            ("--fetch-port", here(o.fetch_port.unwrap_or(FETCH_PORT))),
+        ]);
+    }
+    if o.transfer_dir.is_some() {
+        ports.push(("--transfer-port", here(o.transfer_port.unwrap_or(TRANSFER_PORT))));
+    }
+    if o.telemetry_dir.is_some() {
+        ports.push(("--telemetry-port", here(o.telemetry_port.unwrap_or(TELEMETRY_PORT))));
+    }
+    let messages = channels(o).ok().flatten();
+    let channels = messages.iter().flat_map(|m| &m.channels);
+    ports.extend(channels.flat_map(|c| &c.at).map(|(address, flag)| (*flag, *address)));
+    for (i, (one, at)) in ports.iter().enumerate() {
+        let other = ports.iter().skip(i + 1).find(|(_, b)| clash(at, b));
+        if let Some((other, _)) = other {
+            let text = format!("{one} and {other} are both {}: each needs a port of its own", at.port());
+            findings.0.push(text);
+        }
+    }
 }
 
 /// Whether two listeners want the same.
@@ -71,55 +399,95 @@ fn clash(a: &SocketAddr, b: &SocketAddr) -> bool {
     a.port() == b.port() && a.port() != 0 && (covers(a, b) || covers(b, a))
 }
 
-impl Settings {
-    /// Whether a server can be as it is told, with something to `install` or without.
-    ///
-    /// # Errors
-    /// If it has nothing to do, an option has no effect, or two services want one port.
-    pub fn check(&self, install: bool) -> anyhow::Result<()> {
-        if !install {
-            self.without_install()?;
-        }
-        let here = |port| SocketAddr::new(self.listen, port);
-        let mut ports = vec![("--rpc-port", here(self.rpc_port.unwrap_or(0)))];
-        if install {
-            ports.extend([
-                ("--control-port", here(self.control_port)),
-                ("--rootfs-port", here(self.rootfs_port)),
-                ("--fetch-port", here(self.fetch_port)),
-            ]);
-        }
-        ports.extend(self.transfer.iter().map(|t| ("--transfer-port", here(t.port))));
-        ports.extend(self.telemetry.iter().map(|s| ("--telemetry-port", here(s.port))));
-        let channels = self.messages.iter().flat_map(|m| &m.channels);
-        ports.extend(channels.flat_map(|c| &c.at).map(|(address, flag)| (*flag, *address)));
-        for (i, (one, at)) in ports.iter().enumerate() {
-            if let Some((other, _)) = ports.iter().skip(i + 1).find(|(_, b)| clash(at, b)) {
-                bail!("{one} and {other} are both {}: each needs a port of its own", at.port());
-            }
-        }
-        Ok(())
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn found(text: &str, state: Option<&Preview>) -> Vec<String> {
+        contradictions(&toml::from_str(text).unwrap(), state)
     }
 
-    /// A server that installs nothing needs something else to do, and no options of the install service.
-    fn without_install(&self) -> anyhow::Result<()> {
-        if let Some(flag) = self.install_only {
-            bail!(
-                "--{flag} has no effect without --rootfs FILE, the archive that is installed, or `piman image add`"
-            );
+    #[test]
+    fn each_by_itself() {
+        let nothing = Preview::default();
+        let install = "rootfs = '/a'\n";
+        let boot = "netboot = '/b'\n";
+        let proxy = "netboot = '/b'\ndhcp = 'proxy'\ndhcp-interface = 'e'\n";
+        let server =
+            "netboot = '/b'\ndhcp = 'server'\ndhcp-interface = 'e'\ndhcp-range = '10.0.0.5-10.0.0.9'\n";
+        let (files, records) = ("transfer-dir = '/t'\n", "telemetry-dir = '/r'\n");
+        for good in [install, boot, proxy, server, files, records, "rpc-port = 1", "messages-port = 1"] {
+            assert_eq!(found(good, Some(&nothing)), [""; 0], "{good}");
         }
-        let services = self.netboot.is_some()
-            || self.transfer.is_some()
-            || self.telemetry.is_some()
-            || self.messages.is_some()
-            || self.rpc_port.is_some();
-        if !services {
-            bail!(
-                "nothing to serve: name the archive of a root filesystem (.tar.gz or .tar.zst) with --rootfs FILE, \
-                 or another service: --transfer-dir DIR, --telemetry-dir DIR, --rpc-port PORT, \
-                 --messages-port PORT, --netboot DIR"
-            );
+        for (begin, text, says) in [
+            ("", "", "nothing to serve"),
+            (boot, "control-port = 1", "--control-port has no effect without --rootfs"),
+            (boot, "no-date = true", "--no-date"),
+            (boot, "no-images = true", "--no-images"),
+            (boot, "policy = ['foreign=boot']", "--policy"),
+            (records, "only-known = true", "--only-known"),
+            (boot, "old-pis = 'ask'", "--old-pis"),
+            (boot, "first-report-timeout = 1", "--first-report-timeout"),
+            (boot, "idle-timeout = 1", "--idle-timeout"),
+            (boot, "stall-timeout = 1", "--stall-timeout"),
+            (records, "min-rate = 1", "--min-rate"),
+            (records, "shutdown-timeout = 1", "--shutdown-timeout"),
+            (boot, "connections = 1", "--connections"),
+            (boot, "serial = ['/dev/x']", "--serial"),
+            (boot, "rpc-password-file = '/p'", "--rpc-port"),
+            (boot, "telemetry-sync = true", "--telemetry-dir"),
+            (boot, "telemetry-rotate-mib = 1", "--telemetry-dir"),
+            (boot, "messages-queue = 1", "--messages-port"),
+            (boot, "transfer-keep = '1h'", "--transfer-dir"),
+            (install, "tftp-transfers = 9", "--netboot"),
+            (boot, "dhcp-router = '10.0.0.1'", "--dhcp proxy"),
+            (boot, "wait-for-interface = 5", "--listen"),
+            (boot, "dhcp = 'proxy'", "--dhcp-interface"),
+            (proxy, "dhcp-range = '10.0.0.5-10.0.0.9'", "a proxy gives no addresses"),
+            (proxy, "dhcp-lease-time = '1h'", "a proxy gives no addresses"),
+            (proxy, "dhcp-force = true", "a proxy gives no addresses"),
+            (proxy, "listen = '127.0.0.1'", "nothing listens there"),
+            (proxy, "listen = 'fe80::1'", "nothing listens there"),
+            (proxy, "tftp-port = 67", "a port of DHCP"),
+            (server, "dhcp-lease = ['abcdef01=10.0.0.7', 'abcdef02=10.0.0.7']", "two Pis"),
+            (server, "dhcp-lease = ['abcdef01=10.0.0.7', 'abcdef01=10.0.0.8']", "another address"),
+            ("netboot = '/b'\ndhcp = 'server'\ndhcp-interface = 'e'\n", "", "--dhcp-range"),
+            (boot, "tftp-transfers = 0", "--tftp-transfers is 0"),
+            (install, "connections-per-address = 0", "nobody can connect"),
+            (install, "connections = 5\nconnections-per-address = 6", "ends it before"),
+            (install, "policy = ['foreign=boot', 'foreign=wait']", "foreign=wait and foreign=boot"),
+            (install, "serial = ['/dev/x:9600', '/dev/x']", "twice"),
+            (install, "serial = ['/dev/x:fast']", "--serial"),
+            (install, "reinstall-file = '/a'", "emptied"),
+            (files, "state = '/t'", "everybody could get"),
+            (boot, "state = '/b/state'", "by TFTP"),
+            (install, "control-port = 4444", "--rootfs-port"),
+            (files, "rpc-port = 50001", "--transfer-port"),
+        ] {
+            let all = found(&format!("{begin}{text}"), Some(&nothing));
+            assert!(all.len() == 1 && all[0].contains(says), "{begin}{text}: {all:?}");
         }
-        Ok(())
+    }
+
+    #[test]
+    fn all_at_once_and_what_depends_on_the_state() {
+        let text =
+            "rootfs = '/a'\nconnections = 0\ndhcp = 'proxy'\nrpc-password-file = '/p'\nfetch-port = 3333";
+        let all = found(text, None);
+        assert_eq!(all.len(), 5, "{all:?}");
+        let error = refuse(&all).unwrap_err().to_string();
+        assert!(error.starts_with("5 things") && error.lines().count() == 6, "{error}");
+
+        let unknown = found("control-port = 1", None);
+        assert_eq!(unknown, [""; 0], "perhaps there are images");
+        let images = |default: Option<&str>| Preview {
+            images: 1,
+            default: default.map(|path| ("lab".to_owned(), path.into())),
+        };
+        assert_eq!(found("control-port = 1", Some(&images(Some("/i")))), [""; 0]);
+        assert_eq!(found("rootfs = '/a'", Some(&images(None))), [""; 0], "for those without an image");
+        assert_eq!(found("rootfs = '/a'", Some(&images(Some("/a")))), [""; 0], "it is the same");
+        let all = found("rootfs = '/a'", Some(&images(Some("/i"))));
+        assert!(all.len() == 1 && all[0].contains("image lab") && all[0].contains("--none"), "{all:?}");
     }
 }

@@ -67,11 +67,11 @@ fn merge(now: &mut Settings, new: Settings) -> Reloaded {
         restart
             rootfs: "rootfs", listen: "listen", control_port: "control-port", rootfs_port: "rootfs-port",
             fetch_port: "fetch-port", rpc_port: "rpc-port", rpc_password_file: "rpc-password-file", state: "state",
-            images: "no-images", reinstall_file: "reinstall-file", connections: "connections",
+            images: "no-images", reinstall_file: "reinstall-file", only_known: "only-known", connections: "connections",
             connections_per_address: "connections-per-address", transfer: "transfer-...", telemetry: "telemetry-...",
             messages: "messages-...", netboot: "netboot, tftp-..., dhcp-...", serial: "serial", bluetooth: "bluetooth";
         // Nothing but a start heeds these.
-        derived install_only, wait
+        derived given, wait
     );
     reloaded.taken.dedup();
     reloaded

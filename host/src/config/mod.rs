@@ -1,6 +1,6 @@
 //! What `piman serve` is told: by flags, by a TOML file with the same names, by defaults.
 
-mod check;
+pub mod check;
 pub mod live;
 pub mod services;
 mod wait;
@@ -10,7 +10,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use piman_core::hosted::dial::serial::Line;
 use piman_core::install::{CONTROL_PORT, FETCH_PORT, ROOTFS_PORT};
 use piman_core::telemetry::PORT as TELEMETRY_PORT;
@@ -39,7 +39,7 @@ pub enum OldPis {
 }
 
 /// The options of `piman serve`. The configuration file has the same keys; a flag wins.
-#[derive(Debug, Clone, Default, clap::Args, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, clap::Args, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct Options {
     /// Root filesystem to install: a tar archive packed by gzip or zstd; without it nothing is installed
@@ -84,6 +84,9 @@ pub struct Options {
     /// [default: install]
     #[arg(long, value_name = "ACTION")]
     pub old_pis: Option<OldPis>,
+    /// Serve nobody but the Pis of the device list (`piman devices add`)
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", require_equals = true, value_name = "BOOL")]
+    pub only_known: Option<bool>,
     /// File of IPv4 addresses, one per line, that are to be reinstalled; emptied when taken in
     #[arg(long, value_name = "FILE")]
     pub reinstall_file: Option<PathBuf>,
@@ -212,8 +215,8 @@ pub struct Options {
 pub struct Settings {
     /// For all Pis that get no other image.
     pub rootfs: Option<PathBuf>,
-    /// An option that was given and that nothing but the install service heeds.
-    pub install_only: Option<&'static str>,
+    /// What was given, to be compared with the state.
+    pub(super) given: Box<Options>,
     pub listen: IpAddr,
     pub control_port: u16,
     pub rootfs_port: u16,
@@ -232,6 +235,8 @@ pub struct Settings {
     pub policy: Policy,
     /// Whether old Pis without a system wait for an order.
     pub old_pis_wait: bool,
+    /// Whether nobody is served who is not in the device list.
+    pub only_known: bool,
     pub reinstall_file: Option<PathBuf>,
     /// 0: no limit.
     pub slots: usize,
@@ -288,6 +293,7 @@ impl Options {
             allow_unfit: self.allow_unfit.or(file.allow_unfit),
             policy: first(self.policy, file.policy),
             old_pis: self.old_pis.or(file.old_pis),
+            only_known: self.only_known.or(file.only_known),
             reinstall_file: self.reinstall_file.or(file.reinstall_file),
             slots: self.slots.or(file.slots),
             connections: self.connections.or(file.connections),
@@ -338,9 +344,9 @@ impl TryFrom<Options> for Settings {
     type Error = anyhow::Error;
 
     fn try_from(mut o: Options) -> anyhow::Result<Self> {
-        check::without_effect(&o)?;
-        let install_only = check::install_only(&o);
-        let netboot = netboot(&mut o)?;
+        check::refuse(&check::contradictions(&o, None))?;
+        let given = Box::new(o.clone());
+        let netboot = netboot(&mut o);
         let span =
             |given: Option<HumanDuration>, seconds| given.map_or(Duration::from_secs(seconds), |s| s.0);
         let stall = span(o.stall_timeout, 300);
@@ -366,30 +372,22 @@ impl TryFrom<Options> for Settings {
                 age: o.telemetry_rotate_age.map_or(Duration::ZERO, |s| s.0),
             },
         });
-        let messages_limit = o.messages_limit_kib.unwrap_or(1024);
-        if !(1..=65536).contains(&messages_limit) {
-            bail!("--messages-limit-kib is {messages_limit}: it must be from 1 to 65536");
-        }
-        let messages_queue = o.messages_queue.unwrap_or(256);
-        if !(1..=65536).contains(&messages_queue) {
-            bail!("--messages-queue is {messages_queue}: it must be from 1 to 65536");
-        }
         let listen = o.listen.unwrap_or(Ipv4Addr::UNSPECIFIED.into());
         let messages = messages::Settings::new(
             listen,
             o.messages_port,
             o.messages_channel,
             o.messages_chat,
-            messages_limit << 10,
-            messages_queue,
+            o.messages_limit_kib.unwrap_or(1024) << 10,
+            o.messages_queue.unwrap_or(256),
         );
         let messages = messages.map_err(anyhow::Error::msg)?;
         let serial =
             o.serial.iter().map(|line| line.parse().map_err(anyhow::Error::msg)).collect::<Result<_, _>>();
         let serial = serial.context("--serial")?;
-        let settings = Self {
+        Ok(Self {
             rootfs: o.rootfs,
-            install_only,
+            given,
             listen,
             control_port: o.control_port.unwrap_or(CONTROL_PORT),
             rootfs_port: o.rootfs_port.unwrap_or(ROOTFS_PORT),
@@ -402,6 +400,7 @@ impl TryFrom<Options> for Settings {
             allow_unfit: o.allow_unfit.unwrap_or(false),
             policy: Policy::default().with(&o.policy),
             old_pis_wait: o.old_pis == Some(OldPis::Ask),
+            only_known: o.only_known.unwrap_or(false),
             reinstall_file: o.reinstall_file,
             slots: o.slots.unwrap_or(0),
             connections: o.connections.unwrap_or(16_384),
@@ -422,42 +421,34 @@ impl TryFrom<Options> for Settings {
             bluetooth: o.bluetooth,
             wait: o.wait_for_interface.map_or_else(Wait::usual, |wait| wait.0),
             shutdown: span(o.shutdown_timeout, 60),
-        };
-        if settings.connections == 0 || settings.connections_per_address == 0 {
-            bail!("--connections and --connections-per-address must be 1 at least, or nobody can connect");
-        }
-        Ok(settings)
+        })
     }
 }
 
 /// What the services for booting are told, if there are any.
-fn netboot(o: &mut Options) -> anyhow::Result<Option<netboot::Settings>> {
-    let Some(folder) = o.netboot.take() else { return Ok(None) };
-    let dhcp = match (o.dhcp, o.dhcp_interface.take()) {
-        (None, _) => None,
-        (Some(_), None) => bail!(
-            "--dhcp needs the interface that the Pis are connected to, with --dhcp-interface NAME; `ip -brief address` shows them"
-        ),
-        (Some(mode), Some(interface)) => Some(dhcp::Settings {
-            mode,
-            interface,
-            range: o.dhcp_range,
-            fixed: std::mem::take(&mut o.dhcp_lease),
-            router: o.dhcp_router,
-            dns: std::mem::take(&mut o.dhcp_dns),
-            lease: o.dhcp_lease_time.map_or(Duration::from_secs(3600), |s| s.0),
-            boot: dhcp::proxy::Boot {
-                file: o.dhcp_file.take().unwrap_or_else(|| "bootcode.bin".into()),
-                everybody: o.dhcp_everybody.unwrap_or(false),
-            },
-            state: o.state.clone().unwrap_or_else(state_folder),
-            force: o.dhcp_force.unwrap_or(false),
-        }),
-    };
+fn netboot(o: &mut Options) -> Option<netboot::Settings> {
+    let folder = o.netboot.take()?;
+    let dhcp = o.dhcp.zip(o.dhcp_interface.take());
+    let dhcp = dhcp.map(|(mode, interface)| dhcp::Settings {
+        mode,
+        interface,
+        range: o.dhcp_range,
+        fixed: std::mem::take(&mut o.dhcp_lease),
+        router: o.dhcp_router,
+        dns: std::mem::take(&mut o.dhcp_dns),
+        lease: o.dhcp_lease_time.map_or(Duration::from_secs(3600), |s| s.0),
+        boot: dhcp::proxy::Boot {
+            file: o.dhcp_file.take().unwrap_or_else(|| "bootcode.bin".into()),
+            everybody: o.dhcp_everybody.unwrap_or(false),
+        },
+        state: o.state.clone().unwrap_or_else(state_folder),
+        force: o.dhcp_force.unwrap_or(false),
+    });
     let tftp_port = o.tftp_port.unwrap_or(netboot::tftp::PORT);
     let limits = netboot::tftp::Limits::default();
-    let tftp_transfers = o.tftp_transfers.unwrap_or(limits.transfers).max(1);
-    Ok(Some(netboot::Settings { folder, tftp_port, tftp_transfers, dhcp }))
+    let tftp_transfers = o.tftp_transfers.unwrap_or(limits.transfers);
+    let only_known = o.only_known.unwrap_or(false);
+    Some(netboot::Settings { folder, tftp_port, tftp_transfers, dhcp, only_known })
 }
 
 /// Where the state of a server that runs as root is, if nothing else is configured.
@@ -478,6 +469,7 @@ pub fn state_folder() -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::state::Preview;
 
     fn parse(text: &str) -> anyhow::Result<Options> {
         Ok(toml::from_str(text)?)
@@ -554,7 +546,7 @@ mod tests {
             "messages-port = 9123\nmessages-channel = ['lab=9124', 'lab=127.0.0.1:9125']\nmessages-chat = ['talk=9126']",
         );
         let all = all.unwrap();
-        assert!(all.check(false).is_ok(), "it is something to serve");
+        assert!(all.check(&Preview::default()).is_ok(), "it is something to serve");
         let messages = all.messages.unwrap();
         assert_eq!((messages.limit, messages.queue), (1 << 20, 256));
         assert_eq!(messages.channels.iter().map(|c| c.at.len()).collect::<Vec<_>>(), [1, 2, 1]);
@@ -572,54 +564,36 @@ mod tests {
             ("messages-port = 5003\ntelemetry-dir = '/s'", "--telemetry-port"),
             ("rpc-port = 7\nmessages-chat = ['a=127.0.0.1:7']", "--messages-chat"),
         ] {
-            let error = settings(text).unwrap().check(false).unwrap_err().to_string();
+            let error = settings(text).and_then(|s| s.check(&Preview::default())).unwrap_err().to_string();
             assert!(error.contains(names), "{text}: {error}");
         }
         // Two addresses, one port.
         let two = settings("messages-channel = ['a=127.0.0.1:7', 'b=127.0.0.2:7', 'c=[::1]:7']").unwrap();
-        assert!(two.check(false).is_ok());
+        assert!(two.check(&Preview::default()).is_ok());
     }
 
     #[test]
-    fn impossible_settings() {
-        let rootfs = || Some("/a".into());
-        let check = |options, install| Settings::try_from(options).and_then(|s| s.check(install));
-        assert!(check(Options::default(), false).is_err());
-        assert!(check(Options::default(), true).is_ok(), "with images of the catalogue");
-        let same = |port| Options { rpc_port: Some(1), control_port: Some(port), ..Options::default() };
-        assert!(check(same(4444), true).unwrap_err().to_string().contains("rootfs-port"));
-        assert!(check(same(4444), false).unwrap_err().to_string().contains("--rootfs FILE"));
-        let nothing = Options { rpc_port: Some(3333), ..Options::default() };
-        assert!(check(nothing.clone(), false).is_ok(), "nobody else wants the port then");
-        assert!(check(nothing, true).is_err());
-        let none = Options { rootfs: rootfs(), connections: Some(0), ..Options::default() };
-        assert!(Settings::try_from(none).is_err());
+    fn what_is_installed_decides_what_is_possible() {
+        let nothing = Preview::default();
+        let images = Preview { images: 1, default: None };
+        let check =
+            |options, state: &Preview| Settings::try_from(options).and_then(|s| s.check(state).map(|()| s));
+        assert!(check(Options::default(), &nothing).is_err());
+        assert!(check(Options::default(), &images).is_ok(), "with images of the catalogue");
+        let same = || Options { rpc_port: Some(1), control_port: Some(4444), ..Options::default() };
+        assert!(check(same(), &images).unwrap_err().to_string().contains("rootfs-port"));
+        assert!(check(same(), &nothing).unwrap_err().to_string().contains("--rootfs FILE"));
+        let control = Options { rpc_port: Some(3333), ..Options::default() };
+        assert!(check(control.clone(), &nothing).is_ok(), "nobody else wants the port then");
+        assert!(check(control, &images).is_err());
         let any = Some(0);
         let free = Options {
-            rootfs: rootfs(),
+            rootfs: Some("/a".into()),
             control_port: any,
             rootfs_port: any,
             fetch_port: any,
             ..Options::default()
         };
-        assert!(check(free, true).is_ok());
-    }
-
-    #[test]
-    fn what_would_have_no_effect() {
-        for (text, needs) in [
-            ("rpc-password-file = '/p'", "--rpc-port"),
-            ("telemetry-sync = true", "--telemetry-dir"),
-            ("telemetry-rotate-mib = 1", "--telemetry-dir"),
-            ("telemetry-rotate-age = '1h'", "--telemetry-dir"),
-            ("messages-limit-kib = 1", "--messages-port"),
-            ("messages-queue = 1", "--messages-port"),
-            ("transfer-keep = '1h'", "--transfer-dir"),
-            ("tftp-transfers = 9", "--netboot"),
-            ("dhcp-router = '10.0.0.1'", "--dhcp"),
-        ] {
-            let error = parse(text).and_then(Settings::try_from).unwrap_err().to_string();
-            assert!(error.contains("no effect") && error.contains(needs), "{text}: {error}");
-        }
+        assert!(check(free, &nothing).is_ok());
     }
 }

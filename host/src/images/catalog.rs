@@ -133,20 +133,31 @@ impl Catalog {
         lock(&self.sources)
     }
 
-    /// The archive that this Pi gets.
+    /// The archive that is meant for this Pi, before its disk is erased for it.
+    ///
+    /// # Errors
+    /// Says why there is none, and what to do.
+    pub fn meant_for(&self, pi: &Identity) -> Result<Arc<Source>, String> {
+        // Another image than the one that is meant for it is worse than none.
+        self.find(pi, false)
+    }
+
+    /// The archive that this Pi gets, which was told to format: where no image was ever named, that of `--rootfs` is
+    /// the only one, and no error of the state keeps it from its Pi.
     ///
     /// # Errors
     /// Says why there is none, and what to do.
     pub fn of(&self, pi: &Identity) -> Result<Arc<Source>, String> {
+        self.find(pi, !self.answered.load(Ordering::Relaxed))
+    }
+
+    fn find(&self, pi: &Identity, or_fallback: bool) -> Result<Arc<Source>, String> {
         let path = match self.state.image_of(pi) {
             Ok(path) => {
                 self.answered.fetch_or(path.is_some(), Ordering::Relaxed);
                 path.or_else(|| self.fallback.clone())
             }
-            // Another image than the one that is meant for it is worse than none.
-            Err(e) if self.answered.load(Ordering::Relaxed) => {
-                return Err(format!("which image it gets cannot be read: {e}"));
-            }
+            Err(e) if !or_fallback => return Err(format!("which image it gets cannot be read: {e}")),
             Err(_) => self.fallback.clone(),
         };
         let path = path.ok_or(

@@ -23,6 +23,8 @@ pub struct Timeline {
     state: Arc<dyn State>,
     known: Mutex<Known>,
     misses: Mutex<Misses>,
+    /// Who was refused, which is said once.
+    refused: Mutex<HashSet<String>>,
     storm: Mutex<tftp::Load>,
 }
 
@@ -42,7 +44,8 @@ impl Timeline {
     /// For a server's state.
     #[must_use]
     pub fn new(recorder: Arc<Recorder>, state: Arc<dyn State>) -> Self {
-        Self { recorder, state, known: Mutex::default(), misses: Mutex::default(), storm: Mutex::default() }
+        let (known, misses, refused, storm) = Default::default();
+        Self { recorder, state, known, misses, refused, storm }
     }
 
     /// Who has this hardware address, or a serial number that ends so; as it is kept in the state.
@@ -78,8 +81,21 @@ impl Timeline {
 
     /// A Pi was answered by DHCP.
     pub fn dhcp(&self, report: &dhcp::Report) {
-        let pi = self.who(report.ip.map(IpAddr::V4), Some(&report.mac.to_string()), None);
+        let mac = report.mac.to_string();
+        let pi = self.who(report.ip.map(IpAddr::V4), Some(&mac), None);
+        if report.refused {
+            return self.refused(pi, &mac, report.text.clone());
+        }
         self.note(pi, "dhcp", "booting", report.text.clone());
+    }
+
+    /// It is not in the device list: said once for each name.
+    fn refused(&self, pi: Identity, name: &str, text: String) {
+        let mut refused = lock(&self.refused);
+        if refused.len() < MISSES_MAX && refused.insert(name.to_owned()) {
+            drop(refused);
+            self.note(pi, "refused", "refused", text);
+        }
     }
 
     /// When there are more Pis than may be served at once, everybody who looks is to see it.
@@ -124,6 +140,11 @@ impl Timeline {
                     text += &format!("; before that it asked for what is not there: {}", missed.join(", "));
                 }
                 text
+            }
+            What::Refused(name) => {
+                let serial = Some(name.as_str()).filter(|n| n.len() <= 16 && !n.contains(':'));
+                let text = format!("gets no files by TFTP: {name} is not in the device list (--only-known)");
+                return self.refused(self.who(Some(ip), None, serial), name, text);
             }
             What::Waiting(place) => format!("{}: waits for its turn, {place} are first", report.asked),
             What::Missing => {

@@ -7,12 +7,14 @@
 //! | [`dhcp`] | tells Pis where they are, and gives addresses |
 //! | [`ready`] | waits for the interface and the addresses |
 //! | [`kernel`] | which kernels the folder has |
+//! | [`only_known`] | who is answered with `--only-known` |
 //! | [`boot_events`] | notes what each Pi was told and sent |
 
 pub mod boot_events;
 pub mod build;
 pub mod dhcp;
 pub mod kernel;
+pub mod only_known;
 pub mod ready;
 pub mod tftp;
 
@@ -28,6 +30,7 @@ use tokio::task::JoinHandle;
 
 use crate::state::{Recorder, State};
 use boot_events::Timeline;
+use only_known::OnlyKnown;
 
 /// What the services for booting are told.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,6 +41,8 @@ pub struct Settings {
     pub tftp_port: u16,
     /// How many files are sent at the same time.
     pub tftp_transfers: usize,
+    /// Whether only Pis of the device list are answered, as far as can be told.
+    pub only_known: bool,
     /// Off unless it was asked for.
     pub dhcp: Option<dhcp::Settings>,
 }
@@ -49,6 +54,7 @@ pub struct Bound {
     socket: UdpSocket,
     limits: tftp::Limits,
     folder: tftp::Folder,
+    only_known: bool,
     dhcp: Option<dhcp::Dhcp>,
 }
 
@@ -71,7 +77,8 @@ impl Bound {
         }
         let dhcp = settings.dhcp.clone().map(dhcp::Dhcp::open).transpose()?;
         let limits = tftp::Limits { transfers: settings.tftp_transfers, ..tftp::Limits::default() };
-        Ok(Self { tftp: socket.local_addr()?, socket, limits, folder: tftp::Folder::new(folder), dhcp })
+        let (tftp, only_known) = (socket.local_addr()?, settings.only_known);
+        Ok(Self { tftp, socket, limits, folder: tftp::Folder::new(folder), only_known, dhcp })
     }
 
     /// In words, where DHCP is answered, if it is.
@@ -83,13 +90,20 @@ impl Bound {
     /// Starts to answer.
     #[must_use]
     pub fn start(self, recorder: Arc<Recorder>, state: Arc<dyn State>, on: &Runtime) -> Vec<JoinHandle<()>> {
+        let only_known = self.only_known.then(|| Arc::new(OnlyKnown::new(Arc::clone(&state))));
         let timeline = Arc::new(Timeline::new(recorder, state));
         let sent = Arc::clone(&timeline);
         let tell: tftp::Tell = Arc::new(move |report| sent.tftp(&report));
-        let mut tasks = vec![on.spawn(said(tftp::serve(self.socket, self.folder, self.limits, tell)))];
+        let mut tasks = vec![on.spawn(said(tftp::serve(
+            self.socket,
+            self.folder,
+            self.limits,
+            only_known.clone(),
+            tell,
+        )))];
         if let Some(dhcp) = self.dhcp {
             let tell: dhcp::Tell = Arc::new(move |report| timeline.dhcp(&report));
-            tasks.push(on.spawn(said(dhcp.serve(tell))));
+            tasks.push(on.spawn(said(dhcp.serve(only_known, tell))));
         }
         tasks
     }

@@ -30,6 +30,7 @@ pub async fn send(stream: TcpStream, address: IpAddr, service: Arc<InstallContex
     let pi = service.who(address);
     let busy = service.drain.transfer();
     let good = async {
+        service.may_download(&pi).map_err(io::Error::other)?;
         match service.catalog.of(&pi) {
             Ok(source) => Ok(timeout(ARCHIVE_WAIT, source.good()).await),
             Err(reason) => Err(io::Error::other(reason)),

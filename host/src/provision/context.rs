@@ -11,7 +11,7 @@ use crate::net::drain::Drain;
 use crate::net::queue::{FairQueue, Permit, QueuePlace};
 use crate::provision::bounded_cache::BoundedCache;
 use crate::provision::legacy::{Advance, Installs};
-use crate::state::{Change, DeviceEvent, Identity, Recorder};
+use crate::state::{Change, DeviceEvent, Identity, Listed, Recorder};
 use crate::sys::clock::now_ms;
 
 /// The server that a connection belongs to.
@@ -37,6 +37,8 @@ pub struct InstallContext {
     /// Pis, by key, that were told to wait, and why if something is wrong: that they ask again
     /// is no news.
     pub waiting: BoundedCache<String, String>,
+    /// Pis, by key, that are not in the device list: each is logged once.
+    pub refused: BoundedCache<String, ()>,
     /// Old Pis that were told to format.
     pub installs: Installs,
 }
@@ -51,6 +53,33 @@ impl InstallContext {
     /// Who is behind this address, as far as is known.
     pub fn who(&self, address: IpAddr) -> Identity {
         self.last_identity.find(&address).unwrap_or_else(|| Identity::of(address))
+    }
+
+    /// Whether it may have what is installed: with `--only-known`, if it is in the device list.
+    ///
+    /// # Errors
+    /// If it is not, or that cannot be read: with what to do.
+    pub fn may_download(&self, pi: &Identity) -> Result<(), String> {
+        if !self.settings().only_known {
+            return Ok(());
+        }
+        match self.recorder.is_listed(pi) {
+            Ok(Listed::Yes | Listed::LastSeenHere) => Ok(()),
+            Ok(Listed::No) => {
+                let reason = not_listed(pi);
+                self.refuse(pi, &reason);
+                Err(reason)
+            }
+            Err(e) => Err(format!("the device list cannot be read: {e}")),
+        }
+    }
+
+    /// Takes note that it is not served; said once.
+    pub fn refuse(&self, pi: &Identity, reason: &str) {
+        if self.refused.find(&pi.key()).is_none() {
+            self.refused.put(pi.key(), ());
+            self.happened(pi, "refused", format!("is not served: {reason}"), Change::of(pi.clone()));
+        }
     }
 
     /// Takes note of what happened to a Pi.
@@ -90,6 +119,12 @@ impl InstallContext {
             self.happened(&pi, "installed", text, change);
         }
     }
+}
+
+/// Why a Pi is refused with `--only-known`, and the command that lets it in.
+#[must_use]
+pub fn not_listed(pi: &Identity) -> String {
+    format!("it is not in the device list (--only-known); let it in with: piman devices add {}", pi.key())
 }
 
 /// A Pi in the line for a transfer; it gives its place up when this is dropped.

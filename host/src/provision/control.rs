@@ -89,6 +89,8 @@ pub(super) struct ControlConnection<'a> {
     pub(super) installation: Option<Installation>,
     /// How many orders it carries out by that.
     pub(super) orders: usize,
+    /// Why it is not known whether an order is completed by what is on its disk.
+    pub(super) unread: Option<String>,
 }
 
 /// How far a Pi is that was told to boot.
@@ -127,6 +129,7 @@ impl<'a> ControlConnection<'a> {
             image: None,
             installation: None,
             orders: 0,
+            unread: None,
         }
     }
 
@@ -151,6 +154,7 @@ impl<'a> ControlConnection<'a> {
     }
 
     fn hello(&mut self, hello: Hello<'_>) {
+        self.unread = None;
         // Names are compared exactly, so they are kept in one spelling.
         let name = |n: Option<&str>| n.map(|n| n.to_ascii_lowercase().into_boxed_str());
         let pi = Identity { serial: name(hello.serial), mac: name(hello.mac), address: self.address };
@@ -183,10 +187,13 @@ impl<'a> ControlConnection<'a> {
         };
         self.happened("hello", text, Change { facts: Some(facts), ..self.change() });
         // Its report was lost, or this server was not there to hear it: the card tells.
-        if let (Some(card), Some(_)) = (hello.card, hello.installation)
-            && self.service.recorder.is_claimed(&self.pi(), hello.installation)
-        {
-            self.installed(card, hello.installation);
+        if let Some(card) = hello.card {
+            match self.service.recorder.is_claimed(&self.pi(), hello.installation) {
+                Ok(true) => self.installed(card, hello.installation),
+                Ok(false) => {}
+                // Or an order would be carried out again that the card shows to be completed.
+                Err(e) => self.unread = Some(e.to_string()),
+            }
         }
     }
 

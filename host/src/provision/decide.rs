@@ -14,8 +14,9 @@ use super::control::ControlConnection;
 use crate::images::build_queue::Availability;
 use crate::images::sign;
 use crate::images::source::{Archive, SourceState};
-use crate::state::OpenOrder;
+use crate::provision::context::not_listed;
 use crate::state::decision::{Action, Policy};
+use crate::state::{Identity, Listed, OpenOrder};
 
 /// After how many seconds a Pi should ask again while its image is being prepared.
 const ASK_AGAIN: u16 = 2;
@@ -33,7 +34,7 @@ pub(super) enum Intent {
     Boot,
     /// Neither: somebody has to decide, for this reason.
     Wait(String),
-    /// Install: by an order, or by the policy that is named.
+    /// Install: by an order, or without one by the policy that is named.
     Install(Option<String>),
 }
 
@@ -47,10 +48,27 @@ pub(super) fn intent(
     disk: &str,
     old_pis_wait: bool,
 ) -> Intent {
-    let Question { installed, found, print, .. } = *question;
-    if orders.iter().any(|order| order.allows(found, print)) {
-        return Intent::Install(None);
+    let without_order = without_order(question, orders, policy, name, disk, old_pis_wait);
+    if !orders.iter().any(|order| order.allows(question.found, question.print)) {
+        return without_order;
     }
+    // Should the order be cancelled meanwhile, the policy still holds.
+    Intent::Install(match without_order {
+        Intent::Install(policy) => policy,
+        Intent::Boot | Intent::Wait(_) => None,
+    })
+}
+
+/// The same if no order allows it.
+fn without_order(
+    question: &Question,
+    orders: &[OpenOrder],
+    policy: &Policy,
+    name: &str,
+    disk: &str,
+    old_pis_wait: bool,
+) -> Intent {
+    let Question { installed, found, print, .. } = *question;
     let decide = format!("decide with: piman install {name}");
     let Some(found) = found else {
         // It cannot say more than whether it has a system.
@@ -99,6 +117,20 @@ impl ControlConnection<'_> {
         let pi = self.pi();
         let settings = self.service.settings();
         let recorder = &self.service.recorder;
+        if settings.only_known {
+            match recorder.is_listed(&pi) {
+                Ok(Listed::Yes) => self.service.refused.remove(&pi.key()),
+                Ok(Listed::LastSeenHere | Listed::No) => return self.refuse(question, &pi),
+                Err(e) => {
+                    self.alert("nothing is decided", &format!("reading the device list: {e}"));
+                    return without_state(question);
+                }
+            }
+        }
+        if let Some(e) = self.unread.clone() {
+            self.alert("nothing is decided", &format!("reading what is ordered: {e}"));
+            return without_state(question);
+        }
         let known = recorder
             .open_orders(&pi)
             .and_then(|orders| Ok((orders, recorder.policy_of(&pi, settings.policy)?)));
@@ -125,6 +157,18 @@ impl ControlConnection<'_> {
         }
     }
 
+    /// It is not in the device list: nothing of it is erased, and nothing is sent to it. One of ours waits and says
+    /// why. An old one that reports a system boots that, which takes nothing from here; without a system it gets no
+    /// answer: what it does when its connection is closed is not known.
+    fn refuse(&mut self, question: &Question, pi: &Identity) -> Plan {
+        self.wrong = not_listed(pi);
+        self.service.refuse(pi, &self.wrong);
+        if question.installed && !question.hello {
+            return Plan::Boot;
+        }
+        Plan::Wait { seconds: ASK_FOR_DECISION, percent: 0 }
+    }
+
     /// Installs if there is something to install, and if that is on record.
     fn install(&mut self, question: &Question, policy: Option<&str>) -> Plan {
         let Available { archive, id, image } = match self.available(question) {
@@ -148,7 +192,13 @@ impl ControlConnection<'_> {
     /// the plan as long as there is nothing.
     fn available(&mut self, question: &Question) -> Result<Option<Available>, Box<Plan>> {
         let old_and_empty = !question.hello && !question.installed;
-        let (archive, id) = match self.servable() {
+        let source = match self.service.catalog.meant_for(&self.pi()) {
+            Ok(source) => source,
+            Err(reason) => {
+                return Err(Box::new(self.impossible(question, "nothing can be installed", &reason)));
+            }
+        };
+        let (archive, id) = match source.servable() {
             SourceState::Good(archive, id) => (archive, id),
             SourceState::Checking(_) | SourceState::Bad(_) if old_and_empty => return Ok(None),
             SourceState::Checking(percent) if question.hello => {
@@ -250,11 +300,6 @@ impl ControlConnection<'_> {
             installation: self.installation,
             erase: None,
         }
-    }
-
-    /// What is meant for this Pi.
-    fn servable(&self) -> SourceState {
-        self.service.catalog.of(&self.pi()).map_or_else(SourceState::Bad, |source| source.servable())
     }
 }
 

@@ -129,6 +129,9 @@ impl Session<'_> {
 
     async fn serve(&mut self, request: Request) -> io::Result<()> {
         let Request { kind, id, offset, length } = request;
+        if self.service.may_download(&self.pi).is_err() {
+            return self.line(Answer::No("such object for Pis that are not in the device list"), false).await;
+        }
         if matches!(kind, Kind::Archive | Kind::Sums) {
             self.checked(id).await?;
         }

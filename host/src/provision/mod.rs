@@ -17,13 +17,14 @@ use std::path::Path;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use piman_core::install::layout::filesystem_bytes;
 use tokio::runtime::Runtime;
 use tokio::task::JoinHandle as Task;
 
 use crate::config::Settings;
 use crate::config::live::Live;
+use crate::images;
 use crate::images::build_queue::BuildQueue;
 use crate::images::catalog::{Catalog, News};
 use crate::images::source::Source;
@@ -89,6 +90,12 @@ impl Bound {
     /// # Errors
     /// If one of them cannot be used; the message says what to do.
     pub fn open(settings: &Settings, archive: Option<Source>) -> anyhow::Result<Self> {
+        let folder = settings.state.join(images::ext4::FOLDER);
+        ensure!(
+            !settings.images || !folder.exists() || folder.is_dir(),
+            "{} is no folder: remove it, or turn images off with --no-images",
+            folder.display()
+        );
         let ip = settings.listen;
         let listeners = [
             bind(ip, settings.control_port, "--control-port")?,
@@ -157,6 +164,7 @@ impl Bound {
             drain,
             last_identity: BoundedCache::default(),
             waiting: BoundedCache::default(),
+            refused: BoundedCache::default(),
             installs: Installs::default(),
             live: Arc::clone(live),
         });

@@ -32,4 +32,4 @@ pub use data::Data;
 pub use direct::Direct;
 pub use engine::{Answer, CallError, Functions, Peer, Request};
 pub use login::{RpcError, Secret};
-pub use server::{Plan, Server};
+pub use server::{Plan, Server, check_operator};

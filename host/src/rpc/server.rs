@@ -108,6 +108,28 @@ impl Drop for Server {
     }
 }
 
+/// The name under which the operator's socket is made.
+fn hidden(path: &Path) -> PathBuf {
+    path.with_extension("new")
+}
+
+/// Whether the operator's socket can have this name, before anything is made.
+///
+/// # Errors
+/// If the name is too long.
+pub fn check_operator(path: &Path) -> anyhow::Result<()> {
+    let fits = [path, &hidden(path)].map(std::os::unix::net::SocketAddr::from_pathname);
+    fits.into_iter().collect::<io::Result<Vec<_>>>().map(drop).with_context(|| unusable(path))
+}
+
+fn unusable(path: &Path) -> String {
+    format!(
+        "making the socket {} for `piman call` (a path of more than 100 characters is too long: name another folder \
+         with --state)",
+        path.display()
+    )
+}
+
 /// Only whoever runs the server, and root, may connect.
 fn bind_operator(path: &Path) -> anyhow::Result<UnixListener> {
     let bind = || -> io::Result<UnixListener> {
@@ -116,7 +138,7 @@ fn bind_operator(path: &Path) -> anyhow::Result<UnixListener> {
             _ => {}
         }
         // Under another name until only the right ones can open it.
-        let hidden = path.with_extension("new");
+        let hidden = hidden(path);
         match std::fs::remove_file(&hidden) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
             _ => {}
@@ -126,12 +148,7 @@ fn bind_operator(path: &Path) -> anyhow::Result<UnixListener> {
         std::fs::rename(&hidden, path)?;
         Ok(listener)
     };
-    bind().with_context(|| {
-        format!(
-            "making the socket {} for `piman call` (a path of more than 100 characters is too long)",
-            path.display()
-        )
-    })
+    bind().with_context(|| unusable(path))
 }
 
 async fn operate(listener: UnixListener, operator: Arc<dyn Functions>) {

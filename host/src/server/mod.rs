@@ -1,5 +1,6 @@
 //! `piman serve`: everything a server consists of, from start to end.
 
+mod opened;
 pub mod serial;
 pub mod services;
 
@@ -9,24 +10,24 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use piman_core::hosted::dial::serial::Listening;
 use piman_core::install::{CONTROL_PORT, FETCH_PORT, ROOTFS_PORT};
 use rustix::process::{Resource, getrlimit, setrlimit};
-use tokio::runtime::{Builder, Runtime};
+use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::Instant;
 
 use crate::config::Settings;
 use crate::config::live::Live;
-use crate::images::source::Source;
 use crate::net::drain::Drain;
-use crate::net::listen::{Gate, bind};
 use crate::netboot::ready;
+use crate::state::server_lock::ServerLock;
 use crate::state::{self, Identity, Recorder, Sqlite, State};
 use crate::transfer::Transfers;
-use crate::{messages, netboot, provision, rpc};
-use services::{Bound, Who, timeouts};
+use crate::{messages, provision, rpc};
+use opened::{Opened, secret};
+use services::{Started, Who, timeouts};
 
 /// How often a server that is being stopped looks whether everything has finished.
 const LOOK: Duration = Duration::from_millis(50);
@@ -80,73 +81,61 @@ pub struct Server {
     rpc: Option<rpc::Server>,
     messages: Option<messages::Running>,
     lines: Vec<Listening>,
+    /// Last, so that nobody else serves before all of this has ended.
+    _lock: ServerLock,
 }
 
 impl Server {
-    /// Starts everything; when it returns, all listeners accept.
+    /// Starts everything; when it returns, all listeners accept. What can fail is done first: a start that fails
+    /// has changed nothing in the state folder, or in another one.
     ///
     /// # Errors
-    /// If the archive, the state folder or a port cannot be used; the message says what to do.
+    /// If another server uses the state folder, the settings contradict each other or the state, or the archive, the
+    /// state folder or a port cannot be used; the message says what to do.
     pub fn start(settings: Settings) -> anyhow::Result<Self> {
         raise_file_limit();
-        let named = settings.rootfs.is_some();
-        if named || !settings.state.join(state::FILE).exists() {
-            // Before a state is begun for a server that cannot be.
-            settings.check(named)?;
-        }
+        let lock = ServerLock::on(&settings.state)?;
+        let preview = state::preview(&settings.state)?;
+        settings.check(&preview)?;
         ready::wait(&settings.own_addresses(), settings.dhcp_interface(), settings.wait)?;
-        let source = settings.rootfs.as_deref().map(Source::open).transpose()?;
-        let state: Arc<dyn State> = Arc::new(Sqlite::serve(&settings.state)?);
-        let has_images = !state.catalogue().context("which images are installed")?.images.is_empty();
-        let installs = source.is_some() || has_images;
-        settings.check(installs)?;
-        if !installs {
-            tracing::info!(
-                "nothing is installed: there is neither --rootfs nor an image of `piman image add`"
-            );
-        }
-        let ip = settings.listen;
-        let install = installs.then(|| provision::Bound::open(&settings, source)).transpose()?;
-        let gate = |name| Gate::new(name, settings.connections, settings.connections_per_address);
-        let transfer = settings
-            .transfer
-            .as_ref()
-            .map(|s| Bound::transfer(s, ip, settings.stall, settings.old, gate("transfer")));
-        let telemetry = settings.telemetry.as_ref().map(|s| Bound::telemetry(s, ip, gate("telemetry")));
-        let (transfer, telemetry) = (transfer.transpose()?, telemetry.transpose()?);
-        let netboot = settings.netboot.as_ref().map(|n| netboot::Bound::open(n, ip)).transpose()?;
-        let rpc_listener = settings.rpc_port.map(|port| bind(ip, port, "--rpc-port")).transpose()?;
-        let messages = settings.messages.as_ref().map(messages::Bound::open).transpose()?;
-        let secret = secret(&settings)?;
-        let addresses = Addresses {
-            install: install.as_ref().map(|i| i.addresses),
-            transfer: transfer.as_ref().map(|t| t.address),
-            telemetry: telemetry.as_ref().map(|s| s.address),
-            tftp: netboot.as_ref().map(|n| n.tftp),
-            dhcp: netboot.as_ref().and_then(netboot::Bound::dhcp),
-            rpc: rpc_listener.as_ref().map(std::net::TcpListener::local_addr).transpose()?,
-            messages: messages.as_ref().map_or_else(Vec::new, |m| m.addresses.clone()),
-        };
+        let opened = Opened::open(&settings, preview.images > 0)?;
 
+        // From here on the state is written.
+        let lock = ServerLock::take(&settings.state, lock)?;
+        let state: Arc<dyn State> = Arc::new(Sqlite::serve(&settings.state)?);
+        let images = state.catalogue().context("which images are installed")?.images;
+        ensure!(
+            images.is_empty() == (preview.images == 0),
+            "images were added or removed while the server was starting: start it again"
+        );
+
+        Self::run_all(&settings, opened, state, lock)
+    }
+
+    /// Starts to accept.
+    fn run_all(
+        settings: &Settings,
+        opened: Opened,
+        state: Arc<dyn State>,
+        lock: ServerLock,
+    ) -> anyhow::Result<Self> {
+        let Opened { addresses, control, bulk, lines, .. } = opened;
         let (recorder, state_thread) = Recorder::start(Arc::clone(&state)).context("starting a thread")?;
         let drain = Drain::default();
-        let cores = std::thread::available_parallelism().map_or(2, usize::from);
-        let control = runtime("control", 2)?;
-        let bulk = runtime("bulk", cores.max(2))?;
         let shared = provision::Shared {
             state: Arc::clone(&state),
             recorder: Arc::clone(&recorder),
             drain: drain.clone(),
         };
         let live = Live::new(settings.clone());
-        let install = install.map(|i| i.start(&live, shared, &control, &bulk)).transpose()?;
+        let install = opened.install.map(|i| i.start(&live, shared, &control, &bulk)).transpose()?;
         let here = control.enter();
         let connected = rpc::ConnectedPis::default();
-        let rpc = rpc_listener.map(|listener| {
+        let rpc = opened.rpc.map(|listener| {
             let plan = rpc::Plan {
                 listener,
-                operator: Some(settings.state.join(rpc::SOCKET)),
-                secret,
+                operator: Some(opened.operator),
+                secret: opened.secret,
                 connections: settings.connections,
                 connections_per_address: settings.connections_per_address,
             };
@@ -158,10 +147,10 @@ impl Server {
         let messages = {
             let _here = bulk.enter();
             let (all, per_address) = (settings.connections, settings.connections_per_address);
-            messages.map(|m| m.start(all, per_address, settings.stall)).transpose()?
+            opened.messages.map(|m| m.start(all, per_address, settings.stall)).transpose()?
         };
         let mut listeners = Vec::new();
-        if let Some(netboot) = netboot {
+        if let Some(netboot) = opened.netboot {
             listeners.extend(netboot.start(Arc::clone(&recorder), state, &bulk));
         }
         let service = install.as_ref().map(|i| Arc::clone(&i.service));
@@ -170,12 +159,11 @@ impl Server {
             None => Identity::of(address).key(),
         };
         let who: Who = Arc::new(who);
-        let transfers = transfer.as_ref().and_then(Bound::transfers);
-        listeners.extend([transfer, telemetry].into_iter().flatten().map(|b| b.start(&drain, &who, &bulk)));
-        let services = addresses.by_port();
-        let lines = serial::start(&settings.serial, &services)?;
-        if let Some(first) = settings.bluetooth {
-            serial::start_bluetooth(first, &services)?;
+        let mut transfers = None;
+        for service in [opened.transfer, opened.telemetry].into_iter().flatten() {
+            let Started { accepting, transfers: started } = service.start(&drain, &who, &bulk)?;
+            listeners.push(accepting);
+            transfers = transfers.or(started);
         }
         Ok(Self {
             addresses,
@@ -191,6 +179,7 @@ impl Server {
             rpc,
             messages,
             lines,
+            _lock: lock,
         })
     }
 
@@ -236,7 +225,7 @@ impl Server {
     fn reload(&self, read: &impl Fn() -> anyhow::Result<Settings>) {
         let read = || -> anyhow::Result<_> {
             let settings = read()?;
-            settings.check(self.install.is_some())?;
+            settings.check(&state::preview(&self.live.now().state)?)?;
             let secret = self.rpc.as_ref().map(|_| secret(&settings)).transpose()?;
             Ok((settings, secret))
         };
@@ -329,26 +318,6 @@ impl Server {
         }
         tracing::info!("stopped");
     }
-}
-
-/// The password of the rpc port.
-fn secret(settings: &Settings) -> anyhow::Result<rpc::Secret> {
-    let Some(file) = &settings.rpc_password_file else {
-        if settings.rpc_port.is_some() {
-            tracing::warn!("rpc: without --rpc-password-file everybody may connect and pass for a Pi");
-        }
-        return Ok(rpc::Secret::new(None));
-    };
-    rpc::Secret::read(file)
-}
-
-fn runtime(name: &str, threads: usize) -> anyhow::Result<Runtime> {
-    Builder::new_multi_thread()
-        .worker_threads(threads)
-        .thread_name(name)
-        .enable_all()
-        .build()
-        .with_context(|| format!("starting the {name} threads"))
 }
 
 /// Each connection is an open file; the soft limit of 1024 is from another time.

@@ -31,14 +31,24 @@ pub struct Bound {
     kind: Kind,
 }
 
+/// A service that accepts.
+#[derive(Debug)]
+pub struct Started {
+    /// Until this is aborted.
+    pub accepting: JoinHandle<()>,
+    /// The transfer service, if it is this.
+    pub transfers: Option<Arc<Transfers>>,
+}
+
 #[derive(Debug)]
 enum Kind {
-    Transfer(Arc<Transfers>, Duration),
+    /// The folder is opened when nothing else can fail: uploads have a folder in it.
+    Transfer(TransferSettings, Timeouts),
     Telemetry(Arc<TelemetryServer>),
 }
 
 impl Bound {
-    /// Opens the folder and binds the port of the transfer service. `talk`: how long a client may take for what it
+    /// Looks at the folder and binds the port of the transfer service. `talk`: how long a client may take for what it
     /// says before the bytes of a file; `limits`: for those.
     ///
     /// # Errors
@@ -50,10 +60,9 @@ impl Bound {
         limits: Limits,
         gate: Arc<Gate>,
     ) -> anyhow::Result<Self> {
-        let folder =
-            Folder::open(&settings.folder).with_context(|| unusable("--transfer-dir", &settings.folder))?;
-        let transfers = Arc::new(Transfers::new(Arc::new(folder), timeouts(talk, limits)));
-        Self::bind(ip, settings.port, "--transfer-port", gate, Kind::Transfer(transfers, settings.keep))
+        Folder::check(&settings.folder).with_context(|| unusable("--transfer-dir", &settings.folder))?;
+        let timeouts = timeouts(talk, limits);
+        Self::bind(ip, settings.port, "--transfer-port", gate, Kind::Transfer(settings.clone(), timeouts))
     }
 
     /// Opens the folder and binds the port of the telemetry service.
@@ -73,24 +82,32 @@ impl Bound {
         Ok(Self { listener, address, gate, kind })
     }
 
-    /// The transfer service, if it is this, for [`set_timeouts`].
-    pub fn transfers(&self) -> Option<Arc<Transfers>> {
-        if let Kind::Transfer(transfers, _) = &self.kind { Some(Arc::clone(transfers)) } else { None }
-    }
-
     /// Accepts from now on.
-    pub fn start(self, drain: &Drain, who: &Who, runtime: &Runtime) -> JoinHandle<()> {
+    ///
+    /// # Errors
+    /// If the folder cannot be used after all.
+    pub fn start(self, drain: &Drain, who: &Who, runtime: &Runtime) -> anyhow::Result<Started> {
         let (drain, who) = (drain.clone(), Arc::clone(who));
-        runtime.spawn(async move {
-            let ended = match self.kind {
-                Kind::Transfer(transfers, keep) => {
+        let transfers = match &self.kind {
+            Kind::Transfer(settings, timeouts) => {
+                let folder = Folder::open(&settings.folder)
+                    .with_context(|| unusable("--transfer-dir", &settings.folder))?;
+                Some(Arc::new(Transfers::new(Arc::new(folder), *timeouts)))
+            }
+            Kind::Telemetry(_) => None,
+        };
+        let serving = transfers.clone();
+        let accepting = runtime.spawn(async move {
+            let ended = match (self.kind, serving) {
+                (Kind::Transfer(TransferSettings { keep, .. }, _), Some(transfers)) => {
                     let begin = move |socket: &_| {
                         tune(socket);
                         drain.transfer()
                     };
                     transfer::run(self.listener, self.gate, transfers, keep, begin).await
                 }
-                Kind::Telemetry(streams) => {
+                (Kind::Transfer(..), None) => Ok(()),
+                (Kind::Telemetry(streams), _) => {
                     let who = move |address| who(address);
                     telemetry::run(self.listener, self.gate, streams, who, tune).await
                 }
@@ -98,7 +115,8 @@ impl Bound {
             if let Err(e) = ended {
                 tracing::error!("{e:#}");
             }
-        })
+        });
+        Ok(Started { accepting, transfers })
     }
 }
 

@@ -6,6 +6,7 @@ pub mod archive_facts;
 pub mod decision;
 mod recorder;
 pub mod resolve;
+pub mod server_lock;
 mod sqlite;
 
 use std::fmt;
@@ -22,7 +23,7 @@ use archive_facts::{Content, Stamp};
 use decision::{Ask, Cancelled, Claimed, Policy, Rule, Scope};
 
 pub use recorder::Recorder;
-pub use sqlite::{FILE, Sqlite};
+pub use sqlite::{FILE, Sqlite, preview};
 
 /// Who a Pi is: its serial number, then its hardware address, then its address.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -48,7 +49,7 @@ impl Identity {
     pub fn log(&self, event: &str, text: &str) {
         let level = match event {
             "error" | "failed" => Level::ERROR,
-            "boot" | "format" | "installed" | "formatted" | "waits" | "slots" => Level::INFO,
+            "boot" | "format" | "installed" | "formatted" | "waits" | "slots" | "refused" => Level::INFO,
             _ => Level::DEBUG,
         };
         let (serial, mac, address) = (self.serial.as_deref(), self.mac.as_deref(), self.address);
@@ -311,6 +312,40 @@ pub enum Edit {
     Join { device: String, group: Option<String> },
 }
 
+/// Whether a Pi is in the device list.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Listed {
+    /// It is.
+    Yes,
+    /// Nothing but its address is known, where one that is was seen last: enough to go on with a download, not for a
+    /// decision.
+    LastSeenHere,
+    /// It is not.
+    No,
+}
+
+/// A Pi of the device list.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[expect(missing_docs, reason = "the names say it; times in milliseconds since 1970")]
+pub struct ListedPi {
+    /// A serial number or its last 8 digits, a hardware address, or an address.
+    pub name: String,
+    /// What people call it.
+    pub label: Option<String>,
+    pub added_ms: u64,
+    /// By whom.
+    pub source: String,
+}
+
+/// What a server has to know of the state before it is opened.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Preview {
+    /// How many images there are.
+    pub images: usize,
+    /// The name and the archive of the one that is for everyone who has no other.
+    pub default: Option<(String, PathBuf)>,
+}
+
 /// Why the state cannot be read or written.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -340,6 +375,16 @@ pub enum StateError {
     Missing {
         /// Which folder.
         path: String,
+    },
+    /// A server serves from it.
+    #[error(
+        "another server uses {path} ({by}): two of them would contradict each other; stop that one, or name another folder with --state"
+    )]
+    Served {
+        /// Which folder.
+        path: String,
+        /// The process.
+        by: String,
     },
     /// It was made by a newer piman.
     #[error(
@@ -442,6 +487,32 @@ pub trait State: Send + Sync {
     /// [`StateError`] if the state cannot be written.
     fn set_rules(&self, scope: &Scope, rules: &[Rule]) -> Result<(), StateError>;
 
+    /// Whether this Pi is in the device list: by its serial number or hardware address, or by its address if it has
+    /// neither.
+    ///
+    /// # Errors
+    /// [`StateError`] if the state cannot be read.
+    fn is_listed(&self, pi: &Identity) -> Result<Listed, StateError>;
+
+    /// The device list.
+    ///
+    /// # Errors
+    /// [`StateError`] if the state cannot be read.
+    fn listed(&self) -> Result<Vec<ListedPi>, StateError>;
+
+    /// Puts Pis into the device list, with what people call them; all or none. Returns how many are new. It is on the
+    /// disk when this returns.
+    ///
+    /// # Errors
+    /// [`StateError`] if the state cannot be written.
+    fn add_listed(&self, pis: &[(String, Option<String>)], source: &str) -> Result<usize, StateError>;
+
+    /// Takes Pis out of it; returns those that were there. It is on the disk when this returns.
+    ///
+    /// # Errors
+    /// [`StateError`] if the state cannot be written.
+    fn remove_listed(&self, names: &[String]) -> Result<Vec<String>, StateError>;
+
     /// All orders that are kept, the newest first.
     ///
     /// # Errors
@@ -472,7 +543,7 @@ pub trait State: Send + Sync {
     /// [`StateError`] if the state cannot be read.
     fn catalogue(&self) -> Result<Catalogue, StateError>;
 
-    /// Changes it; returns whether there was what had to be changed.
+    /// Changes it; returns whether there was what had to be changed. It is on the disk when this returns.
     ///
     /// # Errors
     /// [`StateError`] if the state cannot be written.

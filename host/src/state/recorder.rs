@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use piman_core::install::{Installation, Question};
 
 use super::decision::{Ask, Claimed, Policy};
-use super::{Batch, Change, Identity, OpenOrder, State, StateError};
+use super::{Batch, Change, Identity, Listed, OpenOrder, State, StateError};
 use crate::sys::clock::now_ms;
 use crate::sys::lock::lock;
 use crate::sys::random;
@@ -36,8 +36,8 @@ pub struct Recorder {
     wake: Condvar,
     /// Orders that are completed: the state learns it a moment later.
     completed: Mutex<HashSet<(i64, u64)>>,
-    /// When it was last said that orders cannot be read.
-    said: Mutex<Option<Instant>>,
+    /// Installations that are complete and whose orders could not be read then.
+    unread: Mutex<Vec<(Identity, Option<Installation>)>>,
 }
 
 #[derive(Default)]
@@ -67,7 +67,7 @@ impl Recorder {
             notes: Mutex::default(),
             wake: Condvar::new(),
             completed: Mutex::default(),
-            said: Mutex::default(),
+            unread: Mutex::default(),
         });
         let writer = Arc::clone(&recorder);
         let thread = thread::Builder::new().name("state".into()).spawn(move || writer.run())?;
@@ -117,6 +117,10 @@ impl Recorder {
     /// [`StateError`] if the state cannot be read.
     pub fn open_orders(&self, pi: &Identity) -> Result<Vec<OpenOrder>, StateError> {
         let mut open = self.state.open_orders(pi)?;
+        let of_this = |(of, _): &mut (Identity, _)| of.key() == pi.key();
+        for (_, number) in lock(&self.unread).extract_if(.., of_this) {
+            self.mark(&open, number);
+        }
         if !open.is_empty() {
             let completed = lock(&self.completed);
             open.retain(|order| !completed.contains(&(order.id, order.ordered_ms)));
@@ -124,17 +128,12 @@ impl Recorder {
         Ok(open)
     }
 
-    /// The same for what erases nothing: an error, which the log says, counts as no order.
-    fn open_or_none(&self, pi: &Identity) -> Vec<OpenOrder> {
-        self.open_orders(pi).unwrap_or_else(|e| {
-            // Whoever asks often must not fill the log with it.
-            let mut said = lock(&self.said);
-            if said.is_none_or(|at| at.elapsed() >= AGAIN) {
-                *said = Some(Instant::now());
-                tracing::error!("{pi}: reading its orders: {e}");
-            }
-            Vec::new()
-        })
+    /// Whether this Pi is in the device list.
+    ///
+    /// # Errors
+    /// [`StateError`] if the state cannot be read.
+    pub fn is_listed(&self, pi: &Identity) -> Result<Listed, StateError> {
+        self.state.is_listed(pi)
     }
 
     /// What happens with this Pi by what is on its disk.
@@ -167,23 +166,43 @@ impl Recorder {
     }
 
     /// Whether an open order was given to this Pi as this installation.
-    pub fn is_claimed(&self, pi: &Identity, number: Option<Installation>) -> bool {
-        number.is_some() && self.open_or_none(pi).iter().any(|o| o.claimed && o.installation == number)
+    ///
+    /// # Errors
+    /// [`StateError`] if the state cannot be read.
+    pub fn is_claimed(&self, pi: &Identity, number: Option<Installation>) -> Result<bool, StateError> {
+        if number.is_none() {
+            return Ok(false);
+        }
+        Ok(self.open_orders(pi)?.iter().any(|o| o.claimed && o.installation == number))
     }
 
     /// An installation of this Pi is complete: so are the orders that it was given as this one.
     /// One without a number, of a Pi that knows none, completes all that were given. Returns how
-    /// many were completed.
+    /// many were completed; those that cannot be read now are before they are read again.
     pub fn complete(&self, pi: &Identity, number: Option<Installation>) -> usize {
-        let mut open = self.open_or_none(pi);
-        open.retain(|o| o.claimed && (number.is_none() || o.installation == number));
+        match self.open_orders(pi) {
+            Ok(open) => self.mark(&open, number),
+            Err(e) => {
+                tracing::error!("{pi}: reading which order is completed (done later): {e}");
+                let mut unread = lock(&self.unread);
+                if unread.len() < DEVICES_MAX {
+                    unread.push((pi.clone(), number));
+                }
+                0
+            }
+        }
+    }
+
+    /// Marks those of these orders as completed that were given as this installation.
+    fn mark(&self, open: &[OpenOrder], number: Option<Installation>) -> usize {
+        let done = || open.iter().filter(|o| o.claimed && (number.is_none() || o.installation == number));
         let now = now_ms();
-        for order in &open {
+        for order in done() {
             lock(&self.completed).insert((order.id, order.ordered_ms));
             lock(&self.notes).rest.completed.push((*order, now));
         }
         self.wake.notify_all();
-        open.len()
+        done().count()
     }
 
     /// Waits until all notes taken so far are saved, or the time is up.

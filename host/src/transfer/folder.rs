@@ -10,7 +10,7 @@ use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, SystemTime};
 
 use piman_core::transfer::{Name, Refusal};
-use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags};
+use rustix::fs::{Access, AtFlags, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 
 use crate::sys::files::{is_full, rename_new};
@@ -85,6 +85,18 @@ impl From<Errno> for FileRefusal {
 }
 
 impl Folder {
+    /// Whether `path` can be served, without making anything in it.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn check(path: &Path) -> io::Result<()> {
+        let parts = path.join(PARTS);
+        if !fs::metadata(path)?.is_dir() || fs::symlink_metadata(&parts).is_ok_and(|m| !m.is_dir()) {
+            return Err(io::ErrorKind::NotADirectory.into());
+        }
+        Ok(rustix::fs::access(path, Access::READ_OK | Access::WRITE_OK | Access::EXEC_OK)?)
+    }
+
     /// Serves `path`, which must exist. Uploads that were broken off before are found again.
     ///
     /// # Errors

@@ -20,6 +20,7 @@ mod archives;
 mod clients;
 mod ends;
 mod starts;
+mod unchanged;
 
 const BOOT: &str = "boot\nEOM\n";
 const FORMAT: &str = "format\nEOM\n";

@@ -24,7 +24,7 @@ use std::io;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
 pub use build::{Built, Order, build};
-pub use store::{Image, Images};
+pub use store::{FOLDER, Image, Images};
 pub use verify::{Comparison, compare};
 
 /// The proof's name in the root directory, which the agent fills in.

@@ -18,6 +18,8 @@ use super::{Built, Error, Order, Progress, build};
 use crate::sys::files::sync_folder;
 use crate::sys::lock::lock;
 
+/// The folder of the images in the state folder.
+pub const FOLDER: &str = "images";
 const TABLE: &str = "table";
 const CHUNKS: &str = "chunks";
 
@@ -123,7 +125,7 @@ impl Images {
     /// # Errors
     /// If the folder cannot be made or read.
     pub fn open(state: &Path) -> io::Result<Self> {
-        let folder = state.join("images");
+        let folder = state.join(FOLDER);
         fs::create_dir_all(&folder)?;
         let images = Self { folder, images: Mutex::default(), building: Mutex::new(()) };
         images.scan()?;

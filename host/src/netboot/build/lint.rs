@@ -7,6 +7,7 @@ use std::path::Path;
 use flate2::read::MultiGzDecoder;
 
 use super::Packing;
+use crate::sys::mac::Mac;
 
 /// The largest initramfs that is not warned of: boot ROMs load it slowly, and old ones not at all.
 const INITRAMFS_MAX: u64 = 30_000_000;
@@ -202,7 +203,48 @@ pub fn folder(path: &Path) -> Vec<Finding> {
         );
         found.push(Finding::new(Weight::Warning, text));
     }
+    // What cannot be listed has no files either, which is said above.
+    for entry in std::fs::read_dir(path).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let Some(text) = name.to_str().filter(|_| entry.path().is_dir()).and_then(nobody_asks) else {
+            continue;
+        };
+        found.push(Finding::new(Weight::Warning, text));
+    }
     found
+}
+
+/// The fewest hexadecimal digits that look like a part of a serial number, and not like a word.
+const DIGITS_MIN: usize = 6;
+
+/// What is wrong with a folder that seems to be for one Pi, if no Pi asks for it by this name: Pis ask by the last 8
+/// digits of their serial number, or by their hardware address with `-`, in lower case.
+fn nobody_asks(name: &str) -> Option<String> {
+    let lower = name.to_ascii_lowercase();
+    let is_hex = |text: &str| text.bytes().all(|b| b.is_ascii_hexdigit());
+    let mac = lower.parse::<Mac>().map(|mac| mac.to_string().replace(':', "-"));
+    let serial = || {
+        // What some put in front of it: `0x`, `serial-`, `pi_`.
+        let digits = lower.rsplit(|c: char| !c.is_ascii_hexdigit()).next().unwrap_or_default();
+        let is_word = digits.len() < lower.len() && digits.len() < 8;
+        (digits.len() >= DIGITS_MIN && !is_word && is_hex(digits)).then_some(digits)
+    };
+    let right = match mac {
+        Ok(mac) => mac,
+        Err(_) => {
+            let digits = serial()?;
+            match digits.get(digits.len().saturating_sub(8)..).filter(|last| last.len() == 8) {
+                Some(last) => last.to_owned(),
+                None => format!("{digits:0>8}"),
+            }
+        }
+    };
+    (right != name).then(|| {
+        format!(
+            "no Pi asks for the folder {name}: a Pi asks by the last 8 digits of its serial number, in lower case and \
+             with nothing before them; if this one is for such a Pi, call it {right}"
+        )
+    })
 }
 
 #[cfg(test)]
@@ -249,6 +291,31 @@ mod tests {
         let mut gzip = GzEncoder::new(Vec::new(), Compression::fast());
         gzip.write_all(bytes).unwrap();
         gzip.finish().unwrap()
+    }
+
+    #[test]
+    fn folders_of_single_pis() {
+        for (name, right) in [
+            ("10000000abcdef01", "abcdef01"),
+            ("ABCDEF01", "abcdef01"),
+            ("serial-abcdef01", "abcdef01"),
+            ("0xabcdef01", "abcdef01"),
+            ("bcdef01", "0bcdef01"),
+            ("DC-A6-32-01-36-C2", "dc-a6-32-01-36-c2"),
+            ("dc:a6:32:01:36:c2", "dc-a6-32-01-36-c2"),
+        ] {
+            let text = nobody_asks(name).unwrap_or_default();
+            assert!(text.contains(name) && text.ends_with(right), "{name}: {text}");
+        }
+        for name in ["abcdef01", "dc-a6-32-01-36-c2", "overlays", "dead", "old-facade", "broadcom", "\u{e9}"]
+        {
+            assert_eq!(nobody_asks(name), None, "{name}");
+        }
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("10000000ABCDEF01")).unwrap();
+        std::fs::write(dir.path().join("10000000abcdef02"), "a file").unwrap();
+        let found = folder(dir.path());
+        assert_eq!(found.iter().filter(|f| f.text.contains("no Pi asks")).count(), 1);
     }
 
     #[test]

@@ -113,6 +113,12 @@ impl Ask {
         self.mac.is_pi() || self.guid().is_some_and(|g| g.starts_with(b"RPi"))
     }
 
+    /// Whether it says the serial number of a Pi.
+    #[must_use]
+    pub fn tells_serial(&self) -> bool {
+        self.is_pi() && self.guid().is_some_and(|g| g.len() >= 4)
+    }
+
     /// Whether this is the Pi that is meant.
     #[must_use]
     pub fn is(&self, who: Who) -> bool {
@@ -270,7 +276,7 @@ fn write<'a>(
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+pub(crate) mod tests {
     use super::*;
 
     /// A request with these options, from `b8:27:eb:00:00:NN`.

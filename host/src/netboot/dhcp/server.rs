@@ -19,6 +19,7 @@ use super::network::Network;
 use super::pool::{Pool, Step};
 use super::proxy::{self, Boot, Port};
 use super::{Fixed, Range, probe, store};
+use crate::netboot::only_known::OnlyKnown;
 use crate::sys::clock::now_ms;
 use crate::sys::mac::Mac;
 
@@ -78,6 +79,8 @@ pub struct Settings {
 pub struct Report {
     /// Who.
     pub mac: Mac,
+    /// Whether it got no answer, since it is not in the device list.
+    pub refused: bool,
     /// The address that it was given or has, if that is known here.
     pub ip: Option<Ipv4Addr>,
     /// In words.
@@ -223,11 +226,20 @@ impl Dhcp {
         format!("{mode} {}", self.settings.interface)
     }
 
-    /// Answers for ever.
+    /// Answers for ever; with `only_known` those alone that it does not refuse.
     ///
     /// # Errors
     /// If a socket cannot be used at all.
-    pub async fn serve(mut self, tell: Tell) -> anyhow::Result<()> {
+    pub async fn serve(mut self, only_known: Option<Arc<OnlyKnown>>, tell: Tell) -> anyhow::Result<()> {
+        let admits = move |packet: &[u8], tell: &Tell| {
+            let Some((known, ask)) = only_known.as_ref().zip(Ask::parse(packet)) else { return true };
+            if known.refuses_dhcp(&ask).is_none() {
+                return true;
+            }
+            let text = "gets no answer by DHCP: it is not in the device list (--only-known)".into();
+            tell(Report { mac: ask.mac, refused: true, ip: None, text });
+            false
+        };
         let dhcp = tokio::net::UdpSocket::from_std(self.dhcp.try_clone()?).context("the DHCP socket")?;
         let pxe = self.pxe.as_ref().map(UdpSocket::try_clone).transpose()?;
         let pxe = pxe.map(tokio::net::UdpSocket::from_std).transpose().context("the PXE socket")?;
@@ -236,13 +248,18 @@ impl Dhcp {
         loop {
             tokio::select! {
                 received = dhcp.recv_from(&mut one) => match received {
-                    Ok((n, _)) => self.heard(one.get(..n).unwrap_or_default()),
+                    Ok((n, _)) => {
+                        let packet = one.get(..n).unwrap_or_default();
+                        if admits(packet, &tell) {
+                            self.heard(packet);
+                        }
+                    }
                     Err(e) => trouble(&e).await,
                 },
                 received = receive(pxe.as_ref(), &mut other) => match received {
                     Ok((n, peer)) => {
                         let packet = other.get(..n).unwrap_or_default();
-                        if let Some(socket) = &pxe {
+                        if let Some(socket) = pxe.as_ref().filter(|_| admits(packet, &tell)) {
                             self.heard_pxe(packet, peer, socket, &tell).await;
                         }
                     }
@@ -255,7 +272,10 @@ impl Dhcp {
                 if let Ok(looked) = probes.try_recv() {
                     self.looked(&looked);
                 } else if let Ok((n, _)) = dhcp.try_recv_from(&mut one) {
-                    self.heard(one.get(..n).unwrap_or_default());
+                    let packet = one.get(..n).unwrap_or_default();
+                    if admits(packet, &tell) {
+                        self.heard(packet);
+                    }
                 } else {
                     break;
                 }
@@ -406,7 +426,7 @@ impl Dhcp {
             (Kind::Nak, _) => format!("{who} may not have the address that it asks for"),
             _ => format!("{who} is told what it asks for"),
         };
-        tell(Report { mac: ask.mac, ip: given.or(ask.address()), text });
+        tell(Report { mac: ask.mac, refused: false, ip: given.or(ask.address()), text });
     }
 }
 

@@ -35,6 +35,9 @@ pub enum NoFile {
     /// The name could lead out of the folder.
     #[error("the name leads out of the folder")]
     Outside,
+    /// Whoever asks is not in the device list.
+    #[error("this Pi is not in the device list (--only-known)")]
+    NotListed,
     /// It cannot be read.
     #[error("it cannot be read: {0}")]
     Unreadable(#[from] io::Error),

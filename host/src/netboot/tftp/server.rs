@@ -18,6 +18,7 @@ use super::line::Line;
 use super::packet::{self, Bad, Reply, Request, code};
 use super::path::{self, Paths};
 use super::transfer::{Outcome, Send, Terms, Transfer};
+use crate::netboot::only_known::OnlyKnown;
 
 /// The longest request that is looked at.
 const REQUEST_MAX: usize = 2048;
@@ -93,7 +94,9 @@ pub enum What {
     Missing,
     /// The client asked for the size only, or changed its mind.
     Stopped,
-    /// It failed, or was refused.
+    /// It is not in the device list, under this name.
+    Refused(String),
+    /// It failed, or was refused for another reason.
     Failed(String),
 }
 
@@ -106,6 +109,7 @@ struct Server {
     tell: Tell,
     gate: Arc<Admission>,
     paths: Paths,
+    only_known: Option<Arc<OnlyKnown>>,
 }
 
 impl Server {
@@ -114,7 +118,7 @@ impl Server {
     }
 }
 
-/// Answers requests on `socket` for ever.
+/// Answers requests on `socket` for ever; with `only_known` those alone that it does not refuse.
 ///
 /// # Errors
 /// If the socket cannot be used at all.
@@ -122,14 +126,21 @@ pub async fn serve(
     socket: std::net::UdpSocket,
     folder: Folder,
     limits: Limits,
+    only_known: Option<Arc<OnlyKnown>>,
     tell: Tell,
 ) -> anyhow::Result<()> {
     socket.set_nonblocking(true).context("the TFTP socket")?;
     let local = socket.local_addr().context("the TFTP socket")?;
     let extras = UdpSocketState::new((&socket).into()).context("the TFTP socket")?;
     let socket = UdpSocket::from_std(socket).context("the TFTP socket")?;
-    let server =
-        Arc::new(Server { folder, limits, tell, gate: Admission::new(limits), paths: Paths::default() });
+    let server = Arc::new(Server {
+        folder,
+        limits,
+        tell,
+        gate: Admission::new(limits),
+        paths: Paths::default(),
+        only_known,
+    });
     let mut buffer = vec![0; 64 * REQUEST_MAX];
     loop {
         let mut meta = [RecvMeta::default()];
@@ -214,7 +225,10 @@ async fn answer(server: Arc<Server>, turn: Turn, request: Request, here: IpAddr)
         }
     };
     let begun = Instant::now();
-    let (refusal, what) = match Body::open(&server.folder, &request) {
+    let refused = server.only_known.as_ref().and_then(|known| known.refuses_tftp(peer.ip(), &request.name));
+    let opened =
+        if refused.is_some() { Err(NoFile::NotListed) } else { Body::open(&server.folder, &request) };
+    let (refusal, what) = match opened {
         Ok((body, name)) => {
             let what = match send(&server, &request, &body, here, peer).await {
                 Ok((Outcome::Complete, sent_twice)) => {
@@ -227,6 +241,9 @@ async fn answer(server: Arc<Server>, turn: Turn, request: Request, here: IpAddr)
             (None, what)
         }
         Err(NoFile::Missing) => (Some((code::NOT_FOUND, "there is no such file".to_owned())), What::Missing),
+        Err(e @ NoFile::NotListed) => {
+            (Some((code::ACCESS, e.to_string())), What::Refused(refused.unwrap_or_default()))
+        }
         Err(e @ NoFile::Outside) => (Some((code::ACCESS, e.to_string())), What::Failed(e.to_string())),
         Err(e @ NoFile::Unreadable(_)) => (Some((code::ACCESS, e.to_string())), What::Failed(e.to_string())),
     };

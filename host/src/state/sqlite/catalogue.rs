@@ -12,7 +12,7 @@ use crate::state::archive_facts::{Content, Stamp};
 use crate::state::{Catalogue, Choice, Edit, Identity, Registered};
 use crate::sys::clock::now_ms;
 
-fn path(row: &Row<'_>, at: usize) -> rusqlite::Result<PathBuf> {
+pub(super) fn path(row: &Row<'_>, at: usize) -> rusqlite::Result<PathBuf> {
     Ok(PathBuf::from(OsStr::from_bytes(row.get_ref(at)?.as_bytes()?)))
 }
 

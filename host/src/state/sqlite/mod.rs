@@ -5,10 +5,14 @@
 //! | `save` | what happened |
 //! | `orders` | orders to reinstall, and the claims of Pis on them |
 //! | `rules` | what happens by what is on a disk |
+//! | `listed` | the device list: who is served with `--only-known` |
+//! | `preview` | a look at it that changes nothing |
 //! | `catalogue` | images, who gets which, and what is known of archives |
 
 mod catalogue;
+mod listed;
 mod orders;
+mod preview;
 mod rules;
 mod save;
 
@@ -24,19 +28,21 @@ use piman_core::install::Fingerprint;
 use rusqlite::{Connection, ErrorCode, OpenFlags, Row, ffi};
 
 use super::{
-    Batch, Catalogue, Device, DeviceEvent, Edit, Identity, OpenOrder, Order, Ordered, State, StateError,
+    Batch, Catalogue, Device, DeviceEvent, Edit, Identity, Listed, ListedPi, OpenOrder, Order, Ordered,
+    State, StateError,
 };
 use crate::state::archive_facts::{Content, Stamp};
 use crate::state::decision::{Ask, Cancelled, Claimed, Policy, Rule, Scope};
 use crate::sys::clock::now_ms;
 use crate::sys::lock::lock;
+pub use preview::preview;
 use save::save;
 
 /// The name of the database in the state folder.
 pub const FILE: &str = "piman.db";
 
 /// The version of the tables below.
-const FORMAT: i64 = 3;
+const FORMAT: i64 = 4;
 /// How many events of a device are kept.
 const HAPPENINGS_KEPT: i64 = 500;
 /// How many devices are kept.
@@ -86,6 +92,9 @@ CREATE TABLE IF NOT EXISTS rules (
     who TEXT NOT NULL, is_group INTEGER NOT NULL, found TEXT NOT NULL, action TEXT NOT NULL,
     PRIMARY KEY (who, is_group, found)
 );
+CREATE TABLE IF NOT EXISTS listed (
+    name TEXT PRIMARY KEY, label TEXT, added_ms INTEGER NOT NULL, source TEXT NOT NULL
+);
 ";
 
 /// What turns tables of format 1 into those of 2.
@@ -93,7 +102,7 @@ const FROM_1: &str = "
 ALTER TABLE orders ADD COLUMN given_to TEXT;
 ALTER TABLE orders ADD COLUMN installation TEXT;
 ";
-/// What turns tables of format 2 into these, before what is missing is made.
+/// What turns tables of format 2 into those of 3, before what is missing is made; 4 has one more table alone.
 const FROM_2: &str = "
 ALTER TABLE orders RENAME COLUMN given_ms TO claimed_ms;
 ALTER TABLE orders RENAME COLUMN given_to TO claimed_by;
@@ -361,6 +370,22 @@ impl State for Sqlite {
         self.write_durably(|db| rules::set(db, scope, rules))
     }
 
+    fn is_listed(&self, pi: &Identity) -> Result<Listed, StateError> {
+        self.read(|db| listed::is_listed(db, pi))
+    }
+
+    fn listed(&self) -> Result<Vec<ListedPi>, StateError> {
+        self.read(listed::all)
+    }
+
+    fn add_listed(&self, pis: &[(String, Option<String>)], source: &str) -> Result<usize, StateError> {
+        self.write_durably(|db| listed::add(db, pis, source))
+    }
+
+    fn remove_listed(&self, names: &[String]) -> Result<Vec<String>, StateError> {
+        self.write_durably(|db| listed::remove(db, names))
+    }
+
     fn orders(&self) -> Result<Vec<Order>, StateError> {
         self.read(orders::all)
     }
@@ -370,7 +395,7 @@ impl State for Sqlite {
     }
 
     fn edit(&self, edit: &Edit) -> Result<bool, StateError> {
-        self.write(|db| catalogue::edit(db, edit))
+        self.write_durably(|db| catalogue::edit(db, edit))
     }
 
     fn image_of(&self, pi: &Identity) -> Result<Option<PathBuf>, StateError> {

@@ -128,9 +128,11 @@ fn forget_the_oldest(work: &Connection) -> rusqlite::Result<()> {
     if count <= DEVICES_KEPT {
         return Ok(());
     }
-    // A tenth at once, so that it is not done for every new device.
+    // A tenth at once, so that it is not done for every new device; whoever makes up names does not push out those
+    // that are in the device list.
     work.execute(
-        "DELETE FROM devices WHERE key IN (SELECT key FROM devices ORDER BY last_seen_ms LIMIT ?1)",
+        "DELETE FROM devices WHERE key IN (SELECT key FROM devices
+            WHERE key NOT IN (SELECT name FROM listed) ORDER BY last_seen_ms LIMIT ?1)",
         [DEVICES_KEPT / 10],
     )?;
     work.execute("DELETE FROM happenings WHERE device NOT IN (SELECT key FROM devices)", [])?;
