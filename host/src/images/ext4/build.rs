@@ -414,21 +414,19 @@ impl RegionSink for Ranges<'_> {
     }
 }
 
-/// Reads the filesystem back by another way than it was written: all checksums and
-/// structures.
 /// If attributes of a file take more than a block has room for. (Some lie in its inode, so they may take more.)
 fn attributes_too_large(tree: &Tree, names: &[Vec<Name<'_>>]) -> Option<Error> {
     let bytes = |node: &Node| -> usize {
-        let of = |(name, value): (&Box<str>, &Vec<u8>)| {
-            16 + name.len().next_multiple_of(4) + value.len().next_multiple_of(4)
-        };
-        node.xattrs.iter().map(of).sum()
+        let sizes = node.xattrs.iter().map(|(name, value)| (name.len(), value.len()));
+        sizes.map(|(name, value)| 16 + name.next_multiple_of(4) + value.next_multiple_of(4)).sum()
     };
     let (node, names) = tree.nodes.iter().zip(names).find(|(node, _)| bytes(node) > ATTRIBUTES_MAX)?;
     let why = format!("has extended attributes of {} bytes: ext4 has room for {ATTRIBUTES_MAX}", bytes(node));
     Some(Error::Entry { name: names.first().map_or("/", |(_, name)| name).to_owned(), why })
 }
 
+/// Reads the filesystem back by another way than it was written: all checksums and
+/// structures.
 fn check(spool: &File, tree: &Tree) -> Result<(), Error> {
     let wrong = |e: mkext4::Error| Error::Wrong(e.to_string());
     let fs = mkext4::reader::Fs::open(spool).map_err(wrong)?;
