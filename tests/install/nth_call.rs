@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
+use piman::config::live::Live;
 use piman::config::{OldPis, Options, Settings};
 use piman::images::source::Source;
 use piman::net::drain::Drain;
@@ -198,7 +199,7 @@ impl Lab {
         let bound = Bound::open(&settings, Some(source)).unwrap();
         let control_port = bound.addresses.control.port();
         let shared = Shared { state: shared, recorder: Arc::clone(&recorder), drain: Drain::default() };
-        let running = bound.start(&settings, shared, &runtimes[0], &runtimes[1]).unwrap();
+        let running = bound.start(&Live::new(settings), shared, &runtimes[0], &runtimes[1]).unwrap();
         wait_until("the archive is good", || running.service.catalog.good().len() == 1);
         Self {
             state,
