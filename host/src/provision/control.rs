@@ -256,7 +256,6 @@ impl InstallPolicy for ControlConnection<'_> {
     }
 
     fn note(&mut self, event: Event<'_>) {
-        let stage = |stage: &str, change: Change| Change { stage: Some(stage.into()), ..change };
         match event {
             Event::Noise(line) => {
                 let shown = line.get(..NOISE_SHOWN).unwrap_or(line);
@@ -283,53 +282,15 @@ impl InstallPolicy for ControlConnection<'_> {
                 let change = stage("booting", change);
                 self.happened("boot", "told to boot".into(), change);
             }
-            Event::Format => {
-                self.decided();
-                self.boot = Boot::No;
-                let pi = self.pi();
-                if self.said.is_none() {
-                    self.service.installs.told(self.address);
-                }
-                self.installing = Some(self.service.drain.installation());
-                let ordered = if self.orders > 0 { ", as ordered" } else { "" };
-                let text = format!("told to format{ordered}: {}", self.wrong);
-                let waits = Some(None);
-                let change = Change { image: self.image, progress: Some((0, 0)), waits, ..Change::of(pi) };
-                self.happened("format", text, stage("formatting", change));
-            }
-            Event::Wait => {
-                let pi = self.pi();
-                let why = if self.wrong.is_empty() { None } else { Some(self.wrong.as_str().into()) };
-                let text = match &why {
-                    Some(why) => format!("waits: {why}"),
-                    None => "told to wait and ask again: its image is being prepared".to_owned(),
-                };
-                if self.service.waiting.find(&pi.key()).is_some_and(|known| known != self.wrong) {
-                    self.quiet = false;
-                }
-                let change = Change { waits: Some(why), ..stage("waiting", Change::of(pi.clone())) };
-                self.happened("wait", text, change);
-                if self.said.is_some() {
-                    self.service.waiting.put(pi.key(), self.wrong.clone());
-                }
-            }
+            Event::Format => self.told_to_format(),
+            Event::Wait => self.told_to_wait(),
             // That it got the time says nothing of whether its clock could be set.
             Event::Milestone(Milestone::ReceivedDate) => tracing::debug!("{}: got the time", self.pi()),
             Event::Milestone(Milestone::SetDate) => {
                 let change = self.change();
                 self.happened("milestone", "has set its clock".into(), change);
             }
-            Event::Milestone(milestone) => {
-                self.last_identity.report();
-                match milestone {
-                    Milestone::ReceivedBoot => self.installing = None,
-                    Milestone::FinishedMounting if self.boot == Boot::Told => self.boot = Boot::Mounted,
-                    _ => {}
-                }
-                let words = milestone.word().to_ascii_lowercase().replace('_', " ");
-                let change = stage(&words, self.change());
-                self.happened("milestone", words, change);
-            }
+            Event::Milestone(milestone) => self.milestone(milestone),
             Event::Progress { stage: at, done, total } => {
                 let change = Change { progress: Some((done, total)), ..self.change() };
                 let change = stage(at.word(), change);
@@ -356,7 +317,56 @@ impl InstallPolicy for ControlConnection<'_> {
     }
 }
 
+/// The same, with how far the Pi is.
+fn stage(stage: &str, change: Change) -> Change {
+    Change { stage: Some(stage.into()), ..change }
+}
+
 impl ControlConnection<'_> {
+    fn told_to_format(&mut self) {
+        self.decided();
+        self.boot = Boot::No;
+        let pi = self.pi();
+        if self.said.is_none() {
+            self.service.installs.told(self.address);
+        }
+        self.installing = Some(self.service.drain.installation());
+        let ordered = if self.orders > 0 { ", as ordered" } else { "" };
+        let text = format!("told to format{ordered}: {}", self.wrong);
+        let waits = Some(None);
+        let change = Change { image: self.image, progress: Some((0, 0)), waits, ..Change::of(pi) };
+        self.happened("format", text, stage("formatting", change));
+    }
+
+    fn told_to_wait(&mut self) {
+        let pi = self.pi();
+        let why = if self.wrong.is_empty() { None } else { Some(self.wrong.as_str().into()) };
+        let text = match &why {
+            Some(why) => format!("waits: {why}"),
+            None => "told to wait and ask again: its image is being prepared".to_owned(),
+        };
+        if self.service.waiting.find(&pi.key()).is_some_and(|known| known != self.wrong) {
+            self.quiet = false;
+        }
+        let change = Change { waits: Some(why), ..stage("waiting", Change::of(pi.clone())) };
+        self.happened("wait", text, change);
+        if self.said.is_some() {
+            self.service.waiting.put(pi.key(), self.wrong.clone());
+        }
+    }
+
+    fn milestone(&mut self, milestone: Milestone) {
+        self.last_identity.report();
+        match milestone {
+            Milestone::ReceivedBoot => self.installing = None,
+            Milestone::FinishedMounting if self.boot == Boot::Told => self.boot = Boot::Mounted,
+            _ => {}
+        }
+        let words = milestone.word().to_ascii_lowercase().replace('_', " ");
+        let change = stage(&words, self.change());
+        self.happened("milestone", words, change);
+    }
+
     /// It closed the connection.
     fn gone(&mut self) {
         if self.boot == Boot::Mounted {

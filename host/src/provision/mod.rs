@@ -26,7 +26,7 @@ use crate::config::Settings;
 use crate::config::live::Live;
 use crate::images;
 use crate::images::build_queue::BuildQueue;
-use crate::images::catalog::{Catalog, News};
+use crate::images::catalog::{Catalog, News, Tell};
 use crate::images::source::Source;
 use crate::net::drain::Drain;
 use crate::net::listen::{Gate, accept, bind};
@@ -133,27 +133,9 @@ impl Bound {
         if let Some(file) = &settings.reinstall_file {
             threads.push(reinstall_file::watch(file, Arc::clone(&state), Arc::clone(&stop_files))?);
         }
-        let (for_tell, tell_builds) = (Arc::clone(&recorder), Arc::clone(&builds));
-        let tell_state = Arc::clone(&state);
-        let catalog = Catalog::open(
-            state,
-            archive,
-            settings.allow_unfit,
-            Box::new(move |catalog: &Catalog, path: &Path, news: News<'_>| {
-                if let News::Good(archive, id) = &news {
-                    let all = catalog.all();
-                    tell_builds.renew(archive, *id, all.as_deref(), &sizes(&*tell_state));
-                }
-                tell(&for_tell, path, &news);
-                // Perhaps it was taken off the list of images before it was deleted.
-                if let News::Bad(_) = &news
-                    && let Err(e) = catalog.follow()
-                {
-                    tracing::warn!("images cannot be read: {e}");
-                }
-            }),
-        );
-        let catalog = catalog.context("starting a thread")?;
+        let hear = hear(Arc::clone(&state), Arc::clone(&recorder), Arc::clone(&builds));
+        let catalog =
+            Catalog::open(state, archive, settings.allow_unfit, hear).context("starting a thread")?;
         let service = Arc::new(InstallContext {
             rootfs_port: addresses.rootfs.port(),
             fetch_port: addresses.fetch.port(),
@@ -242,6 +224,23 @@ fn sizes(state: &dyn State) -> Vec<u64> {
     let mut sizes: Vec<_> = count.into_iter().collect();
     sizes.sort_unstable_by_key(|(size, count)| (Reverse(*count), *size));
     sizes.into_iter().map(|(size, _)| size).take(AHEAD_MAX).collect()
+}
+
+/// What is done when an archive was found good or bad: its images are made, those of others swept away.
+fn hear(state: Arc<dyn State>, recorder: Arc<Recorder>, builds: Arc<BuildQueue>) -> Tell {
+    Box::new(move |catalog, path, news| {
+        if let News::Good(archive, id) = &news {
+            let all = catalog.all();
+            builds.renew(archive, *id, all.as_deref(), &sizes(&*state));
+        }
+        tell(&recorder, path, &news);
+        // Perhaps it was taken off the list of images before it was deleted.
+        if let News::Bad(_) = &news
+            && let Err(e) = catalog.follow()
+        {
+            tracing::warn!("images cannot be read: {e}");
+        }
+    })
 }
 
 /// Tells the log and the state what became of a version of the archive.

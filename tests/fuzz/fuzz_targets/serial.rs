@@ -40,14 +40,21 @@ fn alone(data: &[u8]) {
     }
 }
 
+/// How many bytes are damaged at most: a line that damages all frames says nothing, whatever the ends do.
+const DAMAGE_MAX: usize = 300;
+/// How long the ends may take when the line is sound again, in milliseconds.
+const RECOVERY_MS: u64 = 400_000;
+
 /// The dialler says some bytes on one stream; each byte of the input damages one on the line.
 fn pair(data: &[u8]) {
     let said: Vec<u8> = (0..1500_u32).map(|i| (i * i >> 3) as u8).collect();
     let mut ends = [Link::new(Role::Dialler, 4711), Link::new(Role::Listener, 0)];
     let (mut got, mut ended, mut stream, mut sent) = (Vec::new(), false, None, 0);
-    let mut damage = data.iter();
+    let mut damage = data.iter().take(DAMAGE_MAX);
     let mut out = Default::default();
-    for now in (0..400_000).step_by(20) {
+    let (mut now, mut end) = (0, RECOVERY_MS);
+    while now < end {
+        now += 20;
         for at in 0..2 {
             let _ = ends[at].tick(now);
             let mut wire = Vec::new();
@@ -57,8 +64,13 @@ fn pair(data: &[u8]) {
             if !wire.is_empty()
                 && let Some(byte) = damage.next()
             {
+                end = now + RECOVERY_MS;
                 let place = usize::from(*byte) * wire.len() / 256;
-                if byte & 1 == 0 { wire[place] ^= byte | 1 } else { drop(wire.remove(place)) }
+                if byte & 1 == 0 {
+                    wire[place] ^= byte | 1;
+                } else {
+                    wire.remove(place);
+                }
             }
             let mut input = &wire[..];
             while let Some(event) = ends[1 - at].receive(&mut input, now) {
