@@ -1,13 +1,15 @@
 //! What the programs print: each thing once, with a name to it, and nothing that means nothing.
 
 use std::fs;
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpListener;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::{Child, Command, Output, Stdio};
 
 use piman_tests::server::{Server, wait_until};
 use piman_tests::{binaries, tar};
+use rustix::process::{Pid, Signal, kill_process};
 
 fn text(output: &Output) -> String {
     String::from_utf8([&output.stdout[..], &output.stderr].concat()).unwrap()
@@ -135,4 +137,60 @@ fn a_missing_archive_is_named_once() {
     assert!(!output.status.success());
     readable(&text(&output));
     assert_eq!(text(&output).matches("/nonexistent.tgz").count(), 1, "{}", text(&output));
+}
+
+/// A server whose standard error is this; returns it when it listens.
+fn logging_to(stderr: Stdio, state: &Path, variables: &[(&str, String)]) -> Child {
+    let mut command = Command::new(binaries::piman());
+    command.args(["serve", "--listen", "127.0.0.1", "--rpc-port", "0", "--state"]).arg(state);
+    command.env_remove("JOURNAL_STREAM").envs(variables.iter().map(|(name, value)| (name, value)));
+    let mut child = command.stdout(Stdio::piped()).stderr(stderr).spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
+    assert!(line.starts_with("rpc 127.0.0.1:"), "{line}");
+    child
+}
+
+fn stop(child: &mut Child) {
+    kill_process(Pid::from_child(child), Signal::TERM).unwrap();
+    assert!(child.wait().unwrap().success());
+}
+
+#[test]
+fn log_lines_for_machines_are_objects_and_for_the_journal_have_its_levels() {
+    let folder = tempfile::tempdir().unwrap();
+    let log = |variables: &[(&str, String)], of: &dyn Fn(&fs::File) -> Option<(&'static str, String)>| {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let variables: Vec<_> = variables.iter().cloned().chain(of(file.as_file())).collect();
+        stop(&mut logging_to(file.reopen().unwrap().into(), folder.path(), &variables));
+        fs::read_to_string(file.path()).unwrap()
+    };
+    let json = log(&[("PIMAN_LOG_FORMAT", "json".into())], &|_| None);
+    let lines: Vec<serde_json::Value> = json.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+    let warned = lines.iter().find(|l| l["level"] == "warn").expect(&json);
+    assert!(warned["message"].as_str().unwrap().contains("--rpc-password-file"), "{json}");
+    assert!(lines.iter().all(|l| l["time"].as_str().unwrap().ends_with('Z')), "{json}");
+
+    // What systemd sets for whoever writes to its journal.
+    let journal = log(&[], &|file| {
+        let meta = file.metadata().unwrap();
+        Some(("JOURNAL_STREAM", format!("{}:{}", meta.dev(), meta.ino())))
+    });
+    assert!(journal.lines().all(|l| l.starts_with("<4>") || l.starts_with("<6>")), "{journal}");
+    assert!(journal.contains("<4>"), "{journal}");
+
+    let wrong = log(&[("PIMAN_LOG_FORMAT", "xml".into())], &|_| None);
+    assert!(wrong.contains("PIMAN_LOG_FORMAT is `xml`: write human or json"), "{wrong}");
+}
+
+#[test]
+fn a_closed_standard_error_ends_no_server() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut child = logging_to(Stdio::piped(), folder.path(), &[]);
+    drop(child.stderr.take());
+    // A line that nobody can read any more, and another server's word that this one lives.
+    kill_process(Pid::from_child(&child), Signal::HUP).unwrap();
+    let status = || piman(&["status", "--state", folder.path().to_str().unwrap()]);
+    assert!(!status().contains("no server answers"), "{}", status());
+    stop(&mut child);
 }

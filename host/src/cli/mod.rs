@@ -50,9 +50,9 @@ pub struct Cli {
     /// What is logged: a level, or levels per room such as `info,piman::rpc=debug`; the variable PIMAN_LOG has the same form
     #[arg(long, global = true, value_name = "LEVELS")]
     log_level: Option<String>,
-    /// How log lines on standard error look
-    #[arg(long, global = true, value_enum, default_value_t, value_name = "FORMAT")]
-    log_format: crate::logging::Format,
+    /// How log lines on standard error look [default: human, or what the variable PIMAN_LOG_FORMAT says]
+    #[arg(long, global = true, value_enum, value_name = "FORMAT")]
+    log_format: Option<crate::logging::Format>,
     #[command(subcommand)]
     command: Command,
 }

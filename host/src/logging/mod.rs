@@ -26,6 +26,23 @@ pub enum Format {
     Json,
 }
 
+impl Format {
+    /// What the variable says, if it says something.
+    fn of_environment() -> Option<Result<Self, BadFormat>> {
+        use clap::ValueEnum;
+        let text = std::env::var(FORMAT).ok().filter(|text| !text.is_empty())?;
+        Some(Self::from_str(&text, true).map_err(|_| BadFormat(text)))
+    }
+}
+
+/// The variable for whoever cannot change the command line, as in a unit of systemd.
+const FORMAT: &str = "PIMAN_LOG_FORMAT";
+
+/// The variable says a format that there is none of.
+#[derive(Debug, thiserror::Error)]
+#[error("{FORMAT} is `{0}`: write human or json")]
+struct BadFormat(String);
+
 /// Logs a message at a level that is known only when the program runs.
 #[macro_export]
 macro_rules! log_at {
@@ -54,16 +71,22 @@ pub struct BadLevels {
 /// Starts logging to standard error, once per process: a second start changes nothing, since a program around this
 /// one may have its own logger.
 ///
-/// `levels` is the command line's; without it the variables PIMAN_LOG and RUST_LOG are read, then `default` holds.
+/// `levels` is the command line's; without it the variables PIMAN_LOG and RUST_LOG are read, then `default` holds. For `format` the variable is
+/// PIMAN_LOG_FORMAT.
 ///
 /// # Errors
 /// If the levels cannot be read; logging has started with `default`.
-pub fn start(levels: Option<&str>, default: &str, format: Format) -> Result<(), BadLevels> {
+pub fn start(levels: Option<&str>, default: &str, format: Option<Format>) -> Result<(), BadLevels> {
     let chosen = levels.map(|text| (text.to_owned(), "--log-level")).or_else(|| {
         ["PIMAN_LOG", "RUST_LOG"].into_iter().find_map(|name| {
             std::env::var(name).ok().filter(|text| !text.is_empty()).map(|text| (text, name))
         })
     });
+    let (format, unknown) = match format.map(Ok).or_else(Format::of_environment) {
+        None => (Format::default(), None),
+        Some(Ok(format)) => (format, None),
+        Some(Err(e)) => (Format::default(), Some(e)),
+    };
     let fallback = || Targets::from_str(default).unwrap_or_default();
     let (targets, refused) = match chosen {
         None => (fallback(), Ok(())),
@@ -78,6 +101,9 @@ pub fn start(levels: Option<&str>, default: &str, format: Format) -> Result<(), 
         // The core logs with `log`. Its records pass the same filter.
         let level = most.unwrap_or(tracing::level_filters::LevelFilter::OFF);
         let _ = tracing_log::LogTracer::builder().with_max_level(tracing_log::AsLog::as_log(&level)).init();
+    }
+    if let Some(e) = unknown {
+        tracing::warn!("{e}");
     }
     refused
 }
