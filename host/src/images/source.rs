@@ -10,8 +10,9 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use embedded_io_adapters::std::FromStd;
+use piman_core::archive::Reader;
 use piman_core::hash::Hash;
-use piman_core::hosted::archive::Reader;
 use piman_core::hosted::unpack::{Decoder, packing};
 use piman_core::install::summing::ChunkHasher;
 use tokio::sync::watch;
@@ -162,7 +163,7 @@ pub(crate) struct Inspected {
 /// extract is an error, by whichever way it would be installed.
 pub(crate) fn inspect(archive: impl Read) -> anyhow::Result<Inspected> {
     let unpacked = BufReader::with_capacity(1 << 18, Decoder::new(archive)?);
-    let mut reader = Reader::new(unpacked);
+    let mut reader = Reader::new(FromStd::new(unpacked));
     let mut evidence = Evidence::new();
     while let Some(entry) = reader.next_entry()? {
         evidence.add(entry, &mut reader)?;

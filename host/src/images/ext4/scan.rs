@@ -5,8 +5,9 @@ use std::io::{self, BufReader, Read};
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
+use embedded_io_adapters::std::FromStd;
+use piman_core::archive::{self, Entry, Reader};
 use piman_core::hash::Hash;
-use piman_core::hosted::archive::{self, Entry, Reader};
 use piman_core::hosted::unpack::Decoder;
 
 use super::{Error, Progress};
@@ -76,7 +77,7 @@ impl Scan<'_> {
         each: &mut dyn FnMut(Entry, &mut dyn Read) -> Result<(), Error>,
     ) -> Result<(), Error> {
         let decoder = Decoder::new(BufReader::with_capacity(PIECE, source)).map_err(archive::Error::Read)?;
-        let mut reader = Reader::new(BufReader::with_capacity(PIECE, decoder));
+        let mut reader = Reader::new(FromStd::new(BufReader::with_capacity(PIECE, decoder)));
         while let Some(entry) = reader.next_entry()? {
             each(entry, &mut reader)?;
         }
