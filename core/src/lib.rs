@@ -11,13 +11,14 @@
 //! | `rpc` | calls and answers in both directions |
 //! | `serial` | several byte streams over a line that loses and damages bytes |
 //! | `dhcp` | the messages of DHCP, as a client and as a server have them |
+//! | `archive` | entries out of a tar archive: pax, GNU, sparse files (feature `archive`) |
 //! | [`mod@line`] | lines out of arbitrary chunks, in the caller's buffer |
 //! | [`base64`] | bytes that are written as letters |
 //! | [`hash`] | BLAKE3 hashes as values on the wire |
 //! | [`stream`] | writing to a byte stream, as every driver does |
 //! | [`transport`] | byte streams of our own: TCP without an operating system (feature `smoltcp`) |
 //! | [`blocking`] | the same drivers on a blocking stream, without an executor |
-//! | `hosted` | what needs an operating system: archives, ext4, connections (feature `std` and one each) |
+//! | `hosted` | what needs an operating system: unpacking, ext4, connections (feature `std` and one each) |
 //!
 //! The first seven are features of the same names, on by default.
 #![cfg_attr(docsrs, feature(doc_cfg))]
@@ -50,6 +51,8 @@ extern crate std;
 #[allow(unused_macros, reason = "not every service logs, and not at every level")]
 mod log;
 
+#[cfg(feature = "archive")]
+pub mod archive;
 pub mod base64;
 pub mod blocking;
 #[cfg(feature = "dhcp")]

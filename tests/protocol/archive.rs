@@ -2,13 +2,14 @@
 
 use std::io::{self, BufReader, Read};
 
-use piman_core::hosted::archive::{Damage, Entry, Error, File, Kind, Reader, Segment, Time, Xattr};
+use embedded_io_adapters::std::FromStd;
+use piman_core::archive::{Damage, Entry, Error, File, Kind, Reader, Segment, Time, Xattr};
 use piman_tests::tar::{Header, Tar, seal, size};
 use proptest::prelude::*;
 
 /// All entries with their content, read through a buffer of this size.
-fn read(archive: &[u8], buffer: usize) -> Result<Vec<(Entry, Vec<u8>)>, Error> {
-    let mut reader = Reader::new(BufReader::with_capacity(buffer, archive));
+fn read(archive: &[u8], buffer: usize) -> Result<Vec<(Entry, Vec<u8>)>, Error<io::Error>> {
+    let mut reader = Reader::new(FromStd::new(BufReader::with_capacity(buffer, archive)));
     let mut out = Vec::new();
     while let Some(entry) = reader.next_entry()? {
         let mut content = Vec::new();
@@ -60,7 +61,7 @@ fn what_is_not_read_is_skipped() {
     let mut tar = Tar::new();
     tar.file(b"a", &[1; 70_000]).file(b"b", &[2; 513]).file(b"c", b"see");
     let end = tar.end();
-    let mut reader = Reader::new(BufReader::with_capacity(1000, &*end));
+    let mut reader = Reader::new(FromStd::new(BufReader::with_capacity(1000, &*end)));
     let mut names = Vec::new();
     while let Some(entry) = reader.next_entry().unwrap() {
         let mut some = [0; 2];

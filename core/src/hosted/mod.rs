@@ -2,7 +2,6 @@
 //!
 //! | module | feature | what lives there |
 //! |---|---|---|
-//! | `archive` | `archive` | entries out of a tar archive: pax, GNU, sparse files |
 //! | `unpack` | `unpack` | archives that are packed by gzip or zstd |
 //! | `ext4` | `ext4` | empty ext4 filesystems without mounting |
 //! | `backoff` | `std` | waits before trying again |
@@ -10,8 +9,6 @@
 //! | `size` | `std` | sizes as people write them |
 //! | `dial` | `dial` | connections: TCP, a serial line (`dial-serial`), Bluetooth (`dial-bluetooth`) |
 
-#[cfg(feature = "archive")]
-pub mod archive;
 pub mod backoff;
 pub mod causes;
 #[cfg(feature = "dial")]

@@ -10,8 +10,9 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use embedded_io_adapters::std::FromStd;
+use piman_core::archive::Reader;
 use piman_core::hash::Hash;
-use piman_core::hosted::archive::Reader;
 use piman_core::hosted::unpack::{Decoder, packing};
 use piman_core::install::summing::ChunkHasher;
 use tokio::sync::watch;
@@ -163,7 +164,8 @@ pub(crate) struct Inspected {
 pub(crate) fn inspect(archive: impl Read) -> anyhow::Result<Inspected> {
     let whole = Arc::<AtomicBool>::default();
     let decoder = Decoder::new(archive)?.telling_whole(Arc::clone(&whole));
-    let mut reader = Reader::new(BufReader::with_capacity(1 << 18, decoder)).ending_with(whole);
+    let buffered = FromStd::new(BufReader::with_capacity(1 << 18, decoder));
+    let mut reader = Reader::new(buffered).ending_with(whole);
     let mut evidence = Evidence::new();
     while let Some(entry) = reader.next_entry()? {
         evidence.add(entry, &mut reader)?;

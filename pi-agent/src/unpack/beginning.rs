@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, anyhow, bail};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use piman_core::hosted::archive::{Error, Reader};
+use embedded_io_adapters::std::FromStd;
+use piman_core::archive::{Error, Reader};
 use piman_core::hosted::unpack::{Decoder, may_be_packed, packing};
 
 /// As much as is looked at, in bytes: a block of zstd has 128 KiB at most.
@@ -90,7 +91,7 @@ fn judge(head: &[u8]) -> anyhow::Result<Verdict> {
         bail!("the server sends something that is neither gzip nor zstd");
     }
     let first = Decoder::new(head.chain(NotYet)).map_err(Error::Read).and_then(|decoder| {
-        let mut reader = Reader::new(BufReader::new(decoder));
+        let mut reader = Reader::new(FromStd::new(BufReader::new(decoder)));
         reader.next_entry()
     });
     match first {

@@ -38,8 +38,9 @@ use crate::failure::{Cause, Failure};
 use crate::fetch::Link;
 use crate::telemetry::progress::Progress;
 use buffers::{Filler, pipe};
+use embedded_io_adapters::std::FromStd;
 use extract::extract;
-use piman_core::hosted::archive::Reader;
+use piman_core::archive::Reader;
 use piman_core::hosted::unpack::Decoder;
 use resumable::{Once, ResumableReader, Source};
 
@@ -180,7 +181,7 @@ fn unpack(
         let receiver = thread::Builder::new()
             .name("receive".to_owned())
             .spawn_scoped(scope, || receive(tap, filler, in_doubt, Arc::clone(&whole)))?;
-        let mut reader = Reader::new(drainer).ending_with(Arc::clone(&whole));
+        let mut reader = Reader::new(FromStd::new(drainer)).ending_with(Arc::clone(&whole));
         let extracted = extract(&mut reader, root).and_then(|summary| {
             reader.drain()?;
             Ok((summary, reader.position()))

@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 
 use libfuzzer_sys::fuzz_target;
-use piman_core::hosted::archive::{Kind, Reader, components};
+use piman_core::archive::{Kind, Reader, components};
 
 fuzz_target!(|data: &[u8]| {
     let Some((flags, archive)) = data.split_first() else { return };

@@ -8,8 +8,8 @@ use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
 use mkext4::{FsBuilder, InodeHandle, Layout, Meta, RegionSink, SparseSeg, SpecialKind};
+use piman_core::archive::{self, Time};
 use piman_core::hash::Hash;
-use piman_core::hosted::archive::{self, Time};
 use piman_core::hosted::ext4::{Geometry, SizeError, SparseSink};
 use piman_core::install::table::{BLOCK, Header, Table};
 use tempfile::NamedTempFile;
@@ -339,7 +339,7 @@ impl<'a> Blocks<'a> {
     /// Whose fault a failed fill was.
     fn why(&mut self, e: mkext4::Error) -> Error {
         match self.failed.take() {
-            Some(e) => match e.downcast::<archive::Error>() {
+            Some(e) => match e.downcast::<archive::Error<io::Error>>() {
                 Ok(damage) => damage.into(),
                 Err(e) => archive::Error::Read(e).into(),
             },

@@ -68,7 +68,7 @@ pub enum Error {
     Unsupported(String),
     /// The archive is damaged.
     #[error("the archive is damaged")]
-    Archive(#[source] piman_core::hosted::archive::Error),
+    Archive(#[source] piman_core::archive::Error<io::Error>),
     /// An entry that cannot be extracted anywhere.
     #[error("the archive is wrong: `{name}` {why}")]
     Entry {
@@ -110,10 +110,10 @@ impl Error {
 }
 
 /// What packs an archive reports damage as such; all else is the file's fault.
-impl From<piman_core::hosted::archive::Error> for Error {
-    fn from(e: piman_core::hosted::archive::Error) -> Self {
+impl From<piman_core::archive::Error<io::Error>> for Error {
+    fn from(e: piman_core::archive::Error<io::Error>) -> Self {
         match e {
-            piman_core::hosted::archive::Error::Read(source)
+            piman_core::archive::Error::Read(source)
                 if !matches!(source.kind(), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof) =>
             {
                 Self::Io { what: "reading the archive".into(), source }

@@ -6,8 +6,9 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
+use embedded_io_adapters::std::FromStd;
+use piman_core::archive::{self, Entry, Reader};
 use piman_core::hash::Hash;
-use piman_core::hosted::archive::{self, Entry, Reader};
 use piman_core::hosted::unpack::Decoder;
 
 use super::{Error, Progress};
@@ -79,7 +80,8 @@ impl Scan<'_> {
         let decoder = Decoder::new(source).map_err(archive::Error::Read)?;
         let whole = Arc::<AtomicBool>::default();
         let decoder = decoder.telling_whole(Arc::clone(&whole));
-        let mut reader = Reader::new(BufReader::with_capacity(PIECE, decoder)).ending_with(whole);
+        let buffered = FromStd::new(BufReader::with_capacity(PIECE, decoder));
+        let mut reader = Reader::new(buffered).ending_with(whole);
         while let Some(entry) = reader.next_entry()? {
             each(entry, &mut reader)?;
         }

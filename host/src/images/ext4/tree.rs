@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use piman_core::hosted::archive::{self, DEPTH_MAX, Entry, Segment, Time, Xattr};
+use piman_core::archive::{self, DEPTH_MAX, Entry, Segment, Time, Xattr};
 
 use super::{Error, LOST_FOUND, PROOF, acl};
 

@@ -9,8 +9,8 @@ use std::sync::atomic::AtomicBool;
 use mkext4::reader::{DirEntry, FileExtent, Fs, ReadAt};
 use mkext4::spec::inode::FileType;
 use mkext4::spec::{Inode, ROOT_INO};
+use piman_core::archive::{self, Time};
 use piman_core::hash::Hash;
-use piman_core::hosted::archive::{self, Time};
 use piman_core::install::table::BLOCK;
 
 use super::build::{Blocks, cut_time};

@@ -4,7 +4,8 @@
 use std::collections::HashMap;
 use std::io::BufRead;
 
-use piman_core::hosted::archive::{Entry, Kind, Reader};
+use embedded_io_adapters::std::FromStd;
+use piman_core::archive::{Entry, Kind, Reader};
 use piman_core::install::program::{HEAD, Machine, NotAProgram, Program};
 
 use super::{Fitness, judge};
@@ -68,7 +69,11 @@ impl Evidence {
     ///
     /// # Errors
     /// [`Error`] if it cannot be part of any system, or cannot be read.
-    pub(crate) fn add(&mut self, entry: Entry, reader: &mut Reader<impl BufRead>) -> Result<(), Error> {
+    pub(crate) fn add(
+        &mut self,
+        entry: Entry,
+        reader: &mut Reader<FromStd<impl BufRead>>,
+    ) -> Result<(), Error> {
         let index = self.tree.entries;
         let (path, mode) = (entry.path.clone(), entry.mode);
         let size = match &entry.kind {
@@ -130,7 +135,7 @@ impl Content {
 }
 
 /// The first bytes of the entry at which the reader stands, at most this many.
-fn head(reader: &mut Reader<impl BufRead>, most: usize) -> Result<Vec<u8>, Error> {
+fn head(reader: &mut Reader<FromStd<impl BufRead>>, most: usize) -> Result<Vec<u8>, Error> {
     let mut head = Vec::new();
     loop {
         let piece = reader.content()?;

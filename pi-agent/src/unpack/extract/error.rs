@@ -1,17 +1,17 @@
 //! Why an archive could not be extracted: the archive, one of its entries, or the disk.
 
-use std::fmt;
+use std::{fmt, io};
 
 use rustix::io::Errno;
 
 use crate::failure::Cause;
-use piman_core::hosted::archive;
+use piman_core::archive;
 
 /// Why extraction ended.
 #[derive(Debug)]
 pub enum Error {
     /// The archive could not be read, or is damaged.
-    Archive(archive::Error),
+    Archive(archive::Error<io::Error>),
     /// An entry that must not, or cannot, be created: the archive's fault.
     Entry {
         /// Its name.
@@ -50,8 +50,8 @@ impl Error {
     }
 }
 
-impl From<archive::Error> for Error {
-    fn from(error: archive::Error) -> Self {
+impl From<archive::Error<io::Error>> for Error {
+    fn from(error: archive::Error<io::Error>) -> Self {
         Self::Archive(error)
     }
 }

@@ -12,7 +12,7 @@ use rustix::io::Errno;
 
 use super::Error;
 use super::error::While;
-use piman_core::hosted::archive::{Entry, Time, Xattr};
+use piman_core::archive::{Entry, Time, Xattr};
 
 /// What a new file gets from the process and from the directory it is made in, and what
 /// must be undone therefore.

@@ -34,10 +34,11 @@ use rustix::fs::{
 use rustix::io::{Errno, pwrite, write};
 use rustix::process::geteuid;
 
+use embedded_io_adapters::std::FromStd;
 pub use error::Error;
 use error::While;
 use metadata::Metadata;
-use piman_core::hosted::archive::{Entry, File, Kind, Reader, components};
+use piman_core::archive::{Entry, File, Kind, Reader, components};
 use walk::Way;
 
 /// Of a large file this much is gathered before the disk is told to begin writing, in bytes.
@@ -63,7 +64,7 @@ pub struct Summary {
 /// # Errors
 /// [`Error`], which says whose fault it is and names the entry. What was extracted before
 /// stays. As another user than root nothing is done at all.
-pub fn extract<R: BufRead>(reader: &mut Reader<R>, root: BorrowedFd<'_>) -> Result<Summary, Error> {
+pub fn extract<R: BufRead>(reader: &mut Reader<FromStd<R>>, root: BorrowedFd<'_>) -> Result<Summary, Error> {
     if !geteuid().is_root() {
         return Err(Error::NotRoot);
     }
@@ -116,7 +117,11 @@ impl<'scope> Early<'scope> {
 }
 
 /// Creates one entry and tells how many bytes of content were written.
-fn create<R: BufRead>(mut entry: Entry, reader: &mut Reader<R>, way: &mut Way) -> Result<u64, Error> {
+fn create<R: BufRead>(
+    mut entry: Entry,
+    reader: &mut Reader<FromStd<R>>,
+    way: &mut Way,
+) -> Result<u64, Error> {
     let path = entry.path.clone();
     let mut parent = components(&path).map_err(|e| Error::entry(&path, e.why()))?;
     let Some(name) = parent.next_back() else {
@@ -170,7 +175,12 @@ fn create<R: BufRead>(mut entry: Entry, reader: &mut Reader<R>, way: &mut Way) -
 }
 
 /// Writes the content of a file, holes left out; begins early with large ones.
-fn fill<R: BufRead>(out: &OwnedFd, file: &File, reader: &mut Reader<R>, path: &[u8]) -> Result<u64, Error> {
+fn fill<R: BufRead>(
+    out: &OwnedFd,
+    file: &File,
+    reader: &mut Reader<FromStd<R>>,
+    path: &[u8],
+) -> Result<u64, Error> {
     if file.sparse.is_some() {
         ftruncate(out, file.size).doing("setting the size of", path)?;
     }

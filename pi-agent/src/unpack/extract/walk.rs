@@ -15,7 +15,7 @@ use rustix::io::Errno;
 use super::Error;
 use super::error::While;
 use super::metadata::{Inherited, Metadata, disinherit, restore};
-use piman_core::hosted::archive::{DEPTH_MAX, Time};
+use piman_core::archive::{DEPTH_MAX, Time};
 
 const DIRECTORY: OFlags =
     OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);

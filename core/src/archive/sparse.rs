@@ -3,7 +3,7 @@
 use super::header::decimal;
 use super::header::{BLOCK, unsigned};
 use super::{Damage, SEGMENTS_MAX, Segment};
-use std::prelude::rust_2024::*;
+use alloc::vec::Vec;
 
 /// The parts of a file that hold data, in order, none of them empty.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -113,6 +113,8 @@ impl Prefix {
 
 #[cfg(test)]
 mod tests {
+    use std::format;
+
     use super::*;
 
     #[test]

@@ -1,11 +1,11 @@
 //! The records of pax headers: what they say about the entry that follows.
 
 use crate::base64;
-use std::prelude::rust_2024::*;
+use alloc::vec::Vec;
 
 use super::sparse::Map;
 use super::{Damage, NAME_MAX, Time, XATTRS_MAX, Xattr, acl};
-use crate::hosted::archive::header::decimal;
+use crate::archive::header::decimal;
 
 /// What pax headers said about an entry; what they did not is `None`.
 #[derive(Debug, Clone, Default)]
@@ -227,6 +227,9 @@ fn unescape(text: &[u8]) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
+    use std::format;
+    use std::string::ToString as _;
+
     use super::*;
 
     fn record(key: &str, value: &[u8]) -> Vec<u8> {

@@ -1,10 +1,11 @@
 //! What an archive says about each of its entries.
 
-use std::prelude::rust_2024::*;
+use alloc::vec::Vec;
 
 /// One entry of an archive. Its content, if it is a file, is read from the [`Reader`](super::Reader) before
 /// the next entry is asked for; what is not read is skipped.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct Entry {
     /// The name as it is written; see [`components`](super::components).
     pub path: Vec<u8>,
@@ -24,6 +25,7 @@ pub struct Entry {
 
 /// What an entry is.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub enum Kind {
     /// A file, with what the archive stores of it.
     File(File),
@@ -53,6 +55,7 @@ pub enum Kind {
 
 /// The size of a file and which parts of it are stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct File {
     /// Size in bytes, with holes.
     pub size: u64,
@@ -73,6 +76,7 @@ impl File {
 
 /// A part of a file that holds data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct Segment {
     /// Bytes from the start of the file.
     pub offset: u64,
@@ -82,6 +86,7 @@ pub struct Segment {
 
 /// A moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct Time {
     /// Seconds since 1970-01-01T00:00:00Z; negative before.
     pub seconds: i64,
@@ -91,6 +96,7 @@ pub struct Time {
 
 /// An extended attribute.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct Xattr {
     /// With its name space: `security.capability`.
     pub name: Vec<u8>,

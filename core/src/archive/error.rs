@@ -1,13 +1,14 @@
 //! What can be wrong with an archive, and where.
 
-use std::prelude::rust_2024::*;
-use std::{fmt, io};
+use alloc::vec::Vec;
+use core::fmt;
 
 /// Why an archive cannot be read on. Reading must end here: what follows has no meaning.
 #[derive(Debug)]
-pub enum Error {
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub enum Error<E> {
     /// The bytes could not be had: the fault of whatever gives them, not of the archive.
-    Read(io::Error),
+    Read(E),
     /// The archive is damaged, or uses what is not supported.
     Damaged {
         /// Bytes of the unpacked archive before the damage.
@@ -22,6 +23,7 @@ pub enum Error {
 /// What is wrong with an archive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub enum Damage {
     /// It ends before its end marker.
     Truncated,
@@ -59,7 +61,7 @@ impl fmt::Display for Damage {
     }
 }
 
-impl fmt::Display for Error {
+impl<E> fmt::Display for Error<E> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Read(_) => f.write_str("reading the archive"),
@@ -71,8 +73,8 @@ impl fmt::Display for Error {
     }
 }
 
-impl std::error::Error for Error {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+impl<E: core::error::Error + 'static> core::error::Error for Error<E> {
+    fn source(&self) -> Option<&(dyn core::error::Error + 'static)> {
         match self {
             Self::Read(error) => Some(error),
             Self::Damaged { .. } => None,
@@ -80,14 +82,15 @@ impl std::error::Error for Error {
     }
 }
 
-/// For those who read an entry's content through [`io::Read`]: `UnexpectedEof` for a
+/// For those who read an entry's content through [`std::io::Read`]: `UnexpectedEof` for a
 /// truncated archive, `InvalidData` for any other damage.
-impl From<Error> for io::Error {
-    fn from(error: Error) -> Self {
+#[cfg(feature = "std")]
+impl From<Error<Self>> for std::io::Error {
+    fn from(error: Error<Self>) -> Self {
         let kind = match error {
             Error::Read(error) => return error,
-            Error::Damaged { damage: Damage::Truncated, .. } => io::ErrorKind::UnexpectedEof,
-            Error::Damaged { .. } => io::ErrorKind::InvalidData,
+            Error::Damaged { damage: Damage::Truncated, .. } => std::io::ErrorKind::UnexpectedEof,
+            Error::Damaged { .. } => std::io::ErrorKind::InvalidData,
         };
         Self::new(kind, error)
     }

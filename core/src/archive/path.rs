@@ -1,7 +1,7 @@
 //! Names of entries as paths below the root that is being filled.
 
-use std::fmt;
-use std::prelude::rust_2024::*;
+use alloc::vec::Vec;
+use core::fmt;
 
 /// The components of an entry's name below the root: a leading `/` and `.` are left out, as
 /// is everything empty. No component at all is the root itself.
@@ -27,6 +27,7 @@ pub fn components(path: &[u8]) -> Result<impl DoubleEndedIterator<Item = &[u8]> 
 
 /// A name that must not, or cannot, be created.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct UnsafePath {
     path: Vec<u8>,
     why: &'static str,
@@ -46,10 +47,12 @@ impl fmt::Display for UnsafePath {
     }
 }
 
-impl std::error::Error for UnsafePath {}
+impl core::error::Error for UnsafePath {}
 
 #[cfg(test)]
 mod tests {
+    use std::string::ToString as _;
+
     use super::*;
 
     #[test]

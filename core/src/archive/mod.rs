@@ -1,5 +1,6 @@
 //! Reading tar archives: a small parser that never panics, never holds more than its limits,
-//! and reads the archive front to back through any [`BufRead`](std::io::BufRead).
+//! and reads the archive front to back through any [`BufRead`](embedded_io::BufRead);
+//! a reader of `std` is wrapped in `embedded_io_adapters::std::FromStd`.
 //!
 //! Understood: v7, ustar, GNU (long names and links, numbers in base 256, sparse files) and
 //! pax (`x` and `g` headers with `path`, `linkpath`, `size`, `uid`, `gid`, `mtime`,
@@ -11,23 +12,23 @@
 //! list that names somebody without a number is left out, which is logged. Refused: archives of several
 //! volumes.
 //!
-//! ```no_run
-//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! use piman_core::hosted::archive::{Kind, Reader};
-//! use std::io::{BufReader, Read};
-//! let input = BufReader::with_capacity(256 << 10, std::fs::File::open("root.tar")?);
-//! let mut reader = Reader::new(input);
-//! while let Some(entry) = reader.next_entry()? {
-//!     if let Kind::File(file) = &entry.kind {
+//! ```
+//! use piman_core::archive::{Error, Kind, Reader};
+//!
+//! /// The bytes of all files in an archive that lies in memory.
+//! fn stored(tar: &[u8]) -> Result<u64, Error<core::convert::Infallible>> {
+//!     let (mut reader, mut stored) = (Reader::new(tar), 0);
+//!     while let Some(entry) = reader.next_entry()? {
+//!         let Kind::File(file) = &entry.kind else { continue };
 //!         for segment in file.segments() {
-//!             // `segment.length` bytes at `segment.offset` of the file:
-//!             let mut data = vec![0; usize::try_from(segment.length)?];
-//!             reader.read_exact(&mut data)?;
+//!             // `segment.length` bytes at `segment.offset` of the file: what `content` gives next.
+//!             stored += segment.length;
 //!         }
 //!     }
+//!     reader.drain()?; // gzip's checksum is behind the end of the archive
+//!     Ok(stored)
 //! }
-//! reader.drain()?; // gzip's checksum is behind the end of the archive
-//! # Ok(()) }
+//! assert_eq!(stored(&[0; 1024]).unwrap(), 0);
 //! ```
 
 mod acl;

@@ -1,9 +1,10 @@
 //! Reads an archive header by header, and passes on the content between them.
 
-use std::io::{self, BufRead, Read};
-use std::prelude::rust_2024::*;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::sync::atomic::{AtomicBool, Ordering::Relaxed};
+
+use embedded_io::{BufRead, Error as _, ErrorKind};
 
 use super::header::{BLOCK, Format, Header};
 use super::pax::Pax;
@@ -25,6 +26,14 @@ pub struct Reader<R> {
     /// Says at the end of the input that nothing of it is missing.
     whole: Option<Arc<AtomicBool>>,
     unmarked: bool,
+}
+
+/// How far it is, whatever it reads from.
+#[cfg(feature = "defmt")]
+impl<R> defmt::Format for Reader<R> {
+    fn format(&self, f: defmt::Formatter<'_>) {
+        defmt::write!(f, "Reader({=[u8]:a}, {} bytes read)", self.name.as_slice(), self.at)
+    }
 }
 
 impl<R: BufRead> Reader<R> {
@@ -53,7 +62,7 @@ impl<R: BufRead> Reader<R> {
     /// # Errors
     /// [`Error::Read`] if `input` fails, [`Error::Damaged`] if the archive is at fault. The
     /// end of `input` before the end marker is [`Damage::Truncated`].
-    pub fn next_entry(&mut self) -> Result<Option<Entry>, Error> {
+    pub fn next_entry(&mut self) -> Result<Option<Entry>, Error<R::Error>> {
         self.skip_content()?;
         self.name.clear();
         let mut said = Said { pax: self.global.clone(), ..Said::default() };
@@ -117,7 +126,7 @@ impl<R: BufRead> Reader<R> {
     ///
     /// # Errors
     /// As [`next_entry`](Self::next_entry).
-    pub fn content(&mut self) -> Result<&[u8], Error> {
+    pub fn content(&mut self) -> Result<&[u8], Error<R::Error>> {
         if self.left == 0 {
             return Ok(&[]);
         }
@@ -149,7 +158,7 @@ impl<R: BufRead> Reader<R> {
     ///
     /// # Errors
     /// [`Error::Read`] if `input` fails.
-    pub fn drain(&mut self) -> Result<(), Error> {
+    pub fn drain(&mut self) -> Result<(), Error<R::Error>> {
         (self.left, self.padding, self.ended) = (0, 0, true);
         loop {
             let length = fill(&mut self.input).map_err(Error::Read)?.len();
@@ -167,7 +176,7 @@ impl<R: BufRead> Reader<R> {
     }
 
     /// Turns a header and what was said before it into an entry.
-    fn entry(&mut self, header: &Header<'_>, said: Said) -> Result<Entry, Error> {
+    fn entry(&mut self, header: &Header<'_>, said: Said) -> Result<Entry, Error<R::Error>> {
         let Said { pax, path, link, .. } = said;
         let path = pax.sparse.name.clone().or(pax.path.clone()).or(path).unwrap_or_else(|| {
             let mut name = Vec::with_capacity(128);
@@ -201,7 +210,13 @@ impl<R: BufRead> Reader<R> {
         Ok(Entry { path, kind, mode, uid, gid, mtime, xattrs })
     }
 
-    fn kind(&mut self, header: &Header<'_>, pax: &Pax, path: &[u8], link: Vec<u8>) -> Result<Kind, Error> {
+    fn kind(
+        &mut self,
+        header: &Header<'_>,
+        pax: &Pax,
+        path: &[u8],
+        link: Vec<u8>,
+    ) -> Result<Kind, Error<R::Error>> {
         let device = || Ok((header.major()?, header.minor()?));
         // Links, devices, directories and pipes have no content, whatever their size says.
         Ok(match header.kind() {
@@ -233,7 +248,7 @@ impl<R: BufRead> Reader<R> {
         })
     }
 
-    fn file(&mut self, header: &Header<'_>, pax: &Pax) -> Result<File, Error> {
+    fn file(&mut self, header: &Header<'_>, pax: &Pax) -> Result<File, Error<R::Error>> {
         let stored = self.stored(header, pax)?;
         self.open_content(stored);
         let (size, map) = if header.kind() == b'S' && header.format() == Format::Gnu {
@@ -257,7 +272,7 @@ impl<R: BufRead> Reader<R> {
     }
 
     /// GNU's own format: four parts in the header, 21 in each block that follows.
-    fn gnu_map(&mut self, header: &Header<'_>) -> Result<sparse::Map, Error> {
+    fn gnu_map(&mut self, header: &Header<'_>) -> Result<sparse::Map, Error<R::Error>> {
         let mut map = sparse::Map::default();
         let (fields, mut more) = header.sparse();
         map.push_block(fields).map_err(|d| self.damage(d))?;
@@ -271,7 +286,7 @@ impl<R: BufRead> Reader<R> {
     }
 
     /// pax format 1.0: the map stands before the data, and counts as content.
-    fn map_in_content(&mut self) -> Result<sparse::Map, Error> {
+    fn map_in_content(&mut self) -> Result<sparse::Map, Error<R::Error>> {
         let mut prefix = sparse::Prefix::default();
         loop {
             self.left = self
@@ -285,7 +300,7 @@ impl<R: BufRead> Reader<R> {
         }
     }
 
-    fn stored(&self, header: &Header<'_>, pax: &Pax) -> Result<u64, Error> {
+    fn stored(&self, header: &Header<'_>, pax: &Pax) -> Result<u64, Error<R::Error>> {
         pax.size.map_or_else(|| header.size(), Ok).map_err(|d| self.damage(d))
     }
 
@@ -294,12 +309,12 @@ impl<R: BufRead> Reader<R> {
         self.padding = stored.wrapping_neg() % BLOCK as u64;
     }
 
-    fn skip_content(&mut self) -> Result<(), Error> {
+    fn skip_content(&mut self) -> Result<(), Error<R::Error>> {
         while self.left > 0 {
             let length = self.content()?.len();
             self.consume(length);
         }
-        self.left = std::mem::take(&mut self.padding);
+        self.left = core::mem::take(&mut self.padding);
         while self.left > 0 {
             let length = self.content()?.len();
             self.consume(length);
@@ -308,7 +323,7 @@ impl<R: BufRead> Reader<R> {
     }
 
     /// The rest of the end marker: a second block of zeros, or the end of the input.
-    fn end(&mut self) -> Result<(), Error> {
+    fn end(&mut self) -> Result<(), Error<R::Error>> {
         self.ended = true;
         let mut block = [0; BLOCK];
         match self.fill_block(&mut block)? {
@@ -319,21 +334,26 @@ impl<R: BufRead> Reader<R> {
         }
     }
 
-    fn long_name(&mut self, header: &Header<'_>) -> Result<Vec<u8>, Error> {
+    fn long_name(&mut self, header: &Header<'_>) -> Result<Vec<u8>, Error<R::Error>> {
         let mut name = self.meta(header, NAME_MAX as u64 + 1, "name")?;
         let length = name.iter().position(|b| *b == 0).unwrap_or(name.len());
         name.truncate(length);
         Ok(name)
     }
 
-    fn records(&mut self, header: &Header<'_>, so_far: &mut u64) -> Result<Vec<u8>, Error> {
+    fn records(&mut self, header: &Header<'_>, so_far: &mut u64) -> Result<Vec<u8>, Error<R::Error>> {
         let records = self.meta(header, PAX_MAX - *so_far, "pax header")?;
         *so_far += records.len() as u64;
         Ok(records)
     }
 
     /// The content of an entry that speaks about another one.
-    fn meta(&mut self, header: &Header<'_>, max: u64, what: &'static str) -> Result<Vec<u8>, Error> {
+    fn meta(
+        &mut self,
+        header: &Header<'_>,
+        max: u64,
+        what: &'static str,
+    ) -> Result<Vec<u8>, Error<R::Error>> {
         let size = header.size().map_err(|d| self.damage(d))?;
         if size > max {
             return Err(self.damage(Damage::TooLong(what)));
@@ -351,7 +371,7 @@ impl<R: BufRead> Reader<R> {
     }
 
     /// One block; the end of the input is the archive's fault.
-    fn block(&mut self) -> Result<[u8; BLOCK], Error> {
+    fn block(&mut self) -> Result<[u8; BLOCK], Error<R::Error>> {
         let mut block = [0; BLOCK];
         match self.fill_block(&mut block)? {
             BLOCK => Ok(block),
@@ -360,37 +380,44 @@ impl<R: BufRead> Reader<R> {
     }
 
     /// Reads a block as far as there is one.
-    fn fill_block(&mut self, block: &mut [u8; BLOCK]) -> Result<usize, Error> {
+    fn fill_block(&mut self, block: &mut [u8; BLOCK]) -> Result<usize, Error<R::Error>> {
         let mut filled = 0;
         while let Some(spare) = block.get_mut(filled..).filter(|s| !s.is_empty()) {
-            match self.input.read(spare) {
-                Ok(0) => break,
-                Ok(n) => filled += n,
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(e) => return Err(Error::Read(e)),
+            match copy(fill(&mut self.input).map_err(Error::Read)?, spare) {
+                0 => break,
+                n => {
+                    self.input.consume(n);
+                    filled += n;
+                }
             }
         }
         self.at += filled as u64;
         Ok(filled)
     }
 
-    fn damage(&self, damage: Damage) -> Error {
+    fn damage(&self, damage: Damage) -> Error<R::Error> {
         Error::Damaged { at: self.at, entry: self.name.clone(), damage }
     }
 }
 
 /// The content of the current entry. Errors are those of [`Reader::content`], as
 /// `From<Error> for io::Error` has them.
-impl<R: BufRead> Read for Reader<R> {
-    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        let piece = self.content()?;
-        let length = piece.len().min(buf.len());
-        if let (Some(to), Some(from)) = (buf.get_mut(..length), piece.get(..length)) {
-            to.copy_from_slice(from);
-        }
-        self.consume(length);
-        Ok(length)
+#[cfg(feature = "std")]
+impl<R: BufRead<Error = std::io::Error>> std::io::Read for Reader<R> {
+    fn read(&mut self, buf: &mut [u8]) -> std::io::Result<usize> {
+        let n = copy(self.content()?, buf);
+        self.consume(n);
+        Ok(n)
     }
+}
+
+/// As many bytes as both have.
+fn copy(from: &[u8], to: &mut [u8]) -> usize {
+    let n = from.len().min(to.len());
+    if let (Some(to), Some(from)) = (to.get_mut(..n), from.get(..n)) {
+        to.copy_from_slice(from);
+    }
+    n
 }
 
 /// What the headers before an entry's own said about it.
@@ -403,10 +430,10 @@ struct Said {
     anything: bool,
 }
 
-fn fill(input: &mut impl BufRead) -> io::Result<&[u8]> {
+fn fill<R: BufRead>(input: &mut R) -> Result<&[u8], R::Error> {
     loop {
         match input.fill_buf() {
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) if e.kind() == ErrorKind::Interrupted => {}
             Err(e) => return Err(e),
             Ok(_) => break,
         }

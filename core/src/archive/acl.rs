@@ -1,7 +1,7 @@
 //! Access control lists as archives write them, in words (POSIX 1003.1e draft 17, `SCHILY.acl.*`), turned into the
 //! extended attribute by which the kernel takes them.
 
-use std::prelude::rust_2024::*;
+use alloc::vec::Vec;
 
 /// The attribute of who may use a file, and of what is made in a directory.
 pub(super) const ACCESS: &[u8] = b"system.posix_acl_access";

@@ -1,7 +1,7 @@
 //! One header block of a tar archive: where its fields lie and how numbers are written.
 
 use super::Damage;
-use std::prelude::rust_2024::*;
+use alloc::vec::Vec;
 
 /// Archives are made of blocks of this size, in bytes.
 pub(super) const BLOCK: usize = 512;
@@ -160,6 +160,8 @@ pub(super) fn decimal(digits: &[u8]) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
+    use std::format;
+
     use super::*;
 
     #[test]
