@@ -4,6 +4,7 @@
 //! The server's state is on an ext4 of its own, which ext4's own shutdown cuts off without writing anything more.
 //! Each round is made by a number and `PIMAN_DECISION_SEED`; `PIMAN_DECISION_KILLS` says how many there are.
 
+mod full;
 mod room;
 mod round;
 
