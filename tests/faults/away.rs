@@ -1,14 +1,13 @@
 //! The network is away: nothing is said, nothing comes, and then it is there again.
 
-use std::fs::File;
 use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
-use pi_agent::card::inspect::{self, Card};
+use pi_agent::card::inspect::{self, Card as Found};
 use piman::state::{Sqlite, State as _};
 use piman_tests::binaries;
-use piman_tests::first_write::FirstWrite;
+use piman_tests::card::{Card, Lie};
 use piman_tests::netns::Network;
 use piman_tests::wait::until;
 use rustix::process::{Pid, Signal, kill_process};
@@ -20,7 +19,7 @@ const AWAY: Duration = Duration::from_secs(14);
 /// What was not heard is said again as soon as it can be. (What lasts longer than the agent tries is told by the card
 /// when the Pi starts next: `install/orders.rs`.)
 #[test]
-#[cfg_attr(lacks = "root", ignore = "needs root")]
+#[cfg_attr(lacks = "fuse", ignore = "needs root and /dev/fuse")]
 #[cfg_attr(lacks = "ip", ignore = "needs ip (iproute2)")]
 fn a_pi_that_ends_while_the_network_is_away_says_so_when_it_is_back() {
     let mut network = Network::make();
@@ -29,21 +28,16 @@ fn a_pi_that_ends_while_the_network_is_away_says_so_when_it_is_back() {
     network.serve(&["--dhcp", "proxy"]);
     network.wait("log", "is good");
     let _ = network.piman(&["reinstall", SERIAL]);
-    let card = network.dir.path().join("card.img");
-    File::create(&card).unwrap().set_len(200 << 20).unwrap();
-    let file = card.clone();
-    // It stands still until the network is away; what has come by then it can end with.
-    let written = FirstWrite::watch(&card, move || {
-        let agent = pid_of_agent(&file);
-        kill_process(agent, Signal::STOP).unwrap();
-        agent
-    });
+    let card = Card::new(vec![0; 200 << 20], Lie::None);
+    card.flush_slowly(Duration::from_millis(300));
     let mut agent: Command = network.command(&pi, &binaries::pi_agent().display().to_string());
-    agent.args(["install", "--server", "192.168.77.1", "--serial", SERIAL, "--disk", "card.img"]);
+    agent.args(["install", "--server", "192.168.77.1", "--serial", SERIAL, "--disk"]).arg(card.path());
     agent.args(["--path", "image", "--transfer-port", "0"]);
     network.start(agent, "agent");
-    assert!(written.wait(Duration::from_secs(60)), "{}", network.text("agent"));
-    let agent = written.end().unwrap();
+    // All has come, and is being written. It stands still until the network is away.
+    network.wait("agent", "writing to the card what is still in memory");
+    let agent = pid_of_agent(card.path());
+    kill_process(agent, Signal::STOP).unwrap();
     let state = Sqlite::command(&network.dir.path().join("state")).unwrap();
     network.ip(&server, "link set port0 down");
     kill_process(agent, Signal::CONT).unwrap();
@@ -53,9 +47,10 @@ fn a_pi_that_ends_while_the_network_is_away_says_so_when_it_is_back() {
     assert!(!completed(), "there is no network");
     network.ip(&server, "link set port0 up");
     until("the order is completed", completed);
-    assert!(matches!(inspect::check(&card).unwrap(), Card::Installed(_)));
+    assert!(matches!(inspect::check(card.path()).unwrap(), Found::Installed(_)));
     network.wait("agent", "installed image");
-    println!("{}", network.text("agent"));
+    let said = network.text("agent");
+    assert!(said.contains("the server cannot be told how it ended"), "{said}");
 }
 
 /// The process that has this file open to write.

@@ -11,6 +11,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
@@ -65,6 +66,8 @@ struct State {
     bytes: Vec<u8>,
     events: Vec<Event>,
     lie: Lie,
+    /// How long a flush takes.
+    flush: Duration,
 }
 
 /// A card that the kernel has as a file; gone when dropped.
@@ -90,7 +93,7 @@ impl Card {
         let options = format!("fd={},rootmode=100600,user_id=0,group_id=0", fuse.as_raw_fd());
         let options = CString::new(options).expect("no zero in it");
         mount("card", &path, "fuse", MountFlags::empty(), options.as_c_str()).expect("mounting by FUSE");
-        let state = Arc::new(Mutex::new(State { bytes, events: Vec::new(), lie }));
+        let state = Arc::new(Mutex::new(State { bytes, events: Vec::new(), lie, flush: Duration::ZERO }));
         let shared = Arc::clone(&state);
         let daemon = thread::Builder::new().name("card".into()).spawn(move || serve(fuse, &shared));
         Self { path, state, daemon: daemon.ok(), _folder: folder }
@@ -104,6 +107,11 @@ impl Card {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// From now on each flush takes so long.
+    pub fn flush_slowly(&self, takes: Duration) {
+        self.lock().flush = takes;
     }
 
     /// What it holds now.
@@ -304,6 +312,7 @@ impl State {
                     .map(|()| [length.to_ne_bytes(), [0; 4]].concat())
             }
             FSYNC => {
+                thread::sleep(self.flush);
                 self.events.push(Event::Flush);
                 Ok(Vec::new())
             }
