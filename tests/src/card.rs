@@ -58,6 +58,8 @@ pub enum Lie {
     Rots(u64, u64),
     /// It fails to write from this byte on.
     Fails(u64),
+    /// It fails to read between these bytes, but for blocks that were written since.
+    Unreadable(u64, u64),
 }
 
 /// What is known of a card.
@@ -305,7 +307,7 @@ impl State {
             GETATTR | SETATTR => Ok(attributes(self.bytes.len() as u64)),
             // Direct: nothing of it is kept in the kernel's cache.
             OPEN => Ok([7_u64.to_ne_bytes(), 1_u64.to_ne_bytes()].concat()),
-            READ => Ok(self.read(request.u64(8), request.u32(16) as usize)),
+            READ => self.read(request.u64(8), request.u32(16) as usize),
             WRITE => {
                 let (at, length) = (request.u64(8), request.u32(16));
                 self.write(at, &request.body[40..40 + length as usize])
@@ -322,14 +324,27 @@ impl State {
         })
     }
 
-    fn read(&self, at: u64, length: usize) -> Vec<u8> {
+    fn read(&self, at: u64, length: usize) -> Result<Vec<u8>, i32> {
         let end = (at + length as u64).min(self.bytes.len() as u64);
         let span = |from: u64, to: u64| self.bytes[from as usize..to as usize].to_vec();
         match self.lie {
-            _ if at >= end => Vec::new(),
-            Lie::Wraps(has) => (at..end).map(|b| self.bytes[(b % has) as usize]).collect(),
-            _ => span(at, end),
+            _ if at >= end => Ok(Vec::new()),
+            Lie::Wraps(has) => Ok((at..end).map(|b| self.bytes[(b % has) as usize]).collect()),
+            Lie::Unreadable(from, to)
+                if (at.max(from)..end.min(to)).step_by(BLOCK).any(|b| !self.is_written(b)) =>
+            {
+                Err(EIO)
+            }
+            _ => Ok(span(at, end)),
         }
+    }
+
+    /// Whether something was written to this byte.
+    fn is_written(&self, byte: u64) -> bool {
+        self.events.iter().any(|event| {
+            let Event::Write(at, bytes) = event else { return false };
+            (*at..at + bytes.len() as u64).contains(&byte)
+        })
     }
 
     fn write(&mut self, at: u64, bytes: &[u8]) -> Result<(), i32> {
