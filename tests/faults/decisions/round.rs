@@ -167,7 +167,7 @@ impl Round {
         tally.acknowledged += usize::from(said.ordered) + usize::from(said.cancelled);
         let half_done = changed && !matches!(survey_path(&disk).unwrap().card, Card::Installed(_));
         tally.half_done += usize::from(half_done);
-        if changed || self.number % 4 == 0 {
+        if changed || self.number.is_multiple_of(4) {
             self.switch_on_again(room, &disk, before, changed);
         }
         std::fs::remove_file(disk).unwrap();

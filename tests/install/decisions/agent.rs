@@ -96,7 +96,7 @@ impl Pi<'_> {
     fn final_policy(&self) {
         let rule = format!("{}={}", self.cell.content.found, self.cell.action);
         if self.cell.is_default() {
-        } else if self.cell.number % 2 == 0 {
+        } else if self.cell.number.is_multiple_of(2) {
             self.policy(&["--for", &self.serial, &rule]);
         } else {
             let group = format!("g{}", self.cell.number);
@@ -126,7 +126,7 @@ impl Pi<'_> {
         let mut agent = self.lab.server.agent(device, &self.serial);
         // As process 1 it may erase a device that holds something; that says nothing of whose it is.
         agent.args(["--yes", "--retries", "0", "--transfer-port", "0", "--layout"]).arg(&self.lab.layout);
-        agent.args(["--path", if self.cell.number % 2 == 0 { "image" } else { "archive" }]);
+        agent.args(["--path", if self.cell.number.is_multiple_of(2) { "image" } else { "archive" }]);
         let mut agent = Running(agent.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap());
         let lines = BufReader::new(agent.stderr.take().unwrap()).lines();
         let (to, from) = mpsc::channel();
