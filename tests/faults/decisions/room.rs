@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use piman::state::Sqlite;
-use piman_tests::contents::{copy, digest, put, with_table};
+use piman_tests::contents::{admin, copy, digest, put, with_table};
 use piman_tests::disk::{LoopDevice, run};
 use piman_tests::lab::{self, Root};
 use piman_tests::running::Running;
@@ -31,7 +31,7 @@ impl StateDisk {
         let file = folder.join("state.img");
         File::create(&file).unwrap().set_len(STATE).unwrap();
         let fast = "lazy_itable_init=0,lazy_journal_init=0";
-        run(Command::new("mke2fs").args(["-q", "-F", "-t", "ext4", "-E", fast]).arg(&file));
+        run(admin("mke2fs").args(["-q", "-F", "-t", "ext4", "-E", fast]).arg(&file));
         let place = folder.join("state");
         fs::create_dir(&place).unwrap();
         let disk = Self { device: LoopDevice::of(&file), place };

@@ -35,7 +35,10 @@ const KINDS: &[(&str, &str)] = &[
 
 #[test]
 #[cfg_attr(lacks = "sfdisk", ignore = "needs sfdisk (fdisk)")]
-#[cfg_attr(lacks = "filesystems", ignore = "needs mkfs of btrfs, exfat, f2fs, ntfs, vfat and xfs")]
+#[cfg_attr(
+    lacks = "filesystems",
+    ignore = "needs mkfs of btrfs, exfat, f2fs, ntfs, vfat and xfs, and cryptsetup"
+)]
 fn every_kind_is_told_and_described() {
     let folder = tempfile::tempdir().unwrap();
     let mut prints = Vec::new();
@@ -171,7 +174,10 @@ fn what_cannot_be_read_is_installed_if_that_is_ordered() {
 #[test]
 #[cfg_attr(lacks = "root", ignore = "needs root")]
 #[cfg_attr(lacks = "sfdisk", ignore = "needs sfdisk (fdisk)")]
-#[cfg_attr(lacks = "filesystems", ignore = "needs mkfs of btrfs, exfat, f2fs, ntfs, vfat and xfs")]
+#[cfg_attr(
+    lacks = "filesystems",
+    ignore = "needs mkfs of btrfs, exfat, f2fs, ntfs, vfat and xfs, and cryptsetup"
+)]
 fn nothing_is_left_that_others_recognise() {
     let (_root, server, folder) = lab::with_server("signatures", 300_000);
     for path in ["archive", "image"] {
