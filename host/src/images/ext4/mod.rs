@@ -39,10 +39,9 @@ pub(crate) const LOST_FOUND: &str = "lost+found";
 pub enum Error {
     /// The root partition is too small for what the archive holds.
     #[error(
-        "the disk is too small for this image: it needs a root partition of {} MiB ({needed} bytes) at least, and \
-         has one of {} MiB ({have} bytes); use a larger card, or assign a smaller image to this Pi",
-        needed.div_ceil(1 << 20),
-        have >> 20
+        "the archive does not fit a root filesystem of {have} bytes: it needs at least {needed} bytes \
+         ({} MiB) there",
+        needed.div_ceil(1 << 20)
     )]
     TooSmall {
         /// The size of the filesystem, in bytes.
