@@ -47,21 +47,21 @@ pub(super) fn intent(
     disk: &str,
     old_pis_wait: bool,
 ) -> Intent {
-    let Question { installed, found, print, .. } = *question;
+    let Question { installed, hello, found, print } = *question;
     if orders.iter().any(|order| order.allows(found, print)) {
         return Intent::Install(None);
     }
     let decide = format!("decide with: piman install {name}");
     let Some(found) = found else {
         // It cannot say more than whether it has a system.
-        return match installed {
-            true => Intent::Boot,
+        return match (installed, hello) {
+            (true, _) => Intent::Boot,
             // Agents before revision 2 can say as little as the shell script.
-            false if old_pis_wait => Intent::Wait(format!(
+            (false, _) if old_pis_wait => Intent::Wait(format!(
                 "an old Pi without a system, which cannot say what is on its disk (--old-pis ask); decide with: \
                  piman reinstall {name}"
             )),
-            false => {
+            (false, _) => {
                 Intent::Install(Some("policy: no system is reported, by a Pi that cannot say more".into()))
             }
         };
