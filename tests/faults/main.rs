@@ -2,6 +2,7 @@
 
 #![allow(unused_attributes, reason = "a machine may lack two things that a test needs")]
 
+mod away; // the network
 mod decisions; // Pi and server are killed around a decision
 mod durable; // what was acknowledged, after a power cut of the server and with its disk full
 mod power_cut; // what a card may hold after its power was cut

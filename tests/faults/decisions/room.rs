@@ -1,6 +1,7 @@
 //! A server whose state is on a filesystem that can lose its power, and the disks of its Pis.
 
 use std::fs::{self, File};
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -8,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use piman::state::Sqlite;
-use piman_tests::contents::{copy, digest, put, with_table};
+use piman_tests::contents::{admin, copy, digest, put, with_table};
 use piman_tests::disk::{LoopDevice, run};
 use piman_tests::lab::{self, Root};
 use piman_tests::running::Running;
@@ -30,7 +31,7 @@ impl StateDisk {
         let file = folder.join("state.img");
         File::create(&file).unwrap().set_len(STATE).unwrap();
         let fast = "lazy_itable_init=0,lazy_journal_init=0";
-        run(Command::new("mke2fs").args(["-q", "-F", "-t", "ext4", "-E", fast]).arg(&file));
+        run(admin("mke2fs").args(["-q", "-F", "-t", "ext4", "-E", fast]).arg(&file));
         let place = folder.join("state");
         fs::create_dir(&place).unwrap();
         let disk = Self { device: LoopDevice::of(&file), place };
@@ -177,6 +178,22 @@ impl Room {
         unshare.args(["--path", if self.archive_path { "archive" } else { "image" }]);
         unshare.env("TMPDIR", self.folder.path()).stdout(Stdio::null()).stderr(Stdio::null());
         unshare
+    }
+
+    /// Leaves no room on the state's filesystem.
+    pub(super) fn fill(&self) {
+        let mut file = File::create(self.state.place.join("filler")).unwrap();
+        let mut piece = 1 << 20;
+        while piece > 0 {
+            if file.write_all(&vec![1; piece]).and_then(|()| file.sync_all()).is_err() {
+                piece /= 2;
+            }
+        }
+    }
+
+    /// Takes back what filled it.
+    pub(super) fn free(&self) {
+        fs::remove_file(self.state.place.join("filler")).unwrap();
     }
 
     /// Kills the server's program.

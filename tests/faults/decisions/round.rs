@@ -1,5 +1,6 @@
 //! One round: a Pi with something on its disk, what somebody orders for it, and the moments at which the programs die.
 
+use std::fs::{self, File};
 use std::io::{BufRead as _, BufReader};
 use std::iter::Sum;
 use std::path::Path;
@@ -13,6 +14,7 @@ use pi_agent::card::inspect::{Card, survey_path};
 use piman::state::{Order, Sqlite, State as _};
 use piman_core::install::Fingerprint;
 use piman_tests::binaries;
+use piman_tests::card::{Card as RealCard, Cut, Lie, Medium};
 use piman_tests::chance::Random;
 use piman_tests::contents::digest;
 use piman_tests::first_write::FirstWrite;
@@ -74,6 +76,8 @@ pub(super) struct Round {
     pause: u64,
     /// Whether the power of the server's machine goes at the end, if it is still there.
     cut_last: bool,
+    /// What the Pi's disk loses with its power of what was not flushed; `None`: only the program dies.
+    pi_cut: Option<Cut>,
 }
 
 /// What came of the rounds.
@@ -81,6 +85,8 @@ pub(super) struct Round {
 pub(super) struct Tally {
     /// Power cuts of the server.
     pub(super) cuts: usize,
+    /// Power cuts of Pis.
+    pub(super) pi_cuts: usize,
     /// Disks that were changed.
     pub(super) erased: usize,
     /// Disks that were not.
@@ -95,6 +101,7 @@ impl Sum for Tally {
     fn sum<I: Iterator<Item = Self>>(tallies: I) -> Self {
         tallies.fold(Self::default(), |a, b| Self {
             cuts: a.cuts + b.cuts,
+            pi_cuts: a.pi_cuts + b.pi_cuts,
             erased: a.erased + b.erased,
             kept: a.kept + b.kept,
             half_done: a.half_done + b.half_done,
@@ -136,12 +143,18 @@ impl Round {
         let first = [First::Server, First::ServerCut, First::ServerCut, First::Pi][random.below(4) as usize];
         let pause = if random.one_in(2) { 0 } else { random.below(40_000) };
         let serial = format!("00000000feed{:04}", number + 1);
-        Self { number, serial, content, orders, moment, first, pause, cut_last: random.one_in(2) }
+        let cut_last = random.one_in(2);
+        let cuts = [Cut::None, Cut::Some(random.below(1 << 32)), Cut::Last, Cut::ButFirst];
+        let pi_cut = cuts.get(random.below(8) as usize).copied();
+        Self { number, serial, content, orders, moment, first, pause, cut_last, pi_cut }
     }
 
     pub(super) fn run(&self, room: &mut Room, tally: &mut Tally) {
         println!("{self:?}");
-        let (disk, before) = room.disk(self.content, &self.serial);
+        let (file, before) = room.disk(self.content, &self.serial);
+        // A disk that can lose its power is one that writes down what reaches it.
+        let card = self.pi_cut.map(|cut| (RealCard::new(fs::read(&file).unwrap(), Lie::None), cut));
+        let disk = card.as_ref().map_or_else(|| file.clone(), |(card, _)| card.path().to_owned());
         room.start();
         let mut said = self.order_before(room, &disk);
         let written = FirstWrite::watch(&disk, SystemTime::now);
@@ -153,6 +166,13 @@ impl Round {
             late.join().unwrap().add_to(&mut said);
         }
         let written = written.end();
+        if let Some((card, cut)) = card {
+            let medium = Medium::new(fs::read(&file).unwrap());
+            let after = File::options().read(true).write(true).open(&file).unwrap();
+            medium.cut(&card.take_events(), cut, &after);
+            tally.pi_cuts += 1;
+        }
+        let disk = file;
         if cut {
             room.power_on();
         }
@@ -170,7 +190,7 @@ impl Round {
         if changed || self.number.is_multiple_of(4) {
             self.switch_on_again(room, &disk, before, changed);
         }
-        std::fs::remove_file(disk).unwrap();
+        fs::remove_file(disk).unwrap();
     }
 
     /// What has to be known or ordered before the Pi is switched on.

@@ -148,7 +148,7 @@ fn by(reason: &str) -> &'static str {
 #[cfg_attr(lacks = "nc", ignore = "needs nc (netcat-openbsd)")]
 #[cfg_attr(
     lacks = "filesystems",
-    ignore = "needs mkfs of btrfs, exfat, f2fs, ntfs, vfat and xfs; cryptsetup"
+    ignore = "needs mkfs of btrfs, exfat, f2fs, ntfs, vfat and xfs, and cryptsetup"
 )]
 fn every_cell_of_the_table() {
     let began = Instant::now();
