@@ -320,7 +320,7 @@ fn a_server_that_was_away_at_the_end_is_told_by_the_installed_agent() {
             cli::parse(["run", "--server", &host, "--port", "9", "--serial", &serial].map(OsString::from));
         let Ok(Order::Run(service)) = order else { panic!("{order:?}") };
         let service = Arc::new(Service { root: mounted.path().into(), ..Service::clone(&service) });
-        std::thread::spawn(move || rpc::run(&service));
+        thread::spawn(move || rpc::run(&service));
         door.open();
         wait_until("the server is told", || history().contains("installed image"));
         wait_until("it is told once", || !kept.exists());
