@@ -304,14 +304,14 @@ fn a_server_that_was_away_at_the_end_is_told_by_the_installed_agent() {
         agent.args(["--server", &host, "--size", "700M", "--path", path, "--transfer-port", "0"]);
         agent.args(["--service", &server.port("rpc").to_string(), "--tell", "1"]);
         let mut agent = Running(agent.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap());
-        let history = || server.piman(&["device", &serial]);
-        wait_until("it is told to format", || history().contains("told to format"));
+        let logged = |what: &str| server.log().lines().any(|l| l.contains(&serial) && l.contains(what));
+        wait_until("it is told to format", || logged("told to format"));
         door.shut();
         let mut said = String::new();
         agent.stderr.take().unwrap().read_to_string(&mut said).unwrap();
         assert!(agent.wait().unwrap().success(), "{path}: {said}");
         assert!(said.contains("the server cannot be told how it ended"), "{path}: {said}");
-        assert!(!history().contains("installed image"), "{path}: {}", history());
+        assert!(!logged("is on its card"), "{path}: {}", server.log());
         let mounted = Mounted::new(&card, 98_304 * 512, (700 << 20) - 98_304 * 512, "");
         let kept = mounted.path().join(".piman-unsaid");
         assert!(fs::read_to_string(&kept).unwrap().ends_with("\ninstalled\n"), "{path}");
@@ -322,7 +322,7 @@ fn a_server_that_was_away_at_the_end_is_told_by_the_installed_agent() {
         let service = Arc::new(Service { root: mounted.path().into(), ..Service::clone(&service) });
         thread::spawn(move || rpc::run(&service));
         door.open();
-        wait_until("the server is told", || history().contains("installed image"));
+        wait_until("the server is told", || logged("is on its card"));
         wait_until("it is told once", || !kept.exists());
         drop(mounted);
         fs::remove_file(&card).unwrap();

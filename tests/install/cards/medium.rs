@@ -62,9 +62,12 @@ fn a_card_that_is_too_small_is_told_with_both_sizes() {
     );
     assert_eq!(digest(&file), before, "something was written");
     // As a program it ends with a code of its own, by every path: of an image the server knows that.
+    let layout = folder.path().join("layout");
+    std::fs::write(&layout, "label-id: 0x12345678\n1 : start=2048, size=4096\n2 : start=8192\n").unwrap();
     for path in ["archive", "image", "auto"] {
         let mut agent: Command = server.agent(&file, "00000000cafe0009");
         agent.args(["--server", "127.0.0.1", "--path", path, "--transfer-port", "0"]);
+        agent.args(["--layout"]).arg(&layout);
         let output = agent.output().unwrap();
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         assert_eq!(output.status.code(), Some(3), "{path}: {said}");

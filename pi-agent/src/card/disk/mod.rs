@@ -5,6 +5,7 @@
 //! | `usage` | who uses a disk, so that it must not be touched; what it calls itself |
 //! | `table` | the partition table of either kind and the boot partition |
 //! | `discard` | telling a disk what is not needed any more |
+//! | `layout_file` | layouts as `sfdisk --dump` writes them |
 //! | `withheld` | a root partition that nobody finds before it is complete |
 //! | `wipe` | what others would recognise of what was there before |
 //! | `node` | the root partition as something that can be mounted |
@@ -13,6 +14,7 @@
 
 mod discard;
 mod ioctl;
+mod layout_file;
 mod node;
 mod table;
 mod usage;
@@ -33,8 +35,9 @@ use piman_core::install::Stage;
 use piman_core::install::layout::{Extent, Layout, Places, SECTOR, SizeError};
 use rustix::fs::{FlockOperation, flock};
 
+pub use layout_file::parse_layout;
 pub use node::{RootNode, read_only_node};
-pub use table::{data_in_table, is_root_withheld, parse_layout, root_in_table};
+pub use table::{data_in_table, is_root_withheld, root_in_table};
 pub(crate) use usage::user_in;
 pub use window::Window;
 pub use withheld::Begun;
