@@ -210,6 +210,32 @@ fn what_a_relay_adds_comes_back() {
     }
 }
 
+#[test]
+#[cfg_attr(lacks = "root", ignore = "needs root")]
+#[cfg_attr(lacks = "ip", ignore = "needs ip (iproute2)")]
+fn a_boot_rom_that_is_not_in_the_device_list_gets_no_answer() {
+    let mut network = Network::make();
+    network.serve(&[&SERVER[..], &["--only-known"]].concat());
+    let (server, pi) = (network.server.clone(), network.pi.clone());
+    network.ip(&pi, "route add default dev eth0");
+    let socket = socket_in(&pi, "0.0.0.0:68");
+    // What the boot ROM of a Pi 4 with the serial number ...abcdef01 says.
+    let guid: &[u8] = b"\0RPi4\x11\x31\xc0\0\0\x01\x02\x03\x01\xef\xcd\xab";
+    let client: [(u8, &[u8]); 2] =
+        [(code::MACHINE_ID, guid), (code::CLASS, b"PXEClient:Arch:00000:UNDI:002001")];
+    let none = Ipv4Addr::UNSPECIFIED;
+    let discover = packet(Kind::Discover, none, none, &client);
+    socket.send_to(&discover, "255.255.255.255:67").unwrap();
+    network.wait("log", "gets no answer by DHCP: it is not in the device list");
+    socket.set_nonblocking(true).unwrap();
+    assert!(socket.recv_from(&mut [0; 2000]).is_err(), "it has no answer");
+    socket.set_nonblocking(false).unwrap();
+    let mut add = network.command(&server, binaries::piman().to_str().unwrap());
+    run(add.args(["devices", "add", "10000000abcdef01", "--state", "state"]));
+    answer(&socket, "255.255.255.255:67", &discover, Kind::Offer);
+    assert_eq!(network.text("log").matches("gets no answer by DHCP").count(), 1, "it is said once");
+}
+
 /// As EDK2 sends it: without the broadcast flag it would not hear an answer here.
 #[test]
 #[cfg_attr(lacks = "root", ignore = "needs root")]
