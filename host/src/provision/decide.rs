@@ -56,7 +56,8 @@ pub(super) fn intent(
         // It cannot say more than whether it has a system.
         return match (installed, hello) {
             (true, _) => Intent::Boot,
-            (false, false) if old_pis_wait => Intent::Wait(format!(
+            // Agents before revision 2 can say as little as the shell script.
+            (false, _) if old_pis_wait => Intent::Wait(format!(
                 "an old Pi without a system, which cannot say what is on its disk (--old-pis ask); decide with: \
                  piman reinstall {name}"
             )),
@@ -255,4 +256,23 @@ impl ControlConnection<'_> {
 /// What a Pi does while the state cannot be read or written.
 const fn without_state(question: &Question) -> Plan {
     if question.installed { Plan::Boot } else { Plan::Wait { seconds: ASK_MUCH_LATER, percent: 0 } }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_cannot_say_what_is_on_its_disk_is_asked_for_where_that_is_wanted() {
+        let intent = |hello, installed, old_pis_wait| {
+            let question = Question { installed, hello, found: None, print: None };
+            intent(&question, &[], &Policy::default(), "10.0.0.7", "", old_pis_wait)
+        };
+        for hello in [false, true] {
+            assert_eq!(intent(hello, true, true), Intent::Boot);
+            assert!(matches!(intent(hello, false, false), Intent::Install(Some(_))));
+            let Intent::Wait(why) = intent(hello, false, true) else { panic!("{hello}: it is formatted") };
+            assert!(why.ends_with("piman reinstall 10.0.0.7"), "{why}");
+        }
+    }
 }
