@@ -13,8 +13,8 @@ const FOLDERS: [&str; 6] = ["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/
 const IPXE: &str = "/usr/lib/ipxe/qemu/pxe-e1000.rom";
 
 /// What makes the filesystems of others.
-const FILESYSTEMS: [&str; 6] =
-    ["mkfs.vfat", "mkfs.btrfs", "mkfs.xfs", "mkfs.f2fs", "mkfs.exfat", "mkfs.ntfs"];
+const FILESYSTEMS: [&str; 7] =
+    ["mkfs.vfat", "mkfs.btrfs", "mkfs.xfs", "mkfs.f2fs", "mkfs.exfat", "mkfs.ntfs", "cryptsetup"];
 
 fn main() {
     // Asked again when one of these changes. Each time would compile all the tests anew.
@@ -54,6 +54,7 @@ fn main() {
         ("dnsmasq", program("dnsmasq")),
         ("filesystems", FILESYSTEMS.iter().all(|name| program(name))),
         ("minisign", program("minisign")),
+        ("nc", program("nc")),
         ("python3", program("python3")),
         ("sfdisk", program("sfdisk")),
         ("tftp", program("tftp")),

@@ -3,6 +3,7 @@
 #![allow(unused_attributes, reason = "a machine may lack two things that a test needs")]
 
 mod cards; // what is on a card, and what becomes of it
+mod decisions; // the table of all that may happen with a disk
 mod ext4;
 mod extract; // path A against GNU tar, and its faults
 mod fitness; // what cannot boot is refused before a card is touched

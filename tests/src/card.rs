@@ -11,6 +11,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
@@ -57,6 +58,8 @@ pub enum Lie {
     Rots(u64, u64),
     /// It fails to write from this byte on.
     Fails(u64),
+    /// It fails to read between these bytes, but for blocks that were written since.
+    Unreadable(u64, u64),
 }
 
 /// What is known of a card.
@@ -65,6 +68,8 @@ struct State {
     bytes: Vec<u8>,
     events: Vec<Event>,
     lie: Lie,
+    /// How long a flush takes.
+    flush: Duration,
 }
 
 /// A card that the kernel has as a file; gone when dropped.
@@ -90,7 +95,7 @@ impl Card {
         let options = format!("fd={},rootmode=100600,user_id=0,group_id=0", fuse.as_raw_fd());
         let options = CString::new(options).expect("no zero in it");
         mount("card", &path, "fuse", MountFlags::empty(), options.as_c_str()).expect("mounting by FUSE");
-        let state = Arc::new(Mutex::new(State { bytes, events: Vec::new(), lie }));
+        let state = Arc::new(Mutex::new(State { bytes, events: Vec::new(), lie, flush: Duration::ZERO }));
         let shared = Arc::clone(&state);
         let daemon = thread::Builder::new().name("card".into()).spawn(move || serve(fuse, &shared));
         Self { path, state, daemon: daemon.ok(), _folder: folder }
@@ -104,6 +109,11 @@ impl Card {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// From now on each flush takes so long.
+    pub fn flush_slowly(&self, takes: Duration) {
+        self.lock().flush = takes;
     }
 
     /// What it holds now.
@@ -297,13 +307,14 @@ impl State {
             GETATTR | SETATTR => Ok(attributes(self.bytes.len() as u64)),
             // Direct: nothing of it is kept in the kernel's cache.
             OPEN => Ok([7_u64.to_ne_bytes(), 1_u64.to_ne_bytes()].concat()),
-            READ => Ok(self.read(request.u64(8), request.u32(16) as usize)),
+            READ => self.read(request.u64(8), request.u32(16) as usize),
             WRITE => {
                 let (at, length) = (request.u64(8), request.u32(16));
                 self.write(at, &request.body[40..40 + length as usize])
                     .map(|()| [length.to_ne_bytes(), [0; 4]].concat())
             }
             FSYNC => {
+                thread::sleep(self.flush);
                 self.events.push(Event::Flush);
                 Ok(Vec::new())
             }
@@ -313,14 +324,27 @@ impl State {
         })
     }
 
-    fn read(&self, at: u64, length: usize) -> Vec<u8> {
+    fn read(&self, at: u64, length: usize) -> Result<Vec<u8>, i32> {
         let end = (at + length as u64).min(self.bytes.len() as u64);
         let span = |from: u64, to: u64| self.bytes[from as usize..to as usize].to_vec();
         match self.lie {
-            _ if at >= end => Vec::new(),
-            Lie::Wraps(has) => (at..end).map(|b| self.bytes[(b % has) as usize]).collect(),
-            _ => span(at, end),
+            _ if at >= end => Ok(Vec::new()),
+            Lie::Wraps(has) => Ok((at..end).map(|b| self.bytes[(b % has) as usize]).collect()),
+            Lie::Unreadable(from, to)
+                if (at.max(from)..end.min(to)).step_by(BLOCK).any(|b| !self.is_written(b)) =>
+            {
+                Err(EIO)
+            }
+            _ => Ok(span(at, end)),
         }
+    }
+
+    /// Whether something was written to this byte.
+    fn is_written(&self, byte: u64) -> bool {
+        self.events.iter().any(|event| {
+            let Event::Write(at, bytes) = event else { return false };
+            (*at..at + bytes.len() as u64).contains(&byte)
+        })
     }
 
     fn write(&mut self, at: u64, bytes: &[u8]) -> Result<(), i32> {

@@ -7,6 +7,7 @@ use std::path::Path;
 use pi_agent::card::inspect::Card;
 use pi_agent::install::{Consent, Outcome, Plan};
 use piman_core::install::layout::SECTOR;
+use piman_tests::card::{Card as WornCard, Lie};
 use piman_tests::disk::LoopDevice;
 use piman_tests::lab::{self, attempt};
 use piman_tests::server::Server;
@@ -34,7 +35,10 @@ const KINDS: &[(&str, &str)] = &[
 
 #[test]
 #[cfg_attr(lacks = "sfdisk", ignore = "needs sfdisk (fdisk)")]
-#[cfg_attr(lacks = "filesystems", ignore = "needs mkfs of btrfs, exfat, f2fs, ntfs, vfat and xfs")]
+#[cfg_attr(
+    lacks = "filesystems",
+    ignore = "needs mkfs of btrfs, exfat, f2fs, ntfs, vfat and xfs, and cryptsetup"
+)]
 fn every_kind_is_told_and_described() {
     let folder = tempfile::tempdir().unwrap();
     let mut prints = Vec::new();
@@ -133,10 +137,47 @@ fn what_cannot_be_read_is_not_blank() {
     assert!(why.contains("byte ") && why.contains("cannot be read"), "{why}");
 }
 
+/// A card that cannot be read where it matters waits; it can still be written, and is installed if that is ordered.
+#[test]
+#[cfg_attr(lacks = "fuse", ignore = "needs root and /dev/fuse")]
+#[cfg_attr(lacks = "sfdisk", ignore = "needs sfdisk (fdisk)")]
+fn what_cannot_be_read_is_installed_if_that_is_ordered() {
+    let root = lab::Root::new("worn", 300_000);
+    let state = tempfile::tempdir().unwrap();
+    let mut command = Server::strict(&root.archive, state.path(), &["--allow-unfit"]);
+    let server = Server::start_by(&mut command, state.path());
+    server.wait_log("is good");
+    let serial = "00000000cafe0004";
+    for path in ["archive", "image"] {
+        let file = with_table(state.path(), "card.img", TABLE);
+        put(&file, P2, lab::CARD - P2, "mke2fs -q -F -t ext4 -L worn FILE");
+        let mut before = std::fs::read(&file).unwrap();
+        before.truncate(lab::CARD as usize);
+        let card = WornCard::new(before.clone(), Lie::Unreadable(P2, P2 + (64 << 10)));
+        let plan = Plan { erase: Consent::default(), ..lab::plan(&server, card.path(), path) };
+        let pi = std::thread::spawn(move || attempt(&plan));
+        until("it waits, and says why", || {
+            let devices = server.piman(&["devices"]);
+            ["waits: unreadable", "cannot be read", "piman install"].iter().all(|word| devices.contains(word))
+        });
+        assert!(card.bytes() == before, "{path}: something was written");
+        let said = server.piman(&["install", serial, "--yes"]);
+        assert!(said.contains("unreadable"), "{said}");
+        let outcome = pi.join().unwrap().unwrap();
+        assert!(matches!(outcome, Outcome::Installed { .. }), "{path}: {outcome:?}");
+        std::fs::write(&file, card.bytes()).unwrap();
+        root.assert_on(&file);
+        until("the order is completed", || server.piman(&["reinstall", "--list"]).contains("completed"));
+    }
+}
+
 #[test]
 #[cfg_attr(lacks = "root", ignore = "needs root")]
 #[cfg_attr(lacks = "sfdisk", ignore = "needs sfdisk (fdisk)")]
-#[cfg_attr(lacks = "filesystems", ignore = "needs mkfs of btrfs, exfat, f2fs, ntfs, vfat and xfs")]
+#[cfg_attr(
+    lacks = "filesystems",
+    ignore = "needs mkfs of btrfs, exfat, f2fs, ntfs, vfat and xfs, and cryptsetup"
+)]
 fn nothing_is_left_that_others_recognise() {
     let (_root, server, folder) = lab::with_server("signatures", 300_000);
     for path in ["archive", "image"] {

@@ -42,6 +42,26 @@ fn the_kernel_judges_what_our_reader_does_not_know() {
     }
 }
 
+/// Its root directory has several blocks, with an index of names where the filesystem has one.
+#[test]
+#[cfg_attr(lacks = "root", ignore = "needs root")]
+fn a_root_directory_with_many_names() {
+    let folder = tempfile::tempdir().unwrap();
+    let tree = folder.path().join("tree");
+    std::fs::create_dir(&tree).unwrap();
+    for n in 0..1500 {
+        std::fs::write(tree.join(format!("a-name-that-needs-its-room-{n:04}")), "").unwrap();
+    }
+    for words in
+        ["-t ext4", "-t ext4 -O ^metadata_csum", "-t ext4 -O ^dir_index,^metadata_csum", "-t ext3", "-t ext2"]
+    {
+        let card = ext(folder.path(), "card.img", true, words);
+        let found = survey(&card);
+        assert!(matches!(found.card, Card::Installed(_)), "{words}: {found}");
+        std::fs::remove_file(&card).unwrap();
+    }
+}
+
 #[test]
 #[cfg_attr(lacks = "root", ignore = "needs root")]
 fn a_feature_that_its_owner_switched_on() {
