@@ -2,6 +2,8 @@
 
 #![allow(unused_attributes, reason = "a machine may lack two things that a test needs")]
 
+mod away; // the network
+mod decisions; // Pi and server are killed around a decision
 mod power_cut; // what a card may hold after its power was cut
 mod resume; // connections cut, servers killed, bits flipped
 mod right_disk; // cards that lie, broken filesystems, killed agents
