@@ -1,22 +1,18 @@
-//! Cards as files: copies, what changed on them, and filesystems as a shutdown leaves them.
+//! Cards as files: what changed on them, and filesystems as a shutdown leaves them.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::Command;
 
 use piman_core::install::layout::{Layout, SECTOR};
+use piman_tests::contents::{admin, put, with_table};
+use piman_tests::disk::run;
 use rustix::fs::SeekFrom;
 use rustix::io::Errno;
 
 /// The unit in which cards are compared.
 pub(crate) const BLOCK: u64 = 4096;
-
-/// A copy that has holes where the card has.
-pub(crate) fn copy(card: &Path, to: &Path) {
-    let status = Command::new("cp").arg("--sparse=always").arg(card).arg(to).status().unwrap();
-    assert!(status.success(), "cp: {status}");
-}
 
 /// The numbers of the blocks in which two cards of the same size differ.
 pub(crate) fn changed_blocks(before: &Path, after: &Path) -> Vec<u64> {
@@ -63,4 +59,27 @@ pub(crate) fn settle(card: &Path) {
         let status = command.arg(folder.path()).status().unwrap();
         assert!(status.success(), "{program}: {status}");
     }
+}
+
+/// Makes a card of 512 MB as somebody has it: FAT to boot from, and a Debian as far as can be seen from outside.
+pub(crate) fn of_somebody(card: &Path) {
+    const P1: u64 = 1 << 20;
+    const P2: u64 = 65 << 20;
+    const BYTES: u64 = 512 << 20;
+    with_table(card, BYTES, "label: dos\nstart=2048, size=131072, type=c\nstart=133120, type=83\n");
+    let tree = tempfile::tempdir().unwrap();
+    for folder in ["bin", "etc", "home/pi"] {
+        fs::create_dir_all(tree.path().join(folder)).unwrap();
+    }
+    fs::write(tree.path().join("etc/os-release"), "PRETTY_NAME=\"Debian GNU/Linux 12 (bookworm)\"\n")
+        .unwrap();
+    fs::write(tree.path().join("home/pi/work"), "a year of it").unwrap();
+    put(card, P1, P2 - P1, "mkfs.vfat -n BOOTFS FILE");
+    put(card, P2, BYTES - P2, &format!("mke2fs -q -F -t ext4 -L rootfs -d {} FILE", tree.path().display()));
+}
+
+/// As a kernel leaves a filesystem in which it has found errors.
+pub(crate) fn note_errors(card: &Path) {
+    let name = format!("{}?offset={}", card.display(), Layout::default().root_start * SECTOR);
+    run(admin("debugfs").args(["-w", "-R", "ssv state 2", &name]));
 }

@@ -179,6 +179,13 @@ impl Tools {
         folder.join("netboot")
     }
 
+    /// A command of piman on the state of a server.
+    pub(crate) fn piman(&self, state: &Path, words: &[&str]) -> String {
+        let mut command = Command::new(&self.piman);
+        command.arg(words[0]).arg("--state").arg(state).args(&words[1..]);
+        String::from_utf8(piman_tests::disk::run(&mut command).stdout).unwrap()
+    }
+
     /// The modules of the kernel.
     fn modules(&self) -> PathBuf {
         let version = fs::read_to_string(self.cache.join("kernel-version")).unwrap();
@@ -245,11 +252,16 @@ impl Tools {
 
     /// Boots a machine whose kernel and initramfs QEMU loads, as far as is said, and returns its console. The machine is cut off then, as by pulling the plug.
     pub(crate) fn boot(&self, boot: &Boot<'_>) -> String {
+        self.switch_on(boot).finish()
+    }
+
+    /// Starts such a machine.
+    pub(crate) fn switch_on(&self, boot: &Boot<'_>) -> Machine {
         let initramfs = self.boot_folder(boot.machine, "gzip").join("initramfs.cpio.gz");
         let append = format!("piman.server=10.0.2.2:{} {}", boot.control_port, boot.append);
         let more =
             ["--machine", boot.machine, "--append", &append, "--initrd", &initramfs.display().to_string()];
-        self.start(boot.until, boot.card, boot.card_size, boot.deadline, &more).finish()
+        self.start(boot.until, boot.card, boot.card_size, boot.deadline, &more)
     }
 }
 

@@ -1,5 +1,6 @@
 //! The agent as process 1 of an emulated Pi: a blank card is installed over the network and
-//! boots, a second boot leaves it as it is, an order installs it again.
+//! boots, a second boot leaves it as it is, an order installs it again; somebody's card waits for one, and a damaged
+//! one boots.
 //!
 //! Takes minutes, so it runs only with `PIMAN_EMULATED=1`; a word after `--` picks tests by
 //! their names. Needs QEMU, the static agent (`PIMAN_AGENT`), and Debian's apt, by which `machine/fetch.sh` brings
@@ -25,6 +26,7 @@ use std::time::{Duration, Instant};
 use machine::{Boot, Root, Server, Tools, Until};
 use pi_agent::card::inspect::{self, Card};
 use piman_core::install::receipt::{Proof, Way};
+use piman_tests::contents::digest;
 use piman_tests::netns::assert_says;
 
 /// What one test came to: nothing, or what is missing for it.
@@ -48,10 +50,13 @@ const TESTS: [Test; 6] = [
     ("recipe_of_the_readme_from_power_on", true, Run::Pi(netboot::recipe_of_the_readme)),
     ("tiny_on_a_raspi3b", true, Run::Pi(raspi3b)),
     ("services_over_rfcomm", true, Run::Pc(bluetooth::services_over_rfcomm)),
-    ("tiny_by_stream", true, Run::Pi(stream)),
+    ("tiny_by_stream_over_a_foreign_debian", true, Run::Pi(foreign_and_damaged)),
     ("tiny_from_an_old_server", true, Run::Pi(old_server)),
     ("netboot_tiny_from_power_on", false, Run::Pi(netboot::tiny)),
 ];
+
+/// The hardware address of the emulated machine, which has no serial number.
+const MAC: &str = "b8:27:eb:00:00:01";
 
 /// So many machines at a time.
 const AT_A_TIME: usize = 2;
@@ -162,7 +167,13 @@ fn assert_installs(console: &str) {
 
 #[track_caller]
 fn assert_only_boots(console: &str) {
-    assert_says(console, &["is process 1", "installed: image", "the server says boot", "switching root"]);
+    assert_boots(console, "installed: image");
+}
+
+/// It found this on its card, and booted.
+#[track_caller]
+fn assert_boots(console: &str, found: &str) {
+    assert_says(console, &["is process 1", found, "the server says boot", "switching root"]);
     assert!(!console.contains("installed image"), "it was installed again");
     for line in console.lines().filter(|l| l.starts_with("piman:")) {
         let word = line.split_whitespace().nth(2).unwrap_or_default();
@@ -191,12 +202,16 @@ fn raspi3b(tools: &Tools) -> Verdict {
     Ok(())
 }
 
-fn stream(tools: &Tools) -> Verdict {
+/// A card with somebody's Debian waits, is told, and is installed when that is ordered; then it has errors that the
+/// kernel has noted, and boots all the same.
+fn foreign_and_damaged(tools: &Tools) -> Verdict {
     let archive = tools.archive(Root::Tiny)?;
     let card = new_file(tools, "stream.img");
+    card::of_somebody(&card);
     let files = new_file(tools, "stream-files");
     fs::create_dir(&files).unwrap();
-    let server = Server::start_with_files(tools, &archive, &new_file(tools, "stream-state"), &files);
+    let state = new_file(tools, "stream-state");
+    let server = Server::start_with_files(tools, &archive, &state, &files);
     let append = format!("piman.path=archive piman.transfer-port={}", server.transfer_port.unwrap());
     let boot = Boot {
         machine: "virt",
@@ -207,15 +222,37 @@ fn stream(tools: &Tools) -> Verdict {
         until: Until::RootSwitched,
         deadline: Duration::from_secs(900),
     };
-    assert_installs(&tools.boot(&boot));
+    let before = digest(&card);
+    let machine = tools.switch_on(&boot);
+    let decides = format!("decide with: piman install {MAC}");
+    machine.wait(&decides);
+    machine.paused(|| assert_eq!(digest(&card), before, "something was written"));
+    let devices = tools.piman(&state, &["devices"]);
+    assert!(devices.contains("waits: foreign disk") && devices.contains(&decides), "{devices}");
+    let ordered = tools.piman(&state, &["install", MAC, "--yes"]);
+    assert!(ordered.contains("it erases:") && ordered.contains("ext4 \"rootfs\""), "{ordered}");
+    let console = machine.finish();
+    assert_says(&console, &["BOOTFS", "rootfs", &decides, "installed image", "switching root"]);
     let first = installed(&card);
     assert_eq!(first.path, Way::Archive);
+    let events = tools.piman(&state, &["device", MAC]);
+    assert_says(
+        &events,
+        &["waits: foreign disk", "may be formatted as installation", "by piman install", "installed"],
+    );
     // Its log was there before it left the initramfs.
     let log = the_log(&files);
     assert_says(&log, &["not installed", "installed image"]);
+    card::settle(&card);
+    card::note_errors(&card);
     // The installed system compares what it has with its checksum.
-    assert_only_boots(&tools.boot(&Boot { until: Until::Up(Root::Tiny), ..boot }));
-    assert_eq!(installed(&card), first);
+    let console = tools.boot(&Boot { until: Until::Up(Root::Tiny), ..boot });
+    assert_boots(&console, "installed and damaged: image");
+    let events = tools.piman(&state, &["device", MAC]);
+    assert!(events.contains("boots a damaged installation: "), "{events}");
+    assert!(
+        matches!(inspect::check(&card).unwrap(), Card::Damaged { proof, mounts: true, .. } if proof == first)
+    );
     assert_eq!(the_log(&files), log, "a boot has nothing to tell");
     fs::remove_file(&card).unwrap();
     Ok(())

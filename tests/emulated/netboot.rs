@@ -10,17 +10,16 @@ use std::time::Duration;
 
 use piman_core::install::layout::{Layout, SECTOR};
 use piman_core::install::receipt::Way;
+use piman_tests::contents::copy;
 use piman_tests::netns::assert_says;
 use piman_tests::proxy::Gate;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
-use super::card::{BLOCK, changed_blocks, copy, settle};
+use super::card::{BLOCK, changed_blocks, settle};
 use super::machine::{Machine, Root, Server, Tools, Until};
 use super::readme;
-use super::{Verdict, assert_installs, assert_only_boots, installed, new_file};
+use super::{MAC, Verdict, assert_installs, assert_only_boots, installed, new_file};
 
-/// The hardware address of the emulated machine.
-const MAC: &str = "b8:27:eb:00:00:01";
 /// Where piman is in the namespace.
 const HERE: &str = "192.168.77.1";
 /// Where it listens when there is a gate in front of it.
