@@ -3,6 +3,7 @@
 //! script of the tests does.
 
 use std::env::{split_paths, var, var_os};
+use std::fs::File;
 use std::path::PathBuf;
 
 /// Where an ordinary user does not look for programs.
@@ -18,14 +19,18 @@ fn main() {
         println!("cargo::rustc-link-arg-bins=-T{folder}/no-unwind-tables.ld");
         println!("cargo::rustc-link-arg-bins=--no-eh-frame-hdr");
     }
-    println!("cargo::rustc-check-cfg=cfg(lacks, values(\"sfdisk\"))");
+    println!("cargo::rustc-check-cfg=cfg(lacks, values(\"sfdisk\", \"root\"))");
     for variable in ["PIMAN_REQUIRE", "PATH"] {
         println!("cargo::rerun-if-env-changed={variable}");
     }
     let path = var_os("PATH").unwrap_or_default();
-    let here =
+    let sfdisk =
         split_paths(&path).chain(SYSTEM.map(PathBuf::from)).any(|folder| folder.join("sfdisk").is_file());
-    if !here && var("PIMAN_REQUIRE").as_deref() != Ok("1") {
-        println!("cargo::rustc-cfg=lacks=\"sfdisk\"");
+    // Loop devices are what is needed root for.
+    let root = File::options().read(true).write(true).open("/dev/loop-control").is_ok();
+    for (name, here) in [("sfdisk", sfdisk), ("root", root)] {
+        if !here && var("PIMAN_REQUIRE").as_deref() != Ok("1") {
+            println!("cargo::rustc-cfg=lacks=\"{name}\"");
+        }
     }
 }

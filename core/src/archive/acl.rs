@@ -24,7 +24,7 @@ pub(super) fn parse(text: &[u8]) -> Option<Vec<u8>> {
         // What follows says which of the permissions have an effect.
         let entry = entry.split('#').next().unwrap_or_default().trim();
         if !entry.is_empty() {
-            list.push(parse_entry(entry.strip_prefix("default:").unwrap_or(entry))?);
+            put(&mut list, parse_entry(entry.strip_prefix("default:").unwrap_or(entry))?);
         }
     }
     let has = |wanted| list.iter().any(|(tag, ..)| *tag == wanted);
@@ -35,9 +35,8 @@ pub(super) fn parse(text: &[u8]) -> Option<Vec<u8>> {
         // What they may at most is what they may.
         let named = list.iter().filter(|(tag, ..)| matches!(*tag, USER | GROUP | GROUP_OBJ));
         let all = named.fold(0, |all, (.., may)| all | may);
-        list.push((MASK, NOBODY, all));
+        put(&mut list, (MASK, NOBODY, all));
     }
-    list.sort_unstable();
     if list.windows(2).any(|pair| matches!(pair, [a, b] if (a.0, a.1) == (b.0, b.1))) {
         return None;
     }
@@ -48,6 +47,12 @@ pub(super) fn parse(text: &[u8]) -> Option<Vec<u8>> {
         value.extend(id.to_le_bytes());
     }
     Some(value)
+}
+
+/// In the order that the kernel wants. They are few: to sort them at the end takes more code.
+fn put(list: &mut Vec<(u16, u32, u16)>, entry: (u16, u32, u16)) {
+    let before = list.iter().filter(|known| (known.0, known.1) < (entry.0, entry.1)).count();
+    list.insert(before, entry);
 }
 
 /// `user:lp:rw-:7`: who, by name, what they may, and their number.

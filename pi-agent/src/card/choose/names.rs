@@ -98,7 +98,7 @@ fn identity(folder: &Path) -> Option<(String, String)> {
 fn plain(text: &str) -> String {
     let mut plain = String::with_capacity(text.len());
     for c in text.trim().chars() {
-        let c = if c.is_alphanumeric() || "#+-.:=@".contains(c) { c } else { '_' };
+        let c = if c.is_ascii_alphanumeric() || !c.is_ascii() || "#+-.:=@".contains(c) { c } else { '_' };
         if !(c == '_' && plain.ends_with('_')) {
             plain.push(c);
         }

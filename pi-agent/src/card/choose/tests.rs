@@ -262,3 +262,85 @@ fn nvme_and_sata_as_udev_names_them() {
         assert_eq!(pi.find(which), Ok("sda".into()), "{which}");
     }
 }
+
+/// A loop device, which goes with the test, and where it is mounted.
+struct Loop {
+    device: String,
+    place: Option<tempfile::TempDir>,
+    _file: tempfile::NamedTempFile,
+}
+
+/// Runs a program of the administrator's; what it prints.
+fn run(program: &str, words: &[&str]) -> String {
+    let path = format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default());
+    let output = std::process::Command::new(program).args(words).env("PATH", path).output().unwrap();
+    assert!(output.status.success(), "{program} {words:?}: {output:?}");
+    String::from_utf8(output.stdout).unwrap().trim().to_owned()
+}
+
+impl Loop {
+    fn new(mib: u64) -> Self {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().set_len(mib << 20).unwrap();
+        let device = run("losetup", &["-f", "--show", file.path().to_str().unwrap()]);
+        Self { device, place: None, _file: file }
+    }
+
+    fn mount(&mut self) {
+        run("mkfs.ext4", &["-q", "-F", &self.device]);
+        let place = tempfile::tempdir().unwrap();
+        run("mount", &[&self.device, place.path().to_str().unwrap()]);
+        self.place = Some(place);
+    }
+
+    fn unmount(&mut self) {
+        if let Some(place) = self.place.take() {
+            run("umount", &[place.path().to_str().unwrap()]);
+        }
+    }
+
+    /// Shows it in a tree as a disk of this name.
+    fn show(&self, made: &Made, name: &str) {
+        let number = Path::new(&self.device).file_name().unwrap();
+        let folder = made.folder.path();
+        symlink(Path::new("/sys/block").join(number), folder.join("sys/block").join(name)).unwrap();
+        symlink(&self.device, folder.join("dev").join(name)).unwrap();
+    }
+}
+
+impl Drop for Loop {
+    fn drop(&mut self) {
+        self.unmount();
+        run("losetup", &["-d", &self.device]);
+    }
+}
+
+#[test]
+#[cfg_attr(lacks = "root", ignore = "needs root")]
+fn real_disks_that_somebody_uses_are_never_chosen_by_a_rule() {
+    let made = Made::new();
+    let (mut small, mut large) = (Loop::new(16), Loop::new(32));
+    small.show(&made, "sda");
+    large.show(&made, "sdb");
+    let text = several(made.find("auto"));
+    assert!(text.contains("sda 16.0 MiB") && text.contains("sdb 32.0 MiB"), "{text}");
+    assert_eq!(made.find("largest"), Ok("sdb".into()));
+    large.mount();
+    for which in ["auto", "largest"] {
+        assert_eq!(made.find(which), Ok("sda".into()), "{which}");
+    }
+    // Of the other one the kernel alone knows, as of what is mounted outside of a container.
+    let exclusive = rustix::fs::OFlags::EXCL | rustix::fs::OFlags::RDONLY;
+    let held = rustix::fs::open(&*small.device, exclusive, rustix::fs::Mode::empty()).unwrap();
+    let text = none(made.find("auto"));
+    assert!(text.contains("is mounted at") && text.contains("(in use)"), "{text}");
+    large.unmount();
+    assert_eq!(made.find("auto"), Ok("sdb".into()));
+    drop(held);
+    // A name is a name, whoever uses it; what is found can be opened, and is the one.
+    small.mount();
+    let found = "auto".parse::<Which>().unwrap().find_in(&made.tree()).unwrap();
+    let disk = crate::card::disk::Disk::open(&found).unwrap();
+    assert_eq!(disk.bytes(), 32 << 20);
+    assert!(none(made.find("auto")).contains("(in use)"), "we hold it ourselves");
+}
