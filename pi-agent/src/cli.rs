@@ -20,6 +20,7 @@ use crate::identity::Identity;
 use crate::install::{Choice, Consent, Keep, Plan, TELL_TIME};
 use crate::rpc::Service;
 use crate::rpc::unit::Enrol;
+use crate::telemetry::machine::decimal;
 use crate::trust::Key;
 use piman_core::hosted::size;
 
@@ -236,16 +237,10 @@ fn metrics(parser: &mut Parser) -> anyhow::Result<Order> {
     Ok(Order::Metrics { host: host.context("--server is missing")?, port, interval, count })
 }
 
-/// Reads seconds with a fraction, as `0.25`. What std has for such numbers is 16 KB of code.
+/// Reads seconds, perhaps with a fraction.
 fn seconds(text: &str) -> Option<Duration> {
-    let (whole, fraction) = text.split_once('.').unwrap_or((text, "0"));
-    let digits = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
-    if !digits(whole) || !digits(fraction) {
-        return None;
-    }
-    let nanos = fraction.bytes().chain(std::iter::repeat(b'0')).take(9);
-    let nanos = nanos.fold(0, |nanos, digit| nanos * 10 + u32::from(digit - b'0'));
-    let time = Duration::new(whole.parse().ok()?, nanos);
+    let (whole, nanos) = decimal(text)?;
+    let time = Duration::new(whole, nanos);
     (Duration::from_millis(10)..=Duration::from_secs(1_000_000)).contains(&time).then_some(time)
 }
 

@@ -120,7 +120,23 @@ pub fn uptime(root: &Path) -> Option<f64> {
 }
 
 fn first_number(root: &Path, name: &str) -> Option<f64> {
-    read(root, name)?.split_whitespace().next()?.parse().ok()
+    let text = read(root, name)?;
+    let text = text.split_whitespace().next()?;
+    let (sign, text) = text.strip_prefix('-').map_or((1.0, text), |text| (-1.0, text));
+    let (whole, nanos) = decimal(text)?;
+    Some(sign * (whole as f64 + f64::from(nanos) / 1e9))
+}
+
+/// Reads a number with a fraction, as `0.25`: the whole, and billionths; what is below them is cut off. What std has for
+/// such numbers is 16 KB of code.
+pub(crate) fn decimal(text: &str) -> Option<(u64, u32)> {
+    let (whole, fraction) = text.split_once('.').unwrap_or((text, "0"));
+    let digits = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+    if !digits(whole) || !digits(fraction) {
+        return None;
+    }
+    let nanos = fraction.bytes().chain(std::iter::repeat(b'0')).take(9);
+    Some((whole.parse().ok()?, nanos.fold(0, |nanos, digit| nanos * 10 + u32::from(digit - b'0'))))
 }
 
 fn read(root: &Path, name: &str) -> Option<String> {
