@@ -13,7 +13,7 @@ use piman::state::{Sqlite, State as _};
 use piman_core::hash::Hash;
 use piman_core::install::{Agent, AgentStep, Decision, Hello, Installation, Notice, Paths};
 use piman_tests::server::{Server, connect_from, wait_until};
-use piman_tests::{binaries, tar};
+use piman_tests::{binaries, old_state, tar};
 
 struct Lab {
     server: Server,
@@ -189,22 +189,9 @@ fn commands_find_the_state_by_the_configuration() {
 #[test]
 fn an_older_state_gets_what_is_new() {
     let folder = tempfile::tempdir().unwrap();
-    let file = folder.path().join("piman.db");
-    let script = "PRAGMA journal_mode = WAL;
-        CREATE TABLE devices (key TEXT PRIMARY KEY, serial TEXT, mac TEXT, address TEXT NOT NULL, model TEXT,
-            agent TEXT, disk_bytes INTEGER NOT NULL DEFAULT 0, root_bytes INTEGER NOT NULL DEFAULT 0, card TEXT,
-            stage TEXT, done_bytes INTEGER NOT NULL DEFAULT 0, total_bytes INTEGER NOT NULL DEFAULT 0, image TEXT,
-            first_seen_ms INTEGER NOT NULL, last_seen_ms INTEGER NOT NULL, last_error TEXT, last_error_ms INTEGER
-        ) WITHOUT ROWID;
-        CREATE TABLE orders (id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL,
-            ordered_ms INTEGER NOT NULL, source TEXT NOT NULL, given_ms INTEGER, completed_ms INTEGER,
-            cancelled_ms INTEGER);
-        CREATE TABLE happenings (id INTEGER PRIMARY KEY AUTOINCREMENT, device TEXT NOT NULL,
-            at_ms INTEGER NOT NULL, kind TEXT NOT NULL, text TEXT NOT NULL);
-        CREATE TABLE troubles (kind TEXT PRIMARY KEY, at_ms INTEGER NOT NULL, text TEXT NOT NULL);
-        INSERT INTO orders (name, ordered_ms, source, given_ms) VALUES ('10000000cafe0007', 5, 'test', 6);
-        PRAGMA user_version = 1;";
-    rusqlite::Connection::open(&file).unwrap().execute_batch(script).unwrap();
+    let order = "PRAGMA journal_mode = WAL;
+        INSERT INTO orders (name, ordered_ms, source, given_ms) VALUES ('10000000cafe0007', 5, 'test', 6)";
+    drop(old_state::begun(folder.path(), order));
     let state = Sqlite::serve(folder.path()).unwrap();
     let orders = state.orders().unwrap();
     assert_eq!(

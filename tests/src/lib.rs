@@ -14,6 +14,7 @@ pub mod lab;
 pub mod link;
 pub mod memory;
 pub mod netns;
+pub mod old_state;
 pub mod port;
 pub mod proxy;
 pub mod reader;

@@ -3,6 +3,7 @@
 use std::net::UdpSocket;
 use std::os::unix::fs::MetadataExt;
 
+use piman_tests::old_state;
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::*;
@@ -29,20 +30,7 @@ fn snapshot(folder: &Path) -> Vec<String> {
 /// A state as an older piman made it, which a server brings up to date.
 fn old_state(folder: &Path) {
     fs::create_dir(folder).unwrap();
-    let script = "CREATE TABLE devices (key TEXT PRIMARY KEY, serial TEXT, mac TEXT, address TEXT NOT NULL,
-            model TEXT, agent TEXT, disk_bytes INTEGER NOT NULL DEFAULT 0,
-            root_bytes INTEGER NOT NULL DEFAULT 0, card TEXT, stage TEXT, done_bytes INTEGER NOT NULL DEFAULT 0,
-            total_bytes INTEGER NOT NULL DEFAULT 0, image TEXT, first_seen_ms INTEGER NOT NULL,
-            last_seen_ms INTEGER NOT NULL, last_error TEXT, last_error_ms INTEGER) WITHOUT ROWID;
-        CREATE TABLE orders (id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL,
-            ordered_ms INTEGER NOT NULL, source TEXT NOT NULL, given_ms INTEGER, completed_ms INTEGER,
-            cancelled_ms INTEGER);
-        CREATE TABLE happenings (id INTEGER PRIMARY KEY AUTOINCREMENT, device TEXT NOT NULL,
-            at_ms INTEGER NOT NULL, kind TEXT NOT NULL, text TEXT NOT NULL);
-        CREATE TABLE troubles (kind TEXT PRIMARY KEY, at_ms INTEGER NOT NULL, text TEXT NOT NULL);
-        INSERT INTO troubles VALUES ('slots', 1, 'none is left');
-        PRAGMA user_version = 1;";
-    rusqlite::Connection::open(folder.join("piman.db")).unwrap().execute_batch(script).unwrap();
+    drop(old_state::begun(folder, "INSERT INTO troubles VALUES ('slots', 1, 'none is left')"));
 }
 
 #[test]
