@@ -115,7 +115,7 @@ pub(crate) fn services_over_rfcomm() -> Verdict {
     }
     assert!(output.status.success() && console.contains("ALL-CHECKED"), "not all of it holds");
     let readme =
-        fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../README.md")).expect("the README");
+        fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../host/README.md")).expect("the README");
     let row = "| Bluetooth RFCOMM | `piman` and `pi-agent`, virtual controllers of an emulated machine | – | yes | yes | yes | – |";
     assert!(readme.contains(row), "the README should have this row:\n{row}");
     Ok(())

@@ -308,7 +308,8 @@ fn serial_line() -> String {
 }
 
 fn readme() -> String {
-    fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../README.md")).expect("the README")
+    fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../host/README.md"))
+        .expect("the page of the server")
 }
 
 #[test]
