@@ -159,7 +159,7 @@ fn two_servers_on_one_state_folder_are_impossible() {
     // Commands go on beside it.
     lab.server.piman(&["reinstall", "127.0.0.1"]);
     assert_eq!(lab.decision(), FORMAT);
-    assert!(lab.server.piman(&["devices"]).contains("127.0.0.1"));
+    wait_until("it is known", || lab.server.piman(&["devices"]).contains("127.0.0.1"));
     lab.server.piman(&["status"]);
     // What a server that was killed has left is no obstacle.
     let Lab { mut server, archive, _folder } = lab;
