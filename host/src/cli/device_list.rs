@@ -197,8 +197,7 @@ fn remove(state: &dyn State, devices: &[String]) -> anyhow::Result<String> {
     let mut out = String::new();
     for name in gone {
         // Writing to a string does not fail.
-        let _ =
-            writeln!(out, "{name} is not in the device list any more; with --only-known it is not served");
+        let _ = writeln!(out, "{name} is not in the device list any more");
     }
     if out.is_empty() {
         bail!("somebody else has removed them meanwhile");

@@ -25,10 +25,11 @@ use piman_core::rpc::{FUNCTIONS, Function};
 
 use crate::config::{Options, Settings, check, state_folder};
 use crate::server::Server;
+use crate::state::{self, Preview};
 use crate::text::duration::HumanDuration;
 use crate::text::human::print;
 use crate::transfer::TransferError;
-use crate::{netboot, rpc, state};
+use crate::{netboot, rpc};
 use catalog::GroupCommand;
 #[cfg(feature = "demo")]
 use demo::DemoArgs;
@@ -233,15 +234,19 @@ impl Cli {
     pub fn run(self) -> anyhow::Result<()> {
         match self.command {
             Command::Serve { config, options } => {
-                let read = || {
+                let merged = || -> anyhow::Result<_> {
                     let file = config.as_deref().map(Options::read).transpose()?.unwrap_or_default();
-                    let options = options.clone().or(file);
-                    // All that is wrong, at once; what stands in the way of looking at the state is said by the start.
-                    let folder = options.state.clone().unwrap_or_else(state_folder);
-                    check::refuse(&check::contradictions(&options, state::preview(&folder).ok().as_ref()))?;
+                    Ok(options.clone().or(file))
+                };
+                // All that is wrong, at once.
+                let settings = |options: Options, state: Option<&Preview>| {
+                    check::refuse(&check::contradictions(&options, state))?;
                     Settings::try_from(options)
                 };
-                serve(read()?, read)
+                let first = merged()?;
+                // What stands in the way of looking at the state is said by the start.
+                let state = state::preview(first.state.as_deref().unwrap_or(&state_folder())).ok();
+                serve(settings(first, state.as_ref())?, |state: &Preview| settings(merged()?, Some(state)))
             }
             Command::Reinstall { state, list, cancel, devices } => {
                 use crate::state::State as _;
@@ -301,7 +306,7 @@ impl Cli {
     }
 }
 
-fn serve(settings: Settings, read: impl Fn() -> anyhow::Result<Settings>) -> anyhow::Result<()> {
+fn serve(settings: Settings, read: impl Fn(&Preview) -> anyhow::Result<Settings>) -> anyhow::Result<()> {
     let server = Server::start(settings)?;
     let at = server.addresses();
     let install = at.install.as_ref();

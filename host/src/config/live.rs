@@ -9,7 +9,7 @@ use super::Settings;
 pub struct Live(RwLock<Arc<Settings>>);
 
 /// Options that depend on each other, so that one changes several settings.
-const LIMITS: &str = "timeouts and min-rate";
+pub const LIMITS: &str = "timeouts and min-rate";
 
 /// What became of settings that were read again, by the names of their options.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -34,9 +34,16 @@ impl Live {
     }
 
     /// Takes over what can change while the server runs.
-    pub fn reload(&self, new: Settings) -> Reloaded {
+    pub fn reload(&self, mut new: Settings) -> Reloaded {
         let mut now = self.0.write().unwrap_or_else(std::sync::PoisonError::into_inner);
         let mut next = Settings::clone(&now);
+        // These have names of their own.
+        if let (Some(new), Some(now)) = (&mut new.netboot, &now.netboot) {
+            new.only_known = now.only_known;
+            if let (Some(new), Some(now)) = (&mut new.dhcp, &now.dhcp) {
+                new.state.clone_from(&now.state);
+            }
+        }
         let reloaded = merge(&mut next, new);
         *now = Arc::new(next);
         reloaded

@@ -116,9 +116,7 @@ impl Catalog {
     /// # Errors
     /// [`StateError`] if the catalogue cannot be read.
     pub fn take_unfit(&self, yes: bool) -> Result<(), StateError> {
-        if self.takes_unfit.swap(yes, Ordering::Relaxed) == yes {
-            return Ok(());
-        }
+        self.takes_unfit.store(yes, Ordering::Relaxed);
         if let Some(source) = self.fallback.as_deref().and_then(|path| self.source(path)) {
             source.take_unfit(yes);
         }

@@ -144,7 +144,13 @@ impl Timeline {
             What::Refused(name) => {
                 let serial = Some(name.as_str()).filter(|n| n.len() <= 16 && !n.contains(':'));
                 let text = format!("gets no files by TFTP: {name} is not in the device list (--only-known)");
-                return self.refused(self.who(Some(ip), None, serial), name, text);
+                let mut pi = self.who(Some(ip), None, serial);
+                // By what it said of itself it can be let in; its address may be another's tomorrow.
+                let is_serial =
+                    |n: &&str| matches!(n.len(), 8 | 16) && n.bytes().all(|b| b.is_ascii_hexdigit());
+                let said = serial.filter(is_serial).map(str::to_ascii_lowercase);
+                pi.serial = pi.serial.or_else(|| said.as_deref().map(Into::into));
+                return self.refused(pi, name, text);
             }
             What::Waiting(place) => format!("{}: waits for its turn, {place} are first", report.asked),
             What::Missing => {

@@ -19,11 +19,11 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::Instant;
 
 use crate::config::Settings;
-use crate::config::live::Live;
+use crate::config::live::{LIMITS, Live};
 use crate::net::drain::Drain;
 use crate::netboot::ready;
 use crate::state::server_lock::ServerLock;
-use crate::state::{self, Identity, Recorder, Sqlite, State};
+use crate::state::{self, Identity, Preview, Recorder, Sqlite, State};
 use crate::transfer::Transfers;
 use crate::{messages, provision, rpc};
 use opened::{Opened, secret};
@@ -73,6 +73,7 @@ pub struct Server {
     transfers: Option<Arc<Transfers>>,
     drain: Drain,
     recorder: Arc<Recorder>,
+    state: Arc<dyn State>,
     /// Decisions have threads of their own: a disk that is slow to read for a transfer delays none.
     control: Runtime,
     bulk: Runtime,
@@ -94,6 +95,7 @@ impl Server {
     /// state folder or a port cannot be used; the message says what to do.
     pub fn start(settings: Settings) -> anyhow::Result<Self> {
         raise_file_limit();
+        outlive_hangups()?;
         let lock = ServerLock::on(&settings.state)?;
         let preview = state::preview(&settings.state)?;
         settings.check(&preview)?;
@@ -151,7 +153,7 @@ impl Server {
         };
         let mut listeners = Vec::new();
         if let Some(netboot) = opened.netboot {
-            listeners.extend(netboot.start(Arc::clone(&recorder), state, &bulk));
+            listeners.extend(netboot.start(Arc::clone(&recorder), Arc::clone(&state), &bulk));
         }
         let service = install.as_ref().map(|i| Arc::clone(&i.service));
         let who = move |address| match &service {
@@ -172,6 +174,7 @@ impl Server {
             transfers,
             drain,
             recorder,
+            state,
             control,
             bulk,
             listeners,
@@ -194,7 +197,7 @@ impl Server {
     ///
     /// # Errors
     /// If signals cannot be heard.
-    pub fn run(self, read: impl Fn() -> anyhow::Result<Settings>) -> anyhow::Result<()> {
+    pub fn run(self, read: impl Fn(&Preview) -> anyhow::Result<Settings>) -> anyhow::Result<()> {
         let listen = || -> std::io::Result<_> {
             let _here = self.control.enter();
             let [terminate, interrupt, hangup] =
@@ -222,11 +225,12 @@ impl Server {
     }
 
     /// Reads the configuration again. One that cannot be used changes nothing; no connection ends.
-    fn reload(&self, read: &impl Fn() -> anyhow::Result<Settings>) {
+    fn reload(&self, read: &impl Fn(&Preview) -> anyhow::Result<Settings>) {
         let read = || -> anyhow::Result<_> {
-            let settings = read()?;
-            settings.check(&state::preview(&self.live.now().state)?)?;
-            let secret = self.rpc.as_ref().map(|_| secret(&settings)).transpose()?;
+            // Not by looking at the file: whoever closes it beside SQLite takes the locks off that this process has.
+            let settings = read(&Preview::of(&self.state.catalogue()?))?;
+            // The file that is read stays the same; what is in it may have changed.
+            let secret = self.rpc.as_ref().map(|_| secret(&self.live.now())).transpose()?;
             Ok((settings, secret))
         };
         let (settings, secret) = match read() {
@@ -235,7 +239,10 @@ impl Server {
                 return tracing::error!("the configuration is not taken over, all stays as it was: {e:#}");
             }
         };
-        let reloaded = self.live.reload(settings);
+        let mut reloaded = self.live.reload(settings);
+        if self.messages.is_some() && reloaded.taken.contains(&LIMITS) {
+            reloaded.restart.push("stall-timeout of messages");
+        }
         if let (Some(rpc), Some(secret)) = (&self.rpc, secret) {
             rpc.set_secret(secret);
         }
@@ -318,6 +325,17 @@ impl Server {
         }
         tracing::info!("stopped");
     }
+}
+
+/// Until the server runs and reads its configuration again, SIGHUP would end it.
+fn outlive_hangups() -> anyhow::Result<()> {
+    let heard = || -> std::io::Result<_> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
+        let _here = runtime.enter();
+        // What listens once keeps the signal from its default for good.
+        signal(SignalKind::hangup()).map(drop)
+    };
+    heard().context("listening for SIGHUP")
 }
 
 /// Each connection is an open file; the soft limit of 1024 is from another time.

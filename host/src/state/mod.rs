@@ -346,6 +346,18 @@ pub struct Preview {
     pub default: Option<(String, PathBuf)>,
 }
 
+impl Preview {
+    /// The same of a state that is open.
+    #[must_use]
+    pub fn of(catalogue: &Catalogue) -> Self {
+        let default = catalogue.images.iter().find(|image| image.is_default);
+        Self {
+            images: catalogue.images.len(),
+            default: default.map(|image| (image.name.clone(), image.path.clone())),
+        }
+    }
+}
+
 /// Why the state cannot be read or written.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]

@@ -79,3 +79,40 @@ fn a_hangup_reads_the_configuration_again_and_drops_no_connection() {
     lab.server.terminate();
     assert!(lab.server.ended(Duration::from_secs(120)).success());
 }
+
+#[test]
+fn a_hangup_takes_no_lock_off_the_state_and_no_password_off_a_port() {
+    let folder = tempfile::tempdir().unwrap();
+    let [config, password] = ["piman.toml", "password"].map(|name| folder.path().join(name));
+    fs::write(&password, "sesame\n").unwrap();
+    fs::set_permissions(&password, fs::Permissions::from_mode(0o600)).unwrap();
+    fs::write(&config, format!("rpc-password-file = '{}'\n", password.display())).unwrap();
+    let mut lab = Lab::new(1000, &["--rpc-port", "0", "--config", config.to_str().unwrap()]);
+    // Its log is not empty, and a command that comes and goes leaves it alone.
+    lab.server.piman(&["reinstall", "10000000cafe0001"]);
+    let log =
+        || fs::metadata(lab.server.state().join("piman.db-wal")).map(|m| (m.ino(), m.len() > 0)).unwrap();
+    let before = log();
+    assert!(before.1);
+
+    fs::write(&config, "slots = 2\n").unwrap();
+    lab.server.hang_up();
+    lab.server.wait_log("only taken over by a restart: rpc-password-file");
+    lab.server.piman(&["reinstall", "127.0.0.1"]);
+    lab.server.piman(&["reinstall", "10000000cafe0002"]);
+    assert_eq!(log(), before, "a command took itself for the last that has the state open");
+    assert_eq!(lab.decision(), FORMAT, "the server sees what was ordered");
+
+    let address = format!("127.0.0.1:{}", lab.server.port("rpc"));
+    let call = |more: &[&str]| {
+        let mut command = Command::new(piman_tests::binaries::piman());
+        command.args(["call", "--protocol", "piman", "--timeout", "20s"]).args(more);
+        let output = command.args(["--server", &address, "ping"]).output().unwrap();
+        String::from_utf8([&output.stdout[..], &output.stderr].concat()).unwrap()
+    };
+    assert!(call(&[]).contains("password"), "{}", call(&[]));
+    let with = call(&["--password-file", password.to_str().unwrap()]);
+    assert!(!with.contains("password"), "{with}");
+    lab.server.terminate();
+    assert!(lab.server.ended(Duration::from_secs(120)).success());
+}

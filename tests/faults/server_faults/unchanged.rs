@@ -1,7 +1,6 @@
 //! A start that fails changes nothing, and two servers on one state folder are impossible.
 
 use std::net::UdpSocket;
-use std::os::unix::fs::MetadataExt;
 
 use piman_tests::old_state;
 use rustix::process::{Pid, Signal, kill_process};
