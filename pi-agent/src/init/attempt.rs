@@ -169,6 +169,35 @@ mod tests {
     }
 
     #[test]
+    fn a_disk_that_is_none_is_told_and_no_other_is_taken() {
+        use crate::init::boot_plan;
+        use std::io::Read;
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let server = listener.local_addr().unwrap();
+        let heard = std::thread::spawn(move || {
+            let mut heard = Vec::new();
+            let (mut talk, _) = listener.accept().unwrap();
+            talk.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+            while !String::from_utf8_lossy(&heard).contains("nothing was changed") {
+                let mut bytes = [0; 512];
+                match talk.read(&mut bytes) {
+                    Ok(n) if n > 0 => heard.extend_from_slice(&bytes[..n]),
+                    _ => break,
+                }
+            }
+            String::from_utf8_lossy(&heard).into_owned()
+        });
+        let line = format!("piman.server={server} piman.transfer-port=0 piman.disk=type=ssd");
+        let options = Options::parse(line.as_bytes());
+        let ended = outcome(&options, boot_plan::attempt);
+        let Outcome::Permanent(why) = ended else { panic!("{ended:?}") };
+        assert!(why.contains("piman.disk=type=ssd: not a type of a disk"), "{why}");
+        assert!(why.ends_with("; nothing was changed"), "{why}");
+        let heard = heard.join().unwrap();
+        assert!(heard.contains(&why), "{heard}");
+    }
+
+    #[test]
     fn codes_are_told_apart() {
         let all = [Outcome::Ready, Outcome::Passing(String::new()), Outcome::Permanent(String::new())];
         assert_eq!(all.map(|o| o.code()), [0, 10, 20]);

@@ -107,7 +107,7 @@ pub fn chosen(which: &Which, settling: &mut Settling) -> Result<Result<PathBuf, 
     match which.find() {
         Ok(path) => disk(&path).map(|_| Ok(path)),
         Err(NoDisk::None(words)) => Err(words),
-        Err(NoDisk::Several(words)) => Ok(Err(words)),
+        Err(NoDisk::Several(words) | NoDisk::Unusable(words)) => Ok(Err(words)),
     }
 }
 

@@ -70,6 +70,8 @@ pub enum Which {
     ById(String),
     /// The one that is in this place.
     ByPath(String),
+    /// None, and why: what was said names no disk, or no rule has found the one. Nothing is looked for again.
+    No(NoDisk),
 }
 
 impl FromStr for Which {
@@ -116,6 +118,7 @@ impl fmt::Display for Which {
             Self::Serial(serial) => write!(f, "serial={serial}"),
             Self::ById(id) => write!(f, "by-id={id}"),
             Self::ByPath(place) => write!(f, "by-path={place}"),
+            Self::No(why) => why.fmt(f),
         }
     }
 }
@@ -127,11 +130,13 @@ pub enum NoDisk {
     None(String),
     /// Several are meant: waiting does not help.
     Several(String),
+    /// What was said names no disk: somebody has to say it better.
+    Unusable(String),
 }
 
 impl fmt::Display for NoDisk {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (Self::None(text) | Self::Several(text)) = self;
+        let (Self::None(text) | Self::Several(text) | Self::Unusable(text)) = self;
         f.write_str(text)
     }
 }
@@ -155,17 +160,19 @@ impl Which {
     /// The same, for an attempt to install.
     ///
     /// # Errors
-    /// [`Cause::Refused`] if several are meant, [`Cause::Disk`] if none is.
+    /// [`Cause::Disk`] if none is meant, [`Cause::Refused`] if several are, or what was said names no disk.
     pub fn open_path(&self) -> Result<PathBuf, Failure> {
         self.find().map_err(|e| {
-            let cause = if matches!(e, NoDisk::Several(_)) { Cause::Refused } else { Cause::Disk };
+            let cause = if matches!(e, NoDisk::None(_)) { Cause::Disk } else { Cause::Refused };
             Failure { stage: Stage::Disk, cause, error: anyhow!("{e}; nothing was changed") }
         })
     }
 
     fn find_in(&self, tree: &Tree) -> Result<PathBuf, NoDisk> {
-        if let Self::Path(path) = self {
-            return Ok(path.clone());
+        match self {
+            Self::Path(path) => return Ok(path.clone()),
+            Self::No(why) => return Err(why.clone()),
+            _ => {}
         }
         let disks = tree.disks();
         let mut fitting: Vec<&Disk> = disks.iter().filter(|disk| self.fits(disk)).collect();
@@ -191,6 +198,7 @@ impl Which {
             Self::Serial(serial) => disk.serials.iter().any(|own| same(own, serial)),
             Self::ById(id) => disk.ids.iter().any(|own| same(own, id)),
             Self::ByPath(place) => disk.place.as_deref().is_some_and(|own| by_path::same(own, place)),
+            Self::No(_) => false,
         }
     }
 }
