@@ -10,8 +10,7 @@ use log::{Level, LevelFilter, Log, Metadata, Record};
 
 use super::options::Options;
 use super::supervise::{PASSING, PERMANENT, READY};
-use super::{modules, net, system, wait};
-use crate::card::choose::Which;
+use super::{first_choice, modules, net, system, wait};
 use crate::control::Server;
 
 /// How long a card may take to be found: slow readers on USB take half a minute.
@@ -66,14 +65,8 @@ fn outcome(options: &Options, attempt: Attempt) -> Outcome {
     for complaint in modules::load_all(modules::FOLDER.as_ref()) {
         log::warn!("a module could not be loaded: {complaint}");
     }
-    let mut settling = wait::Settling::default();
-    let mut options = options.clone();
-    match wait::wait_for("the disk", DISK_DEADLINE, || wait::chosen(&options.disk, &mut settling)) {
-        Ok(Ok(path)) => options.disk = Which::Path(path),
-        // The attempt finds the same, and tells piman.
-        Ok(Err(lacking)) | Err(lacking) => log::error!("{lacking}"),
-    }
-    let options = &options;
+    let disk = first_choice::wait_for(&options.disk, first_choice::FILE.as_ref(), DISK_DEADLINE);
+    let options = &Options { disk, ..options.clone() };
     // A network that leads to piman needs nothing; an address of an earlier attempt is confirmed. A serial line
     // needs no network at all.
     let is_line = options.server.as_ref().is_some_and(|server| server.line().is_some());

@@ -27,6 +27,7 @@
 //! | `supervise` | the child: its lines, its end, its hanging |
 //! | `step` | one attempt, in the child |
 //! | `attempt` | the plan of an installation as a booting Pi carries it out |
+//! | `first_choice` | the disk that a rule chose, for all attempts of this power-on |
 //! | `wait` | the card and the network, with deadlines |
 //! | `system` | mounting the installed system, finding its init |
 //! | `switch` | the hand-over |
@@ -35,6 +36,7 @@
 pub mod attempt;
 mod boot_plan;
 pub mod console;
+mod first_choice;
 mod late;
 pub mod modules;
 pub mod mounts;
