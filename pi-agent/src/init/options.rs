@@ -217,7 +217,7 @@ impl Options {
                 let found = disk(value);
                 // Whoever names a disk means no other: the usual one must not go for a typing error.
                 let none = |why| Which::No(NoDisk::Unusable(format!("piman.disk={value}: {why}")));
-                self.disk = found.as_ref().map_or_else(|why| none(why), Which::clone);
+                self.disk = found.as_ref().map_or_else(none, Which::clone);
                 found?;
             }
             "init" => self.init = Some(absolute(value)?),
@@ -403,7 +403,7 @@ mod tests {
         for value in ["type=ssd", "type=NVMe", "type=", "sda", "mmcblk0", "serial=", "by-id=", "Auto", ""] {
             let parsed = Options::parse(format!("piman.disk=/dev/sda piman.disk={value}").as_bytes());
             let Which::No(NoDisk::Unusable(why)) = &parsed.disk else { panic!("{value}: {}", parsed.disk) };
-            assert_eq!(parsed.complaints, [why.clone()]);
+            assert_eq!(parsed.complaints, std::slice::from_ref(why));
             assert!(why.starts_with(&format!("piman.disk={value}: no")), "{why}");
             let failure = parsed.disk.open_path().unwrap_err();
             assert_eq!((failure.stage, failure.cause), (Stage::Disk, Cause::Refused));
