@@ -355,6 +355,8 @@ pub struct Machine {
     /// Whether piman said that the root filesystem has to go. It goes with the installation
     /// that follows: nothing is erased before it is known what comes in its place.
     pub wiped: bool,
+    /// The disk that this was said of.
+    pub disk: String,
     /// What was said last of the disk, which is not said again at every try.
     pub said: String,
     /// Whether the server decided for an agent that spoke as an old Pi does, and not for one that greeted it.
@@ -364,6 +366,12 @@ pub struct Machine {
 }
 
 impl Machine {
+    /// Whose disk it is from now on. An order to wipe is for the disk that there was when it came.
+    pub(crate) fn takes(&mut self, disk: String) {
+        self.wiped &= self.disk == disk;
+        self.disk = disk;
+    }
+
     /// What is said from time to time while the server has this Pi wait.
     #[must_use]
     pub fn reminder(&self, percent: u8) -> String {
@@ -492,6 +500,19 @@ fn addresses(out: &mut dyn fmt::Write) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_order_to_wipe_is_for_one_disk() {
+        let mut machine = Machine::default();
+        machine.takes("1 a".into());
+        machine.wiped = true;
+        machine.takes("1 a".into());
+        assert!(machine.wiped, "the next try, with the same disk");
+        machine.takes("1 b".into());
+        assert!(!machine.wiped);
+        machine.takes("1 a".into());
+        assert!(!machine.wiped);
+    }
 
     #[test]
     fn a_server_that_lost_power_is_noticed() {

@@ -10,8 +10,7 @@ use log::{Level, LevelFilter, Log, Metadata, Record};
 
 use super::options::Options;
 use super::supervise::{PASSING, PERMANENT, READY};
-use super::{modules, net, system, wait};
-use crate::card::choose::Which;
+use super::{first_choice, modules, net, system, wait};
 use crate::control::Server;
 
 /// How long a card may take to be found: slow readers on USB take half a minute.
@@ -66,14 +65,8 @@ fn outcome(options: &Options, attempt: Attempt) -> Outcome {
     for complaint in modules::load_all(modules::FOLDER.as_ref()) {
         log::warn!("a module could not be loaded: {complaint}");
     }
-    let mut settling = wait::Settling::default();
-    let mut options = options.clone();
-    match wait::wait_for("the disk", DISK_DEADLINE, || wait::chosen(&options.disk, &mut settling)) {
-        Ok(Ok(path)) => options.disk = Which::Path(path),
-        // The attempt finds the same, and tells piman.
-        Ok(Err(lacking)) | Err(lacking) => log::error!("{lacking}"),
-    }
-    let options = &options;
+    let disk = first_choice::wait_for(&options.disk, first_choice::FILE.as_ref(), DISK_DEADLINE);
+    let options = &Options { disk, ..options.clone() };
     // A network that leads to piman needs nothing; an address of an earlier attempt is confirmed. A serial line
     // needs no network at all.
     let is_line = options.server.as_ref().is_some_and(|server| server.line().is_some());
@@ -166,6 +159,35 @@ mod tests {
         let server = Some("serial:/dev/no-such-line".parse().unwrap());
         let lacking = wait::network(&Options { server, ..options }).unwrap_err();
         assert!(lacking.contains("/dev/no-such-line"), "{lacking}");
+    }
+
+    #[test]
+    fn a_disk_that_is_none_is_told_and_no_other_is_taken() {
+        use crate::init::boot_plan;
+        use std::io::Read;
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let server = listener.local_addr().unwrap();
+        let heard = std::thread::spawn(move || {
+            let mut heard = Vec::new();
+            let (mut talk, _) = listener.accept().unwrap();
+            talk.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+            while !String::from_utf8_lossy(&heard).contains("nothing was changed") {
+                let mut bytes = [0; 512];
+                match talk.read(&mut bytes) {
+                    Ok(n) if n > 0 => heard.extend_from_slice(&bytes[..n]),
+                    _ => break,
+                }
+            }
+            String::from_utf8_lossy(&heard).into_owned()
+        });
+        let line = format!("piman.server={server} piman.transfer-port=0 piman.disk=type=ssd");
+        let options = Options::parse(line.as_bytes());
+        let ended = outcome(&options, boot_plan::attempt);
+        let Outcome::Permanent(why) = ended else { panic!("{ended:?}") };
+        assert!(why.contains("piman.disk=type=ssd: not a type of a disk"), "{why}");
+        assert!(why.ends_with("; nothing was changed"), "{why}");
+        let heard = heard.join().unwrap();
+        assert!(heard.contains(&why), "{heard}");
     }
 
     #[test]

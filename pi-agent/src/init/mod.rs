@@ -27,6 +27,7 @@
 //! | `supervise` | the child: its lines, its end, its hanging |
 //! | `step` | one attempt, in the child |
 //! | `attempt` | the plan of an installation as a booting Pi carries it out |
+//! | `first_choice` | the disk that a rule chose, for all attempts of this power-on |
 //! | `wait` | the card and the network, with deadlines |
 //! | `system` | mounting the installed system, finding its init |
 //! | `switch` | the hand-over |
@@ -35,6 +36,7 @@
 pub mod attempt;
 mod boot_plan;
 pub mod console;
+mod first_choice;
 mod late;
 pub mod modules;
 pub mod mounts;
@@ -57,6 +59,7 @@ use console::Console;
 pub use options::Options;
 use supervise::{End, READY, Supervisor};
 
+use crate::card::choose::{NoDisk, Which};
 use crate::unsaid::{self, Unsaid};
 pub use system::NEW_ROOT;
 
@@ -137,7 +140,10 @@ fn read_options(cmdline: &Path) -> Options {
     let read = File::open(cmdline).and_then(|f| f.take(limit).read_to_end(&mut line));
     let mut options = Options::parse(&line);
     if let Err(e) = read {
-        options.complaints.push(format!("{}: {e}", cmdline.display()));
+        let why = format!("{}: {e}", cmdline.display());
+        // Which disk was named is not known, so that it may be any other.
+        options.disk = Which::No(NoDisk::Unusable(why.clone()));
+        options.complaints.push(why);
     }
     options
 }
@@ -307,5 +313,6 @@ mod tests {
     fn a_command_line_that_cannot_be_read_is_said() {
         let options = read_options(Path::new("/no/such/cmdline"));
         assert_eq!(options.complaints.len(), 1);
+        assert!(matches!(options.disk, Which::No(NoDisk::Unusable(why)) if why == options.complaints[0]));
     }
 }

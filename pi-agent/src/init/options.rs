@@ -8,7 +8,7 @@
 //! | `piman.rootfs-port=PORT` | where the archive comes from | what the server offers, else 4444 |
 //! | `piman.transfer-port=PORT` | where its log goes when an installation has ended, 0: nowhere | 50001 |
 //! | `piman.service=PORT` | the installed system runs the agent as a service, which dials this port of the server | it does not |
-//! | `piman.disk=DISK` | the disk to install on and boot from: a device's path; `by-id=NAME`, `by-path=NAME` or `serial=TEXT`; `auto`: the only one; `largest`; `type=mmc\|nvme\|usb\|sata`: the only one of these | `/dev/mmcblk0` |
+//! | `piman.disk=DISK` | the disk to install on and boot from: a device's path; `by-id=NAME`, `by-path=NAME` or `serial=TEXT`; `auto`: the only one; `largest`; `type=mmc\|nvme\|usb\|sata`: the only one of these. Anything else: no disk at all | `/dev/mmcblk0` |
 //! | `piman.discard=1` | tells the disk, where it can be told, that the parts that will be written hold nothing any more | it is not told |
 //! | `piman.keep_data=SIZE[,LABEL]` | a partition behind the root filesystem that an installation makes once and never touches again; `none`: one that is there may be erased | there is none, and one that is there stops an installation |
 //! | `piman.table=auto\|mbr\|gpt` | the kind of partition table | `auto`: GPT where MBR does not reach |
@@ -36,7 +36,7 @@ use piman_core::rpc::PORT as RPC_PORT;
 use piman_core::transfer::PORT as TRANSFER_PORT;
 
 use super::net::Addressing;
-use crate::card::choose::Which;
+use crate::card::choose::{NoDisk, Which};
 use crate::control::Server;
 use crate::install::{Choice, Consent, Keep};
 
@@ -173,7 +173,8 @@ fn parse_port(text: &str) -> Result<u16, &'static str> {
 }
 
 impl Options {
-    /// Reads a kernel command line. Never fails: what is not understood is in `complaints`.
+    /// Reads a kernel command line. Never fails: what is not understood is in `complaints`. Where no disk can be made
+    /// out of `piman.disk=`, there is none, and the attempt says so.
     #[must_use]
     pub fn parse(line: &[u8]) -> Self {
         let line = line.get(..CMDLINE_MAX).unwrap_or(line);
@@ -212,7 +213,13 @@ impl Options {
             "service" if value.is_empty() || value == "1" => self.service_port = Some(RPC_PORT),
             "service" if value == "0" => self.service_port = None,
             "service" => self.service_port = Some(parse_port(value)?),
-            "disk" => self.disk = disk(value)?,
+            "disk" => {
+                let found = disk(value);
+                // Whoever names a disk means no other: the usual one must not go for a typing error.
+                let none = |why| Which::No(NoDisk::Unusable(format!("piman.disk={value}: {why}")));
+                self.disk = found.as_ref().map_or_else(none, Which::clone);
+                found?;
+            }
             "init" => self.init = Some(absolute(value)?),
             "log" => self.log = value.parse().map_err(|_| "not off, error, warn, info, debug or trace")?,
             "discard" => self.discard = switch(value)?,
@@ -250,7 +257,9 @@ fn switch(value: &str) -> Result<bool, &'static str> {
 
 fn disk(value: &str) -> Result<Which, &'static str> {
     match value.parse()? {
-        Which::Path(_) => Ok(Which::Path(absolute(value)?)),
+        Which::Path(_) => absolute(value).map(Which::Path).map_err(|_| {
+            "not a path that begins with /, nor auto, largest, type=TYPE, serial=TEXT, by-id=NAME or by-path=NAME"
+        }),
         which => Ok(which),
     }
 }
@@ -290,6 +299,8 @@ fn words(line: &str) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::failure::Cause;
+    use piman_core::install::Stage;
 
     fn server(name: &str, port: Option<u16>) -> Host {
         Host { name: name.into(), port }
@@ -380,11 +391,27 @@ mod tests {
 
     #[test]
     fn what_is_not_understood_is_said_and_changes_nothing() {
-        let line = b"piman.sever=1 piman.disk=mmcblk0 piman.path=both piman.server= piman.control-port=0 \
+        let line = b"piman.sever=1 piman.path=both piman.server= piman.control-port=0 \
             piman.shell=yes piman.log=loud init= master=:4 piman.=x piman.erase=all";
         let parsed = Options::parse(line);
-        assert_eq!(parsed.complaints.len(), 11, "{:?}", parsed.complaints);
+        assert_eq!(parsed.complaints.len(), 10, "{:?}", parsed.complaints);
         assert_eq!(Options { complaints: Vec::new(), ..parsed }, Options::default());
+    }
+
+    #[test]
+    fn a_disk_that_is_none_is_no_other_disk() {
+        for value in ["type=ssd", "type=NVMe", "type=", "sda", "mmcblk0", "serial=", "by-id=", "Auto", ""] {
+            let parsed = Options::parse(format!("piman.disk=/dev/sda piman.disk={value}").as_bytes());
+            let Which::No(NoDisk::Unusable(why)) = &parsed.disk else { panic!("{value}: {}", parsed.disk) };
+            assert_eq!(parsed.complaints, std::slice::from_ref(why));
+            assert!(why.starts_with(&format!("piman.disk={value}: no")), "{why}");
+            let failure = parsed.disk.open_path().unwrap_err();
+            assert_eq!((failure.stage, failure.cause), (Stage::Disk, Cause::Refused));
+            assert_eq!(failure.to_string(), format!("{why}; nothing was changed"));
+        }
+        // The last counts.
+        let parsed = Options::parse(b"piman.disk=sda piman.disk=type=nvme");
+        assert_eq!((parsed.disk.to_string().as_str(), parsed.complaints.len()), ("type=nvme", 1));
     }
 
     #[test]

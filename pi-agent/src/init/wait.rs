@@ -96,18 +96,19 @@ impl Settling {
     }
 }
 
-/// The disk that is meant, once it is there with a medium in it; an error inside says what waiting does not change.
+/// What is looked for from now on, once the disk that is meant is there with a medium in it; an error inside says what
+/// waiting does not change.
 ///
 /// # Errors
 /// What is missing, in words.
-pub fn chosen(which: &Which, settling: &mut Settling) -> Result<Result<PathBuf, String>, String> {
+pub fn chosen(which: &Which, settling: &mut Settling) -> Result<Result<Which, NoDisk>, String> {
     if which.is_rule() && !settling.is_settled(choose::those_present(), Instant::now()) {
         return Err(format!("looking which disks there are, to take the one that is {which}"));
     }
-    match which.find() {
-        Ok(path) => disk(&path).map(|_| Ok(path)),
+    match which.settled().and_then(|which| Ok((which.find()?, which))) {
+        Ok((path, which)) => disk(&path).map(|_| Ok(which)),
         Err(NoDisk::None(words)) => Err(words),
-        Err(NoDisk::Several(words)) => Ok(Err(words)),
+        Err(why) => Ok(Err(why)),
     }
 }
 
@@ -222,7 +223,7 @@ mod tests {
         // A path is not waited for like that.
         let file = tempfile::NamedTempFile::new().unwrap();
         let which = Which::Path(file.path().into());
-        assert_eq!(chosen(&which, &mut Settling::default()), Ok(Ok(file.path().into())));
+        assert_eq!(chosen(&which, &mut Settling::default()), Ok(Ok(which)));
     }
 
     #[test]

@@ -180,9 +180,14 @@ pub fn attempt(plan: &Plan, machine: &mut Machine, progress: &Arc<Progress>) -> 
         machine.said = said;
     }
     // What is reported: a system that has to go counts as none, but what may boot is what is really there.
+    let card_id = disk.id();
+    machine.takes(format!(
+        "{} {}",
+        disk.bytes(),
+        card_id.as_deref().map_or(disk.path(), Path::new).display()
+    ));
     let again = plan.reinstall || machine.wiped;
     let card = if again { Card::Incomplete } else { found.card.clone() };
-    let card_id = disk.id();
     let hello = Hello {
         disk_bytes: disk.bytes(),
         root_bytes: root.length,

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::thread;
 
 use super::{Outcome, Plan, attempt};
+use crate::card::choose::Which;
 use crate::control::Machine;
 use crate::failure::Failure;
 use crate::telemetry::progress::Progress;
@@ -21,6 +22,9 @@ pub fn run(
 ) -> Result<Outcome, Failure> {
     let mut backoff = Backoff::default();
     let mut left = retries;
+    // A rule chooses once: a disk that comes or goes meanwhile must not make the next try take another.
+    let disk = plan.disk.settled().unwrap_or_else(Which::No);
+    let plan = &Plan { disk, ..plan.clone() };
     loop {
         let failure = match attempt(plan, machine, progress) {
             Ok(outcome) => return Ok(outcome),

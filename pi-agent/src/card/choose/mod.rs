@@ -70,6 +70,10 @@ pub enum Which {
     ById(String),
     /// The one that is in this place.
     ByPath(String),
+    /// The one that a rule chose, by its [identity](Disk::identity).
+    Chosen(String),
+    /// None, and why: what was said names no disk, or no rule has found the one. Nothing is looked for again.
+    No(NoDisk),
 }
 
 impl FromStr for Which {
@@ -116,6 +120,8 @@ impl fmt::Display for Which {
             Self::Serial(serial) => write!(f, "serial={serial}"),
             Self::ById(id) => write!(f, "by-id={id}"),
             Self::ByPath(place) => write!(f, "by-path={place}"),
+            Self::Chosen(identity) => write!(f, "the one that was chosen first ({identity})"),
+            Self::No(why) => why.fmt(f),
         }
     }
 }
@@ -127,11 +133,13 @@ pub enum NoDisk {
     None(String),
     /// Several are meant: waiting does not help.
     Several(String),
+    /// What was said names no disk: somebody has to say it better.
+    Unusable(String),
 }
 
 impl fmt::Display for NoDisk {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (Self::None(text) | Self::Several(text)) = self;
+        let (Self::None(text) | Self::Several(text) | Self::Unusable(text)) = self;
         f.write_str(text)
     }
 }
@@ -155,18 +163,36 @@ impl Which {
     /// The same, for an attempt to install.
     ///
     /// # Errors
-    /// [`Cause::Refused`] if several are meant, [`Cause::Disk`] if none is.
+    /// [`Cause::Disk`] if none is meant, [`Cause::Refused`] if several are, or what was said names no disk.
     pub fn open_path(&self) -> Result<PathBuf, Failure> {
         self.find().map_err(|e| {
-            let cause = if matches!(e, NoDisk::Several(_)) { Cause::Refused } else { Cause::Disk };
+            let cause = if matches!(e, NoDisk::None(_)) { Cause::Disk } else { Cause::Refused };
             Failure { stage: Stage::Disk, cause, error: anyhow!("{e}; nothing was changed") }
         })
     }
 
+    /// What is looked for from now on: of a rule the very disk that it chooses at this moment. So one that comes or goes
+    /// later does not make it another disk.
+    ///
+    /// # Errors
+    /// [`NoDisk`] as from [`Self::find`], of a rule.
+    pub fn settled(&self) -> Result<Self, NoDisk> {
+        self.settled_in(&Tree::default())
+    }
+
+    fn settled_in(&self, tree: &Tree) -> Result<Self, NoDisk> {
+        if self.is_rule() { Ok(Self::Chosen(self.one_in(tree)?.identity())) } else { Ok(self.clone()) }
+    }
+
     fn find_in(&self, tree: &Tree) -> Result<PathBuf, NoDisk> {
-        if let Self::Path(path) = self {
-            return Ok(path.clone());
+        match self {
+            Self::Path(path) => Ok(path.clone()),
+            Self::No(why) => Err(why.clone()),
+            _ => Ok(self.one_in(tree)?.path),
         }
+    }
+
+    fn one_in(&self, tree: &Tree) -> Result<Disk, NoDisk> {
         let disks = tree.disks();
         let mut fitting: Vec<&Disk> = disks.iter().filter(|disk| self.fits(disk)).collect();
         if *self == Self::Largest {
@@ -174,7 +200,7 @@ impl Which {
             fitting.retain(|disk| Some(disk.bytes) == most);
         }
         match fitting[..] {
-            [one] => Ok(one.path.clone()),
+            [one] => Ok(one.clone()),
             [] => Err(NoDisk::None(format!("no disk is {self}; {}", list(&disks)))),
             _ => {
                 let many = fitting.len();
@@ -191,6 +217,8 @@ impl Which {
             Self::Serial(serial) => disk.serials.iter().any(|own| same(own, serial)),
             Self::ById(id) => disk.ids.iter().any(|own| same(own, id)),
             Self::ByPath(place) => disk.place.as_deref().is_some_and(|own| by_path::same(own, place)),
+            Self::Chosen(identity) => disk.unfit.is_none() && disk.identity() == *identity,
+            Self::No(_) => false,
         }
     }
 }

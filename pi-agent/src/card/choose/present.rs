@@ -40,6 +40,22 @@ pub(super) struct Disk {
     pub(super) unfit: Option<String>,
 }
 
+impl Disk {
+    /// What tells it from any other, in one line: its size and what it calls itself, since one on USB that comes back
+    /// may have another path. One that has no name is known by its path and its place.
+    pub(super) fn identity(&self) -> String {
+        let mut text = format!("{} bytes", self.bytes);
+        if self.serials.is_empty() {
+            let place = self.place.as_deref().unwrap_or_default();
+            text = format!("{text}, {} {place}", self.path.display());
+        }
+        for serial in &self.serials {
+            text = format!("{text}, {serial}");
+        }
+        text
+    }
+}
+
 /// `/dev/sda 57.3 GiB usb "Ultra Fit", serial 4C53, by-id=usb-...`
 impl fmt::Display for Disk {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

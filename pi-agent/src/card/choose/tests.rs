@@ -186,6 +186,47 @@ fn of_several_the_rule_says_which_or_there_is_a_list() {
 }
 
 #[test]
+fn what_a_rule_chose_stays_the_one() {
+    let pi = Made::pi();
+    pi.plug_stick("sda", "1", "A");
+    let find = |which: &Which| {
+        let found = which.find_in(&pi.tree())?;
+        Ok(found.file_name().unwrap().to_str().unwrap().to_owned())
+    };
+    let chosen = Which::Largest.settled_in(&pi.tree()).unwrap();
+    assert_eq!(find(&chosen), Ok("sda".into()));
+    // It drops off: the card is the largest now, and is not the one.
+    let block = pi.folder.path().join("sys/block");
+    fs::remove_file(block.join("sda")).unwrap();
+    assert_eq!(pi.find("largest"), Ok("mmcblk0".into()));
+    let text = none(find(&chosen));
+    assert!(text.starts_with("no disk is the one that was chosen first (61551411200 bytes, A"), "{text}");
+    // Another one of its size gets its path; then it is back under another.
+    pi.plug_stick("sdb", "2", "B");
+    fs::rename(block.join("sdb"), block.join("sda")).unwrap();
+    none(find(&chosen));
+    pi.plug_stick("sdc", "3", "A");
+    assert_eq!(find(&chosen), Ok("sdc".into()));
+    assert_eq!(chosen.settled_in(&pi.tree()), Ok(chosen.clone()));
+    // Two that call themselves so: neither is taken.
+    pi.plug_stick("sdd", "4", "A");
+    several(find(&chosen));
+    // Without a name the path and the place tell.
+    let bare = Made::new();
+    bare.device("pci0000:00/0000:00:04.0", "pci", &[]);
+    bare.disk("pci0000:00/0000:00:04.0/virtio1/block/vdz", 100, &[]);
+    let Ok(Which::Chosen(identity)) = Which::Auto.settled_in(&bare.tree()) else { panic!("none chosen") };
+    assert!(identity.starts_with("104857600 bytes, /"), "{identity}");
+    assert!(identity.ends_with("/dev/vdz pci-0000:00:04.0"), "{identity}");
+    // What is no rule stays what it is, and why there is none is not looked for again.
+    for which in [Which::Path("/dev/sda".into()), Which::Serial("A".into())] {
+        assert_eq!(which.settled_in(&pi.tree()), Ok(which));
+    }
+    let why = NoDisk::None("no disk is auto".into());
+    assert_eq!(Which::No(why.clone()).find_in(&bare.tree()), Err(why));
+}
+
+#[test]
 fn what_is_used_or_empty_is_never_chosen_by_a_rule() {
     let pi = Made::pi();
     pi.plug_stick("sda", "1", "A");
