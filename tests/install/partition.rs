@@ -21,7 +21,7 @@ fn layout() -> Layout {
 
 /// Installs nothing but a filesystem with one file, and leaves it mounted.
 fn fill(disk: &Disk, place: &Path, text: &str) -> (RootArea, Mounted) {
-    let begun = disk.begin(&layout()).unwrap();
+    let begun = disk.begin(&layout(), None).unwrap();
     let root = disk.partition(&layout(), &begun).unwrap();
     ext4::format(disk.file(), root.offset, root.length, 0, "root", 0).unwrap();
     let mounted = Mounted::new(&disk.root_node(&root).unwrap(), place).unwrap();
@@ -143,7 +143,7 @@ fn a_gpt_is_sound_at_each_step() {
             let fields = dump.lines().filter_map(|line| Some(line.split_once(" : ")?.1.to_owned()));
             fields.collect::<Vec<_>>()
         };
-        let begun = disk.begin(&layout).unwrap();
+        let begun = disk.begin(&layout, None).unwrap();
         assert!(is_root_withheld(disk.file()));
         verify();
         assert_eq!(partitions(), [""; 0]);
@@ -166,7 +166,7 @@ fn a_gpt_is_sound_at_each_step() {
         let found = inspect::survey_path(device.path()).unwrap().to_string();
         assert!(found.contains("GPT table") && found.contains("\"BOOT\""), "{found}");
         // Whoever knows a partition by its identifier finds it after the next installation.
-        let again = disk.begin(&layout).unwrap();
+        let again = disk.begin(&layout, None).unwrap();
         disk.partition(&layout, &again).unwrap();
         disk.show_root(&again).unwrap();
         let ids =
@@ -200,7 +200,7 @@ fn a_table_of_the_other_kind_and_back() {
     let disk = Disk::create(&folder.path().join("card"), bytes).unwrap();
     let gpt = Layout { table: TableKind::Gpt, ..layout() };
     let install = |layout: &Layout| {
-        let begun = disk.begin(layout).unwrap();
+        let begun = disk.begin(layout, None).unwrap();
         disk.partition(layout, &begun).unwrap();
         disk.show_root(&begun).unwrap();
         root_in_table(disk.file(), bytes).unwrap()
@@ -209,7 +209,7 @@ fn a_table_of_the_other_kind_and_back() {
     // What a filesystem has at the end of the disk, where a GPT has its copy.
     disk.file().write_all_at(&[0xaa; 40 << 10], bytes - (40 << 10)).unwrap();
     let before = fs::read(disk.path()).unwrap();
-    let begun = disk.begin(&gpt).unwrap();
+    let begun = disk.begin(&gpt, None).unwrap();
     assert!(is_root_withheld(disk.file()));
     assert_eq!(
         &Mbr::read(fs::read(disk.path()).unwrap().first_chunk().unwrap()).unwrap().partitions[0].kind,
@@ -220,7 +220,7 @@ fn a_table_of_the_other_kind_and_back() {
     let gpt_root = install(&gpt);
     assert!(gpt_root.length < mbr_root.length && gpt_root.offset == mbr_root.offset);
     let before = fs::read(disk.path()).unwrap();
-    let begun = disk.begin(&layout()).unwrap();
+    let begun = disk.begin(&layout(), None).unwrap();
     assert!(is_root_withheld(disk.file()));
     disk.give_back(&begun).unwrap();
     assert!(fs::read(disk.path()).unwrap() == before, "something was changed");
@@ -238,7 +238,7 @@ fn sfdisk_reads_our_table() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("card");
     let disk = Disk::create(&path, 128 << 20).unwrap();
-    let begun = disk.begin(&layout()).unwrap();
+    let begun = disk.begin(&layout(), None).unwrap();
     disk.partition(&layout(), &begun).unwrap();
     disk.show_root(&begun).unwrap();
     let dump = program("sfdisk").arg("--dump").arg(&path).output().unwrap();

@@ -11,7 +11,7 @@ use piman_core::install::{Offer, Stage};
 
 use super::erase::{erase_proof, now};
 use super::{Done, Plan, readback, room};
-use crate::card::disk::Disk;
+use crate::card::disk::{Disk, RootArea};
 use crate::card::mount::Mounted;
 use crate::card::scratch_dir::ScratchDir;
 use crate::failure::{Cause, Failure, OrFail};
@@ -24,6 +24,7 @@ use piman_core::install::receipt::{Proof, Way};
 pub(super) fn install(
     plan: &Plan,
     disk: &Disk,
+    kept: Option<RootArea>,
     offer: Option<Offer>,
     progress: &Arc<Progress>,
 ) -> Result<Done, Failure> {
@@ -44,7 +45,7 @@ pub(super) fn install(
     let connect = |port| move || super::dial(plan, port);
     let supply = Supply::open(connect, plan, offer, &link)?;
     progress.begin(Stage::Partition, 0);
-    let (root, begun) = erase_proof(disk, plan)?;
+    let (root, begun) = erase_proof(disk, plan, kept)?;
     progress.begin(Stage::Filesystem, 0);
     let entries = offer.map_or(0, |o| o.more.entries);
     ext4::format(disk.file(), root.offset, root.length, entries, "root", now()).or_fail(

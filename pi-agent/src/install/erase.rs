@@ -16,8 +16,13 @@ use crate::trust;
 const BLOCK: usize = 4096;
 
 /// Marks the disk as one whose installation is under way, destroys the proof of what is installed, tries whether the
-/// disk has the room that it says, and then partitions it. A disk that has not gets back what was taken from it.
-pub(super) fn erase_proof(disk: &Disk, plan: &Plan) -> Result<(RootArea, Begun), Failure> {
+/// disk has the room that it says, and then partitions it. A disk that has not gets back what was taken from it. `kept`
+/// is what [`super::keep::check`] found.
+pub(super) fn erase_proof(
+    disk: &Disk,
+    plan: &Plan,
+    kept: Option<RootArea>,
+) -> Result<(RootArea, Begun), Failure> {
     let layout = &plan.layout;
     let root = disk.root_area(layout)?;
     trust::raise(disk.file(), disk.bytes(), layout).or_fail(
@@ -35,7 +40,7 @@ pub(super) fn erase_proof(disk: &Disk, plan: &Plan) -> Result<(RootArea, Begun),
             log::warn!("byte {at} of {disk} cannot be read: {e}");
         }
     }
-    let begun = disk.begin(layout)?;
+    let begun = disk.begin(layout, kept)?;
     // Without its first block a filesystem is none.
     for at in &firsts {
         write_first_block(disk, *at, &[0; BLOCK])?;

@@ -6,7 +6,7 @@ use piman_core::install::{ImageOffer, Offer, Stage};
 
 use super::erase::erase_proof;
 use super::{Done, Plan};
-use crate::card::disk::Disk;
+use crate::card::disk::{Disk, RootArea};
 use crate::card::mount::Mounted;
 use crate::failure::{Cause, Failure, OrFail};
 use crate::image::{self, Area, Order, Retry};
@@ -16,8 +16,8 @@ use piman_core::install::receipt::{Proof, Way};
 pub(super) fn install(
     plan: &Plan,
     disk: &Disk,
-    offer: &Offer,
-    image: &ImageOffer,
+    kept: Option<RootArea>,
+    (offer, image): (&Offer, &ImageOffer),
     progress: &Arc<Progress>,
 ) -> Result<Done, Failure> {
     let root = disk.root_area(&plan.layout)?;
@@ -29,7 +29,7 @@ pub(super) fn install(
     // Nothing is erased before the chunk table is here and right.
     let mut begun = None;
     let erase = || {
-        begun = Some(erase_proof(disk, plan)?.1);
+        begun = Some(erase_proof(disk, plan, kept)?.1);
         Ok(())
     };
     let pending = image::install(connect, &order, &area, erase)?;

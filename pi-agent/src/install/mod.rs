@@ -223,14 +223,14 @@ pub fn attempt(plan: &Plan, machine: &mut Machine, progress: &Arc<Progress>) -> 
     };
     let began = Instant::now();
     let reporter = Reporter::new(talk, plan, hello, progress);
-    let done = plan
-        .erase
-        .check(&disk, &found, offer.and_then(|o| o.more.erase), plan)
-        .and_then(|()| keep::check(plan, &disk, &found))
-        .and_then(|()| may_erase(plan, &disk, &found))
-        .and_then(|()| may_enrol(plan))
-        .and_then(|()| trusted(plan, &disk, offer))
-        .and_then(|offer| Ok((format(plan, &disk, offer, as_root, progress)?, offer)));
+    let ordered = offer.and_then(|o| o.more.erase);
+    let done = plan.erase.check(&disk, &found, ordered, plan).and_then(|()| {
+        let kept = keep::check(plan, &disk, &found, ordered)?;
+        may_erase(plan, &disk, &found)?;
+        may_enrol(plan)?;
+        let offer = trusted(plan, &disk, offer)?;
+        Ok((format(plan, &disk, (offer, kept), as_root, progress)?, offer))
+    });
     let (done, offer) = match done {
         Ok(done) => done,
         Err(failure) => {
@@ -478,7 +478,7 @@ fn trusted(plan: &Plan, disk: &Disk, offer: Option<Offer>) -> Result<Option<Offe
 fn format(
     plan: &Plan,
     disk: &Disk,
-    offer: Option<Offer>,
+    (offer, kept): (Option<Offer>, Option<RootArea>),
     as_root: bool,
     progress: &Arc<Progress>,
 ) -> Result<Done, Failure> {
@@ -492,14 +492,16 @@ fn format(
     };
     match (plan.choice, image) {
         (Choice::Auto | Choice::Image, Some((offer, image))) => {
-            image_path::install(plan, disk, &offer, &image, progress)
+            image_path::install(plan, disk, kept, (&offer, &image), progress)
         }
         (Choice::Image, None) => refuse(if plan.key.is_some() {
             "the server offers no image for this disk that is signed: `piman image sign --card SIZE` makes one"
         } else {
             "the server offers no image for this disk (its log says why)"
         }),
-        (Choice::Auto | Choice::Archive, _) if as_root => archive_path::install(plan, disk, offer, progress),
+        (Choice::Auto | Choice::Archive, _) if as_root => {
+            archive_path::install(plan, disk, kept, offer, progress)
+        }
         (Choice::Auto, None) => {
             refuse("the server offers no image for this disk, and to extract the archive here needs root")
         }

@@ -9,6 +9,7 @@ use pi_agent::card::disk::{RootArea, data_in_table, root_in_table};
 use pi_agent::failure::Cause;
 use pi_agent::install::{Keep, Outcome, Plan};
 use piman_core::install::layout::{Layout, SECTOR, TableKind};
+use piman_core::install::receipt::NAME;
 use piman_tests::disk::{LoopDevice, Mounted, e2fsck, run};
 use piman_tests::lab::{self, attempt};
 use piman_tests::tree::{assert_same, installed};
@@ -109,6 +110,76 @@ fn what_the_table_lost_is_not_made_anew() {
     let text = attempt(&again).unwrap_err().to_string();
     assert!(text.contains("there is ext4 \"work\"") && text.contains("does not name it"), "{text}");
     assert_eq!(digest(&card), whole, "something was written");
+}
+
+/// Its owner may give it any type, and put anything into it.
+#[test]
+#[cfg_attr(lacks = "root", ignore = "needs root")]
+#[cfg_attr(lacks = "sfdisk", ignore = "needs sfdisk (fdisk)")]
+fn what_its_owner_made_of_it_is_kept() {
+    const GPT_LVM: &str = "E6D6D379-F507-44C2-A23C-238F2A3DF928";
+    let (root, server, folder) = lab::with_server("owner", 100_000);
+    for (table, kind) in [(TableKind::Mbr, "8e"), (TableKind::Gpt, GPT_LVM)] {
+        let card = folder.path().join("card.img");
+        File::create(&card).unwrap().set_len(CARD).unwrap();
+        let plan = |path| keeping(lab::plan(&server, &card, path), table, "work");
+        attempt(&plan("image")).unwrap();
+        let kept = area(&card, CARD);
+        let sfdisk = |words: &[&str]| {
+            let path = format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default());
+            let done = run(Command::new("sfdisk").env("PATH", path).args(words));
+            String::from_utf8(done.stdout).unwrap()
+        };
+        let name = card.to_str().unwrap();
+        sfdisk(&["--quiet", "--lock=no", "--part-type", name, "3", kind]);
+        let file = File::options().read(true).write(true).open(&card).unwrap();
+        file.write_all_at(b"LUKS\xba\xbe\0\x02", kept.offset).unwrap();
+        let before = bytes_of(&card, kept);
+        let third = || sfdisk(&["--dump", name]).lines().last().unwrap().to_owned();
+        let entry = third();
+        assert!(entry.contains(&format!("type={kind}")), "{entry}");
+        for path in ["archive", "image"] {
+            let again = Plan { reinstall: true, discard: true, ..plan(path) };
+            assert!(matches!(attempt(&again).unwrap(), Outcome::Installed { .. }), "{path}");
+            assert_eq!(bytes_of(&card, kept), before, "{path}: it was touched");
+            assert_eq!(third(), entry, "{path}");
+            let system = root_in_table(&File::open(&card).unwrap(), CARD).unwrap();
+            let mounted = Mounted::new(&card, system.offset, system.length, "noatime");
+            assert_same(&installed(mounted.path()), &root.want);
+        }
+        let whole = digest(&card);
+        let unsaid = Plan { reinstall: true, ..lab::plan(&server, &card, "image") };
+        let text = attempt(&unsaid).unwrap_err().to_string();
+        assert!(text.contains("partition 3 of") && text.contains("LUKS"), "{text}");
+        assert_eq!(digest(&card), whole, "something was written");
+        fs::remove_file(&card).unwrap();
+    }
+}
+
+/// A system without a proof that counts as ours is ours here as well: the server's order names what is on every disk.
+#[test]
+#[cfg_attr(lacks = "root", ignore = "needs root")]
+fn a_trusted_system_without_a_proof_keeps_it_too() {
+    let (_root, server, folder) = lab::with_server("trusted", 100_000);
+    let card = folder.path().join("card.img");
+    File::create(&card).unwrap().set_len(CARD).unwrap();
+    let plan = keeping(lab::plan(&server, &card, "image"), TableKind::Mbr, "work");
+    attempt(&plan).unwrap();
+    let system = root_in_table(&File::open(&card).unwrap(), CARD).unwrap();
+    {
+        let mounted = Mounted::new(&card, system.offset, system.length, "");
+        fs::remove_file(mounted.path().join(NAME)).unwrap();
+    }
+    let whole = digest(&card);
+    let unsaid = lab::plan(&server, &card, "image");
+    let unsaid = Plan { trust_unmarked: true, reinstall: true, yes: true, ..unsaid };
+    let refused = attempt(&unsaid).unwrap_err();
+    let text = refused.to_string();
+    assert!(text.contains("partition 3 of") && text.contains("ext4 \"work\""), "{text}");
+    assert_eq!(refused.cause, Cause::Refused);
+    assert_eq!(digest(&card), whole, "something was written");
+    let none = Plan { keep: Keep::None, ..unsaid };
+    assert!(matches!(attempt(&none).unwrap(), Outcome::Installed { .. }));
 }
 
 #[test]

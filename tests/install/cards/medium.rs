@@ -39,7 +39,7 @@ fn sectors_of_4096_bytes() {
     let device = LoopDevice::with_sectors(&file, 4096);
     let disk = Disk::open(device.path()).unwrap();
     let odd = Layout { boot_start: 2049, ..lab::layout() };
-    let failure = disk.begin(&odd).unwrap_err().to_string();
+    let failure = disk.begin(&odd, None).unwrap_err().to_string();
     assert!(failure.contains("sectors of 4096 bytes"), "{failure}");
     drop((disk, device));
     assert_eq!(digest(&file), before);

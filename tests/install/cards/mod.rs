@@ -40,7 +40,7 @@ fn with_table(folder: &Path, name: &str, table: &str) -> PathBuf {
 fn ext(folder: &Path, name: &str, proof: bool, words: &str) -> PathBuf {
     let card = folder.join(name);
     let disk = Disk::create(&card, CARD).unwrap();
-    let begun = disk.begin(&layout()).unwrap();
+    let begun = disk.begin(&layout(), None).unwrap();
     disk.partition(&layout(), &begun).unwrap();
     disk.show_root(&begun).unwrap();
     drop(disk);

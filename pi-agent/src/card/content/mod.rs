@@ -17,7 +17,7 @@ use std::fmt::Write as _;
 use crate::telemetry::display::size;
 use filesystem::{Filesystem, detect};
 use source::{Region, Unreadable};
-use table::Kind;
+use table::{Kind, Table};
 
 /// How much of a disk's start and end has to be empty for it to count as blank. Before its end tables have their
 /// copies and RAIDs their superblocks; the start reaches over the first blocks of the first partition, which
@@ -43,13 +43,7 @@ impl Contents {
     /// Looks at a disk. `places` are further places, in bytes, that have to be empty for it to count as blank.
     pub(crate) fn of(disk: &Region<'_>, places: &[u64]) -> Result<Self, Unreadable> {
         let whole = detect(disk)?;
-        let mut table = table::read(disk)?;
-        // A filesystem on the whole disk ends its first sector as a partition table does.
-        if let (Kind::Mbr, Some(found)) = (table.kind, &whole)
-            && matches!(found.kind, "vfat" | "ntfs" | "exfat")
-        {
-            table = table::Table { kind: Kind::None, parts: Vec::new(), identity: Vec::new() };
-        }
+        let table = table_beside(disk, whole.as_ref())?;
         let mut identity = table.identity;
         let mut text = match table.kind {
             Kind::Mbr => "MBR table".to_owned(),
@@ -95,6 +89,20 @@ impl Contents {
     pub(crate) fn print(&self, bytes: u64, id: Option<&str>, more: &[u8]) -> u64 {
         fingerprint(&[&bytes.to_le_bytes(), id.unwrap_or_default().as_bytes(), &self.identity, more])
     }
+}
+
+/// The partition table of a disk.
+pub(crate) fn table_of(disk: &Region<'_>) -> Result<Table, Unreadable> {
+    table_beside(disk, detect(disk)?.as_ref())
+}
+
+/// The partition table of a disk that is recognised as this as a whole.
+fn table_beside(disk: &Region<'_>, whole: Option<&Filesystem>) -> Result<Table, Unreadable> {
+    let table = table::read(disk)?;
+    // A filesystem on the whole disk ends its first sector as a partition table does.
+    let is_none =
+        table.kind == Kind::Mbr && whole.is_some_and(|w| matches!(w.kind, "vfat" | "ntfs" | "exfat"));
+    Ok(if is_none { Table { kind: Kind::None, parts: Vec::new(), identity: Vec::new() } } else { table })
 }
 
 /// The first bytes of a hash of these, each with its length.

@@ -74,10 +74,14 @@ pub(crate) fn read(disk: &Region<'_>) -> Result<Table, Unreadable> {
         }
         let (first, count) = (u64::from(entry.first), u64::from(entry.sectors));
         if EXTENDED.contains(&entry.kind) {
+            let before = parts.len();
             logical(disk, first, &mut parts)?;
-        } else {
-            parts.push(part(disk, number, first, count));
+            // What it is made of may be damaged; it is there all the same.
+            if parts.len() > before {
+                continue;
+            }
         }
+        parts.push(part(disk, number, first, count));
     }
     Ok(Table { kind: Kind::Mbr, parts, identity: sector.get(440..).unwrap_or_default().to_vec() })
 }

@@ -44,6 +44,14 @@ struct Place {
     sectors: u64,
 }
 
+impl Place {
+    /// Where it is in bytes, if it is anywhere.
+    fn area(&self, sector: u64) -> Option<RootArea> {
+        let length = self.sectors.checked_mul(sector).filter(|length| self.first > 0 && *length > 0)?;
+        Some(RootArea { offset: self.first.checked_mul(sector)?, length })
+    }
+}
+
 impl From<&mbr::Partition> for Place {
     fn from(entry: &mbr::Partition) -> Self {
         let what = match entry.kind {
@@ -99,9 +107,25 @@ impl Table {
 
     /// The partition of Linux with this number, in bytes.
     fn linux(&self, number: usize, sector: u64) -> Option<RootArea> {
-        let place = self.place(number).filter(|p| p.what == Use::Linux && p.first > 0 && p.sectors > 0)?;
-        let length = place.sectors.checked_mul(sector)?;
-        Some(RootArea { offset: place.first.checked_mul(sector)?, length })
+        self.place(number).filter(|p| p.what == Use::Linux)?.area(sector)
+    }
+
+    /// Takes the entry of the partition that is kept, of whatever type, from the old table.
+    fn take_data(&mut self, old: Option<&Self>, kept: RootArea, sector: u64) -> Result<(), &'static str> {
+        let is_there = |table: &Self| table.place(DATA).and_then(|p| p.area(sector)) == Some(kept);
+        let old = old.ok_or("there is no partition table that can be read any more")?;
+        if !is_there(old) {
+            return Err("the partition table has it no more, or is damaged");
+        }
+        if !is_there(self) {
+            return Err("the new partition table has no partition there");
+        }
+        match (self, old) {
+            (Self::Mbr(new), Self::Mbr(old)) => new.partitions[DATA] = old.partitions[DATA],
+            (Self::Gpt(new), Self::Gpt(old)) => new.partitions[DATA] = old.partitions[DATA],
+            _ => return Err("the new partition table is of another kind (MBR, GPT) than the old one"),
+        }
+        Ok(())
     }
 
     fn is_root_withheld(&self) -> bool {
@@ -177,25 +201,37 @@ pub(super) struct Planned {
     pub(super) table: Table,
     /// Whether the boot partition is in its place already.
     pub(super) keep_boot: bool,
-    /// Whether the partition that is kept is in its place already.
-    pub(super) keep_data: bool,
 }
 
 impl Planned {
     /// `old` is the table that the disk has. An MBR that says the same as ours stays as it is, whoever made it; a GPT's
-    /// partitions that stay keep their identifiers.
-    pub(super) fn new(disk: &Disk, layout: &Layout, old: Option<&Table>) -> anyhow::Result<Self> {
+    /// partitions that stay keep their identifiers. The entry of what is `kept` stays as it is, with its type; a table
+    /// that cannot name it as the old one does is an error.
+    pub(super) fn new(
+        disk: &Disk,
+        layout: &Layout,
+        old: Option<&Table>,
+        kept: Option<RootArea>,
+    ) -> anyhow::Result<Self> {
         let places = layout.places(disk.bytes(), disk.sector())?;
         let boot = Extent { start: layout.boot_start, sectors: layout.boot_sectors };
         let boot = in_sectors(disk, boot)?;
         let scale = disk.sector() / SECTOR;
         let root = in_sectors(disk, Extent { sectors: places.root.sectors / scale * scale, ..places.root })?;
         let data = places.data.map(|data| in_sectors(disk, data)).transpose()?;
-        let table =
+        let mut table =
             if places.gpt { gpt_of(boot, root, data, old)? } else { mbr_of(layout, boot, root, data)? };
-        let has = |number| old.is_some_and(|old| old.has_as(&table, number));
-        let (keep_boot, keep_data) = (has(BOOT), data.is_some() && has(DATA));
-        Ok(Self { table: old.and_then(|old| same(old, &table)).unwrap_or(table), keep_boot, keep_data })
+        if let Some(kept) = kept
+            && let Err(why) = table.take_data(old, kept, disk.sector())
+        {
+            bail!(
+                "the partition that is to be kept, {} bytes at byte {}, would be lost: {why}; nothing was changed",
+                kept.length,
+                kept.offset
+            );
+        }
+        let keep_boot = old.is_some_and(|old| old.has_as(&table, BOOT));
+        Ok(Self { table: old.and_then(|old| same(old, &table)).unwrap_or(table), keep_boot })
     }
 }
 
@@ -367,129 +403,4 @@ pub fn is_root_withheld(disk: &File) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::io::Write;
-    use std::process::{Command, Stdio};
-
-    use super::*;
-
-    /// The default layout as sfdisk writes it: with cylinders, and with the first partition active.
-    const DUMP: &str = "label: dos\nlabel-id: 0x5f5d7a31\nunit: sectors\n\n\
-                        start= 8192, size= 88472, type=c, bootable\nstart= 98304, type=83\n";
-
-    fn partition(disk: &Disk, layout: &Layout) {
-        let begun = disk.begin(layout).unwrap();
-        disk.partition(layout, &begun).unwrap();
-        disk.show_root(&begun).unwrap();
-    }
-
-    fn sfdisk(disk: &Disk, dump: &str) {
-        let mut command = Command::new("sfdisk");
-        // Where it is, an ordinary user does not look.
-        command.env("PATH", format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default()));
-        // It stands aside for whoever has the disk locked.
-        command
-            .args(["--quiet", "--no-reread", "--no-tell-kernel", "--lock=no", "--wipe=never"])
-            .arg(disk.path());
-        command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
-        let mut child = command.spawn().unwrap();
-        child.stdin.take().unwrap().write_all(dump.as_bytes()).unwrap();
-        assert!(child.wait().unwrap().success());
-    }
-
-    fn boot<T>(disk: &Disk, layout: &Layout, look: impl FnOnce(&FileSystem<Window<'_>>) -> T) -> T {
-        let window = Window::new(disk.file(), layout.boot_start * SECTOR, layout.boot_sectors * SECTOR);
-        look(&FileSystem::new(window, FsOptions::new()).unwrap())
-    }
-
-    #[test]
-    #[cfg_attr(lacks = "sfdisk", ignore = "needs sfdisk (fdisk)")]
-    fn a_boot_partition_of_another_program_keeps_its_files() {
-        let folder = tempfile::tempdir().unwrap();
-        let disk = Disk::create(&folder.path().join("card"), 128 << 20).unwrap();
-        let layout = Layout::default();
-        partition(&disk, &layout);
-        let ours = read_mbr(disk.file()).unwrap();
-        boot(&disk, &layout, |fs| {
-            fs.root_dir().create_file("config.txt").unwrap().write_all(b"arm_64bit=1").unwrap();
-        });
-        let kept = |layout: &Layout| {
-            boot(&disk, layout, |fs| {
-                let mut text = String::new();
-                fs.root_dir().open_file("config.txt").ok()?.read_to_string(&mut text).ok()?;
-                Some(text)
-            })
-        };
-        sfdisk(&disk, DUMP);
-        let theirs = read_mbr(disk.file()).unwrap();
-        assert_ne!(theirs, ours);
-        partition(&disk, &layout);
-        assert_eq!(kept(&layout).as_deref(), Some("arm_64bit=1"));
-        assert_eq!(read_mbr(disk.file()).unwrap(), theirs, "it says what is wanted");
-        // Another name, another root partition, and one too many: the table is ours then, and the files stay.
-        sfdisk(
-            &disk,
-            "label: dos\nstart= 8192, size= 88472, type=c\nstart= 98304, size= 4096\nstart= 106496\n",
-        );
-        partition(&disk, &layout);
-        assert_eq!(kept(&layout).as_deref(), Some("arm_64bit=1"));
-        assert_eq!(read_mbr(disk.file()).unwrap(), ours);
-        // A boot partition of another size is another one.
-        let shorter = Layout { boot_sectors: 80_000, ..layout };
-        partition(&disk, &shorter);
-        assert_eq!(kept(&shorter), None);
-    }
-
-    #[test]
-    fn the_table_is_what_it_was() {
-        let folder = tempfile::tempdir().unwrap();
-        let disk = Disk::create(&folder.path().join("card"), 128 << 20).unwrap();
-        // What was there before is gone, up to where a GPT would end.
-        Window::new(disk.file(), 0, SECTOR * 40).write_all(&[0xaa; 512 * 40]).unwrap();
-        for (layout, entries) in [
-            (
-                Layout::default(),
-                "317a5d5f0000 000000000c0000000020000098590100 00000000830000000080010000800200",
-            ),
-            (
-                Layout {
-                    disk_id: 0x0102_0304,
-                    boot_start: 2048,
-                    boot_sectors: 8192,
-                    root_start: 16384,
-                    root_sectors: Some(4096),
-                    ..Layout::default()
-                },
-                "040302010000 000000000c0000000008000000200000 00000000830000000040000000100000",
-            ),
-        ] {
-            partition(&disk, &layout);
-            let mut start = vec![0; 512 * 40];
-            Window::new(disk.file(), 0, SECTOR * 40).read_exact(&mut start).unwrap();
-            let hex: String = start[440..510].iter().map(|b| format!("{b:02x}")).collect();
-            assert_eq!(hex, format!("{}{}", entries.replace(' ', ""), "00".repeat(32)));
-            assert_eq!(start[510..512], [0x55, 0xaa]);
-            let zeros = |bytes: &[u8]| bytes.iter().all(|b| *b == 0);
-            assert!(zeros(&start[..440]) && zeros(&start[512..34 * 512]));
-            assert!(start[34 * 512..].iter().all(|b| *b == 0xaa), "what lies behind is another's");
-        }
-    }
-
-    #[test]
-    fn every_boot_partition_that_fits_can_be_made() {
-        let folder = tempfile::tempdir().unwrap();
-        let disk = Disk::create(&folder.path().join("card"), 128 << 20).unwrap();
-        let layout = |boot_sectors| Layout { boot_sectors, ..Layout::default() };
-        // Around each change of the FAT's type.
-        for sectors in (42..50).chain(8190..8250).chain(8395..8405).chain(66_590..66_620) {
-            let layout = layout(sectors);
-            layout.root_on(disk.bytes()).unwrap();
-            disk.boot_partition(&layout, false).unwrap_or_else(|e| panic!("{sectors} sectors: {e:#}"));
-            boot(&disk, &layout, |fs| assert!(fs.stats().unwrap().free_clusters() > 0, "{sectors} sectors"));
-        }
-        let before = read_mbr(disk.file()).is_err();
-        let failure = disk.begin(&layout(41)).unwrap_err().to_string();
-        assert!(failure.contains("the boot partition is too small"), "{failure}");
-        assert_eq!(read_mbr(disk.file()).is_err(), before, "nothing was written");
-    }
-}
+mod tests;

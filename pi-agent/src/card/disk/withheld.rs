@@ -34,22 +34,33 @@ pub struct Begun {
 
 impl Disk {
     /// Writes down that an installation begins. From here on the disk counts as one whose installation was not
-    /// finished.
+    /// finished. `kept` is the partition behind the root partition that is there and stays, byte for byte; without it,
+    /// one that the layout has is made anew.
     ///
     /// # Errors
-    /// [`Cause::Disk`] if the layout does not fit, and nothing was changed then; or if the disk cannot be written.
-    pub fn begin(&self, layout: &Layout) -> Result<Begun, Failure> {
+    /// Those of [`Self::prepare`]; [`Cause::Disk`] if the disk cannot be written.
+    pub fn begin(&self, layout: &Layout, kept: Option<RootArea>) -> Result<Begun, Failure> {
+        let begun = self.prepare(layout, kept)?;
+        // One that comes back to this disk must not take what lies there for a boot partition of ours.
+        self.put_table(&begun.table.withheld(begun.keep_boot, begun.keep_data), Stage::Partition)?;
+        Ok(begun)
+    }
+
+    /// What [`Self::begin`] would do; nothing is written.
+    ///
+    /// # Errors
+    /// [`Cause::Disk`] if the layout does not fit; [`Cause::Refused`] if the new table would not name what is kept.
+    pub fn prepare(&self, layout: &Layout, kept: Option<RootArea>) -> Result<Begun, Failure> {
         let what = || format!("making the partition table of {self}");
         self.root_area(layout)?;
         let old = self.table();
+        // Whatever else was wrong with the layout has been said by now.
+        let cause = if kept.is_some() { Cause::Refused } else { Cause::Disk };
         let planned =
-            Planned::new(self, layout, old.as_ref()).or_fail(Stage::Partition, Cause::Disk, what())?;
+            Planned::new(self, layout, old.as_ref(), kept).or_fail(Stage::Partition, cause, what())?;
         let keep_boot = planned.keep_boot && self.has_boot_filesystem(layout);
         let before = self.table_areas(matches!(planned.table, Table::Gpt(_)));
-        let begun = Begun { before, table: planned.table, keep_boot, keep_data: planned.keep_data };
-        // One that comes back to this disk must not take what lies there for a boot partition of ours.
-        self.put_table(&begun.table.withheld(keep_boot, begun.keep_data), Stage::Partition)?;
-        Ok(begun)
+        Ok(Begun { before, table: planned.table, keep_boot, keep_data: kept.is_some() })
     }
 
     /// Undoes [`Self::begin`].
@@ -179,7 +190,7 @@ mod tests {
         let disk = Disk::create(&folder.path().join("card"), 128 << 20).unwrap();
         let layout = Layout::default();
         assert!(!is_root_withheld(disk.file()));
-        let begun = disk.begin(&layout).unwrap();
+        let begun = disk.begin(&layout, None).unwrap();
         assert!(is_root_withheld(disk.file()), "before anything else");
         let area = disk.partition(&layout, &begun).unwrap();
         assert_eq!(root_in_table(disk.file(), disk.bytes()), None);
@@ -191,12 +202,12 @@ mod tests {
         let changed: Vec<usize> = (0..512).filter(|at| before[*at] != shown[*at]).collect();
         assert!(!changed.is_empty() && changed.iter().all(|at| SIZE.contains(at)), "{changed:?}");
         // One that is broken off anywhere is begun anew, and one that is taken back was none.
-        let begun = disk.begin(&layout).unwrap();
+        let begun = disk.begin(&layout, None).unwrap();
         assert!(begun.keep_boot && is_root_withheld(disk.file()));
         disk.give_back(&begun).unwrap();
         assert_eq!(first(&disk), shown);
-        let _ = disk.begin(&layout).unwrap();
-        let again = disk.begin(&layout).unwrap();
+        let _ = disk.begin(&layout, None).unwrap();
+        let again = disk.begin(&layout, None).unwrap();
         assert!(again.keep_boot);
         disk.show_root(&again).unwrap();
         assert_eq!(first(&disk), shown);
