@@ -6,20 +6,18 @@ use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, ensure};
+use anyhow::ensure;
 use piman_core::hosted::backoff::Backoff;
-use piman_core::install::receipt::{NAME, Proof};
-use piman_core::install::{Can, Hello, Notice, REVISION, Stage};
+use piman_core::install::receipt::{NAME, Proof, UNSAID};
+use piman_core::install::{Can, Hello, Installation, Notice, REVISION, Stage};
 
 use crate::control::{ControlConnection, Peer, Server};
 use crate::identity::Identity;
 
-/// Where it is kept.
-const FILE: &str = ".piman-unsaid";
 /// The longest that is read, in bytes.
 const LONGEST: u64 = 4096;
 /// How long the server's machine may take to acknowledge what it was told.
-const DELIVERY: Duration = Duration::from_secs(10);
+pub(crate) const DELIVERY: Duration = Duration::from_secs(10);
 
 /// What was not said.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,30 +28,46 @@ pub enum Unsaid {
     NotBooted(String),
 }
 
-/// Keeps it in the system at `root`. What was kept before is of an earlier installation.
+/// Keeps it in the system at `root`, with the number of the installation that the proof there is of. What was kept
+/// before is of an earlier installation.
 ///
 /// # Errors
-/// If it cannot be written.
+/// If it cannot be written, or there is no proof.
 pub fn keep(root: &Path, server: Option<&Server>, what: &Unsaid) -> io::Result<()> {
     let (host, port) = server.map_or(("-", 0), |server| (server.host.as_str(), server.control_port));
+    let proof = proof(root).ok_or(io::ErrorKind::NotFound)?;
+    let which = which(&proof);
     let text = match what {
-        Unsaid::Installed => format!("{host} {port}\ninstalled\n"),
-        Unsaid::NotBooted(why) => format!("{host} {port}\nnot booted\n{why}\n"),
+        Unsaid::Installed => format!("{host} {port} {which}\ninstalled\n"),
+        Unsaid::NotBooted(why) => format!("{host} {port} {which}\nnot booted\n{why}\n"),
     };
     let new = root.join(".piman-unsaid-new");
-    let mut file = fs::File::create(&new)?;
+    // Whatever an archive has put there, a link for example, is not written to.
+    let _ = fs::remove_file(&new);
+    let mut file = fs::File::create_new(&new)?;
     file.write_all(text.as_bytes())?;
     file.sync_all()?;
     fs::rename(new, place(root))
 }
 
-/// What is kept in the system at `root`, and which server is to be told, if that was known.
+/// What is kept in the system at `root`, and which server is to be told, if that was known. What is not of the
+/// installation that the proof there is of, as on a copy of another card, is removed.
 #[must_use]
 pub fn kept(root: &Path) -> Option<(Option<Server>, Unsaid)> {
+    let found = read(root);
+    if found.is_none() {
+        forget(root);
+    }
+    found.map(|(server, what, _)| (server, what))
+}
+
+fn read(root: &Path) -> Option<(Option<Server>, Unsaid, Proof)> {
     let meta = fs::symlink_metadata(place(root)).ok().filter(fs::Metadata::is_file)?;
     let text = fs::read_to_string(place(root)).ok().filter(|_| meta.len() <= LONGEST)?;
     let mut lines = text.splitn(3, '\n');
-    let (host, port) = lines.next()?.rsplit_once(' ')?;
+    let (rest, named) = lines.next()?.rsplit_once(' ')?;
+    let (host, port) = rest.rsplit_once(' ')?;
+    let proof = proof(root).filter(|proof| which(proof) == named)?;
     let control_port = port.parse().ok()?;
     let server = Server { host: host.to_owned(), control_port, rootfs_port: 0 };
     let what = match lines.next()? {
@@ -61,7 +75,16 @@ pub fn kept(root: &Path) -> Option<(Option<Server>, Unsaid)> {
         "not booted" => Unsaid::NotBooted(lines.next()?.trim().to_owned()),
         _ => return None,
     };
-    Some((Some(server).filter(|server| server.control_port != 0), what))
+    Some((Some(server).filter(|server| server.control_port != 0), what, proof))
+}
+
+fn proof(root: &Path) -> Option<Proof> {
+    Proof::parse(&fs::read(root.join(NAME)).ok()?)
+}
+
+/// How a record names the installation; old servers give it no number.
+fn which(proof: &Proof) -> String {
+    proof.installation.map_or_else(|| "-".to_owned(), |installation: Installation| installation.to_string())
 }
 
 /// Forgets it: the server knows.
@@ -73,11 +96,13 @@ pub fn forget(root: &Path) {
     }
 }
 
-/// Tells the server what the system at `root` keeps for it, trying until it is told, and forgets it then.
+/// Tells the server what the system at `root` keeps for it, trying until it is told, and forgets it then. Without a
+/// proof that can be read there is nothing to tell.
 pub fn tell(root: &Path, identity: &Identity) {
     let mut backoff = Backoff::default();
-    while let Some((Some(server), what)) = kept(root) {
-        match try_tell(root, identity, &server, &what) {
+    while let Some((server, what, proof)) = read(root) {
+        let Some(server) = server else { return };
+        match try_tell(&proof, identity, &server, &what) {
             Ok(()) => {
                 log::info!("the server {} was told how the installation ended", server.host);
                 return forget(root);
@@ -86,11 +111,10 @@ pub fn tell(root: &Path, identity: &Identity) {
         }
         std::thread::sleep(backoff.wait());
     }
+    forget(root);
 }
 
-fn try_tell(root: &Path, identity: &Identity, server: &Server, what: &Unsaid) -> anyhow::Result<()> {
-    let block = fs::read(root.join(NAME)).context("reading the proof")?;
-    let proof = Proof::parse(&block).context("the proof of what is installed is none")?;
+fn try_tell(proof: &Proof, identity: &Identity, server: &Server, what: &Unsaid) -> anyhow::Result<()> {
     let hello = Hello {
         revision: REVISION,
         can: Can::default(),
@@ -112,18 +136,55 @@ fn try_tell(root: &Path, identity: &Identity, server: &Server, what: &Unsaid) ->
 }
 
 fn place(root: &Path) -> PathBuf {
-    root.join(FILE)
+    root.join(UNSAID)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use piman_core::hash::Hash;
+    use piman_core::install::More;
+    use piman_core::install::receipt::Way;
+
+    fn prove(root: &Path, installation: Option<u64>) {
+        let more = More { installation: installation.map(Installation), ..More::default() };
+        fs::write(root.join(NAME), Proof::now(Hash([7; 32]), Way::Archive, more).encode()).unwrap();
+    }
+
+    #[test]
+    fn what_is_of_another_installation_is_removed() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path();
+        assert!(keep(root, None, &Unsaid::Installed).is_err(), "there is no proof");
+        for other in [Some(6), None] {
+            prove(root, Some(5));
+            keep(root, None, &Unsaid::Installed).unwrap();
+            prove(root, other);
+            assert_eq!(kept(root), None);
+            assert!(!place(root).exists(), "{other:?}");
+        }
+    }
+
+    #[test]
+    fn without_a_proof_nothing_is_told_and_nothing_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path();
+        let server = Server { host: "127.0.0.1".into(), control_port: 9, rootfs_port: 0 };
+        for spoil in [|proof: &Path| fs::remove_file(proof), |proof: &Path| fs::write(proof, "none")] {
+            prove(root, Some(5));
+            keep(root, Some(&server), &Unsaid::Installed).unwrap();
+            spoil(&root.join(NAME)).unwrap();
+            tell(root, &Identity::default());
+            assert!(!place(root).exists());
+        }
+    }
 
     #[test]
     fn what_is_kept_and_what_is_none() {
         let folder = tempfile::tempdir().unwrap();
         let root = folder.path();
         assert_eq!(kept(root), None);
+        prove(root, None);
         let server = Server { host: "fe80::1".into(), control_port: 3333, rootfs_port: 0 };
         for what in [Unsaid::Installed, Unsaid::NotBooted("no init:\nreally".into())] {
             keep(root, Some(&server), &what).unwrap();
@@ -134,7 +195,8 @@ mod tests {
         forget(root);
         forget(root);
         assert_eq!(kept(root), None);
-        for bad in ["", "a 1\n", "a\ninstalled\n", "a 70000\ninstalled\n", "a 1\ndance\n", "a 1\nnot booted"]
+        for bad in
+            ["", "a 1 -\n", "a\ninstalled\n", "a 70000 -\ninstalled\n", "a 1 -\ndance\n", "a 1 -\nnot booted"]
         {
             fs::write(place(root), bad).unwrap();
             assert_eq!(kept(root), None, "{bad:?}");

@@ -133,7 +133,7 @@ fn what_cannot_boot_is_refused_when_it_is_added() {
         let archive = lab.archive(name, &tar.end());
         let (added, text) = lab.add(&archive, &[]);
         assert!(!added && text.contains(words), "{name}: {text}");
-        assert!(text.contains("cannot boot a Pi") && text.contains("--force"), "{name}: {text}");
+        assert!(text.contains("is not fit for a Pi") && text.contains("--force"), "{name}: {text}");
         assert_eq!(lab.list().lines().filter(|l| l.contains(name)).count(), 0, "{name}");
         let (added, text) = lab.add(&archive, &["--force"]);
         assert!(added && text.contains("warning: ") && text.contains(words), "{name}: {text}");
@@ -220,7 +220,7 @@ fn a_server_gives_nothing_that_cannot_boot() {
     let unfit = lab.archive("unfit", &Tar::new().file(b"etc/hostname", b"pi").end());
     fs::rename(&unfit, &archive).unwrap();
     let server = Server::start_by(&mut Server::strict(&archive, &state, &[]), &state);
-    server.wait_log("cannot boot a Pi: no program can become process 1");
+    server.wait_log("is not fit for a Pi: no program can become process 1");
     assert!(!server.log().contains("is good"), "{}", server.log());
     // Replaced by one that can.
     fs::rename(lab.archive("fit", &with("etc/x", b"y").end()), &archive).unwrap();

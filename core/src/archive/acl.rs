@@ -15,16 +15,32 @@ const MASK: u16 = 0x10;
 const OTHER: u16 = 0x20;
 /// The number of those that name nobody.
 const NOBODY: u32 = u32::MAX;
+/// The most entries of a list, more than any filesystem takes.
+const MOST: usize = 500;
 
-/// The attribute's value; `None` if it is no list, or names somebody whose number it does not say.
+/// The attribute's value; `None` if it is no list, or too long a one. Who is named without a number is left out; if
+/// nobody is left, neither is the mask, and the group may what the list let it.
 pub(super) fn parse(text: &[u8]) -> Option<Vec<u8>> {
     let text = core::str::from_utf8(text).ok()?;
     let mut list: Vec<(u16, u32, u16)> = Vec::new();
+    let mut left_out = false;
     for entry in text.split([',', '\n']) {
         // What follows says which of the permissions have an effect.
         let entry = entry.split('#').next().unwrap_or_default().trim();
         if !entry.is_empty() {
-            put(&mut list, parse_entry(entry.strip_prefix("default:").unwrap_or(entry))?);
+            match parse_entry(entry.strip_prefix("default:").unwrap_or(entry))? {
+                (tag, Some(id), may) => put(&mut list, (tag, id, may)),
+                _ => left_out = true,
+            }
+            if list.len() > MOST {
+                return None;
+            }
+        }
+    }
+    if left_out {
+        warning!("entries of an access control list that name somebody without a number are left out");
+        if !list.iter().any(|(tag, ..)| matches!(*tag, USER | GROUP)) {
+            narrow(&mut list);
         }
     }
     let has = |wanted| list.iter().any(|(tag, ..)| *tag == wanted);
@@ -49,14 +65,24 @@ pub(super) fn parse(text: &[u8]) -> Option<Vec<u8>> {
     Some(value)
 }
 
+/// Takes away the mask, and from the group what the mask does: it limits nobody else.
+fn narrow(list: &mut Vec<(u16, u32, u16)>) {
+    if let Some(at) = list.iter().position(|(tag, ..)| *tag == MASK) {
+        let (.., most) = list.remove(at);
+        for group in list.iter_mut().filter(|(tag, ..)| *tag == GROUP_OBJ) {
+            group.2 &= most;
+        }
+    }
+}
+
 /// In the order that the kernel wants. They are few: to sort them at the end takes more code.
 fn put(list: &mut Vec<(u16, u32, u16)>, entry: (u16, u32, u16)) {
     let before = list.iter().filter(|known| (known.0, known.1) < (entry.0, entry.1)).count();
     list.insert(before, entry);
 }
 
-/// `user:lp:rw-:7`: who, by name, what they may, and their number.
-fn parse_entry(entry: &str) -> Option<(u16, u32, u16)> {
+/// `user:lp:rw-:7`: who, by name, what they may, and their number, if it is known.
+fn parse_entry(entry: &str) -> Option<(u16, Option<u32>, u16)> {
     let fields: Vec<&str> = entry.split(':').map(str::trim).collect();
     let (tag, name, may, number) = match fields[..] {
         [tag, name, may] => (tag, name, may, None),
@@ -75,10 +101,10 @@ fn parse_entry(entry: &str) -> Option<(u16, u32, u16)> {
         _ => return None,
     };
     let id = match (name, number) {
-        ("", _) => NOBODY,
-        (_, Some(number)) => number.parse().ok()?,
-        ("root", None) => 0,
-        (name, None) => name.parse().ok()?,
+        ("", _) => Some(NOBODY),
+        (_, Some(number)) => number.parse().ok(),
+        ("root", None) => Some(0),
+        (name, None) => name.parse().ok(),
     };
     let mut bits = 0;
     for c in may.chars() {
@@ -91,7 +117,7 @@ fn parse_entry(entry: &str) -> Option<(u16, u32, u16)> {
         };
     }
     // That number would be nobody's.
-    (name.is_empty() || id != NOBODY).then_some((tag, id, bits))
+    Some((tag, id.filter(|id| name.is_empty() || *id != NOBODY), bits))
 }
 
 /// The permissions of what has this list: the kernel sets them with it.
@@ -145,13 +171,49 @@ mod tests {
     }
 
     #[test]
+    fn who_has_no_number_is_left_out_and_the_group_gets_no_more() {
+        let nobody = list(&[(USER_OBJ, 6, NOBODY), (GROUP_OBJ, 4, NOBODY), (OTHER, 0, NOBODY)]);
+        for text in [
+            "user::rw-,user:eve:rwx,group::r--,mask::rwx,other::---",
+            "user::rw-,group::r-x,group:staff:rw-,mask::rw-,other::---",
+            "user::rw-,user:eve:r--,group::r--,other::---",
+            "user::rw-,user:4294967295:r--,group::r--,other::---",
+            "user::rw-,user:eve:r--:many,group::r--,other::---",
+        ] {
+            assert_eq!(parse(text.as_bytes()), nobody, "{text}");
+            assert_eq!(mode(0o670, &parse(text.as_bytes()).unwrap()), 0o640, "{text}");
+        }
+        let others = parse(b"user::rw-,user:eve:rwx,user:7:r--,group::r--,mask::rwx,other::---");
+        let seven = [
+            (USER_OBJ, 6, NOBODY),
+            (USER, 4, 7),
+            (GROUP_OBJ, 4, NOBODY),
+            (MASK, 7, NOBODY),
+            (OTHER, 0, NOBODY),
+        ];
+        assert_eq!(others, list(&seven));
+    }
+
+    #[test]
+    fn a_list_has_an_end() {
+        let named = |count: u32| {
+            let mut text = std::string::String::from("user::rw-,group::r--,other::---");
+            for id in 0..count {
+                text.push_str(&std::format!(",user:{id}:r--"));
+            }
+            parse(text.as_bytes())
+        };
+        assert_eq!(named(496).map(|list| list.len()), Some(4 + 500 * 8));
+        assert_eq!(named(498), None);
+        assert_eq!(named(100_000), None);
+    }
+
+    #[test]
     fn what_is_none() {
         for bad in [
             "",
             "user::rw-",
-            "user::rw-,user:eve:r--,group::r--,other::---",
             "user::rw-,user:1:r--,user:1:rw-,group::r--,other::---",
-            "user::rw-,user:4294967295:r--,group::r--,other::---",
             "user::rws,group::r--,other::---",
             "user,group::r--,other::---",
             "owner::rw-,group::r--,other::---",

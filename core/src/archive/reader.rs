@@ -23,7 +23,7 @@ pub struct Reader<R> {
     name: Vec<u8>,
     global: Pax,
     ended: bool,
-    /// Says at the end of the input that nothing of it is missing.
+    /// Says at the end of the input that its packing ended as it should.
     whole: Option<Arc<AtomicBool>>,
     unmarked: bool,
 }
@@ -44,9 +44,10 @@ impl<R: BufRead> Reader<R> {
         Self { input, at: 0, left: 0, padding: 0, name, global, ended: false, whole: None, unmarked: false }
     }
 
-    /// Takes an end before a header for the archive's end, too, if `whole` says by then that nothing of the input is
-    /// missing, as what packed it can know ([`Decoder::telling_whole`](crate::hosted::unpack::Decoder::telling_whole)):
-    /// some archivers leave the end marker out.
+    /// Takes an end before a header for the archive's end, too, if `whole` says by then that the packing of the input
+    /// ended as it should ([`Decoder::telling_whole`](crate::hosted::unpack::Decoder::telling_whole)): some archivers
+    /// leave the end marker out. So ends also what was cut before it was packed: ask
+    /// [`is_unmarked`](Self::is_unmarked), unless somebody vouches for these bytes.
     #[must_use]
     pub fn ending_with(self, whole: Arc<AtomicBool>) -> Self {
         Self { whole: Some(whole), ..self }
@@ -72,7 +73,7 @@ impl<R: BufRead> Reader<R> {
                 BLOCK => {}
                 0 if !said.anything && self.whole.as_ref().is_some_and(|whole| whole.load(Relaxed)) => {
                     (self.ended, self.unmarked) = (true, true);
-                    warning!("the archive has no end marker; nothing of it is missing, as its packing shows");
+                    warning!("the archive has no end marker");
                     break;
                 }
                 _ => return Err(self.damage(Damage::Truncated)),

@@ -70,8 +70,9 @@ impl<R: Read> Decoder<R> {
         Ok(Self { packing, member, may_end, several: false, whole: Arc::default() })
     }
 
-    /// Has `whole` become true at the end if nothing can be missing: all was packed at once, as one member, whose end
-    /// and checksum are there. What is cut between two members ends as well as what is not.
+    /// Has `whole` become true at the end if all was packed as one member, whose end and checksum are there. It does
+    /// not say that nothing is missing: what packs an archive ends its member properly also if what it packs ended
+    /// too early, and what is cut behind its first member looks like one.
     #[must_use]
     pub fn telling_whole(self, whole: Arc<AtomicBool>) -> Self {
         Self { whole, ..self }

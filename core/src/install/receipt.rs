@@ -11,6 +11,16 @@ use core::fmt::Write as _;
 /// The proof's name in the root directory.
 pub const NAME: &str = ".piman-proof";
 
+/// The name, in the root directory, of what the server is still to be told of the installation.
+pub const UNSAID: &str = ".piman-unsaid";
+
+/// Whether the agent writes what has this name in the root directory: no archive brings it, since it is of one
+/// installation.
+#[must_use]
+pub fn is_own(name: &[u8]) -> bool {
+    [NAME, UNSAID].iter().any(|own| own.as_bytes() == name)
+}
+
 /// The size of a proof, in bytes: one block, so that it is written at once.
 pub const SIZE: usize = 4096;
 

@@ -40,7 +40,7 @@ pub struct AddArgs {
     /// It is for every Pi that has no other, as the first one always is
     #[arg(long)]
     default: bool,
-    /// Take it although it cannot boot a Pi as far as can be seen
+    /// Take it although it cannot boot a Pi as far as can be seen, or may be cut
     #[arg(long)]
     force: bool,
     #[command(flatten)]
@@ -106,7 +106,10 @@ pub fn add(args: &AddArgs) -> anyhow::Result<String> {
     let packed = fs::metadata(&path)?.len();
     let unfit = content.fitness.unfit();
     if let Some(unfit) = unfit.as_ref().filter(|_| !args.force) {
-        bail!("{} cannot boot a Pi: {unfit}. Nothing was added; --force takes it as it is", path.display());
+        bail!(
+            "{} is not fit for a Pi: {unfit}. Nothing was added; --force takes it as it is",
+            path.display()
+        );
     }
     let first = state.catalogue()?.images.is_empty() && args.whom.is_empty();
     state.edit(&Edit::Add { name: name.clone(), path, takes_unfit: args.force })?;

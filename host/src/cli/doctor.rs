@@ -173,7 +173,7 @@ fn archive(checkup: &mut Checkup, path: &Path) -> Option<Fitness> {
             checkup.note(
                 Health::Good,
                 "archive",
-                format!("{name}: {entries} entries in {bytes} bytes, whole"),
+                format!("{name}: {entries} entries in {bytes} bytes, read to its end"),
             );
             Some(fitness)
         }

@@ -17,7 +17,7 @@ use piman_core::hosted::unpack::{Decoder, packing};
 use piman_core::install::summing::ChunkHasher;
 use tokio::sync::watch;
 
-use super::fitness::{Evidence, Fitness};
+use super::fitness::{Evidence, Finding, Fitness};
 use crate::state::State;
 use crate::state::archive_facts::{Content, Stamp};
 use crate::sys::clock::now_ms;
@@ -172,11 +172,11 @@ pub(crate) fn inspect(archive: impl Read) -> anyhow::Result<Inspected> {
     }
     reader.drain()?;
     anyhow::ensure!(evidence.entries() > 0, "there is nothing in it");
-    Ok(Inspected {
-        fitness: evidence.judge(),
-        entries: evidence.entries(),
-        unpacked_bytes: reader.position(),
-    })
+    let mut fitness = evidence.judge();
+    if reader.is_unmarked() {
+        fitness.add_first(Finding::no_end());
+    }
+    Ok(Inspected { fitness, entries: evidence.entries(), unpacked_bytes: reader.position() })
 }
 
 /// Reads the archive at its own offset, hashing what passes.
@@ -298,7 +298,7 @@ impl Source {
     fn refusal(&self, facts: &Content) -> Option<String> {
         let unfit = facts.fitness.unfit().filter(|_| !self.takes_unfit.load(Ordering::Relaxed))?;
         Some(format!(
-            "{} cannot boot a Pi: {unfit}; nothing is installed until it is replaced, or taken as it is with \
+            "{} is not fit for a Pi: {unfit}; nothing is installed until it is replaced, or taken as it is with \
              `piman image add --force` (`piman serve --allow-unfit` for --rootfs)",
             self.path.display()
         ))
@@ -484,6 +484,39 @@ impl Source {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// An archive of one folder, with its end marker or without.
+    fn packed(end: &[u8]) -> Vec<u8> {
+        use std::io::Write as _;
+        let mut block = [0_u8; 512];
+        for (at, field) in
+            [(0, &b"etc/"[..]), (100, b"0000755"), (108, b"0"), (116, b"0"), (124, b"0"), (136, b"0")]
+        {
+            block[at..at + field.len()].copy_from_slice(field);
+        }
+        block[156] = b'5';
+        block[257..265].copy_from_slice(b"ustar\x0000");
+        block[148..156].fill(b' ');
+        let sum: u32 = block.iter().map(|b| u32::from(*b)).sum();
+        block[148..155].copy_from_slice(format!("{sum:06o}\0").as_bytes());
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        encoder.write_all(&block).unwrap();
+        encoder.write_all(end).unwrap();
+        encoder.finish().unwrap()
+    }
+
+    #[test]
+    fn an_archive_without_its_end_marker_may_be_cut() {
+        let whole = inspect(&packed(&[0; 1024])[..]).unwrap().fitness;
+        assert!(whole.findings.iter().all(|f| f.kind != "no-end-marker"), "{whole:?}");
+        let cut = inspect(&packed(&[])[..]).unwrap().fitness;
+        assert_eq!(cut.findings.first().map(|f| &*f.kind), Some("no-end-marker"), "{cut:?}");
+        assert!(cut.unfit().unwrap().contains("may be cut"), "{cut:?}");
+        // Behind its first member, an archive of several ends as one that has no more.
+        let several = [packed(&[]), packed(&[0; 1024])].concat();
+        assert_eq!(inspect(&several[..]).unwrap().entries, 2);
+        assert!(inspect(&[packed(&[]), packed(&[])].concat()[..]).is_err());
+    }
 
     #[test]
     fn what_cannot_be_opened_is_news_once() {

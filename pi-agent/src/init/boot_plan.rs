@@ -53,8 +53,10 @@ pub fn attempt(options: &Options, server: &Server) -> Outcome {
             password_file: Some(PASSWORD.into()).filter(|p: &PathBuf| p.exists()),
         }),
     };
-    if let Some(why) = late::take() {
-        tell_late(&plan, Stage::Boot, &why);
+    if let Some(why) = late::take()
+        && !tell_late(&plan, Stage::Boot, &why)
+    {
+        late::keep(&why);
     }
     let mut machine = Machine { sets_clock: true, ..Machine::default() };
     let progress = Arc::new(Progress::new());
@@ -85,8 +87,10 @@ pub fn attempt(options: &Options, server: &Server) -> Outcome {
     };
     // What failed when the initramfs was gone already.
     if let Some((_, Unsaid::NotBooted(why))) = unsaid::kept(Path::new(NEW_ROOT)) {
-        tell_late(&plan, Stage::Boot, &why);
-        unsaid::forget(Path::new(NEW_ROOT));
+        // What the server did not get is kept for the next boot.
+        if tell_late(&plan, Stage::Boot, &why) {
+            unsaid::forget(Path::new(NEW_ROOT));
+        }
     }
     // Looked at here, while it can still be a failure like another.
     match find_init(Path::new(NEW_ROOT), options.init.as_deref()) {
@@ -108,10 +112,10 @@ pub fn attempt(options: &Options, server: &Server) -> Outcome {
     }
 }
 
-/// Tells the server what failed after it was told that all was well.
-fn tell_late(plan: &Plan, stage: Stage, why: &str) {
+/// Tells the server what failed after it was told that all was well. Returns whether it was delivered.
+fn tell_late(plan: &Plan, stage: Stage, why: &str) -> bool {
     let failure = Failure { stage, cause: Cause::Refused, error: anyhow::anyhow!("{why}") };
-    install::report_early(plan, &failure);
+    install::report_early(plan, &failure)
 }
 
 /// What passes is tried again and again: only an end is worth a file on the server.

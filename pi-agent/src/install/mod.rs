@@ -172,8 +172,8 @@ pub fn attempt(plan: &Plan, machine: &mut Machine, progress: &Arc<Progress>) -> 
     progress.begin(Stage::Disk, 0);
     let as_root = rustix::process::geteuid().is_root();
     let opened = plan.disk.open_path().and_then(|path| open(plan, &path));
-    let (disk, root) = opened.inspect_err(|failure| report_early(plan, failure))?;
-    let (disk, found) = judge(plan, disk, as_root).inspect_err(|failure| report_early(plan, failure))?;
+    let (disk, root) = opened.inspect_err(|failure| _ = report_early(plan, failure))?;
+    let (disk, found) = judge(plan, disk, as_root).inspect_err(|failure| _ = report_early(plan, failure))?;
     let said = format!("{disk}: {found}");
     if machine.said != said {
         log::info!("{said}");
@@ -329,14 +329,19 @@ fn who(plan: &Plan) -> Hello<'_> {
 }
 
 /// Tells the server of a failure without asking anything: that a Pi has no usable disk, or what happened after the
-/// talk was over.
-pub(crate) fn report_early(plan: &Plan, failure: &Failure) {
+/// talk was over. Returns whether it was delivered.
+pub(crate) fn report_early(plan: &Plan, failure: &Failure) -> bool {
     let text = in_one_line(failure.error.as_ref());
     let told = ControlConnection::resume(&plan.server, who(plan), Peer::Unknown)
-        .and_then(|mut talk| talk.notify(Notice::Failed { stage: failure.stage, text: &text }));
-    if let Err(e) = told {
+        .and_then(|mut talk| talk.notify(Notice::Failed { stage: failure.stage, text: &text }).map(|()| talk))
+        .and_then(|talk| {
+            anyhow::ensure!(talk.is_delivered(unsaid::DELIVERY), "it does not acknowledge what it is told");
+            Ok(())
+        });
+    if let Err(e) = &told {
         log::warn!("the server cannot be told: {e:#}");
     }
+    told.is_ok()
 }
 
 /// Talks until piman has decided, waiting where it says so.

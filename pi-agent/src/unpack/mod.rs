@@ -181,7 +181,11 @@ fn unpack(
         let receiver = thread::Builder::new()
             .name("receive".to_owned())
             .spawn_scoped(scope, || receive(tap, filler, in_doubt, Arc::clone(&whole)))?;
-        let mut reader = Reader::new(FromStd::new(drainer)).ending_with(Arc::clone(&whole));
+        let mut reader = Reader::new(FromStd::new(drainer));
+        // Only a server that says what comes has looked at its end, and vouches for these bytes.
+        if expected.is_some() {
+            reader = reader.ending_with(Arc::clone(&whole));
+        }
         let extracted = extract(&mut reader, root).and_then(|summary| {
             reader.drain()?;
             Ok((summary, reader.position()))
@@ -328,4 +332,47 @@ fn unextracted(error: extract::Error) -> Failure {
 
 fn fail(cause: Cause, error: anyhow::Error) -> Failure {
     Failure { stage: Stage::Transfer, cause, error }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write as _;
+    use std::os::fd::AsFd as _;
+
+    /// An archive of one folder that ends as its packing does, without its own end marker.
+    fn without_end() -> Vec<u8> {
+        let mut block = [0_u8; 512];
+        for (at, field) in
+            [(0, &b"etc/"[..]), (100, b"0000755"), (108, b"0"), (116, b"0"), (124, b"0"), (136, b"0")]
+        {
+            block[at..at + field.len()].copy_from_slice(field);
+        }
+        block[156] = b'5';
+        block[257..265].copy_from_slice(b"ustar\x0000");
+        block[148..156].fill(b' ');
+        let sum: u32 = block.iter().map(|b| u32::from(*b)).sum();
+        block[148..155].copy_from_slice(format!("{sum:06o}\0").as_bytes());
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        encoder.write_all(&block).unwrap();
+        encoder.finish().unwrap()
+    }
+
+    #[test]
+    #[cfg_attr(lacks = "root", ignore = "needs root")]
+    fn a_missing_end_marker_is_taken_only_if_the_server_says_what_comes() {
+        let archive = without_end();
+        let expected =
+            Expected { hash: Hash(*blake3::hash(&archive).as_bytes()), bytes: archive.len() as u64 };
+        for expected in [Some(expected), None] {
+            let folder = tempfile::tempdir().unwrap();
+            let root = std::fs::File::open(folder.path()).unwrap();
+            let done = install_from(&archive[..], || (), expected, root.as_fd(), &Progress::new());
+            match (expected, done) {
+                (Some(_), Ok(_)) => assert!(folder.path().join("etc").is_dir()),
+                (None, Err(failure)) => assert_eq!(failure.cause, Cause::Image, "{failure}"),
+                (expected, done) => panic!("{expected:?}: {done:?}"),
+            }
+        }
+    }
 }

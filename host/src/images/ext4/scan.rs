@@ -81,6 +81,7 @@ impl Scan<'_> {
         let whole = Arc::<AtomicBool>::default();
         let decoder = decoder.telling_whole(Arc::clone(&whole));
         let buffered = FromStd::new(BufReader::with_capacity(PIECE, decoder));
+        // An end without its marker is a finding of the archive's check, which came before.
         let mut reader = Reader::new(buffered).ending_with(whole);
         while let Some(entry) = reader.next_entry()? {
             each(entry, &mut reader)?;

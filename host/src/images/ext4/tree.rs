@@ -4,8 +4,9 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use piman_core::archive::{self, DEPTH_MAX, Entry, Segment, Time, Xattr};
+use piman_core::install::receipt::is_own;
 
-use super::{Error, LOST_FOUND, PROOF, acl};
+use super::{Error, LOST_FOUND, acl};
 
 /// A node, by its place in [`Tree::nodes`].
 pub(in crate::images) type Id = usize;
@@ -80,7 +81,7 @@ impl Tree {
         let wrong = |why: &str| Error::Entry { name: path.clone(), why: why.into() };
         let mut parts = names(&entry.path)?;
         // Ours and ext4's own: an image has them anyway.
-        if parts.front().is_some_and(|first| [PROOF, LOST_FOUND].contains(&first.as_str())) {
+        if parts.front().is_some_and(|first| first == LOST_FOUND || is_own(first.as_bytes())) {
             return Ok(());
         }
         if parts.len() > DEPTH_MAX {
@@ -100,7 +101,7 @@ impl Tree {
             return self.describe(ROOT, &entry);
         };
         let parent = self.enter(parts, true).map_err(wrong)?.ok_or_else(|| wrong("has no directory"))?;
-        if parent == ROOT && last == PROOF {
+        if parent == ROOT && is_own(last.as_bytes()) {
             return Ok(());
         }
         let existing = self.child(parent, &last);

@@ -22,7 +22,7 @@ pub(crate) use evidence::Evidence;
 pub enum Severity {
     /// It may work otherwise than expected.
     Warning,
-    /// It cannot boot: not installed unless the operator insists.
+    /// It cannot boot, or is not whole: not installed unless the operator insists.
     Unfit,
 }
 
@@ -35,6 +35,20 @@ pub struct Finding {
     pub kind: String,
     /// What is wrong and what to do, for people.
     pub text: String,
+}
+
+impl Finding {
+    /// The archive has no end marker. Its packing ends as it should, or it would be damaged.
+    pub(crate) fn no_end() -> Self {
+        Self {
+            severity: Severity::Unfit,
+            kind: "no-end-marker".into(),
+            text: "the archive has no end marker: it may be cut, as it is when tar was ended while gzip or zstd went \
+                   on; compare the end of `tar -tvf ARCHIVE` with what was packed, and if something is missing make \
+                   it again with `tar -czf` (some archivers never write the marker: then nothing is missing)"
+                .into(),
+        }
+    }
 }
 
 impl fmt::Display for Finding {
@@ -55,7 +69,12 @@ pub struct Fitness {
 }
 
 impl Fitness {
-    /// Why it cannot boot; `None` if it can, as far as can be seen.
+    /// Adds one that is as serious as can be, which goes before the others.
+    pub(crate) fn add_first(&mut self, finding: Finding) {
+        self.findings.insert(0, finding);
+    }
+
+    /// Why it should not be installed: it cannot boot, or may be cut. `None` if nothing of that is seen.
     #[must_use]
     pub fn unfit(&self) -> Option<String> {
         let unfit = self.findings.iter().filter(|f| f.severity == Severity::Unfit);

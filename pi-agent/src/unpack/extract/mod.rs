@@ -39,6 +39,7 @@ pub use error::Error;
 use error::While;
 use metadata::Metadata;
 use piman_core::archive::{Entry, File, Kind, Reader, components};
+use piman_core::install::receipt::is_own;
 use walk::Way;
 
 /// Of a large file this much is gathered before the disk is told to begin writing, in bytes.
@@ -130,13 +131,11 @@ fn create<R: BufRead>(
             _ => Err(Error::entry(&path, "the root itself can only be a directory")),
         };
     };
-    if parent.clone().next().unwrap_or(name) == piman_core::install::receipt::NAME.as_bytes() {
+    if is_own(parent.clone().next().unwrap_or(name)) {
         return Ok(0);
     }
     way.go(parent, &path)?;
-    if name == piman_core::install::receipt::NAME.as_bytes()
-        && way.is_at_root().doing("looking at the directory of", &path)?
-    {
+    if is_own(name) && way.is_at_root().doing("looking at the directory of", &path)? {
         return Ok(0);
     }
     let kind = std::mem::replace(&mut entry.kind, Kind::Directory);
