@@ -251,3 +251,33 @@ fn orders_of_pis_whose_server_is_killed_again_and_again() {
         assert_eq!(inspect::check(&card(&order.name)).unwrap(), Card::Installed(proof), "{}", order.name);
     }
 }
+
+#[test]
+fn times_of_a_clock_that_was_wrong_change_no_decision() {
+    let year = 365 * 24 * 3600 * 1000_i64;
+    let now = i64::try_from(std::time::UNIX_EPOCH.elapsed().unwrap().as_millis()).unwrap();
+    let archive = tar::of_bytes(1000);
+    // From before the epoch of the clock, from long ago, and from the future.
+    for ordered in [0, now - 30 * year, now + 30 * year, i64::MAX] {
+        let folder = tempfile::tempdir().unwrap();
+        let rows = format!(
+            "INSERT INTO orders (name, ordered_ms, source) VALUES ('127.0.0.1', {ordered}, 'test');
+             INSERT INTO devices (key, address, first_seen_ms, last_seen_ms, root_bytes)
+             VALUES ('127.0.0.2', '127.0.0.2', {ordered}, {ordered}, 1000000000);"
+        );
+        drop(old_state::begun(folder.path(), &rows));
+        let server = Server::start(archive.path(), folder.path(), &OPTIONS);
+        server.wait_log("is good");
+        let ask = |from: [u8; 4]| {
+            let mut stream = connect_from(from, server.port("control"));
+            stream.write_all(b"IS_INSTALLED\n").unwrap();
+            let mut line = String::new();
+            BufReader::new(stream).read_line(&mut line).unwrap();
+            line
+        };
+        assert_eq!(ask([127, 0, 0, 2]), "boot\n", "{ordered}");
+        assert_eq!(ask([127, 0, 0, 1]), "format\n", "{ordered}");
+        assert!(server.piman(&["devices"]).contains("127.0.0.2"), "{ordered}");
+        assert!(server.piman(&["reinstall", "--list"]).contains("127.0.0.1"), "{ordered}");
+    }
+}
