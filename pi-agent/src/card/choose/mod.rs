@@ -70,7 +70,7 @@ pub enum Which {
     ById(String),
     /// The one that is in this place.
     ByPath(String),
-    /// The one that a rule chose, by its [identity](Disk::identity).
+    /// The one that a rule chose, by its identity.
     Chosen(String),
     /// None, and why: what was said names no disk, or no rule has found the one. Nothing is looked for again.
     No(NoDisk),
