@@ -40,7 +40,7 @@ pub struct AddArgs {
     /// It is for every Pi that has no other, as the first one always is
     #[arg(long)]
     default: bool,
-    /// Take it although it cannot boot a Pi as far as can be seen, or may be cut
+    /// Take it although it cannot boot a Pi as far as can be seen
     #[arg(long)]
     force: bool,
     #[command(flatten)]

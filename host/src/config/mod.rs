@@ -72,7 +72,7 @@ pub struct Options {
     /// Do not build images for path B: every Pi extracts the archive by itself
     #[arg(long, num_args = 0..=1, default_missing_value = "true", require_equals = true, value_name = "BOOL")]
     pub no_images: Option<bool>,
-    /// Install also what cannot boot a Pi as far as can be seen, or may be cut: no init for its processor, for example
+    /// Install also what cannot boot a Pi as far as can be seen: no init for its processor, for example
     #[arg(long, num_args = 0..=1, default_missing_value = "true", require_equals = true, value_name = "BOOL")]
     pub allow_unfit: Option<bool>,
     /// What happens by what is on a Pi's disk, such as foreign=wait: one of blank, ours, incomplete, damaged, foreign,

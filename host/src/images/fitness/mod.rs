@@ -22,7 +22,7 @@ pub(crate) use evidence::Evidence;
 pub enum Severity {
     /// It may work otherwise than expected.
     Warning,
-    /// It cannot boot, or is not whole: not installed unless the operator insists.
+    /// It cannot boot: not installed unless the operator insists.
     Unfit,
 }
 
@@ -38,14 +38,14 @@ pub struct Finding {
 }
 
 impl Finding {
-    /// The archive has no end marker. Its packing ends as it should, or it would be damaged.
+    /// The archive has no end marker. Its packing ends as it should, or it would be damaged: a remark.
     pub(crate) fn no_end() -> Self {
         Self {
-            severity: Severity::Unfit,
+            severity: Severity::Warning,
             kind: "no-end-marker".into(),
-            text: "the archive has no end marker: it may be cut, as it is when tar was ended while gzip or zstd went \
-                   on; compare the end of `tar -tvf ARCHIVE` with what was packed, and if something is missing make \
-                   it again with `tar -czf` (some archivers never write the marker: then nothing is missing)"
+            text: "the archive has no end marker: its packing is whole, and some archivers never write the marker; \
+                   if tar was ended while gzip or zstd went on, the last files are missing: compare the end of \
+                   `tar -tvf ARCHIVE` with what was packed"
                 .into(),
         }
     }
@@ -69,12 +69,12 @@ pub struct Fitness {
 }
 
 impl Fitness {
-    /// Adds one that is as serious as can be, which goes before the others.
+    /// Adds one before the others.
     pub(crate) fn add_first(&mut self, finding: Finding) {
         self.findings.insert(0, finding);
     }
 
-    /// Why it should not be installed: it cannot boot, or may be cut. `None` if nothing of that is seen.
+    /// Why it cannot boot; `None` if it can, as far as can be seen.
     #[must_use]
     pub fn unfit(&self) -> Option<String> {
         let unfit = self.findings.iter().filter(|f| f.severity == Severity::Unfit);
