@@ -269,7 +269,7 @@ fn hostile_pickles_build_nothing_and_run_nothing() {
     }
     assert!(!path.exists());
 
-    let cases: [(&[u8], DecodeError); 21] = [
+    let cases: [(&[u8], DecodeError); 30] = [
         // Lists, dictionaries and objects that contain themselves, directly and through others.
         (b"]q\0h\0a.", DecodeError::Recursive),
         (b"]q\0]q\x01h\0ah\x01a.", DecodeError::Recursive),
@@ -286,6 +286,16 @@ fn hostile_pickles_build_nothing_and_run_nothing() {
         (b"N.N", DecodeError::Trailing),
         (b"a.", DecodeError::Malformed),
         (b"(K\x01d.", DecodeError::Malformed),
+        (b"}(K\x01u.", DecodeError::Malformed),
+        // Members of one kind put into a container of another: a dictionary would get a key without a value.
+        (b"}K\x01a.", DecodeError::Malformed),
+        (b"}(K\x01e.", DecodeError::Malformed),
+        (b"}(K\x01\x90.", DecodeError::Malformed),
+        (b")K\x01a.", DecodeError::Malformed),
+        (b"]K\x01K\x02s.", DecodeError::Malformed),
+        (b"](K\x01K\x02u.", DecodeError::Malformed),
+        (b"\x8f(K\x01e.", DecodeError::Malformed),
+        (b"(K\x01\x91K\x02a.", DecodeError::Malformed),
         (b"Pid\n.", DecodeError::Unsupported(b'P')),
         (b"\x82\x01.", DecodeError::Unsupported(0x82)),
         (b"\x97.", DecodeError::Unsupported(0x97)),

@@ -196,16 +196,11 @@ impl<'m> Machine<'m> {
                     self.height.checked_sub(usize::from(opcode - 0x84)).ok_or(DecodeError::Malformed)?;
                 self.gather(Kind::Tuple, from, from)
             }
-            b'a' => self.append_top(1),
-            b's' => self.append_top(2),
-            b'e' | b'u' | 0x90 => {
-                let from = self.members()?;
-                let group = self.stack_at(from.start.checked_sub(2).ok_or(DecodeError::Malformed)?)?;
-                if opcode == b'u' && from.len() % 2 != 0 {
-                    return Err(DecodeError::Malformed);
-                }
-                self.append_all(group, from)
-            }
+            b'a' => self.append_top(Kind::List, 1),
+            b's' => self.append_top(Kind::Dict, 2),
+            b'e' => self.append_marked(Kind::List),
+            b'u' => self.append_marked(Kind::Dict),
+            0x90 => self.append_marked(Kind::Set),
             b'p' => self.memorize(text::index(argument)?),
             b'q' | b'r' => self.memorize(little_endian(argument) as u32),
             0x94 => self.memorize(self.memorized),
@@ -328,6 +323,26 @@ impl<'m> Machine<'m> {
         self.push(group)
     }
 
+    /// Appends what lies above the last mark to the group under it.
+    fn append_marked(&mut self, kind: Kind) -> Result<(), DecodeError> {
+        let members = self.members()?;
+        if kind == Kind::Dict && members.len() % 2 != 0 {
+            return Err(DecodeError::Malformed);
+        }
+        let group = self.container(kind, members.start.checked_sub(2))?;
+        self.append_all(group, members)
+    }
+
+    /// What lies at `at`, if it is a group to which members of a `kind` can be added. An object may be of a class
+    /// made from any kind.
+    fn container(&self, kind: Kind, at: Option<usize>) -> Result<Id, DecodeError> {
+        let id = self.stack_at(at.ok_or(DecodeError::Malformed)?)?;
+        match self.arena.at(id) {
+            Inner::Group(group) if group.kind == kind || group.kind == Kind::Object => Ok(id),
+            _ => Err(DecodeError::Malformed),
+        }
+    }
+
     /// Appends what lies at `members` to `group` and takes it and its mark off the stack.
     fn append_all(&mut self, group: Id, members: core::ops::Range<usize>) -> Result<(), DecodeError> {
         let mark = members.start.saturating_sub(1);
@@ -340,9 +355,9 @@ impl<'m> Machine<'m> {
     }
 
     /// Appends the `n` values on top to the group under them.
-    fn append_top(&mut self, n: usize) -> Result<(), DecodeError> {
+    fn append_top(&mut self, kind: Kind, n: usize) -> Result<(), DecodeError> {
         let from = self.height.checked_sub(n).ok_or(DecodeError::Malformed)?;
-        let group = self.stack_at(from.checked_sub(1).ok_or(DecodeError::Malformed)?)?;
+        let group = self.container(kind, from.checked_sub(1))?;
         for at in from..self.height {
             let member = self.stack_at(at)?;
             self.arena.append(group, member)?;
