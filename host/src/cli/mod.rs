@@ -308,6 +308,7 @@ impl Cli {
 
 fn serve(settings: Settings, read: impl Fn(&Preview) -> anyhow::Result<Settings>) -> anyhow::Result<()> {
     let server = Server::start(settings)?;
+    let signals = server.signals()?;
     let at = server.addresses();
     let install = at.install.as_ref();
     let mut text = String::new();
@@ -327,7 +328,8 @@ fn serve(settings: Settings, read: impl Fn(&Preview) -> anyhow::Result<Settings>
     }
     text += &at.dhcp.as_ref().map(|place| format!("dhcp {place}\n")).unwrap_or_default();
     print(&text)?;
-    server.run(read)
+    server.run(signals, read);
+    Ok(())
 }
 
 /// The exit code for what went wrong: 1, or the one that the command documents.

@@ -3,6 +3,7 @@
 mod opened;
 pub mod serial;
 pub mod services;
+mod signals;
 
 use std::future::Future;
 use std::net::SocketAddr;
@@ -15,7 +16,6 @@ use piman_core::hosted::dial::serial::Listening;
 use piman_core::install::{CONTROL_PORT, FETCH_PORT, ROOTFS_PORT};
 use rustix::process::{Resource, getrlimit, setrlimit};
 use tokio::runtime::Runtime;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::Instant;
 
 use crate::config::Settings;
@@ -28,6 +28,8 @@ use crate::transfer::Transfers;
 use crate::{messages, provision, rpc};
 use opened::{Opened, secret};
 use services::{Started, Who, timeouts};
+pub use signals::Signals;
+use signals::{Asked, outlive_hangups};
 
 /// How often a server that is being stopped looks whether everything has finished.
 const LOOK: Duration = Duration::from_millis(50);
@@ -192,36 +194,24 @@ impl Server {
         &self.addresses
     }
 
-    /// Runs until a signal (SIGTERM, SIGINT) asks to stop, lets transfers finish, and ends;
-    /// a second signal ends at once. At SIGHUP it takes over what `read` says then.
+    /// Listens for signals, for [`Server::run`]. Before it is said where the server listens: who reads that may send one.
     ///
     /// # Errors
-    /// If signals cannot be heard.
-    pub fn run(self, read: impl Fn(&Preview) -> anyhow::Result<Settings>) -> anyhow::Result<()> {
-        let listen = || -> std::io::Result<_> {
-            let _here = self.control.enter();
-            let [terminate, interrupt, hangup] =
-                [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup()].map(signal);
-            Ok((terminate?, interrupt?, hangup?))
-        };
-        let (mut terminate, mut interrupt, mut hangup) = listen().context("listening for signals")?;
-        let mut asked = async move || {
-            tokio::select! {
-                _ = terminate.recv() => (),
-                _ = interrupt.recv() => (),
-            }
-        };
+    /// If the kernel refuses.
+    pub fn signals(&self) -> anyhow::Result<Signals> {
+        Signals::listen(&self.control)
+    }
+
+    /// Runs until a signal (SIGTERM, SIGINT) asks to stop, lets transfers finish, and ends;
+    /// a second signal ends at once. At SIGHUP it takes over what `read` says then.
+    pub fn run(self, mut signals: Signals, read: impl Fn(&Preview) -> anyhow::Result<Settings>) {
         self.control.block_on(async {
-            loop {
-                tokio::select! {
-                    () = asked() => return,
-                    Some(()) = hangup.recv() => self.reload(&read),
-                }
+            while let Asked::Reload = signals.next().await {
+                self.reload(&read);
             }
         });
         let at_most = self.live.now().shutdown;
-        self.end(at_most, asked());
-        Ok(())
+        self.end(at_most, async move { signals.stop().await });
     }
 
     /// Reads the configuration again. One that cannot be used changes nothing; no connection ends.
@@ -325,17 +315,6 @@ impl Server {
         }
         tracing::info!("stopped");
     }
-}
-
-/// Until the server runs and reads its configuration again, SIGHUP would end it.
-fn outlive_hangups() -> anyhow::Result<()> {
-    let heard = || -> std::io::Result<_> {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
-        let _here = runtime.enter();
-        // What listens once keeps the signal from its default for good.
-        signal(SignalKind::hangup()).map(drop)
-    };
-    heard().context("listening for SIGHUP")
 }
 
 /// Each connection is an open file; the soft limit of 1024 is from another time.
