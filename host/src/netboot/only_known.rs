@@ -20,13 +20,15 @@ use crate::sys::lock::lock;
 const FRESH: Duration = Duration::from_secs(2);
 /// Of how many addresses is remembered who asked.
 const ADDRESSES_MAX: usize = 1000;
+/// For how long after the last request: no file of a boot takes longer, and no address goes to another Pi sooner.
+const REMEMBERED: Duration = Duration::from_secs(300);
 
 /// Decides who is answered.
 pub struct OnlyKnown {
     state: Arc<dyn State>,
     known: Mutex<Option<(Instant, Arc<Known>)>>,
     /// Who an address said it is: a boot ROM asks for the same file without its serial number next.
-    said: Mutex<HashMap<IpAddr, String>>,
+    said: Mutex<HashMap<IpAddr, (String, Instant)>>,
 }
 
 /// What is known of all Pis.
@@ -92,19 +94,7 @@ impl OnlyKnown {
     /// The name under which whoever asks for this file is refused; `None`: it is answered.
     pub fn refuses_tftp(&self, ip: IpAddr, asked: &str) -> Option<String> {
         let own = own_part(asked).map(|(own, _)| own.to_ascii_lowercase());
-        let own = {
-            let mut said = lock(&self.said);
-            if said.len() >= ADDRESSES_MAX {
-                said.clear();
-            }
-            match own {
-                Some(own) => {
-                    said.insert(ip, own.clone());
-                    Some(own)
-                }
-                None => said.get(&ip).cloned(),
-            }
-        };
+        let own = self.remembered(ip, own, Instant::now());
         let mac = match ip {
             IpAddr::V4(ip) => hardware_address(ip),
             IpAddr::V6(_) => None,
@@ -115,6 +105,25 @@ impl OnlyKnown {
             None => (None, None),
         };
         self.known().refuses(serial.as_deref(), named.as_deref().or(mac.as_deref()), Some(ip))
+    }
+
+    /// Who asks from this address: who the request names, else who the last one from there named.
+    fn remembered(&self, ip: IpAddr, named: Option<String>, now: Instant) -> Option<String> {
+        let mut said = lock(&self.said);
+        if let Some(name) = named {
+            if said.len() >= ADDRESSES_MAX {
+                said.clear();
+            }
+            said.insert(ip, (name.clone(), now));
+            return Some(name);
+        }
+        let (name, last) = said.get_mut(&ip)?;
+        if now.saturating_duration_since(*last) >= REMEMBERED {
+            said.remove(&ip);
+            return None;
+        }
+        *last = now;
+        Some(name.clone())
     }
 
     /// The name under which this client of DHCP is refused; `None`: it is answered.
@@ -171,6 +180,23 @@ mod tests {
             assert_eq!(asks.map(|ask| known.refuses_dhcp(&ask).is_some()), refused, "{listed}");
             state.remove_listed(&[listed.into()]).unwrap();
         }
+    }
+
+    #[test]
+    fn an_address_that_goes_to_another_pi_is_not_the_first_one_for_ever() {
+        let folder = tempfile::tempdir().unwrap();
+        let known = OnlyKnown::new(Arc::new(Sqlite::serve(folder.path()).unwrap()));
+        let (ip, begin) = (IpAddr::from([10, 0, 0, 9]), Instant::now());
+        let after = |named: Option<&str>, seconds| {
+            known.remembered(ip, named.map(Into::into), begin + Duration::from_secs(seconds))
+        };
+        assert_eq!(after(None, 0), None);
+        assert_eq!(after(Some("abcdef01"), 0).as_deref(), Some("abcdef01"));
+        assert_eq!(after(None, 299).as_deref(), Some("abcdef01"));
+        assert_eq!(after(None, 500).as_deref(), Some("abcdef01"));
+        assert_eq!(after(None, 800), None);
+        assert_eq!(after(None, 801), None);
+        assert_eq!(after(Some("abcdef02"), 802).as_deref(), Some("abcdef02"));
     }
 
     #[test]

@@ -226,7 +226,7 @@ impl Options {
             "keep_data" | "keep-data" => self.keep = value.parse()?,
             "table" => self.table = value.parse()?,
             "path" => self.path = value.parse().map_err(|_| "not auto, archive or image")?,
-            "key" if value.is_empty() => return Err("no public key"),
+            // Also if it is empty: who names a key means that nothing is installed without one.
             "key" => self.key = Some(value.to_owned()),
             "erase" => self.erase = value.parse()?,
             "trust-unmarked" => self.trust_unmarked = switch(value)?,
@@ -396,6 +396,12 @@ mod tests {
         let parsed = Options::parse(line);
         assert_eq!(parsed.complaints.len(), 10, "{:?}", parsed.complaints);
         assert_eq!(Options { complaints: Vec::new(), ..parsed }, Options::default());
+    }
+
+    #[test]
+    fn a_key_that_is_empty_is_not_no_key() {
+        assert_eq!(Options::parse(b"piman.key=").key.as_deref(), Some(""));
+        assert_eq!(Options::parse(b"piman.key").key.as_deref(), Some(""));
     }
 
     #[test]

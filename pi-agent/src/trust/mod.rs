@@ -81,7 +81,8 @@ impl Key {
         };
         match (built_in, given) {
             (Some(text), _) => Self::parse(text, "this program").map(Some),
-            (None, _) if file.exists() => read(file).map(Some),
+            // A link that leads nowhere is there, too: nothing is installed because a key is lost.
+            (None, _) if is_there(file)? => read(file).map(Some),
             (None, Some(path)) if path.starts_with('/') || Path::new(path).exists() => {
                 read(Path::new(path)).map(Some)
             }
@@ -164,6 +165,15 @@ impl Key {
     }
 }
 
+/// Whether a file has this name, readable or not.
+fn is_there(file: &Path) -> anyhow::Result<bool> {
+    match file.symlink_metadata() {
+        Ok(_) => Ok(true),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(e) => Err(e).with_context(|| format!("looking for {}", file.display())),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -188,7 +198,12 @@ mod tests {
         // One that should be there and cannot be read is not passed over.
         std::fs::write(&file, "").unwrap();
         assert!(from(None, &file, Some(ONE)).is_err());
-        assert!(from(None, &none, Some("/nowhere")).is_err() && from(None, &none, Some("RWQ")).is_err());
+        for given in ["/nowhere", "RWQ", ""] {
+            assert!(from(None, &none, Some(given)).is_err(), "{given}");
+        }
+        let link = folder.join("link");
+        std::os::unix::fs::symlink(&none, &link).unwrap();
+        assert!(from(None, &link, None).is_err());
         std::fs::remove_dir_all(&folder).unwrap();
     }
 }
