@@ -10,7 +10,7 @@ use anyhow::{Context as _, bail, ensure};
 use super::reinstall::whoever;
 use crate::cli::state_arg::StateFolder;
 use crate::state::resolve::{Note, resolve};
-use crate::state::{Device, Listed, State};
+use crate::state::{Device, Listed, ListedPi, State};
 use crate::sys::mac::Mac;
 use crate::text::human::{columns, when};
 
@@ -175,9 +175,7 @@ fn remove(state: &dyn State, devices: &[String]) -> anyhow::Result<String> {
     let (seen, listed) = (state.devices()?, state.listed()?);
     let mut names = Vec::new();
     for text in devices {
-        let exact = text.trim().to_ascii_lowercase();
-        let name = match listed.iter().find(|pi| pi.name == exact || pi.label.as_deref() == Some(text.trim()))
-        {
+        let name = match listed_as(text, &listed)? {
             Some(pi) => pi.name.clone(),
             None => {
                 let named = resolve(text, &seen)?;
@@ -203,6 +201,22 @@ fn remove(state: &dyn State, devices: &[String]) -> anyhow::Result<String> {
         bail!("somebody else has removed them meanwhile");
     }
     Ok(out)
+}
+
+/// The Pi that is listed under this name, or else called so.
+fn listed_as<'l>(text: &str, listed: &'l [ListedPi]) -> anyhow::Result<Option<&'l ListedPi>> {
+    let (text, name) = (text.trim(), text.trim().to_ascii_lowercase());
+    if let Some(pi) = listed.iter().find(|pi| pi.name == name) {
+        return Ok(Some(pi));
+    }
+    let called: Vec<_> = listed.iter().filter(|pi| pi.label.as_deref() == Some(text)).collect();
+    let names = || called.iter().map(|pi| pi.name.as_str()).collect::<Vec<_>>().join(", ");
+    ensure!(
+        called.len() < 2,
+        "`{text}` is what several Pis are called: {}; name one of them; nothing was changed",
+        names()
+    );
+    Ok(called.first().copied())
 }
 
 /// Whether a Pi is listed under this name.
@@ -278,5 +292,21 @@ mod tests {
         {
             assert!(of(bad).is_err(), "{bad}");
         }
+    }
+    #[test]
+    fn a_label_of_two_pis_names_neither() {
+        let listed = |name: &str, label: &str| ListedPi {
+            name: name.into(),
+            label: Some(label.into()),
+            added_ms: 0,
+            source: String::new(),
+        };
+        let all = [listed("abcdef01", "Window"), listed("abcdef02", "door"), listed("abcdef03", "Window")];
+        let found = |text| listed_as(text, &all).map(|pi| pi.map(|pi| pi.name.as_str()));
+        assert_eq!(found("door").unwrap(), Some("abcdef02"));
+        assert_eq!(found(" ABCDEF03 ").unwrap(), Some("abcdef03"));
+        assert_eq!(found("window").unwrap(), None);
+        let error = found("Window").unwrap_err().to_string();
+        assert!(error.contains("abcdef01, abcdef03") && error.contains("nothing was changed"), "{error}");
     }
 }
