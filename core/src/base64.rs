@@ -1,6 +1,6 @@
 //! Base64 (RFC 4648), read.
 
-/// The bytes of a text in base64, one by one; `None` in place of a byte where it is none.
+/// The bytes of a text in base64, one by one; `None` in place of a byte where the text is no base64.
 ///
 /// `=` at the end may be there or not, and the end of a line is passed over: keys and archives are written in both
 /// ways.
@@ -56,6 +56,10 @@ mod tests {
         for bad in ["Z*", "*", "Zm9v YmFy", "Zg==Zg==", "Zg=\u{e4}"] {
             assert_eq!(decode(bad.as_bytes()).collect::<Option<Vec<u8>>>(), None, "{bad}");
         }
-        assert_eq!(decode(b"Zm9v*YmFy").count(), 4, "nothing comes after what is none");
+        assert_eq!(
+            decode(b"Zm9v*YmFy").count(),
+            4,
+            "nothing comes after a character that base64 does not have"
+        );
     }
 }

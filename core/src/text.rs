@@ -106,7 +106,7 @@ pub(crate) fn number(to: &mut impl Sink, number: u64, width: u8) {
     }
 }
 
-/// Reads a number in decimal: digits alone. `None` if it is none, or too large.
+/// Reads a number in decimal: digits alone. `None` if it has anything else, or is too large.
 pub(crate) fn parse(text: &[u8]) -> Option<u64> {
     let mut number = (!text.is_empty()).then_some(0_u64);
     for byte in text {

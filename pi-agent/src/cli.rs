@@ -43,7 +43,7 @@ pi-agent: installs this Pi from a piman server
                          and leaves it alone ever after; none: one may be erased
       --discard          tells the disk that the parts to be written hold nothing
       --path PATH        auto, archive (any server; needs root) or image [auto]
-      --retries N        so often after a lost server or connection      [10]
+      --retries N        retry up to N times after losing the server     [10]
       --tell SECONDS     so long it tries to tell a server that went away how it
                          ended; what --service installs tells it later      [240]
       --serial S         the identity to report in place of this machine's
@@ -207,7 +207,7 @@ fn install(parser: &mut Parser) -> anyhow::Result<Order> {
     plan.disk = disk.context("--disk is missing")?;
     ensure!(
         plan.size.is_none() || matches!(plan.disk, Which::Path(_)),
-        "--size makes a file, and --disk {} is none: give the path of a file",
+        "--size makes a file, and --disk {} is not one: give the path of a file",
         plan.disk
     );
     plan.layout.table = table.unwrap_or(plan.layout.table);

@@ -296,7 +296,7 @@ impl Connection {
                     waits = true;
                 }
                 Some(Answer::No(reason)) => return Err(Trouble::No(reason.to_owned())),
-                None => return Err(protocol("an answer that is none")),
+                None => return Err(protocol("an answer that makes no sense")),
             }
         }
         while let Some(rest) = buf.get_mut(*filled..).filter(|rest| !rest.is_empty()) {

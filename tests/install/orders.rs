@@ -76,7 +76,7 @@ impl ControlConnection {
         panic!("no decision");
     }
 
-    /// The number of the installation that it is told to make.
+    /// The number of the installation that was ordered.
     fn installation(&mut self) -> Installation {
         match self.decision() {
             Decision::Format(Some(offer)) => offer.more.installation.expect("a number"),
@@ -132,7 +132,11 @@ fn only_its_own_installation_completes_an_order() {
     let number = talk.installation();
     let mut late = lab.pi(hello(serial), PI);
     late.notify(Notice::Committed { id: lab.id(), installation: Some(Installation(number.0 ^ 5)) });
-    assert_eq!(late.installation(), number, "a late report of another installation is none of this one");
+    assert_eq!(
+        late.installation(),
+        number,
+        "a late report of another installation does not count for this one"
+    );
     // Another Pi's card, or its report, says nothing of this one.
     let other = Hello { card: Some(lab.id()), installation: Some(number), ..hello("10000000cafe0003") };
     let mut talk = lab.pi(other, PI);

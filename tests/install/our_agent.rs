@@ -22,7 +22,7 @@ use piman_core::install::receipt::Way;
 
 const SIZE: u64 = 256 << 20;
 
-/// A server of old: it says its piece and never reads what it does not know.
+/// An old server: it sends its lines and never reads what it does not know.
 #[derive(Clone)]
 struct Old {
     /// What it sends at connect.

@@ -102,7 +102,7 @@ proptest! {
         let block = proof.encode();
         prop_assert_eq!(block.len(), piman_core::install::receipt::SIZE);
         prop_assert_eq!(Proof::parse(&block), Some(proof.clone()));
-        // A block that was written in part is none, or it says which image it is.
+        // A block that was written in part is refused, or says which image it is.
         let mut half = block;
         half[cut..].fill(0);
         if let Some(read) = Proof::parse(&half) {
@@ -188,7 +188,7 @@ proptest! {
         }
     }
 
-    /// The counter that a card remembers: it only grows, and a damaged one is none.
+    /// The counter that a card remembers: it only grows, and a damaged one is refused.
     #[test]
     fn counters(counters in prop::collection::vec(any::<u64>(), 1..6), at in 0_u64..56, bit in 0_u8..8) {
         let disk = tempfile::tempfile().unwrap();

@@ -1,4 +1,4 @@
-//! The programs under test, as they are built: those in the folder `PIMAN_BIN_DIR`, by whoever has just built them,
+//! The programs under test, as they are built: those in the folder `PIMAN_BIN_DIR`, if they have just been built,
 //! or what cargo builds once for each run of a test binary.
 
 use std::collections::BTreeMap;

@@ -87,7 +87,7 @@ fn parse_entry(entry: &str) -> Option<(u16, Option<u32>, u16)> {
     let (tag, name, may, number) = match fields[..] {
         [tag, name, may] => (tag, name, may, None),
         [tag, name, may, number] => (tag, name, may, Some(number)),
-        // Some leave the name out where there is none.
+        // Some leave out an empty name.
         [tag @ ("other" | "o" | "mask" | "m"), may] => (tag, "", may, None),
         _ => return None,
     };

@@ -175,7 +175,7 @@ fn name(value: &[u8]) -> Result<Option<Vec<u8>>, Damage> {
 fn list(text: &[u8]) -> Option<Vec<u8>> {
     let list = acl::parse(text);
     if list.is_none() && !text.is_empty() {
-        warning!("an access control list that is none, or too long, is left out");
+        warning!("an access control list that cannot be read, or is too long, is left out");
     }
     list
 }

@@ -155,7 +155,7 @@ impl Agent {
         match (ours, self.pending, &mut self.decision) {
             (Some((b"offer", fields)), Pending::Decision, Decision::Format(offer)) => {
                 Offer::read(fields, offer);
-                // Without it this would look like a server of old, which sends what nobody checks.
+                // Without it this would look like an old server, which sends what nobody checks.
                 if offer.is_none() {
                     self.decision = Decision::Unclear;
                 }

@@ -191,7 +191,7 @@ enum Turn<'a> {
 /// What was said last to a server that may be an old one and may not have read it yet.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Last {
-    /// Nothing, or the server is none.
+    /// Nothing, or the peer is no server of piman.
     Nothing,
     /// A line that such a server does not act on.
     Line,

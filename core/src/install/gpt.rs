@@ -172,7 +172,7 @@ pub const fn header_at(copy: Copy, sectors: u64) -> u64 {
 }
 
 impl Header {
-    /// Reads one that lies in the sector `at`; `None` if it is none or its checksum is wrong.
+    /// Reads one that lies in the sector `at`; `None` if its signature or its checksum is wrong.
     #[must_use]
     pub fn read(bytes: &[u8; HEADER], at: u64) -> Option<Self> {
         let mut fields = Fields(bytes);

@@ -15,7 +15,7 @@
 //! table 31864651776 0f1e...     the chunk table of the image for root filesystems of this size; any number
 //! ```
 //!
-//! What is not exactly this is none: an agent never passes over what it does not understand. The
+//! Anything else is refused: an agent never passes over what it does not understand. The
 //! signature is minisign's over the manifest as a file. On the fetch port (`fetch manifest ID`,
 //! with the archive's id) both come as one: the four lines of the signature, then the manifest.
 
@@ -49,7 +49,7 @@ pub struct Manifest<'a> {
 }
 
 impl<'a> Manifest<'a> {
-    /// Reads a whole manifest; `None` if it is none, of another version, or says anything that is
+    /// Reads a whole manifest; `None` if it is no manifest, of another version, or says anything that is
     /// not understood.
     #[must_use]
     pub fn parse(text: &'a str) -> Option<Self> {
@@ -203,7 +203,7 @@ mod tests {
     fn anything_else_is_none() {
         let text = draft(&DEVICES, &[(5, Hash([2; 32]))]).to_string();
         assert!(Manifest::parse(&text).is_some());
-        // Cut anywhere but between two lines of which any number may be there, it is none.
+        // Cut anywhere but between two lines of which any number may be there, it is refused.
         let ends: Vec<usize> = text.match_indices('\n').map(|(at, _)| at + 1).skip(6).collect();
         for n in (0..text.len()).filter(|n| !ends.contains(n)) {
             assert_eq!(Manifest::parse(&text[..n]), None, "{n} bytes");

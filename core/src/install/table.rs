@@ -224,7 +224,7 @@ impl Header {
             .bytes
     }
 
-    /// Reads a header alone, for whoever wants to know what an image is; `None` if it is none.
+    /// Reads a header alone, for whoever wants to know what an image is; `None` if it is no header of a table.
     /// Only [`Table::parse`] checks it against the entries.
     #[must_use]
     pub fn decode(bytes: &[u8; HEADER]) -> Option<Self> {

@@ -139,7 +139,7 @@ pub enum End {
     ProtocolError,
 }
 
-/// An answer that is none to the question is the driver's mistake, told as a failure.
+/// An answer to another question is the driver's mistake, reported as a failure.
 pub(super) fn refusal(answer: Result<Value, Refusal>) -> Refusal {
     answer.err().unwrap_or(Refusal::Failed)
 }

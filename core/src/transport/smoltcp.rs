@@ -50,7 +50,7 @@ impl Default for Limits {
 pub enum Error {
     /// The socket is in use.
     Busy,
-    /// The address is none that can be connected to or listened on.
+    /// The address cannot be connected to or listened on.
     Address,
     /// The peer refused the connection.
     Refused,

@@ -25,7 +25,7 @@ pub enum ListCommand {
     /// Put Pis into the device list: with --only-known, others are not served
     #[command(
         after_help = "DEVICE is a serial number (all 16 digits, or the last 8), a hardware address, or the address \
-        of an old Pi, which is known by nothing else: then whoever has that address is served. A running server heeds \
+        of an old Pi, which is known by nothing else: then any machine with that address is served. A running server heeds \
         the list at once."
     )]
     Add {

@@ -376,7 +376,7 @@ fn boot(checkup: &mut Checkup, settings: &netboot::Settings, ip: IpAddr) {
         (dhcp::Mode::Proxy, true) => (
             Health::Warning,
             format!(
-                "no server answers on {}: a proxy gives no addresses; use --dhcp server if there is none",
+                "no server answers on {}: a proxy gives no addresses; use --dhcp server if the network has no DHCP server",
                 dhcp.interface
             ),
         ),

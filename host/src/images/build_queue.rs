@@ -29,7 +29,7 @@ pub enum Availability {
     Ready(ImageOffer),
     /// It is being made; so many per cent are done.
     Making(u8),
-    /// There is none, but the Pi can extract the archive by itself.
+    /// There is no image, but the Pi can extract the archive by itself.
     Archive,
     /// The archive cannot be installed by any path.
     Impossible(String),

@@ -51,7 +51,7 @@ pub(crate) fn create(path: &Path, mode: u32, bytes: &[u8]) -> anyhow::Result<()>
 /// Reads a secret key, for whose password it asks if it has one.
 ///
 /// # Errors
-/// If it is none, or the password is wrong.
+/// If it is no key, or the password is wrong.
 pub fn secret_key(file: &Path, password: &Password) -> anyhow::Result<SecretKey> {
     let name = file.display();
     let text = fs::read_to_string(file).with_context(|| format!("reading the secret key {name}"))?;
@@ -90,7 +90,7 @@ fn file(state: &Path, id: Hash) -> PathBuf {
 /// Keeps a signed manifest in the state folder, from where a server sends it.
 ///
 /// # Errors
-/// If it is none, or cannot be written.
+/// If it cannot be made or written.
 pub fn keep(state: &Path, signature: &str, text: &str) -> anyhow::Result<PathBuf> {
     SignatureBox::from_string(signature).context("this is no signature of minisign")?;
     let image = Manifest::parse(text).context("this is no manifest")?.image;

@@ -355,7 +355,7 @@ impl Source {
             return now;
         }
         let new = open(&self.path).map(Arc::new);
-        // Whoever waits for news looks again: that it is as bad as before is none.
+        // Who waits for a change looks again; an archive that stays bad is no change.
         let is_news = new.as_ref().err() != now.archive.as_ref().err();
         if new.is_ok() || is_news {
             now.archive = new;

@@ -35,10 +35,10 @@ impl Format {
     }
 }
 
-/// The variable for whoever cannot change the command line, as in a unit of systemd.
+/// The variable, where the command line cannot be changed, as in a unit of systemd.
 const FORMAT: &str = "PIMAN_LOG_FORMAT";
 
-/// The variable says a format that there is none of.
+/// The variable names an unknown format.
 #[derive(Debug, thiserror::Error)]
 #[error("{FORMAT} is `{0}`: write human or json")]
 struct BadFormat(String);

@@ -157,7 +157,7 @@ impl Data {
     /// as [`to_json`](Self::to_json) writes it.
     ///
     /// # Errors
-    /// If it is a number that no peer could get exactly, or an object that begins as one of those and is none.
+    /// If it is a number that no peer could get exactly, or an object that begins as one of those and goes on otherwise.
     pub fn typed(text: &str) -> anyhow::Result<Self> {
         let digits = text.strip_prefix('-').unwrap_or(text);
         if !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit()) && text.parse::<i64>().is_err() {
@@ -217,7 +217,7 @@ impl Data {
                 "inf" => Self::Float(f64::INFINITY),
                 "-inf" => Self::Float(f64::NEG_INFINITY),
                 "nan" => Self::Float(f64::NAN),
-                other => bail!("`{other}` is none of inf, -inf and nan"),
+                other => bail!("`{other}` is not inf, -inf or nan"),
             },
             ("$tuple", Json::Array(members)) => Self::Tuple(all(members)?),
             ("$set", Json::Array(members)) => Self::Set(all(members)?),
@@ -230,7 +230,7 @@ impl Data {
                 Self::Dict(pairs.iter().map(pair).collect::<anyhow::Result<_>>()?)
             }
             _ => bail!(
-                "`{tag}` is none of $bytes, $bytearray (hexadecimal digits), $float (inf, -inf, nan), $tuple, $set, \
+                "`{tag}` is not known: there are $bytes, $bytearray (hexadecimal digits), $float (inf, -inf, nan), $tuple, $set, \
                  $frozenset (lists) and $dict (a list of pairs); a dictionary with such a key is written {{\"$dict\": [[\"{tag}\", ...]]}}"
             ),
         })

@@ -430,7 +430,7 @@ impl Engine {
     /// When to call [`expire`](Self::expire).
     pub(super) fn deadline(&self) -> Option<tokio::time::Instant> {
         let at = self.session.calls.next_deadline_ms()?;
-        // A deadline of centuries is none.
+        // A deadline in centuries means no deadline.
         Some(self.began.checked_add(Duration::from_millis(at))?.into())
     }
 

@@ -23,7 +23,7 @@ use crate::sys::lock::lock;
 const WRITE_STALL: Duration = Duration::from_secs(300);
 /// How often it is tried whether there is room again.
 const RETRY: Duration = Duration::from_secs(1);
-/// How often it is said that there is none.
+/// How often missing space is logged.
 const SAY: u32 = 60;
 
 /// What all connections share.

@@ -56,7 +56,7 @@ pub struct Transfers {
 pub struct Served {
     /// What it was about, if the client said so.
     pub name: Option<Name>,
-    /// The name that it said, if it is none that can be served, and why not.
+    /// The name that it asked for, if that cannot be served, and why not.
     pub bad_name: Option<(String, BadName)>,
     /// How it ended.
     pub end: Result<End, io::Error>,

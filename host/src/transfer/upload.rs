@@ -13,7 +13,7 @@ use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 use std::os::unix::fs::MetadataExt;
 
-/// Whoever hashes what it has is expected to do so at this pace at least, in bytes a second.
+/// The least rate at which a peer is expected to hash what it has, in bytes a second.
 pub(super) const HASH_PACE: u64 = 10_000_000;
 
 /// How much is read at once to be hashed.

@@ -174,7 +174,7 @@ fn parse_port(text: &str) -> Result<u16, &'static str> {
 
 impl Options {
     /// Reads a kernel command line. Never fails: what is not understood is in `complaints`. Where no disk can be made
-    /// out of `piman.disk=`, there is none, and the attempt says so.
+    /// out of `piman.disk=`, none is used, and the attempt reports it.
     #[must_use]
     pub fn parse(line: &[u8]) -> Self {
         let line = line.get(..CMDLINE_MAX).unwrap_or(line);

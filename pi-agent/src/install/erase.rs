@@ -41,7 +41,7 @@ pub(super) fn erase_proof(
         }
     }
     let begun = disk.begin(layout, kept)?;
-    // Without its first block a filesystem is none.
+    // Without its first block nothing is a filesystem.
     for at in &firsts {
         write_first_block(disk, *at, &[0; BLOCK])?;
     }

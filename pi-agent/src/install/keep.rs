@@ -172,7 +172,7 @@ fn lost(
     let place = format!("partition {number} of {disk}, {length} at byte {offset}, {}", content.text);
     match (wanted, kept) {
         (None, _) => format!(
-            "{place}, is none that this installation would make or keep: say piman.keep_data=SIZE,LABEL (--keep-data) \
+            "{place}, is not what this installation would make or keep: say piman.keep_data=SIZE,LABEL (--keep-data) \
              with the size that it was made with to keep it; {NONE}"
         ),
         (Some(_), Some(_)) => format!(
@@ -361,7 +361,7 @@ mod tests {
         assert_eq!(asked(&keeping, &disk, Card::Incomplete, 6).unwrap(), None);
         put(&[1; 4], 0x42c);
         refused(asked(&keeping, &disk, Card::Incomplete, 5), &["\"work\"", "does not name it"]);
-        // One of this name is none that somebody wanted erased.
+        // Nobody wanted one of this name erased.
         refused(asked(&keeping, &disk, foreign(), 5), &["\"work\""]);
         put(b"LUKS\xba\xbe\0\x02", 0);
         for card in [Card::Incomplete, Card::Unmarked, foreign()] {

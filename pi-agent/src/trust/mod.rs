@@ -57,7 +57,7 @@ impl Key {
     /// Reads a key as minisign writes it: its file, or the line of base64 in it.
     ///
     /// # Errors
-    /// If it is none.
+    /// If it is no public key of minisign.
     pub fn parse(text: &str, from: impl Into<String>) -> anyhow::Result<Self> {
         let line = text.lines().map(str::trim).rfind(|line| !line.is_empty()).unwrap_or_default();
         let key = PublicKey::from_base64(line).map_err(|_| anyhow!("this is no public key of minisign"))?;
@@ -134,7 +134,7 @@ impl Key {
     ) -> anyhow::Result<Offer> {
         let (signature, text) = manifest::split(signed).context("what came is no signed manifest")?;
         let signature = Signature::decode(signature.trim_end())
-            .map_err(|_| anyhow!("the image's signature is none of minisign's"))?;
+            .map_err(|_| anyhow!("the image's signature is not in minisign's format"))?;
         match self.key.verify(text.as_bytes(), &signature, true) {
             Ok(()) => {}
             Err(minisign_verify::Error::UnexpectedKeyId) => bail!("the image is signed by another key"),

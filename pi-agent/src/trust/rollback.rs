@@ -20,7 +20,7 @@ pub fn rollback_counter(disk: &File, bytes: u64) -> u64 {
     remembered(disk).max(inspect::look(disk, bytes).counter())
 }
 
-/// Remembers the counter of what is installed, before that is erased: an agent of old has not.
+/// Remembers the counter of what is installed, before that is erased: earlier agents did not.
 ///
 /// # Errors
 /// If the disk cannot be written.

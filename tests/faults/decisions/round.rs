@@ -49,9 +49,9 @@ enum Orders {
 enum Moment {
     /// So many microseconds after the Pi was switched on.
     After(u64),
-    /// So many after the first write to its disk.
+    /// This long after the first write to its disk.
     FirstWrite(u64),
-    /// So many after it was told to format.
+    /// This long after it was ordered to format.
     Told(u64),
 }
 

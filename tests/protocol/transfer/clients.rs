@@ -1,4 +1,4 @@
-//! Our clients with servers of old, and with such as lie.
+//! Our clients with old servers, and with servers that lie.
 
 use super::*;
 

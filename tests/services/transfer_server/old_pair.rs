@@ -10,7 +10,7 @@ use piman_tests::running::Running;
 
 use super::*;
 
-/// A server of old, killed when dropped.
+/// An old server, killed when dropped.
 struct OldServer {
     _child: Running,
     folder: tempfile::TempDir,
@@ -46,7 +46,7 @@ fn python(program: &str) -> Command {
     python
 }
 
-/// The client of old; whether it is content.
+/// The old client; whether it succeeds.
 fn old_client(operation: &str, server: SocketAddr, file: &str, path: &Path) -> bool {
     let mut client = python(include_str!("old_client.py"));
     client.args([operation, &server.port().to_string(), file]).arg(path);

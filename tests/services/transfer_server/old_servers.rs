@@ -1,10 +1,10 @@
-//! Our clients with servers of old.
+//! Our clients with old servers.
 
 use piman_core::transfer::{PROBE, RANGES};
 
 use super::*;
 
-/// A server of old: it knows `D` and `U`, and does with anything else, and with the name that our clients ask it
+/// An old server: it knows `D` and `U`, and does with anything else, and with the name that our clients ask it
 /// for, what `odd` says; `boasts` of ranges, of which it then knows nothing.
 fn old_server(
     content: &'static [u8],

@@ -183,7 +183,7 @@ fn whoever_lost_its_network_is_noticed_while_it_reads_and_while_it_does_not() {
     drop(reading.join().unwrap());
 }
 
-/// A server of old, with little room in its system, that stops for a while before it reads the bytes.
+/// An old server, with little room in its system, that stops for a while before it reads the bytes.
 fn slow_server(pause: Duration, size: usize) -> (SocketAddr, thread::JoinHandle<Vec<u8>>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     SockRef::from(&listener).set_recv_buffer_size(16 << 10).unwrap();
@@ -216,7 +216,7 @@ fn our_client_waits_for_a_slow_server_unless_it_is_told_for_how_long() {
     let size = 16 << 20;
     fs::write(from.path(), noise(size, 8)).unwrap();
     let second = Duration::from_secs(1);
-    // An answer may take one second; the server's pause is none.
+    // An answer may take one second; the server does not pause.
     let patient = Deadlines { silence: second, tries: 1, ..deadlines() };
     let put_to = |server: SocketAddr, deadlines| {
         put(from.path(), ("127.0.0.1", server.port()), &name("f"), deadlines, &mut |_| {})

@@ -78,7 +78,7 @@ pub(super) fn number<T: Number>(fields: &[u8], key: &str) -> Option<T> {
 
 /// What a field can be a number of.
 pub(super) trait Number: Sized {
-    /// `None` if it is none, or too large.
+    /// `None` if it is no number, or too large.
     fn field(fields: &[u8], key: &str) -> Option<Self>;
 }
 

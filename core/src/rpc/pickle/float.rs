@@ -6,7 +6,7 @@ const DIGITS_MAX: usize = 100;
 /// ToText of 32 bits: for so many digits, times ten to the 308th or over ten to the 324th and all digits.
 const WORDS: usize = 52;
 
-/// Reads `-1.5e-7`, `inf`, `nan` and the like; `None` if it is none.
+/// Reads `-1.5e-7`, `inf`, `nan` and the like; `None` if it is no number.
 pub(super) fn parse(text: &[u8]) -> Option<f64> {
     let (negative, text) = match text {
         [b'-', rest @ ..] => (true, rest),

@@ -52,7 +52,7 @@ pub enum Role {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub enum Event<'a> {
-    /// The other end is there. All streams of before are gone.
+    /// The other end is there. All earlier streams are gone.
     Up,
     /// The other end is gone, and with it all streams.
     Down,

@@ -1,4 +1,4 @@
-//! A small but real root filesystem for whoever has none at hand: a few thousand entries of
+//! A small but real root filesystem for a first try: a few thousand entries of
 //! all kinds, about 100 MB, made here.
 
 use std::fs::File;

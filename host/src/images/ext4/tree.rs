@@ -251,7 +251,7 @@ impl Tree {
             let name = utf8(name)?;
             let wrong = || Error::Entry {
                 name: entry.path.escape_ascii().to_string(),
-                why: format!("has an access control list that is none ({name})"),
+                why: format!("has an access control list that cannot be read ({name})"),
             };
             let acl = match name {
                 "system.posix_acl_access" => Some(false),

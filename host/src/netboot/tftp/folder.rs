@@ -29,7 +29,7 @@ pub struct Found {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum NoFile {
-    /// There is none of that name.
+    /// There is no such file.
     #[error("there is no such file")]
     Missing,
     /// The name could lead out of the folder.

@@ -231,7 +231,7 @@ pub fn those_present() -> Vec<(PathBuf, u64)> {
 
 fn list(disks: &[Disk]) -> String {
     if disks.is_empty() {
-        return "there is none at all (is a card in the slot?)".into();
+        return "there is no disk at all (is a card in the slot?)".into();
     }
     let disks: Vec<String> = disks.iter().map(ToString::to_string).collect();
     format!("there are: {}", disks.join("; "))

@@ -41,7 +41,7 @@ impl Made {
         self.device(at, "", &[("size", sectors.as_bytes()), ("ro", b"0\n"), ("dev", b"4095:1048575\n")]);
         let folder = self.folder.path().join("sys");
         symlink(folder.join("devices").join(at), folder.join("block").join(name)).unwrap();
-        // The device that a disk is: the nearest folder above that is none of block's.
+        // The device that a disk is: the nearest folder above that does not belong to the subsystem `block`.
         let device = Path::new(at).ancestors().skip(1).find(|above| !above.ends_with("block")).unwrap();
         symlink(folder.join("devices").join(device), folder.join("devices").join(at).join("device")).unwrap();
         fs::write(self.folder.path().join("dev").join(name), b"").unwrap();
@@ -151,7 +151,7 @@ fn a_card_alone_is_the_one() {
     assert!(text.starts_with("no disk is type=usb; there are: "), "{text}");
     let known = "mmcblk0 29.0 GiB mmc \"SC32G\", serial 0x1f2e3d4c, by-id=mmc-SC32G_0x1f2e3d4c";
     assert!(text.ends_with(known), "{text}");
-    assert!(none(Made::new().find("auto")).contains("there is none at all"));
+    assert!(none(Made::new().find("auto")).contains("there is no disk at all"));
 }
 
 #[test]

@@ -35,7 +35,7 @@ pub struct Interface {
     pub name: String,
     /// Its number.
     pub number: i32,
-    /// Its hardware address; `None` if it is none of Ethernet's.
+    /// Its hardware address; `None` if the interface is not Ethernet.
     pub mac: Option<[u8; 6]>,
     /// How it is.
     pub link: Link,

@@ -19,7 +19,7 @@ fn sfdisk(disk: &Disk, dump: &str) {
     let mut command = Command::new("sfdisk");
     // Where it is, an ordinary user does not look.
     command.env("PATH", format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default()));
-    // It stands aside for whoever has the disk locked.
+    // It waits while another process has the disk locked.
     command
         .args(["--quiet", "--no-reread", "--no-tell-kernel", "--lock=no", "--wipe=never"])
         .arg(disk.path());
