@@ -8,6 +8,7 @@ mod ext4;
 mod extract; // path A against GNU tar, and its faults
 mod field; // archives as they are found: access control lists, no end marker
 mod fitness; // what cannot boot is refused before a card is touched
+mod forms; // tar in all that it is packed in, a folder, a pipe
 mod image;
 mod manifest; // images: what is known, told and sent of them
 mod nth_call; // a state that fails in the middle of a decision

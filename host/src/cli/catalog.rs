@@ -15,6 +15,8 @@ use piman_core::install::manifest::{self, Draft, Manifest};
 
 use crate::cli::state_arg::StateFolder;
 use crate::images::ext4::{Images, Progress};
+use crate::images::fitness::Finding;
+use crate::images::import::{Imported, Input, import, sweep};
 use crate::images::sign::{self, Password};
 use crate::images::source::Archive;
 use crate::state::archive_facts::Content;
@@ -31,8 +33,9 @@ const BESIDE_ROOTFS: &str = ", also instead of a server's --rootfs, which must b
 pub struct AddArgs {
     #[command(flatten)]
     state: StateFolder,
-    /// The archive: gzip or zstd of tar; it stays where it is
-    #[arg(value_name = "FILE")]
+    /// The archive: tar, plain or in gzip, zstd, xz or bzip2; a folder with a root filesystem; or `-`, standard input.
+    /// gzip and zstd stay where they are, what else there is is packed once more and kept in the state folder
+    #[arg(value_name = "FILE|FOLDER|-")]
     file: PathBuf,
     /// How it is called [default: the file's name]
     #[arg(long, value_name = "NAME")]
@@ -97,22 +100,30 @@ pub struct SignArgs {
 /// If the archive is not usable or the state cannot be written.
 pub fn add(args: &AddArgs) -> anyhow::Result<String> {
     let state = args.state.open_or_make()?;
-    let path = args.file.canonicalize().with_context(|| format!("opening {}", args.file.display()))?;
-    let stem = || Some(path.file_name()?.to_str()?.split('.').next()?.to_owned());
-    let name = args.name.clone().or_else(stem).unwrap_or_default();
+    let folder = args.state.path()?;
+    let input = Input::of(&args.file)?;
+    let name = args.name.as_deref().or_else(|| input.stem()).unwrap_or_default().to_owned();
     ensure!(manifest::is_name(&name), "`{name}` is no name for an image: say --name NAME");
+    sweep(&folder, &state)?;
     let began = Instant::now();
-    let content = facts(&path, &state)?;
+    let bar = bar("packing", input.bytes());
+    let imported = import(input, &folder, &name, &|at| bar.set_position(at));
+    bar.finish_and_clear();
+    let Imported { path, form, kept } = imported?;
+    let shown = args.file.display();
+    let content = facts(&path, &args.file, &state)?;
+    // Packed once more it would look whole.
+    ensure!(
+        form.is_served() || !content.fitness.findings.iter().any(Finding::is_no_end),
+        "{shown} has no end marker, so it may be cut: pack it again with tar; nothing was added"
+    );
     let packed = fs::metadata(&path)?.len();
     let unfit = content.fitness.unfit();
     if let Some(unfit) = unfit.as_ref().filter(|_| !args.force) {
-        bail!(
-            "{} is not fit for a Pi: {unfit}. Nothing was added; --force takes it as it is",
-            path.display()
-        );
+        bail!("{shown} is not fit for a Pi: {unfit}. Nothing was added; --force takes it as it is");
     }
     let first = state.catalogue()?.images.is_empty() && args.whom.is_empty();
-    state.edit(&Edit::Add { name: name.clone(), path, takes_unfit: args.force })?;
+    state.edit(&Edit::Add { name: name.clone(), path: path.clone(), takes_unfit: args.force })?;
     let mut out = format!(
         "image {name}: {} with {} entries, {} unpacked; {} in {:.1} s\n",
         bytes(packed),
@@ -121,6 +132,13 @@ pub fn add(args: &AddArgs) -> anyhow::Result<String> {
         content.id,
         began.elapsed().as_secs_f64()
     );
+    if let Some(kept) = kept {
+        kept.keep()?;
+        // Writing to a string does not fail.
+        let _ = writeln!(out, "it was {}; what Pis get is {}", form.name(), path.display());
+    }
+    // One of this name may have been a copy, too.
+    sweep(&folder, &state)?;
     for finding in &content.fitness.findings {
         // Writing to a string does not fail.
         let _ = writeln!(out, "warning: {finding}");
@@ -136,17 +154,24 @@ pub fn add(args: &AddArgs) -> anyhow::Result<String> {
 }
 
 /// What is known of an archive, or found out, which is shown on a terminal: it is read to its end.
-fn facts(path: &Path, state: &Sqlite) -> anyhow::Result<Arc<Content>> {
+fn facts(path: &Path, shown: &Path, state: &Sqlite) -> anyhow::Result<Arc<Content>> {
     // Whether it is there is said by who opens it.
-    let size = fs::metadata(path).map_or(0, |m| m.len());
-    let bar = ProgressBar::new(size);
-    if let Ok(style) = ProgressStyle::with_template("reading {wide_bar} {bytes} of {total_bytes}, {eta} left")
-    {
-        bar.set_style(style);
-    }
-    let facts = Archive::facts_of(path, state, &|at| bar.set_position(at));
+    let bar = bar("reading", fs::metadata(path).map(|m| m.len()).ok());
+    let facts = Archive::facts_of(path, shown, state, &|at| bar.set_position(at));
     bar.finish_and_clear();
     facts
+}
+
+/// How far it is, on a terminal; without a total how much was read.
+fn bar(doing: &str, total: Option<u64>) -> ProgressBar {
+    let (bar, template) = match total {
+        Some(total) => (ProgressBar::new(total), "{wide_bar} {bytes} of {total_bytes}, {eta} left"),
+        None => (ProgressBar::new_spinner(), "{spinner} {bytes}, {elapsed}"),
+    };
+    if let Ok(style) = ProgressStyle::with_template(&format!("{doing} {template}")) {
+        bar.set_style(style);
+    }
+    bar
 }
 
 impl Whom {
@@ -204,9 +229,16 @@ pub fn default(state: &StateFolder, name: Option<&str>) -> anyhow::Result<String
 /// # Errors
 /// If there is no such image or the state cannot be written.
 pub fn remove(state: &StateFolder, name: &str) -> anyhow::Result<String> {
-    let known = state.open()?.edit(&Edit::Remove { name: name.to_owned() })?;
+    let (folder, state) = (state.path()?, state.open()?);
+    let image = state.catalogue()?.images.into_iter().find(|image| image.name == name);
+    let known = state.edit(&Edit::Remove { name: name.to_owned() })?;
     ensure!(known, "there is no image {name}; `piman image list` shows them");
-    Ok(format!("{name} is forgotten; its file stays\n"))
+    let swept = sweep(&folder, &state)?;
+    let file = match image.filter(|image| swept.contains(&image.path)) {
+        Some(image) => format!("{} is removed", image.path.display()),
+        None => "its file stays".into(),
+    };
+    Ok(format!("{name} is forgotten; {file}\n"))
 }
 
 /// `piman image list`: those with names.
@@ -261,7 +293,7 @@ pub fn sign(args: &SignArgs) -> anyhow::Result<String> {
             (stem.filter(|n| manifest::is_name(n)).unwrap_or("rootfs").to_owned(), path)
         }
     };
-    let content = facts(&path, &state)?;
+    let content = facts(&path, &path, &state)?;
     if let (Some(manifest), Some(signature)) = (&args.manifest, &args.signature) {
         let file = sign::import(&folder, content.id, manifest, signature)?;
         return Ok(format!("{name} is signed: {}\n", file.display()));

@@ -55,7 +55,7 @@ enum Command {
         #[command(flatten)]
         whom: catalog::Whom,
     },
-    /// Forget an archive; its file stays
+    /// Forget an archive; its file stays, but for a copy in the state folder
     Remove {
         #[command(flatten)]
         state: StateFolder,

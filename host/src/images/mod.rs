@@ -2,6 +2,7 @@
 //!
 //! | module | what lives there |
 //! |---|---|
+//! | [`import`] | archives of other forms, made into such as Pis read |
 //! | [`source`] | an archive on disk, its versions, and what is known of them |
 //! | [`catalog`] | which archive a Pi gets |
 //! | [`build_queue`] | images that are being built |
@@ -13,5 +14,6 @@ pub mod build_queue;
 pub mod catalog;
 pub mod ext4;
 pub mod fitness;
+pub mod import;
 pub mod sign;
 pub mod source;

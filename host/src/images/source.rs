@@ -113,8 +113,13 @@ impl Archive {
     /// that is known is not read again. `progress` is told how many bytes were read.
     ///
     /// # Errors
-    /// If it cannot be read, is damaged, or changes meanwhile.
-    pub fn facts_of(path: &Path, state: &dyn State, progress: &dyn Fn(u64)) -> anyhow::Result<Arc<Content>> {
+    /// If it cannot be read, is damaged, or changes meanwhile; it is called `shown` then.
+    pub fn facts_of(
+        path: &Path,
+        shown: &Path,
+        state: &dyn State,
+        progress: &dyn Fn(u64),
+    ) -> anyhow::Result<Arc<Content>> {
         let archive = open(path).map_err(anyhow::Error::msg)?;
         if let Some(facts) = archive.known(state) {
             return Ok(facts);
@@ -124,7 +129,7 @@ impl Archive {
             true
         };
         let facts =
-            archive.check(&go_on).map_err(|e| anyhow::anyhow!("{} is not usable: {e}", path.display()))?;
+            archive.check(&go_on).map_err(|e| anyhow::anyhow!("{} is not usable: {e}", shown.display()))?;
         archive.keep(state, &facts);
         Ok(Arc::new(facts))
     }
@@ -254,15 +259,21 @@ impl Source {
             })
         })?;
         if meta.is_dir() {
-            let pack = format!("tar --xattrs -C {} -czf rootfs.tgz .", path.display());
-            return Err(unusable(format!("it is a folder; pack it with `{pack}`")));
+            return Err(unusable(format!(
+                "it is a folder; add it with `piman image add {}`",
+                path.display()
+            )));
         }
         let archive = Archive::open(path).map_err(|e| unusable(e.to_string()))?;
         let mut begin = [0; 4];
         let n = archive.file.read_at(&mut begin, 0).map_err(|e| unusable(e.to_string()))?;
         if packing(begin.get(..n).unwrap_or_default()).is_none() {
-            let reason = "it is neither gzip nor zstd; pack the root filesystem with `tar --xattrs -czf`";
-            return Err(unusable(if n == 0 { "it is empty".into() } else { reason.into() }));
+            let add = format!(
+                "`piman image add {}` says what it is, and takes plain tar, xz and bzip2",
+                path.display()
+            );
+            let reason = format!("it is neither gzip nor zstd; {add}");
+            return Err(unusable(if n == 0 { "it is empty".into() } else { reason }));
         }
         let now = Now { archive: Ok(Arc::new(archive)), closed: false };
         Ok(Self::new(path, now))

@@ -37,12 +37,20 @@ pub struct Finding {
     pub text: String,
 }
 
+/// The kind of an archive without an end marker.
+const NO_END: &str = "no-end-marker";
+
 impl Finding {
+    /// Whether it says that the archive has no end marker.
+    pub(crate) fn is_no_end(&self) -> bool {
+        self.kind == NO_END
+    }
+
     /// The archive has no end marker. Its packing ends as it should, or it would be damaged: a remark.
     pub(crate) fn no_end() -> Self {
         Self {
             severity: Severity::Warning,
-            kind: "no-end-marker".into(),
+            kind: NO_END.into(),
             text: "the archive has no end marker: its packing is whole, and some archivers never write the marker; \
                    if tar was ended while gzip or zstd went on, the last files are missing: compare the end of \
                    `tar -tvf ARCHIVE` with what was packed"
