@@ -5,7 +5,7 @@ use std::io::{self, BufReader, ErrorKind, Read};
 use std::rc::Rc;
 
 use anyhow::Context;
-use liblzma::stream::{CONCATENATED, Error as XzError, Stream};
+use liblzma::stream::{CONCATENATED, Error as XzError, Stream, TELL_UNSUPPORTED_CHECK};
 
 use super::Form;
 
@@ -50,8 +50,8 @@ pub(super) fn tar_in<'r, R: Read + 'r>(
     let from = BufReader::with_capacity(1 << 16, from);
     Ok(match form {
         Form::Xz => {
-            let stream =
-                Stream::new_stream_decoder(XZ_MEMORY, CONCATENATED).context("starting to unpack xz")?;
+            let stream = Stream::new_stream_decoder(XZ_MEMORY, CONCATENATED | TELL_UNSUPPORTED_CHECK)
+                .context("starting to unpack xz")?;
             Box::new(Faults { from: liblzma::bufread::XzDecoder::new_stream(from, stream), at })
         }
         Form::Bzip2 => Box::new(Faults { from: bzip2::bufread::MultiBzDecoder::new(from), at }),
@@ -73,6 +73,10 @@ impl<R: Read> Read for Faults<R> {
             match (xz, e.kind()) {
                 (Some(XzError::MemLimit), _) => io::Error::other(
                     "unpacking it takes more than 256 MiB of memory: unpack it with `xz -d`, and add the tar archive",
+                ),
+                (Some(XzError::UnsupportedCheck), _) => io::Error::new(
+                    ErrorKind::InvalidData,
+                    "its checksums are of a kind that is not known, so it cannot be checked",
                 ),
                 (Some(XzError::Mem), _) => ErrorKind::OutOfMemory.into(),
                 (None, ErrorKind::UnexpectedEof) => io::Error::new(
