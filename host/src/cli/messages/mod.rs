@@ -1,30 +1,30 @@
 //! `piman messages`.
+//!
+//! | file | what lives there |
+//! |---|---|
+//! | `connection` | a connection, made again when it is lost |
+//! | `output` | where messages go |
 
-use std::fs::{File, Permissions};
-use std::io::{self, BufRead, ErrorKind, Read, Write};
-use std::os::unix::fs::PermissionsExt as _;
+mod connection;
+mod output;
+
+use std::fs::File;
+use std::io::{self, BufRead, Read};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
-use piman_core::hosted::backoff::Backoff;
 use piman_core::messages::{PORT, SIZE_MAX};
 use tokio::sync::mpsc;
-use tokio::time::{sleep, timeout};
+use tokio::time::sleep;
 
 use crate::messages::Plugin;
-use crate::messages::transport::{
-    ConnectError, Failure, Hooks, MakePlugins, NotSent, Peer, Settings, connect,
-};
-use crate::sys::clock::now_ms;
-use crate::sys::lock::lock;
+use crate::messages::transport::{ConnectError, Failure, NotSent};
 use crate::text::duration::HumanDuration;
-
-/// How many messages may wait to be printed.
-const WAITING_MAX: usize = 256;
+use connection::Link;
+use output::Output;
 
 /// Send and receive messages on a message channel
 #[derive(Debug, Subcommand)]
@@ -411,235 +411,6 @@ fn read(path: &Path) -> anyhow::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Connects, and again.
-struct Link<'a> {
-    common: &'a Common,
-    plugins: Box<MakePlugins>,
-    tries: u32,
-    backoff: Backoff,
-}
-
-impl<'a> Link<'a> {
-    fn new(common: &'a Common, tries: u32) -> Self {
-        let backoff = Backoff::new(Duration::from_millis(250), Duration::from_secs(30));
-        Self { common, plugins: Plugin::make(&common.plugins), tries, backoff }
-    }
-
-    fn server(&self) -> String {
-        self.common.server.to_string()
-    }
-
-    /// Connects; an attempt that fails is repeated as often as was asked for.
-    async fn connect(&mut self) -> Result<Line, MessagesError> {
-        let within = self.common.timeout.0;
-        let settings = Settings { limit: self.common.limit_mib << 20, stall: within, ..Settings::default() };
-        let mut failed = 0_u32;
-        loop {
-            let (to, messages) = mpsc::channel(WAITING_MAX);
-            let why: Arc<Mutex<Option<String>>> = Arc::default();
-            let hooks = Forward { to, why: Arc::clone(&why) };
-            let server = self.server();
-            match connect(server.clone(), within, settings.clone(), Some(&*self.plugins), hooks).await {
-                Ok(peer) => {
-                    if failed > 0 {
-                        tracing::info!("connected to {server}");
-                    }
-                    return Ok(Line { server, within, peer, messages, why });
-                }
-                Err(e) => {
-                    failed = failed.saturating_add(1);
-                    if failed == self.tries {
-                        return Err(e.into());
-                    }
-                    let wait = self.backoff.wait();
-                    // Once; the others would say the same.
-                    let level = if failed == 1 { tracing::Level::WARN } else { tracing::Level::DEBUG };
-                    crate::log_at!(level, "{e}; trying again");
-                    sleep(wait).await;
-                }
-            }
-        }
-    }
-
-    /// After a connection that was there.
-    async fn lost(&mut self, why: Option<&str>) {
-        let why = why.unwrap_or("the server closed it");
-        tracing::warn!("the connection to {} is lost: {why}; trying again", self.common.server);
-        self.backoff.reset();
-        sleep(self.backoff.wait()).await;
-    }
-}
-
-/// A connection.
-struct Line {
-    server: String,
-    within: Duration,
-    peer: Peer,
-    messages: mpsc::Receiver<Vec<u8>>,
-    why: Arc<Mutex<Option<String>>>,
-}
-
-impl Line {
-    /// The next message; `None` if the connection is over.
-    async fn next(&mut self) -> Option<Vec<u8>> {
-        self.messages.recv().await
-    }
-
-    /// Why it is over, if it was not closed in order.
-    fn why(&self) -> Option<String> {
-        lock(&self.why).take()
-    }
-
-    /// Sends one message, and prints the reply if there is to be one.
-    async fn send(
-        &mut self,
-        what: &str,
-        message: Vec<u8>,
-        reply: bool,
-        output: &mut Output,
-    ) -> anyhow::Result<()> {
-        let (what, server) = (format!("{what} ({} bytes)", message.len()), self.server.clone());
-        if let Err(why) = self.peer.send(message).await {
-            return Err(match (why, self.why()) {
-                (NotSent::Closed, Some(why)) => MessagesError::Lost { server, why },
-                (why, _) => MessagesError::NotSent { what, server, why },
-            }
-            .into());
-        }
-        if !reply {
-            return Ok(());
-        }
-        match timeout(self.within, self.next()).await {
-            Ok(Some(message)) => output.message(&message).map(drop),
-            Ok(None) => {
-                let why =
-                    self.why().unwrap_or_else(|| format!("it was closed before a reply to {what} came"));
-                Err(MessagesError::Lost { server, why }.into())
-            }
-            Err(_) => Err(MessagesError::NoReply { server, what, within: self.within }.into()),
-        }
-    }
-
-    async fn close(self) -> anyhow::Result<()> {
-        self.peer.close();
-        self.peer.closed().await;
-        Ok(())
-    }
-}
-
-/// Hands on what comes.
-struct Forward {
-    to: mpsc::Sender<Vec<u8>>,
-    why: Arc<Mutex<Option<String>>>,
-}
-
-impl Hooks for Forward {
-    fn message(&mut self, peer: &Peer, message: Vec<u8>) {
-        if self.to.try_send(message).is_err() {
-            *lock(&self.why) = Some("messages came more quickly than they could be printed".into());
-            peer.cut();
-        }
-    }
-
-    fn ready(&mut self) -> bool {
-        self.to.capacity() > WAITING_MAX / 2
-    }
-
-    fn close(&mut self, _peer: &Peer, why: Option<&Failure>) {
-        if let Some(why) = why {
-            lock(&self.why).get_or_insert_with(|| why.to_string());
-        }
-    }
-}
-
-/// Where messages go.
-enum Output {
-    Lines,
-    Json,
-    Raw,
-    Files { folder: PathBuf, next: u64 },
-}
-
-impl Output {
-    fn open(args: &Print) -> anyhow::Result<Self> {
-        Ok(match &args.output {
-            Some(folder) => {
-                std::fs::create_dir_all(folder)
-                    .with_context(|| format!("making the folder {} (--output)", folder.display()))?;
-                Self::Files { folder: folder.clone(), next: 1 }
-            }
-            None if args.json => Self::Json,
-            None if args.raw => Self::Raw,
-            None => Self::Lines,
-        })
-    }
-
-    /// Prints a message; `false` if nobody reads any more.
-    fn message(&mut self, message: &[u8]) -> anyhow::Result<bool> {
-        let line = match self {
-            Self::Raw => message.to_vec(),
-            Self::Lines => (shown(message) + "\n").into_bytes(),
-            Self::Json => json(message).into_bytes(),
-            Self::Files { folder, next } => {
-                let path = store(folder, next, message)
-                    .with_context(|| format!("writing a message to {}", folder.display()))?;
-                (path.display().to_string() + "\n").into_bytes()
-            }
-        };
-        let mut out = io::stdout().lock();
-        match out.write_all(&line).and_then(|()| out.flush()) {
-            Ok(()) => Ok(true),
-            Err(e) if e.kind() == ErrorKind::BrokenPipe => Ok(false),
-            Err(e) => Err(e).context("writing to standard output"),
-        }
-    }
-}
-
-/// Writes a message to a file under the next name that is free.
-fn store(folder: &Path, next: &mut u64, message: &[u8]) -> io::Result<PathBuf> {
-    let mut builder = tempfile::Builder::new();
-    let mut file = builder.permissions(Permissions::from_mode(0o644)).tempfile_in(folder)?;
-    file.write_all(message)?;
-    loop {
-        let path = folder.join(format!("{next:06}"));
-        *next += 1;
-        match file.persist_noclobber(&path) {
-            Ok(_) => return Ok(path),
-            Err(e) if e.error.kind() == ErrorKind::AlreadyExists => file = e.file,
-            Err(e) => return Err(e.error),
-        }
-    }
-}
-
-fn json(message: &[u8]) -> String {
-    let (key, value) = match std::str::from_utf8(message) {
-        Ok(text) => ("text", text.to_owned()),
-        Err(_) => ("hex", message.iter().map(|b| format!("{b:02x}")).collect()),
-    };
-    serde_json::json!({ "at": now_ms(), "size": message.len(), key: value }).to_string() + "\n"
-}
-
-/// A message as one line that does nothing to a terminal.
-fn shown(message: &[u8]) -> String {
-    let mut text = String::with_capacity(message.len());
-    for chunk in message.utf8_chunks() {
-        for c in chunk.valid().chars() {
-            match c {
-                '\n' => text.push_str("\\n"),
-                '\r' => text.push_str("\\r"),
-                '\t' => text.push('\t'),
-                c if c.is_control() => text.push_str(&format!("\\x{:02x}", u32::from(c))),
-                c if !piman_core::text::is_shown(c) => text.extend(c.escape_unicode()),
-                c => text.push(c),
-            }
-        }
-        for byte in chunk.invalid() {
-            text.push_str(&format!("\\x{byte:02x}"));
-        }
-    }
-    text
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -660,23 +431,5 @@ mod tests {
         for bad in ["", ":7", "pi:", "pi:0", "pi:70000", "[::1", "[::1]7"] {
             assert!(bad.parse::<Target>().is_err(), "{bad}");
         }
-    }
-
-    #[test]
-    fn messages_are_lines_that_do_nothing_to_a_terminal() {
-        assert_eq!(shown("caf\u{e9}\n\u{1b}[2J".as_bytes()), "caf\u{e9}\\n\\x1b[2J");
-        assert_eq!(shown(b"\xff\x00a"), "\\xff\\x00a");
-        assert!(json(b"\xff\x01").contains("\"hex\":\"ff01\""));
-        assert!(json(b"a\"b").contains("\"text\":\"a\\\"b\""));
-    }
-
-    #[test]
-    fn files_get_names_that_are_free() {
-        let folder = tempfile::tempdir().unwrap();
-        std::fs::write(folder.path().join("000002"), "mine").unwrap();
-        let mut next = 1;
-        let names = [&b"a"[..], b""].map(|m| store(folder.path(), &mut next, m).unwrap());
-        assert_eq!(names, ["000001", "000003"].map(|n| folder.path().join(n)));
-        assert_eq!(std::fs::read(folder.path().join("000002")).unwrap(), b"mine");
     }
 }
