@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail, ensure};
 
-use super::reinstall::whoever;
+use super::reinstall::operator;
 use crate::cli::state_arg::StateFolder;
 use crate::state::resolve::{Note, resolve};
 use crate::state::{Device, Listed, ListedPi, State};
@@ -118,7 +118,7 @@ fn add(
 ) -> anyhow::Result<String> {
     let seen = state.devices()?;
     let label = label.as_deref().map(label_of).transpose()?;
-    let mut source = format!("piman devices add ({})", whoever());
+    let mut source = format!("piman devices add ({})", operator());
     let mut wrong = Vec::new();
     let mut pis = Vec::new();
     for text in devices {

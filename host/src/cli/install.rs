@@ -5,7 +5,7 @@ use std::io::{IsTerminal as _, Write as _, stderr, stdin};
 use anyhow::{Context as _, bail, ensure};
 use piman_core::install::{Fingerprint, Found};
 
-use super::reinstall::whoever;
+use super::reinstall::operator;
 use crate::cli::state_arg::StateFolder;
 use crate::state::resolve::resolve;
 use crate::state::{Device, Ordered, State};
@@ -42,7 +42,7 @@ pub fn run(args: &InstallArgs) -> anyhow::Result<String> {
         )
     };
     let print = print_of(device)?;
-    let source = format!("piman install ({})", whoever());
+    let source = format!("piman install ({})", operator());
     if !args.yes {
         ensure!(stdin().is_terminal(), "{}; say --yes to order that it is erased", what_is_erased(device));
         ensure!(agreed(device)?, "nothing was ordered");

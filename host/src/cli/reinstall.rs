@@ -29,7 +29,7 @@ pub fn reinstall(state: &dyn State, names: &[String], cancel: bool) -> anyhow::R
         bail!("{}; nothing was changed", wrong.join("; "));
     }
     let mut out = String::new();
-    let source = format!("piman reinstall ({})", whoever());
+    let source = format!("piman reinstall ({})", operator());
     let mut missing = Vec::new();
     for Named { name, note } in named {
         // Writing to a string does not fail.
@@ -72,7 +72,7 @@ pub fn reinstall(state: &dyn State, names: &[String], cancel: bool) -> anyhow::R
     Ok(out)
 }
 
-pub(super) fn whoever() -> String {
+pub(super) fn operator() -> String {
     // Under sudo the one who typed it is of interest, and not root.
     ["SUDO_USER", "USER", "LOGNAME"]
         .iter()
