@@ -61,7 +61,7 @@ pi-agent: installs this Pi from a piman server
       sends CPU, memory, disk, temperature and processes to the server
       --telemetry-port N the server's telemetry port             [5003]
       --interval N       seconds between two records             [10]
-      --count N          stops after so many                     [never]
+      --count N          stops after N records                   [never]
   pi-agent check --disk DISK
       says what is installed: exit code 0 if a whole image is, 1 if not
   pi-agent run --server HOST [options]

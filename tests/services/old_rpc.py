@@ -234,7 +234,7 @@ def main():
 
     def echo(*args):
         # A client may make one call and leave; it is not to overtake the question for its id, which another
-        # thread sends. So whoever has the result has had the question before.
+        # thread sends. So a client that has the result has had the question before.
         assert role != "many" or asked.wait(60), "the client has not been asked for its id"
         return list(args)
 

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 /// No other call in this process gets it.
 ///
 /// # Panics
-/// If there is none.
+/// If no port is free.
 #[must_use]
 pub fn steady() -> u16 {
     let [port] = several();

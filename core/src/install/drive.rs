@@ -188,7 +188,7 @@ enum Turn<'a> {
     Step(AgentStep<'a>),
 }
 
-/// What was said last to a server that may be an old one and may not have read it yet.
+/// What was sent last to a server that may be an old one and may not have read it yet.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Last {
     /// Nothing, or the peer is no server of piman.

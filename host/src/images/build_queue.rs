@@ -27,7 +27,7 @@ const AGAIN: Duration = Duration::from_secs(600);
 pub enum Availability {
     /// An image.
     Ready(ImageOffer),
-    /// It is being made; so many per cent are done.
+    /// It is being made; the progress in per cent.
     Making(u8),
     /// There is no image, but the Pi can extract the archive by itself.
     Archive,

@@ -49,7 +49,7 @@ impl Secret {
     /// Of the password in the first line of a file.
     ///
     /// # Errors
-    /// If it cannot be read, or there is none in it.
+    /// If the file cannot be read, or its first line is empty.
     pub fn read(file: &Path) -> anyhow::Result<Self> {
         let line = password::read(file)?;
         let (password, name) = (line.trim(), file.display());

@@ -33,8 +33,8 @@ pub struct Plan {
     pub connections_per_address: usize,
 }
 
-/// A running server; dropping it stops accepting and asks the connections of all Pis to end. Whoever is
-/// logging in, and the operator, is cut with the runtime.
+/// A running server; dropping it stops accepting and asks the connections of all Pis to end. Connections that are
+/// logging in, and the operator's, are cut with the runtime.
 #[derive(Debug)]
 pub struct Server {
     address: SocketAddr,

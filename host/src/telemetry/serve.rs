@@ -21,7 +21,7 @@ use crate::sys::lock::lock;
 
 /// How long a client may take no acknowledgement. It is long: whether its system is there is found out sooner.
 const WRITE_STALL: Duration = Duration::from_secs(300);
-/// How often it is tried whether there is room again.
+/// The pause between two looks whether there is room again.
 const RETRY: Duration = Duration::from_secs(1);
 /// How often missing space is logged.
 const SAY: u32 = 60;

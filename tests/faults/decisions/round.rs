@@ -47,7 +47,7 @@ enum Orders {
 /// When the first of the programs dies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Moment {
-    /// So many microseconds after the Pi was switched on.
+    /// Microseconds after the Pi was switched on.
     After(u64),
     /// This long after the first write to its disk.
     FirstWrite(u64),

@@ -70,7 +70,7 @@ impl Folder {
     /// then as `NAME` in the folder itself.
     ///
     /// # Errors
-    /// [`NoFile`] if there is none, or none that may be sent.
+    /// [`NoFile`] if there is no such file, or it must not be sent.
     pub fn open(&self, asked: &str) -> Result<Found, NoFile> {
         let name = clean(asked)?;
         match (self.open_exactly(&name), own_part(&name)) {

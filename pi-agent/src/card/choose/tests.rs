@@ -218,7 +218,7 @@ fn what_a_rule_chose_stays_the_one() {
     let Ok(Which::Chosen(identity)) = Which::Auto.settled_in(&bare.tree()) else { panic!("none chosen") };
     assert!(identity.starts_with("104857600 bytes, /"), "{identity}");
     assert!(identity.ends_with("/dev/vdz pci-0000:00:04.0"), "{identity}");
-    // What is no rule stays what it is, and why there is none is not looked for again.
+    // A choice that is not a rule stays as it is; a failed rule keeps its reason.
     for which in [Which::Path("/dev/sda".into()), Which::Serial("A".into())] {
         assert_eq!(which.settled_in(&pi.tree()), Ok(which));
     }

@@ -168,7 +168,7 @@ impl Table {
         };
         let mut parts = Vec::new();
         if !before.is_some_and(Self::is_gpt) {
-            // What lies at the end of the disk was a filesystem's: from here on there is none.
+            // What lies at the end of the disk belonged to the old filesystem, which ends here.
             let [_, root, ..] = &gpt.partitions;
             let first = if root.is_withheld() { root.attributes } else { root.first };
             let mut mark = Mbr::new(0);
