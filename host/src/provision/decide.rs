@@ -29,7 +29,7 @@ const DISK_SHOWN: usize = 200;
 
 /// What is meant for a Pi, whether or not it can be had now.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Intent {
+enum Intent {
     /// Boot what is on its disk.
     Boot,
     /// Neither: somebody has to decide, for this reason.
@@ -38,67 +38,69 @@ pub(super) enum Intent {
     Install(Option<String>),
 }
 
-/// What is meant for a Pi that asks this. `name` is how commands call it; `old_pis_wait` is for those that cannot
-/// say what is on their disk by any line of ours.
-pub(super) fn intent(
-    question: &Question,
-    orders: &[OpenOrder],
-    policy: &Policy,
-    name: &str,
-    disk: &str,
+/// What the intent for a Pi depends on.
+#[derive(Clone, Copy)]
+struct Case<'a> {
+    question: &'a Question,
+    orders: &'a [OpenOrder],
+    policy: &'a Policy,
+    /// How commands call the Pi.
+    name: &'a str,
+    /// What it says is on its disk.
+    disk: &'a str,
+    /// Whether Pis wait that cannot say what is on their disk by any line of ours.
     old_pis_wait: bool,
-) -> Intent {
-    let without_order = without_order(question, orders, policy, name, disk, old_pis_wait);
-    if !orders.iter().any(|order| order.allows(question.found, question.print)) {
-        return without_order;
-    }
-    // Should the order be cancelled meanwhile, the policy still holds.
-    Intent::Install(match without_order {
-        Intent::Install(policy) => policy,
-        Intent::Boot | Intent::Wait(_) => None,
-    })
 }
 
-/// The same if no order allows it.
-fn without_order(
-    question: &Question,
-    orders: &[OpenOrder],
-    policy: &Policy,
-    name: &str,
-    disk: &str,
-    old_pis_wait: bool,
-) -> Intent {
-    let Question { installed, found, print, .. } = *question;
-    let decide = format!("decide with: piman install {name}");
-    let Some(found) = found else {
-        // It cannot say more than whether it has a system.
-        return match installed {
-            true => Intent::Boot,
-            // Agents before revision 2 can say as little as the shell script.
-            false if old_pis_wait => Intent::Wait(format!(
-                "an old Pi without a system, which cannot say what is on its disk (--old-pis ask); decide with: \
-                 piman reinstall {name}"
-            )),
-            false => {
-                Intent::Install(Some("policy: no system is reported, by a Pi that cannot say more".into()))
-            }
-        };
-    };
-    let what = if disk.is_empty() {
-        format!("{found} disk")
-    } else {
-        format!("{found} disk: {}", disk.chars().take(DISK_SHOWN).collect::<String>())
-    };
-    match policy.of(found) {
-        Action::Install => Intent::Install(Some(format!("policy {found}=install"))),
-        // An order that is for something else is a reason to look, whatever the policy says.
-        _ if orders.iter().any(|order| order.print.is_some_and(|bound| Some(bound) != print))
-            && !installed =>
-        {
-            Intent::Wait(format!("the order is for another content of the disk; {what}; {decide}"))
+impl Case<'_> {
+    /// What is meant for the Pi that asks.
+    fn intent(self) -> Intent {
+        let without_order = self.without_order();
+        if !self.orders.iter().any(|order| order.allows(self.question.found, self.question.print)) {
+            return without_order;
         }
-        Action::Boot if installed => Intent::Boot,
-        Action::Boot | Action::Wait => Intent::Wait(format!("{what}; {decide}")),
+        // Should the order be cancelled meanwhile, the policy still holds.
+        Intent::Install(match without_order {
+            Intent::Install(policy) => policy,
+            Intent::Boot | Intent::Wait(_) => None,
+        })
+    }
+
+    /// The same if no order allows it.
+    fn without_order(self) -> Intent {
+        let Question { installed, found, print, .. } = *self.question;
+        let decide = format!("decide with: piman install {}", self.name);
+        let Some(found) = found else {
+            // It cannot say more than whether it has a system.
+            return match installed {
+                true => Intent::Boot,
+                // Agents before revision 2 can say as little as the shell script.
+                false if self.old_pis_wait => Intent::Wait(format!(
+                    "an old Pi without a system, which cannot say what is on its disk (--old-pis ask); decide \
+                     with: piman reinstall {}",
+                    self.name
+                )),
+                false => Intent::Install(Some(
+                    "policy: no system is reported, by a Pi that cannot say more".into(),
+                )),
+            };
+        };
+        let what = if self.disk.is_empty() {
+            format!("{found} disk")
+        } else {
+            format!("{found} disk: {}", self.disk.chars().take(DISK_SHOWN).collect::<String>())
+        };
+        match self.policy.of(found) {
+            Action::Install => Intent::Install(Some(format!("policy {found}=install"))),
+            // An order that is for something else is a reason to look, whatever the policy says.
+            _ if self.orders.iter().any(|order| order.print.is_some_and(|bound| Some(bound) != print))
+                && !installed =>
+            {
+                Intent::Wait(format!("the order is for another content of the disk; {what}; {decide}"))
+            }
+            Action::Boot if installed => Intent::Boot,
+            Action::Boot | Action::Wait => Intent::Wait(format!("{what}; {decide}")),
+        }
     }
 }
 
@@ -141,7 +143,15 @@ impl ControlConnection<'_> {
                 return without_state(question);
             }
         };
-        match intent(question, &orders, &policy, &pi.key(), &self.disk, settings.old_pis_wait) {
+        let case = Case {
+            question,
+            orders: &orders,
+            policy: &policy,
+            name: &pi.key(),
+            disk: &self.disk,
+            old_pis_wait: settings.old_pis_wait,
+        };
+        match case.intent() {
             Intent::Boot => {
                 if question.found == Some(Found::Damaged) {
                     let text = format!("boots a damaged installation: {}", self.disk);
@@ -316,7 +326,8 @@ mod tests {
     fn who_cannot_say_what_is_on_its_disk_is_asked_for_where_that_is_wanted() {
         let intent = |hello, installed, old_pis_wait| {
             let question = Question { installed, hello, found: None, print: None };
-            intent(&question, &[], &Policy::default(), "10.0.0.7", "", old_pis_wait)
+            let (policy, question) = (Policy::default(), &question);
+            Case { question, orders: &[], policy: &policy, name: "10.0.0.7", disk: "", old_pis_wait }.intent()
         };
         for hello in [false, true] {
             assert_eq!(intent(hello, true, true), Intent::Boot);
