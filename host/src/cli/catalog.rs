@@ -13,7 +13,7 @@ use piman_core::hash::Hash;
 use piman_core::install::layout::{Layout, SECTOR, filesystem_bytes};
 use piman_core::install::manifest::{self, Draft, Manifest};
 
-use crate::cli::state_arg::StateFolder;
+use crate::cli::state_arg::{DevicesArgs, StateFolder};
 use crate::images::ext4::{Images, Progress};
 use crate::images::fitness::Finding;
 use crate::images::import::{Imported, Input, import, sweep};
@@ -355,25 +355,15 @@ fn draft(
 pub enum GroupCommand {
     /// Put Pis into a group, out of the one they were in
     Join {
-        /// Where groups are kept
-        #[command(flatten)]
-        state: StateFolder,
         /// The group
         #[arg(value_name = "GROUP")]
         group: String,
-        /// Which Pis
-        #[arg(value_name = "DEVICE", required = true)]
-        devices: Vec<String>,
+        /// Which Pis, and where groups are kept
+        #[command(flatten)]
+        pis: DevicesArgs,
     },
     /// Take Pis out of their group
-    Leave {
-        /// Where groups are kept
-        #[command(flatten)]
-        state: StateFolder,
-        /// Which Pis
-        #[arg(value_name = "DEVICE", required = true)]
-        devices: Vec<String>,
-    },
+    Leave(DevicesArgs),
     /// List groups
     List {
         /// Where groups are kept
@@ -388,8 +378,8 @@ pub enum GroupCommand {
 /// If a Pi cannot be meant, or the state cannot be read or written.
 pub fn group(command: &GroupCommand) -> anyhow::Result<String> {
     let (state, group, devices) = match command {
-        GroupCommand::Join { state, group, devices } => (state, Some(group.clone()), devices.as_slice()),
-        GroupCommand::Leave { state, devices } => (state, None, devices.as_slice()),
+        GroupCommand::Join { group, pis } => (&pis.state, Some(group.clone()), pis.devices.as_slice()),
+        GroupCommand::Leave(pis) => (&pis.state, None, pis.devices.as_slice()),
         GroupCommand::List { state } => (state, None, &[][..]),
     };
     let state = state.open()?;

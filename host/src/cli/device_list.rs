@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, bail, ensure};
 
 use super::reinstall::operator;
-use crate::cli::state_arg::StateFolder;
+use crate::cli::state_arg::{DevicesArgs, StateFolder};
 use crate::state::resolve::{Note, resolve};
 use crate::state::{Device, Listed, ListedPi, State};
 use crate::sys::mac::Mac;
@@ -25,8 +25,8 @@ pub enum ListCommand {
     /// Put Pis into the device list: with --only-known, others are not served
     #[command(
         after_help = "DEVICE is a serial number (all 16 digits, or the last 8), a hardware address, or the address \
-        of an old Pi, which is known by nothing else: then any machine with that address is served. A running server heeds \
-        the list at once."
+        of an old Pi, which is known by nothing else: then any Pi with that address is served. A running server \
+        applies a change of the list at once."
     )]
     Add {
         /// Where the list is kept
@@ -43,14 +43,7 @@ pub enum ListCommand {
         devices: Vec<String>,
     },
     /// Take Pis out of the device list
-    Remove {
-        /// Where the list is kept
-        #[command(flatten)]
-        state: StateFolder,
-        /// Which Pis
-        #[arg(value_name = "DEVICE", required = true)]
-        devices: Vec<String>,
-    },
+    Remove(DevicesArgs),
     /// Show the device list
     List {
         /// Where the list is kept
@@ -73,7 +66,7 @@ pub fn run(command: ListCommand, folder: StateFolder) -> anyhow::Result<String> 
             );
             add(&state, name, from.as_deref(), &devices)
         }
-        ListCommand::Remove { state, devices } => remove(&state.or(folder).open()?, &devices),
+        ListCommand::Remove(DevicesArgs { state, devices }) => remove(&state.or(folder).open()?, &devices),
         ListCommand::List { state } => list(&state.or(folder).open()?),
     }
 }

@@ -76,3 +76,14 @@ impl StateFolder {
         Ok(if folder.join(FILE).exists() { Sqlite::command(&folder)? } else { Sqlite::serve(&folder)? })
     }
 }
+
+/// Pis that a command changes something about, and the state that keeps it.
+#[derive(Debug, Clone, Args)]
+pub struct DevicesArgs {
+    /// Where it is
+    #[command(flatten)]
+    pub(super) state: StateFolder,
+    /// Which Pis
+    #[arg(value_name = "DEVICE", required = true)]
+    pub(super) devices: Vec<String>,
+}
