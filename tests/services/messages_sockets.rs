@@ -9,7 +9,9 @@ use std::time::Duration;
 use piman::messages::transport::{
     ConnectError, Failure, Hooks, NotSent, Peer, Plan, Server, Settings, connect,
 };
+use piman::net::tcp::Info;
 use piman_core::messages::{FULL, GO, Plugin, PluginError, TOO_LARGE};
+use piman_tests::server::wait_until;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
@@ -265,6 +267,8 @@ async fn what_an_old_peer_has_begun_goes_before_what_waits_here() {
         stream.read_exact(&mut byte).unwrap();
         for n in 0..5_u8 {
             stream.write_all(&[0, 0, 0, 1]).unwrap();
+            // Acknowledged: it lies in the server's socket.
+            wait_until("the size has arrived", || !Info::of(&stream).unwrap().is_outstanding());
             if n > 0 {
                 begun.send(()).unwrap();
             }

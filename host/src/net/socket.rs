@@ -1,6 +1,7 @@
 //! Time-outs as a decorator around a tokio stream, and the options of every socket.
 
 use std::io::{self, ErrorKind};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -54,6 +55,12 @@ pub fn answers(stream: &TcpStream) -> io::Result<()> {
         return Err(io::Error::new(ErrorKind::TimedOut, text));
     }
     Ok(())
+}
+
+impl AsFd for Living {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.stream.as_fd()
+    }
 }
 
 impl AsyncRead for Living {

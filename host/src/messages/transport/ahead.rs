@@ -1,13 +1,13 @@
 //! A tokio stream as the core's drivers want it, which can also wait for the peer without reading
 //! past what is wanted, and which gives up on a peer that stands still.
 
-use std::future::Future;
 use std::io::{self, ErrorKind};
-use std::task::Poll;
+use std::os::fd::AsFd;
 use std::time::Duration;
 
 use embedded_io_async::{ErrorType, Read, Write};
 use piman_core::messages::{QUIET_MS, Timer};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::time::timeout;
 
@@ -38,12 +38,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Ahead<S> {
         Ok(self.first)
     }
 
-    /// Whether the peer has said something, or closed, already.
-    pub(crate) async fn has_input(&mut self) -> bool {
-        let mut peek = std::pin::pin!(self.peek());
-        std::future::poll_fn(|cx| Poll::Ready(peek.as_mut().poll(cx).is_ready())).await
-    }
-
     /// The stream itself; a byte that was peeked at is not in it any more.
     pub(crate) fn into_inner(self) -> S {
         self.stream
@@ -60,6 +54,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Ahead<S> {
         };
         // The peer may have gone before; then there is nothing to save.
         let _ = timeout(LINGER, drain).await;
+    }
+}
+
+impl<S: AsFd> Ahead<S> {
+    /// Whether the peer has said something, or closed, already. The kernel is asked: the runtime learns of it
+    /// a moment later.
+    pub(crate) fn has_input(&self) -> bool {
+        let mut asked = [PollFd::new(&self.stream, PollFlags::IN)];
+        // What cannot be asked fails when it is read.
+        self.first.is_some() || poll(&mut asked, Some(&Timespec::default())) != Ok(0)
     }
 }
 

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::io::ErrorKind;
 use std::net::SocketAddr;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -271,7 +272,7 @@ pub(super) struct Ends {
 }
 
 /// Greets, then serves one connection to its end. `opened` hears whether it came about.
-pub(super) async fn run<S: AsyncRead + AsyncWrite + Unpin>(
+pub(super) async fn run<S: AsyncRead + AsyncWrite + AsFd + Unpin>(
     mut stream: Ahead<S>,
     role: Role,
     (peer, ends): (Peer, Ends),
@@ -309,7 +310,7 @@ pub(super) async fn run<S: AsyncRead + AsyncWrite + Unpin>(
     hooks.close(&peer, ended.as_ref().err());
 }
 
-async fn serve<S: AsyncRead + AsyncWrite + Unpin>(
+async fn serve<S: AsyncRead + AsyncWrite + AsFd + Unpin>(
     frames: &mut MessageStream<'_, &mut Ahead<S>, Clock>,
     Ends { mut outgoing, mut stopped }: Ends,
     settings: &Settings,
@@ -328,7 +329,7 @@ async fn serve<S: AsyncRead + AsyncWrite + Unpin>(
                 // An old peer takes a size that crosses its own for a refusal: what it has begun goes
                 // first, unless too much waits here.
                 for _ in 0..FIRST_MAX {
-                    let here = !incoming.has_whole() && (frames.has_unused() || frames.stream().has_input().await);
+                    let here = !incoming.has_whole() && (frames.has_unused() || frames.stream().has_input());
                     let calm = outgoing.len() * 2 <= outgoing.max_capacity() && hooks.ready();
                     if !here || !calm {
                         break;
