@@ -8,8 +8,9 @@ use piman_core::rpc::Protocol;
 use tokio::net::{TcpStream, ToSocketAddrs, UnixStream};
 use tokio::time::timeout;
 
-use super::engine::{Answer, Functions, Peer, Request};
+use super::engine::{Answer, Functions, Request};
 use super::login::{RpcError, Secret, join};
+use super::peer::Peer;
 use crate::net::socket::Living;
 
 /// Binds nothing.

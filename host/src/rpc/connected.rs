@@ -7,7 +7,8 @@ use std::time::Duration;
 use piman_core::rpc::{Codec, ID, IDENTITY, STATUS};
 
 use super::data::Data;
-use super::engine::{Answer, CallError, Functions, Peer, Request};
+use super::engine::{Answer, Functions, Request};
+use super::peer::{CallError, Peer};
 use crate::sys::clock::now_ms;
 use crate::sys::lock::lock;
 

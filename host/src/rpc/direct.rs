@@ -10,8 +10,9 @@ use piman_core::rpc::{ID, PORT, Protocol};
 
 use super::client::connect;
 use super::data::Data;
-use super::engine::{Answer, CallError, Functions, Peer, Request};
+use super::engine::{Answer, Functions, Request};
 use super::login::{RpcError, Secret};
+use super::peer::{CallError, Peer};
 use crate::sys::random;
 
 /// The longest wait for a connection and a login.

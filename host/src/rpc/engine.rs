@@ -2,7 +2,6 @@
 
 use std::fmt;
 use std::future::Future;
-use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
@@ -12,9 +11,9 @@ use piman_core::rpc::{
     AnswerOut, CALLS_MAX, Call, CallOut, Codec, DEPTH_MAX, DecodeError, Encode, Failure, Fault, Items,
     Memory, NO_CALL, NamedCallOut, NoRoom, Place, Session, Slot, Step, Value, WEIGHT_MAX, pickle, postcard,
 };
-use tokio::sync::{mpsc, oneshot, watch};
 
 use super::data::Data;
+use super::peer::{CallError, Outgoing, Peer, Reply};
 
 /// The longest message, in bytes.
 pub(super) const MESSAGE_MAX: usize = 4 << 20;
@@ -24,8 +23,6 @@ const SLOTS_MAX: usize = 1 << 19;
 const BEGINNING: usize = 64 << 10;
 /// How many calls of a peer may be under way at once.
 const ANSWERING_MAX: u32 = 10_000;
-/// How many messages may wait to be sent.
-const QUEUE: usize = 64;
 
 /// What a called function returns.
 pub type Answer = Pin<Box<dyn Future<Output = Result<Data, String>> + Send>>;
@@ -55,131 +52,6 @@ pub struct Request {
     pub args: Vec<Data>,
     /// The arguments by name.
     pub keywords: Vec<(Data, Data)>,
-}
-
-/// Why a call has no result.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum CallError {
-    /// The connection is over.
-    #[error("the connection is closed")]
-    Closed,
-    /// No answer in time.
-    #[error("no answer within {} s", .0.as_secs_f32())]
-    TimedOut(Duration),
-    /// Too many calls are under way.
-    #[error("too many calls wait for an answer")]
-    TooMany,
-    /// The arguments are too large.
-    #[error("the arguments are larger than a message may be")]
-    TooLarge,
-    /// The answer has come, but it cannot be read.
-    #[error("the answer cannot be read: {0}")]
-    Unreadable(String),
-    /// The function failed; its error.
-    #[error("{0}")]
-    Function(String),
-}
-
-type Reply = oneshot::Sender<Result<Data, CallError>>;
-
-/// What is to be sent.
-#[derive(Debug)]
-pub(super) enum Outgoing {
-    Call { opcode: u8, args: Vec<Data>, keywords: Vec<(Data, Data)>, within: Duration, reply: Reply },
-    Answer { retcode: u32, result: Result<Data, String> },
-}
-
-/// A peer that is connected.
-#[derive(Debug, Clone)]
-pub struct Peer {
-    address: Option<IpAddr>,
-    codec: Codec,
-    queue: mpsc::Sender<Outgoing>,
-    stop: Arc<watch::Sender<bool>>,
-}
-
-/// The other ends of what a [`Peer`] holds.
-#[derive(Debug)]
-pub(super) struct Ends {
-    pub(super) queue: mpsc::Receiver<Outgoing>,
-    pub(super) stop: watch::Receiver<bool>,
-}
-
-impl Peer {
-    pub(super) fn new(address: Option<IpAddr>, codec: Codec) -> (Self, Ends) {
-        let (queue, outgoing) = mpsc::channel(QUEUE);
-        let (stop, stopped) = watch::channel(false);
-        let peer = Self { address, codec, queue, stop: Arc::new(stop) };
-        (peer, Ends { queue: outgoing, stop: stopped })
-    }
-
-    /// Its address; `None` for this machine's operator.
-    #[must_use]
-    pub fn address(&self) -> Option<IpAddr> {
-        self.address
-    }
-
-    /// How it encodes messages; old peers use pickles.
-    #[must_use]
-    pub fn codec(&self) -> Codec {
-        self.codec
-    }
-
-    /// Whether this is the same connection.
-    #[must_use]
-    pub fn is(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.stop, &other.stop)
-    }
-
-    /// Calls a function of the peer and waits for what it returns.
-    ///
-    /// # Errors
-    /// [`CallError`].
-    pub async fn call(&self, opcode: u8, args: Vec<Data>, within: Duration) -> Result<Data, CallError> {
-        self.call_with(opcode, args, Vec::new(), within).await
-    }
-
-    /// As [`call`](Self::call), with arguments by name.
-    ///
-    /// # Errors
-    /// [`CallError`].
-    pub async fn call_with(
-        &self,
-        opcode: u8,
-        args: Vec<Data>,
-        keywords: Vec<(Data, Data)>,
-        within: Duration,
-    ) -> Result<Data, CallError> {
-        let (reply, answer) = oneshot::channel();
-        let deadline = tokio::time::Instant::now() + within;
-        let send = self.queue.send(Outgoing::Call { opcode, args, keywords, within, reply });
-        match tokio::time::timeout_at(deadline, send).await {
-            Ok(Ok(())) => {}
-            Ok(Err(_)) => return Err(CallError::Closed),
-            Err(_) => return Err(CallError::TimedOut(within)),
-        }
-        answer.await.unwrap_or(Err(CallError::Closed))
-    }
-
-    /// Closes the connection.
-    pub fn close(&self) {
-        // Nobody listens if it is closed already.
-        let _ = self.stop.send(true);
-    }
-
-    /// Returns when the connection is over.
-    pub async fn closed(&self) {
-        self.queue.closed().await;
-    }
-}
-
-impl fmt::Display for Peer {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.address {
-            Some(address) => address.fmt(f),
-            None => f.write_str("operator"),
-        }
-    }
 }
 
 /// Encodes a message into as much memory as it takes.
@@ -281,7 +153,7 @@ impl Engine {
     /// Turns what is to be sent into a message; `None` if nothing is to be sent after all. The number
     /// is for [`rejected`](Self::rejected).
     pub(super) fn outgoing(&mut self, outgoing: Outgoing) -> Option<(Vec<u8>, u32)> {
-        let codec = self.peer.codec;
+        let codec = self.peer.codec();
         match outgoing {
             Outgoing::Answer { retcode, result } => {
                 self.session.answered();
@@ -344,11 +216,11 @@ impl Engine {
 
     /// Messages have come, whole: one pickle, or all that is in one frame. What is to be sent at once.
     pub(super) fn incoming(&mut self, mut bytes: &[u8]) -> Result<Vec<Vec<u8>>, Broken> {
-        let mut room = Room::new(self.peer.codec, bytes.len());
+        let mut room = Room::new(self.peer.codec(), bytes.len());
         let mut answers = Vec::new();
         while !bytes.is_empty() {
             let session = &mut self.session;
-            let first = room.first(self.peer.codec, bytes, |value| Done::of(session.handle(value), None));
+            let first = room.first(self.peer.codec(), bytes, |value| Done::of(session.handle(value), None));
             match first {
                 Ok((done, used)) => {
                     bytes = bytes.get(used..).unwrap_or_default();
@@ -369,7 +241,7 @@ impl Engine {
     pub(super) fn overlong(&mut self, mut beginning: &[u8], why: &str) -> Option<Vec<u8>> {
         // What matters comes first, and memory to decode with is in proportion.
         beginning = beginning.get(..BEGINNING).unwrap_or(beginning);
-        let mut room = Room::new(self.peer.codec, beginning.len());
+        let mut room = Room::new(self.peer.codec(), beginning.len());
         self.unreadable(beginning, &mut room, &why).0
     }
 
@@ -381,7 +253,7 @@ impl Engine {
         room: &mut Room,
         why: &dyn fmt::Display,
     ) -> (Option<Vec<u8>>, usize) {
-        let (head, used) = match self.peer.codec {
+        let (head, used) = match self.peer.codec() {
             Codec::Postcard => match postcard::skip(bytes) {
                 Some((used, head)) => (head, used),
                 None => (None, bytes.len()),
@@ -401,7 +273,7 @@ impl Engine {
             Done::Run(request, retcode) => return Ok(self.run(request, retcode)),
             Done::Refused(retcode, class, message) => {
                 let value = Failure { class, message: &message };
-                return Ok(encode(self.peer.codec, &AnswerOut { retcode, value: &value }).ok());
+                return Ok(encode(self.peer.codec(), &AnswerOut { retcode, value: &value }).ok());
             }
             Done::Answered(place, result) => self.reply(place, |_| result),
             Done::Late => tracing::debug!("rpc: {}: an answer that nobody waits for", self.peer),

@@ -19,7 +19,8 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::time::{sleep, timeout, timeout_at};
 
 use super::attempts::{Attempts, Judged};
-use super::engine::{Engine, Functions, MESSAGE_MAX, Peer, decode, encode};
+use super::engine::{Engine, Functions, MESSAGE_MAX, decode, encode};
+use super::peer::Peer;
 use super::wire::{Lost, Pickles, frames, pickles, send};
 use crate::messages::transport::ahead::{Ahead, Clock};
 use crate::sys::random;
@@ -304,13 +305,8 @@ pub(super) async fn join<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
                 other => other,
             })?;
             if let Some(secret) = &secret {
-                prove_password(&mut talk, secret, random::bytes()).await.map_err(|e| match e {
-                    LoginError::Denied if secret.password.is_none() => RpcError::NoPassword,
-                    LoginError::Denied => RpcError::Denied,
-                    LoginError::ServerNotTrusted => RpcError::ServerNotTrusted,
-                    LoginError::Unauthenticated => RpcError::Unauthenticated,
-                    other => RpcError::Lost(other.to_string()),
-                })?;
+                let proven = prove_password(&mut talk, secret, random::bytes()).await;
+                proven.map_err(|e| not_logged_in(e, secret.password.is_some()))?;
             }
             Ok::<_, RpcError>(talk)
         };
@@ -335,6 +331,17 @@ pub(super) async fn join<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     };
     verdict.unwrap_or(Err(RpcError::Unauthenticated))?;
     Ok((peer, running))
+}
+
+/// Why one of our servers did not let us in.
+fn not_logged_in<E: std::fmt::Display>(error: LoginError<E>, has_password: bool) -> RpcError {
+    match error {
+        LoginError::Denied if has_password => RpcError::Denied,
+        LoginError::Denied => RpcError::NoPassword,
+        LoginError::ServerNotTrusted => RpcError::ServerNotTrusted,
+        LoginError::Unauthenticated => RpcError::Unauthenticated,
+        other => RpcError::Lost(other.to_string()),
+    }
 }
 
 /// The answer of an old server to our login.

@@ -5,7 +5,8 @@
 //! | `data` | values that own what they hold, [`Data`] |
 //! | `attempts` | how many wrong passwords are looked at |
 //! | `login` | which protocol a peer speaks, and whether it may |
-//! | `engine` | what happens on a connection, [`Peer`] and [`Functions`] |
+//! | `engine` | what happens on a connection, and [`Functions`] |
+//! | `peer` | a peer that is connected, [`Peer`] |
 //! | `wire` | its bytes: pickles or frames |
 //! | `client` | connecting |
 //! | `server` | the port, the operator's socket |
@@ -23,6 +24,7 @@ mod data;
 pub(crate) mod direct;
 mod engine;
 mod login;
+mod peer;
 mod server;
 mod wire;
 
@@ -30,6 +32,7 @@ pub use client::{Nothing, connect, connect_operator};
 pub use connected::{ConnectedPis, SOCKET};
 pub use data::Data;
 pub use direct::Direct;
-pub use engine::{Answer, CallError, Functions, Peer, Request};
+pub use engine::{Answer, Functions, Request};
 pub use login::{RpcError, Secret};
+pub use peer::{CallError, Peer};
 pub use server::{Plan, Server, check_operator};

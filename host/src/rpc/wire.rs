@@ -14,7 +14,8 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
-use super::engine::{Broken, Ends, Engine, MESSAGE_MAX};
+use super::engine::{Broken, Engine, MESSAGE_MAX};
+use super::peer::Ends;
 use crate::messages::transport::ahead::{Ahead, Clock};
 
 /// No more messages are taken from the queue while so many bytes wait to be written.

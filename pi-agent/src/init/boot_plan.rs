@@ -30,29 +30,7 @@ pub fn attempt(options: &Options, server: &Server) -> Outcome {
         Ok(key) => key,
         Err(e) => return Outcome::Permanent(format!("the public key: {e:#}")),
     };
-    let plan = Plan {
-        server: server.clone(),
-        disk: options.disk.clone(),
-        size: None,
-        layout: Layout { table: options.table, data_sectors: options.keep.sectors(), ..Layout::default() },
-        discard: options.discard,
-        keep: options.keep.clone(),
-        choice: options.path,
-        // Who boots a Pi this way gives its card to piman.
-        yes: true,
-        erase: options.erase,
-        trust_unmarked: options.trust_unmarked,
-        reinstall: false,
-        identity: Identity::of_this_machine(),
-        key,
-        boot_from: Some(NEW_ROOT.into()),
-        tell_time: install::TELL_TIME,
-        service: options.service_port.map(|port| Enrol {
-            host: server.host.clone(),
-            port,
-            password_file: Some(PASSWORD.into()).filter(|p: &PathBuf| p.exists()),
-        }),
-    };
+    let plan = plan(options, server, key);
     if let Some(why) = late::take()
         && !tell_late(&plan, Stage::Boot, &why)
     {
@@ -109,6 +87,33 @@ pub fn attempt(options: &Options, server: &Server) -> Outcome {
             tell_late(&plan, Stage::Boot, &why);
             Outcome::Permanent(why)
         }
+    }
+}
+
+/// What this Pi installs, and how, by its kernel command line.
+fn plan(options: &Options, server: &Server, key: Option<Key>) -> Plan {
+    Plan {
+        server: server.clone(),
+        disk: options.disk.clone(),
+        size: None,
+        layout: Layout { table: options.table, data_sectors: options.keep.sectors(), ..Layout::default() },
+        discard: options.discard,
+        keep: options.keep.clone(),
+        choice: options.path,
+        // Who boots a Pi this way gives its card to piman.
+        yes: true,
+        erase: options.erase,
+        trust_unmarked: options.trust_unmarked,
+        reinstall: false,
+        identity: Identity::of_this_machine(),
+        key,
+        boot_from: Some(NEW_ROOT.into()),
+        tell_time: install::TELL_TIME,
+        service: options.service_port.map(|port| Enrol {
+            host: server.host.clone(),
+            port,
+            password_file: Some(PASSWORD.into()).filter(|p: &PathBuf| p.exists()),
+        }),
     }
 }
 

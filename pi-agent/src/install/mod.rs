@@ -13,6 +13,7 @@ mod readback;
 mod reporter;
 mod retry;
 pub(crate) mod room;
+mod survey;
 
 use std::io;
 use std::net::TcpStream;
@@ -23,7 +24,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::anyhow;
 use piman_core::hash::Hash;
-use piman_core::install::layout::{Layout, SECTOR};
+use piman_core::install::layout::Layout;
 use piman_core::install::{
     Can, Decision, Fingerprint, Hello, More, Notice, Offer, Paths, REVISION, Stage, Start,
 };
@@ -33,8 +34,8 @@ pub use keep::Keep;
 pub use retry::run;
 
 use crate::card::choose::Which;
-use crate::card::disk::{Disk, RootArea, read_only_node};
-use crate::card::inspect::{self, Card, Found};
+use crate::card::disk::{Disk, RootArea};
+use crate::card::inspect::{Card, Found};
 use crate::card::mount::Mounted;
 use crate::card::scratch_dir::ScratchDir;
 use crate::control::{ControlConnection, Machine, Peer, Server};
@@ -47,6 +48,7 @@ use crate::unsaid::{self, Unsaid};
 use piman_core::hosted::causes::in_one_line;
 use piman_core::install::receipt::Way;
 use reporter::Reporter;
+use survey::{judge, open};
 
 /// How long the server may send nothing: it may have other Pis to serve first.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(120);
@@ -247,72 +249,6 @@ pub fn attempt(plan: &Plan, machine: &mut Machine, progress: &Arc<Progress>) -> 
     enrol(plan, &disk, &root, &done, told)?;
     let Done { image, way, received, written, root } = done;
     Ok(Outcome::Installed { image, way, received, written, took, root })
-}
-
-fn open(plan: &Plan, path: &Path) -> Result<(Disk, RootArea), Failure> {
-    let disk = match plan.size {
-        Some(bytes) => Disk::create(path, bytes)?,
-        None => Disk::open(path)?,
-    };
-    let root = disk
-        .root_area(&plan.layout)
-        .map_err(|f| Failure { error: f.error.context(format!("{disk}, of {} bytes", disk.bytes())), ..f })?;
-    Ok((disk, root))
-}
-
-/// Finds out what is on a disk. Nothing is written, but for the journal of what is ours, which the kernel
-/// replays as it would to boot it.
-fn judge(plan: &Plan, disk: Disk, as_root: bool) -> Result<(Disk, Found), Failure> {
-    let (disk, found) = survey(plan, disk, as_root)?;
-    let is_ours = matches!(found.card, Card::Installed(_));
-    if !(is_ours && as_root && inspect::has_journal_to_replay(disk.file(), disk.bytes())) {
-        return Ok((disk, found));
-    }
-    let replayed = replay(&disk);
-    // The kernel has let go of the partition; from here on it is ours alone again.
-    let disk = reopen(plan, disk)?;
-    match (replayed, found) {
-        (Err(failure), Found { card: Card::Installed(proof), contents, print }) => {
-            let why = format!("its journal cannot be replayed ({failure})");
-            let card = Card::Damaged { proof, why, mounts: false };
-            Ok((disk, Found { card, contents, print }))
-        }
-        _ => survey(plan, disk, as_root),
-    }
-}
-
-fn survey(plan: &Plan, disk: Disk, as_root: bool) -> Result<(Disk, Found), Failure> {
-    let found = {
-        let node = |root: &RootArea| {
-            let looped = read_only_node(disk.file(), root);
-            // Without loop devices by the partition itself.
-            looped.or_else(
-                |e| if disk.is_device() { disk.root_node(root).map_err(|f| f.error) } else { Err(e) },
-            )
-        };
-        let node: inspect::Node<'_> = &node;
-        let id = disk.id();
-        let places = [plan.layout.boot_start * SECTOR, plan.layout.root_start * SECTOR];
-        inspect::survey(disk.file(), disk.bytes(), id.as_deref(), &places, as_root.then_some(node))
-    };
-    if disk.is_claimed() {
-        return Ok((disk, found));
-    }
-    Ok((reopen(plan, disk)?, found))
-}
-
-/// The same disk again, after something else had it.
-fn reopen(plan: &Plan, disk: Disk) -> Result<Disk, Failure> {
-    let path = disk.path().to_owned();
-    drop(disk);
-    Ok(open(plan, &path)?.0)
-}
-
-/// Has the kernel replay the journal of a system that was switched off, as it would to boot it.
-fn replay(disk: &Disk) -> Result<(), Failure> {
-    let Some(root) = crate::card::disk::root_in_table(disk.file(), disk.bytes()) else { return Ok(()) };
-    let place = ScratchDir::scratch()?;
-    Mounted::new(&disk.root_node(&root)?, place.path()).map(drop)
 }
 
 /// Who this Pi is; what it can do is not known yet.
