@@ -4,7 +4,7 @@ use anyhow::Context;
 use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// The signals of a server, noted from [`Signals::listen`] on: none is lost until somebody waits for it.
+/// The signals of a server, noted from [`Server::signals`](super::Server::signals) on: none is lost until somebody waits for it.
 pub struct Signals {
     terminate: Signal,
     interrupt: Signal,
