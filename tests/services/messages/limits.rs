@@ -69,7 +69,7 @@ fn unfinished_messages_of_all_members_are_bounded() {
         // Nobody reads the whole messages of those who are lucky.
         member.0.write_all(&[1]).unwrap();
     }
-    server.wait_log("messages are dropped: all connections together hold too much");
+    server.wait_log("is dropped: all connections together hold too much");
 }
 
 #[test]

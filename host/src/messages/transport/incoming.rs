@@ -37,15 +37,17 @@ pub(super) struct Incoming {
     part: Vec<u8>,
     /// The rest of this message is read and forgotten.
     skips: bool,
-    dropped: usize,
+    /// Who sends them, for the log.
+    peer: String,
     budget: Option<Arc<Budget>>,
     /// What was taken out of the budget.
     held: usize,
 }
 
 impl Incoming {
-    pub(super) fn new(budget: Option<Arc<Budget>>) -> Self {
-        Self { whole: VecDeque::new(), part: Vec::new(), skips: false, dropped: 0, budget, held: 0 }
+    /// None yet of this peer.
+    pub(super) fn new(peer: String, budget: Option<Arc<Budget>>) -> Self {
+        Self { whole: VecDeque::new(), part: Vec::new(), skips: false, peer, budget, held: 0 }
     }
 
     /// The next that is complete.
@@ -58,11 +60,6 @@ impl Incoming {
     /// Whether one is complete.
     pub(super) fn has_whole(&self) -> bool {
         !self.whole.is_empty()
-    }
-
-    /// How many were dropped since the last time, for want of budget.
-    pub(super) fn take_dropped(&mut self) -> usize {
-        std::mem::take(&mut self.dropped)
     }
 
     fn give(&mut self, bytes: usize) {
@@ -86,6 +83,13 @@ impl MessageSink for Incoming {
     fn piece(&mut self, piece: Piece<'_>) -> impl Future<Output = ()> {
         if !self.skips && !self.may_hold(piece.bytes.len()) {
             self.skips = true;
+            // At once: the connection may end before the message does.
+            tracing::warn!(
+                "{}: a message of {} bytes is dropped: all connections together hold too much of messages that are not \
+                 complete",
+                self.peer,
+                piece.size
+            );
             let part = std::mem::take(&mut self.part);
             self.give(part.len());
         }
@@ -94,9 +98,9 @@ impl MessageSink for Incoming {
             self.part.extend_from_slice(piece.bytes);
         }
         if piece.is_last() {
-            match std::mem::take(&mut self.skips) {
-                true => self.dropped += 1,
-                false => self.whole.push_back(std::mem::take(&mut self.part)),
+            let part = std::mem::take(&mut self.part);
+            if !std::mem::take(&mut self.skips) {
+                self.whole.push_back(part);
             }
         }
         ready(())
@@ -122,20 +126,20 @@ mod tests {
     fn all_connections_share_one_budget() {
         let budget = Budget::new(10);
         let left = || budget.left.load(Ordering::Relaxed);
-        let mut one = Incoming::new(Some(Arc::clone(&budget)));
-        let mut other = Incoming::new(Some(Arc::clone(&budget)));
+        let mut one = Incoming::new("a peer".into(), Some(Arc::clone(&budget)));
+        let mut other = Incoming::new("a peer".into(), Some(Arc::clone(&budget)));
         piece(&mut one, 8, 0, b"1234");
         piece(&mut other, 7, 0, b"12345");
         assert_eq!(left(), 1);
         // Too much for both: this one is dropped, and its memory is free again.
         piece(&mut other, 7, 5, b"67");
-        assert_eq!((left(), other.take_dropped(), other.next()), (6, 1, None));
+        assert_eq!((left(), other.next()), (6, None));
         piece(&mut one, 8, 4, b"5678");
         assert_eq!(one.next().unwrap(), b"12345678");
         assert_eq!(left(), 10);
         // The next message is taken as if nothing had been.
         piece(&mut other, 2, 0, b"ab");
-        assert_eq!((other.take_dropped(), left()), (0, 8));
+        assert_eq!((other.next(), left()), (Some(b"ab".to_vec()), 10));
         drop(other);
         assert_eq!(left(), 10);
     }

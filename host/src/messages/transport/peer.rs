@@ -318,7 +318,7 @@ async fn serve<S: AsyncRead + AsyncWrite + AsFd + Unpin>(
     hooks: &mut impl Hooks,
     peer: &Peer,
 ) -> Result<(), Failure> {
-    let mut incoming = Incoming::new(settings.budget.clone());
+    let mut incoming = Incoming::new(peer.to_string(), settings.budget.clone());
     loop {
         deliver(&mut incoming, settings, plugins, hooks, peer);
         let (unused, held) = (frames.has_unused(), incoming.has_whole());
@@ -370,12 +370,6 @@ fn deliver(
     hooks: &mut impl Hooks,
     peer: &Peer,
 ) {
-    let dropped = incoming.take_dropped();
-    if dropped > 0 {
-        tracing::warn!(
-            "{peer}: {dropped} messages are dropped: all connections together hold too much of messages that are not complete"
-        );
-    }
     while hooks.ready()
         && let Some(message) = incoming.next()
     {
