@@ -97,9 +97,10 @@ impl Geometry {
         let ratio = if blocks * BLOCK < 512 << 20 { 4096 } else { 16_384 };
         let tight = entries.saturating_add(64);
         let generous = (blocks * BLOCK / ratio).max(tight.saturating_add(entries / 4));
-        let mut shapes = [generous, tight].into_iter().map(|inodes| {
-            let inodes_per_group = inodes.div_ceil(groups).next_multiple_of(INODES_PER_BLOCK);
-            Self { blocks, inodes_per_group }
+        // A number that is next to the largest one has no multiple above it.
+        let mut shapes = [generous, tight].into_iter().filter_map(|inodes| {
+            let inodes_per_group = inodes.div_ceil(groups).checked_next_multiple_of(INODES_PER_BLOCK)?;
+            Some(Self { blocks, inodes_per_group })
         });
         // The tables of a flex group must end before the backup superblock of its second group.
         shapes
@@ -365,7 +366,14 @@ mod tests {
         assert_eq!(Geometry::new(16 << 20, 0).unwrap().bytes(), 16 << 20);
         assert!(matches!(Geometry::new((16 << 20) - 1, 0), Err(SizeError::TooSmall { .. })));
         assert_eq!(Geometry::new(16 << 40, 0), Err(SizeError::TooLarge));
-        assert_eq!(Geometry::new(128 << 20, 100_000), Err(SizeError::TooManyEntries));
+        for entries in [100_000, u64::MAX / 5 * 4, u64::MAX - 64, u64::MAX] {
+            assert_eq!(Geometry::new(128 << 20, entries), Err(SizeError::TooManyEntries), "{entries}");
+            assert_eq!(
+                Geometry::new(8 << 30, entries.max(1 << 40)),
+                Err(SizeError::TooManyEntries),
+                "{entries}"
+            );
+        }
         for groups in [1, 2, 3, 16, 17, 49, 64] {
             let whole = groups * GROUP * BLOCK;
             assert_eq!(Geometry::new(whole, 0).unwrap().bytes(), whole);

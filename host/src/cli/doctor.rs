@@ -414,7 +414,9 @@ fn system(checkup: &mut Checkup, newest: Option<SystemTime>) {
         }
     }
     // The archive was made before, by a clock that may have been right.
-    let made = newest.and_then(|at| at.duration_since(UNIX_EPOCH).ok()).map_or(0, |at| at.as_secs() * 1000);
+    let made = newest
+        .and_then(|at| at.duration_since(UNIX_EPOCH).ok())
+        .map_or(0, |at| at.as_secs().saturating_mul(1000));
     if now_ms() < CLOCK_MIN_MS || now_ms() + DAY_MS < made {
         checkup.note(
             Health::Warning,

@@ -101,7 +101,7 @@ impl Archive {
 
     fn keep(&self, state: &dyn State, facts: &Content) {
         // A write within the resolution of its times would go unnoticed.
-        if now_ms() < self.stamp.changed_ms() + SETTLED_MS {
+        if now_ms() < self.stamp.changed_ms().saturating_add(SETTLED_MS) {
             return;
         }
         if let Err(e) = state.keep(&self.path, &self.stamp, facts) {

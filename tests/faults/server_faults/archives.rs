@@ -65,7 +65,7 @@ fn archives_that_cannot_be_installed_are_refused_at_once() {
     fs::write(&empty, "").unwrap();
     for (archive, says) in [
         (path.as_path(), "there is no such file; name a .tar.gz or .tar.zst with --rootfs"),
-        (folder.path(), "it is a folder; pack it with `tar"),
+        (folder.path(), "it is a folder; add it with `piman image add"),
         (&plain, "neither gzip nor zstd"),
         (&empty, "it is empty"),
         (Path::new("/dev/null"), "it is no file"),

@@ -167,6 +167,12 @@ impl Tree {
                 bail!("{} has no module {name}, and the kernel has none built in", self.folder.display());
             }
         }
+        if order.too_deep {
+            bail!(
+                "{}: what modules need (modules.dep, modules.softdep) is nested more than {DEPTH_MAX} deep: run `depmod` anew",
+                self.folder.display()
+            );
+        }
         Ok(order.files)
     }
 
@@ -177,17 +183,18 @@ impl Tree {
         }
         let Some((file, needs)) = self.files.get(name) else {
             let real = self.aliases.get(name).filter(|real| *real != name);
-            return real.is_some_and(|real| order.depth < 8 && order.deeper(|order| self.add(real, order)));
+            return real.is_some_and(|real| order.deeper(|order| self.add(real, order)));
         };
         if !order.seen.insert(name.to_owned()) {
             return true;
         }
         for wish in self.before.get(name).into_iter().flatten() {
             // Wishes only: the kernel may do without.
-            self.add(wish, order);
+            order.deeper(|order| self.add(wish, order));
         }
         for need in needs {
-            self.add(need, order);
+            order.too_deep |= order.depth == DEPTH_MAX;
+            order.deeper(|order| self.add(need, order));
         }
         order.files.push(file.clone());
         true
@@ -198,16 +205,24 @@ impl Tree {
 struct Order {
     files: Vec<PathBuf>,
     seen: HashSet<String>,
-    /// Of aliases of aliases.
+    /// How many modules and aliases lie between here and the one that was asked for.
     depth: u32,
+    too_deep: bool,
 }
 
+/// `depmod` writes all that a module needs into its line, so what it writes is hardly nested at all.
+const DEPTH_MAX: u32 = 64;
+
 impl Order {
-    fn deeper<T>(&mut self, f: impl FnOnce(&mut Self) -> T) -> T {
+    /// Looks at one that another leads to; `false` if that goes on for too long.
+    fn deeper(&mut self, look: impl FnOnce(&mut Self) -> bool) -> bool {
+        if self.depth == DEPTH_MAX {
+            return false;
+        }
         self.depth += 1;
-        let result = f(self);
+        let found = look(self);
         self.depth -= 1;
-        result
+        found
     }
 }
 
@@ -243,6 +258,21 @@ mod tests {
             write(name, name.as_bytes());
         }
         dir
+    }
+
+    #[test]
+    fn what_modules_need_may_not_be_nested_without_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let chain = |length: u32| -> String {
+            (0..length)
+                .map(|i| format!("m{i}.ko: m{}.ko\n", i + 1))
+                .chain([format!("m{length}.ko:\n")])
+                .collect()
+        };
+        let resolve = |length| Tree::read(dir.path(), &chain(length)).resolve(&["m0".into()]);
+        assert_eq!(resolve(DEPTH_MAX).unwrap().len(), DEPTH_MAX as usize + 1);
+        let error = resolve(100_000).unwrap_err().to_string();
+        assert!(error.contains("nested more than 64 deep"), "{error}");
     }
 
     #[test]

@@ -78,7 +78,7 @@ impl Admission {
         let here = current.by_address.get(&peer.ip()).copied().unwrap_or(0);
         let wrong = match () {
             () if here >= self.limits.per_address => Some("too many transfers to this address"),
-            () if current.requests.len() >= self.limits.transfers + self.limits.waiting => {
+            () if current.requests.len() >= self.limits.transfers.saturating_add(self.limits.waiting) => {
                 Some("the server is busy, ask again later")
             }
             () => None,
