@@ -8,7 +8,6 @@ use embedded_io_adapters::std::FromStd;
 use piman_core::archive::{Entry, Kind, Reader};
 use piman_core::install::program::{HEAD, Machine, NotAProgram, Program};
 
-use super::{Fitness, judge};
 use crate::images::ext4::Error;
 use crate::images::ext4::tree::Tree;
 
@@ -101,11 +100,6 @@ impl Evidence {
             self.executables.insert(index, Executable::of(&content));
         }
         Ok(())
-    }
-
-    /// What is wrong with it.
-    pub(crate) fn judge(&self) -> Fitness {
-        judge::judge(self)
     }
 }
 

@@ -12,8 +12,15 @@ const KERNELS_MAX: usize = 32;
 /// How many mounts of missing disks are reported.
 const MOUNTS_MAX: usize = 8;
 
+impl Evidence {
+    /// What is wrong with it.
+    pub(crate) fn judge(&self) -> Fitness {
+        judge(self)
+    }
+}
+
 /// Everything that is wrong, the most serious first.
-pub(super) fn judge(evidence: &Evidence) -> Fitness {
+fn judge(evidence: &Evidence) -> Fitness {
     let mut findings = Vec::new();
     let mut machine = None;
     match init(evidence) {

@@ -62,7 +62,7 @@ fn format_port(folder: &Path, port: &str) -> Option<std::path::PathBuf> {
 
 /// The number of an NVMe disk's name space.
 fn space(folder: &Path) -> Option<String> {
-    super::present::read(folder, "nsid")
+    super::sysfs::read(folder, "nsid")
 }
 
 /// Whether two texts are the same place. Newer versions of udev have several names for one.

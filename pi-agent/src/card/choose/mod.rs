@@ -6,10 +6,12 @@
 //! | `present` | the disks that are there, from /sys |
 //! | `names` | their names in /dev/disk/by-id |
 //! | `by_path` | their names in /dev/disk/by-path |
+//! | `sysfs` | a file of /sys |
 
 mod by_path;
 mod names;
 mod present;
+mod sysfs;
 
 use std::fmt;
 use std::path::PathBuf;

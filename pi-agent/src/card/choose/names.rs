@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use super::Bus;
-use super::present::read;
+use super::sysfs::read;
 
 /// Its model, for people.
 pub(super) fn model(folder: &Path) -> String {

@@ -5,6 +5,7 @@ use std::fs;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+use super::sysfs::read;
 use super::{Bus, by_path, names};
 use crate::card::disk::user_in;
 use crate::telemetry::display::size;
@@ -144,13 +145,6 @@ impl Tree {
             Err(e) => Some(e.to_string()),
         }
     }
-}
-
-/// The only line of a file in a folder of /sys.
-pub(super) fn read(folder: &Path, name: &str) -> Option<String> {
-    let bytes = fs::read(folder.join(name)).ok()?;
-    let text = String::from_utf8_lossy(&bytes);
-    Some(text.trim_matches(['\0', '\n', ' ']).to_owned()).filter(|text| !text.is_empty())
 }
 
 /// How a disk is connected, by where its folder lies.
