@@ -1,10 +1,11 @@
 //! A partition that was just made on a block device can be mounted, also while the disk is
 //! still open, and a disk in use cannot be opened.
 
-use std::fs::{self, File};
-use std::os::unix::fs::FileExt;
+use std::fs::{self, File, OpenOptions};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 
 use pi_agent::card::disk::{Disk, RootArea, data_in_table, is_root_withheld, root_in_table};
 use pi_agent::card::inspect;
@@ -51,6 +52,48 @@ fn a_partition_is_mounted_while_its_disk_is_open() {
     let again = Mounted::new(&disk.root_node(&root).unwrap(), place.path()).unwrap();
     assert_eq!(fs::read_to_string(place.path().join("file")).unwrap(), "second");
     drop((again, disk));
+}
+
+/// Device managers look at disks for moments, and a program that is just being started has the descriptors of the one
+/// that starts it: neither makes an installation fail.
+#[test]
+#[cfg_attr(lacks = "root", ignore = "needs root")]
+fn who_holds_it_for_a_moment_is_waited_for() {
+    const MOMENT: Duration = Duration::from_millis(300);
+    let device = LoopDevice::new(256 << 20);
+    let place = tempfile::tempdir().unwrap();
+    let exclusively = || {
+        let mut options = OpenOptions::new();
+        options.read(true).custom_flags(rustix::fs::OFlags::EXCL.bits().cast_signed());
+        options.open(device.path()).unwrap()
+    };
+    let meanwhile = |held: File, then: &mut dyn FnMut()| {
+        std::thread::scope(|scope| {
+            scope.spawn(move || {
+                std::thread::sleep(MOMENT);
+                drop(held);
+            });
+            then();
+        });
+    };
+    // Who holds the disk, when it is opened.
+    let mut disk = None;
+    meanwhile(exclusively(), &mut || disk = Some(Disk::open(device.path()).unwrap()));
+    let disk = disk.unwrap();
+    let begun = disk.begin(&layout(), None).unwrap();
+    let root = disk.partition(&layout(), &begun).unwrap();
+    ext4::format(disk.file(), root.offset, root.length, 0, "root", 0).unwrap();
+    // Who holds it, when its partition is mounted.
+    let node = disk.root_node(&root).unwrap();
+    let path = node.path().to_owned();
+    meanwhile(exclusively(), &mut || drop(Mounted::new(&node, place.path()).unwrap()));
+    drop(node);
+    // Who looks at a partition, when another takes its place.
+    let smaller = RootArea { length: root.length / 2, ..root };
+    let mut node = None;
+    meanwhile(File::open(&path).unwrap(), &mut || node = Some(disk.root_node(&smaller).unwrap()));
+    let bytes = run(Command::new("blockdev").arg("--getsize64").arg(node.unwrap().path())).stdout;
+    assert_eq!(String::from_utf8_lossy(&bytes).trim(), smaller.length.to_string());
 }
 
 #[test]

@@ -17,7 +17,8 @@ use crate::card::disk::RootNode;
 use crate::failure::{Cause, Failure, OrFail};
 use piman_core::install::receipt::Proof;
 
-/// How long others may hold what is to be unmounted: device managers look at it for moments.
+/// How long others may hold what is to be mounted or unmounted: device managers look at it for moments, and a program
+/// that is just being started has all our descriptors until it runs.
 const BUSY: Duration = Duration::from_secs(2);
 
 /// While a filesystem is ours alone nothing in it may run, become a device or change who somebody is.
@@ -57,7 +58,7 @@ impl Mounted {
 
     fn mount(node: &RootNode, place: &Path, flags: MountFlags, how: Option<&CStr>) -> anyhow::Result<Self> {
         fs::create_dir_all(place)?;
-        mount(node.path(), place, "ext4", flags, how)?;
+        unless_busy(|| mount(node.path(), place, "ext4", flags, how))?;
         // From here on a failure unmounts.
         let mut mounted = Self { place: place.to_owned(), directory: None };
         let directory = OpenOptions::new()
@@ -138,13 +139,19 @@ impl Mounted {
 impl Drop for Mounted {
     fn drop(&mut self) {
         self.directory = None;
-        let deadline = Instant::now() + BUSY;
-        while let Err(e) = unmount(&self.place, UnmountFlags::empty()) {
-            if e != Errno::BUSY || Instant::now() > deadline {
-                log::warn!("{} stays mounted: {e}", self.place.display());
-                return;
-            }
-            thread::sleep(BUSY / 50);
+        if let Err(e) = unless_busy(|| unmount(&self.place, UnmountFlags::empty())) {
+            log::warn!("{} stays mounted: {e}", self.place.display());
+        }
+    }
+}
+
+/// Tries until it is not refused for being busy, or for too long.
+fn unless_busy(mut attempt: impl FnMut() -> Result<(), Errno>) -> Result<(), Errno> {
+    let deadline = Instant::now() + BUSY;
+    loop {
+        match attempt() {
+            Err(Errno::BUSY) if Instant::now() < deadline => thread::sleep(BUSY / 50),
+            result => return result,
         }
     }
 }

@@ -112,8 +112,12 @@ impl Disk {
             let file = OpenOptions::new().read(true).write(true).custom_flags(flags).open(path);
             file.or_fail(Stage::Disk, Cause::Disk, format!("opening {}", path.display()))
         };
-        // Exclusive on a block device: fails while a partition of it is mounted or held.
-        let claim = if device { Some(open(libc_flags::O_EXCL)?) } else { None };
+        let claim = if device {
+            let claim = claim(path);
+            Some(claim.or_fail(Stage::Disk, Cause::Disk, format!("opening {}", path.display()))?)
+        } else {
+            None
+        };
         let file = open(0)?;
         lock(&file).map_err(refuse)?;
         let bytes = size(&file, device).or_fail(Stage::Disk, Cause::Disk, "finding its size")?;
@@ -285,6 +289,21 @@ fn lasting_user(path: &Path, device: bool) -> anyhow::Result<Option<String>> {
         }
         tries += 1;
         thread::sleep(LOCK_PAUSE);
+    }
+}
+
+/// Opens a block device exclusively, which fails while a partition of it is mounted or held. Others may hold it for
+/// moments: a program that is just being started has all descriptors of the one that starts it until it runs.
+fn claim(path: &Path) -> std::io::Result<File> {
+    let mut tries = 0;
+    loop {
+        match OpenOptions::new().read(true).write(true).custom_flags(libc_flags::O_EXCL).open(path) {
+            Err(e) if e.kind() == std::io::ErrorKind::ResourceBusy && tries < LOCK_TRIES => {
+                tries += 1;
+                thread::sleep(LOCK_PAUSE);
+            }
+            result => return result,
+        }
     }
 }
 

@@ -2,6 +2,7 @@
 //! or a loop device on a part of a file.
 
 use std::fs::{self, File, OpenOptions};
+use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::thread;
@@ -15,6 +16,7 @@ use crate::failure::{Cause, Failure, OrFail};
 
 /// How long a partition's node may take to appear.
 const NODE_DEADLINE: Duration = Duration::from_secs(20);
+const NODE_PAUSE: Duration = Duration::from_millis(20);
 
 /// The number of the root partition.
 const ROOT: i32 = 2;
@@ -48,18 +50,15 @@ impl Disk {
 
     fn partition_node(&self, root: &RootArea) -> anyhow::Result<RootNode> {
         let disk = usage::sysfs(self.file.metadata()?.rdev());
+        let deadline = Instant::now() + NODE_DEADLINE;
         // The kernel forgets the old partitions with their caches, and reads the table; it
         // wants to hear that from whoever holds the device.
         let claim = self.take_claim();
         let reread = ioctl::reread_partitions(claim.as_ref().unwrap_or(&self.file));
         drop(claim);
         if reread.is_err() || find(&disk, ROOT).is_none() {
-            // A loop device without partition scanning: say it in so many words.
-            let _ = ioctl::drop_partition(&self.file, ROOT);
-            ioctl::add_partition(&self.file, ROOT, root.offset, root.length)
-                .context("telling the kernel of the partition")?;
+            self.tell_of_partition(root, deadline).context("telling the kernel of the partition")?;
         }
-        let deadline = Instant::now() + NODE_DEADLINE;
         loop {
             if let Some((path, number)) = find(&disk, ROOT)
                 && fs::metadata(&path).is_ok_and(|m| m.rdev() == number)
@@ -71,7 +70,21 @@ impl Disk {
             if Instant::now() > deadline {
                 bail!("its device node did not appear within {} s", NODE_DEADLINE.as_secs());
             }
-            thread::sleep(Duration::from_millis(20));
+            thread::sleep(NODE_PAUSE);
+        }
+    }
+
+    /// For a loop device without partition scanning, and a disk of which another program has a partition open: device
+    /// managers do for moments, to look at it, and meanwhile the kernel goes on with the partition as it was.
+    fn tell_of_partition(&self, root: &RootArea, deadline: Instant) -> std::io::Result<()> {
+        loop {
+            let _ = ioctl::drop_partition(&self.file, ROOT);
+            match ioctl::add_partition(&self.file, ROOT, root.offset, root.length) {
+                Err(e) if e.kind() == ErrorKind::ResourceBusy && Instant::now() < deadline => {
+                    thread::sleep(NODE_PAUSE);
+                }
+                result => return result,
+            }
         }
     }
 
@@ -104,7 +117,7 @@ fn loop_device(file: &File, root: &RootArea, how: ioctl::Loop) -> anyhow::Result
         match ioctl::bind_loop(&device, file, root.offset, root.length, how) {
             Ok(()) => return Ok(RootNode { path, _device: device }),
             // Somebody else was faster with that number.
-            Err(e) if e.raw_os_error() == Some(rustix::io::Errno::BUSY.raw_os_error()) && tries < 64 => {
+            Err(e) if e.kind() == ErrorKind::ResourceBusy && tries < 64 => {
                 tries += 1
             }
             Err(e) => return Err(e).context("making a loop device"),
