@@ -22,6 +22,7 @@ use super::disk::{RootArea, RootNode, Window, is_root_withheld, open_to_read, re
 use super::disk::{root_in_table, sector_bytes};
 use super::mount::Mounted;
 use super::scratch_dir::ScratchDir;
+use super::whole_disk::{self, WholeDisk};
 
 /// What is on a card.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -91,6 +92,11 @@ impl Card {
     #[must_use]
     pub fn counter(&self) -> u64 {
         self.proof().map_or(0, |proof| proof.counter)
+    }
+
+    /// Whether it is the image of a whole disk.
+    pub(crate) fn is_whole_disk(&self) -> bool {
+        self.proof().is_some_and(|proof| proof.disk.is_some())
     }
 
     fn proof(&self) -> Option<&Proof> {
@@ -197,6 +203,40 @@ fn judge(disk: &File, bytes: u64, node: Option<Node<'_>>) -> Card {
     if is_root_withheld(disk) {
         return Card::Incomplete;
     }
+    match whole_disk::find(disk, bytes) {
+        Ok(Some(found)) => of_whole_disk(disk, found, node),
+        Ok(None) => of_root_filesystem(disk, bytes, node),
+        // That matters only where no other proof is.
+        Err(wrong) => match of_root_filesystem(disk, bytes, node) {
+            Card::Foreign(_) | Card::Unmarked => Card::Unreadable(wrong.to_string()),
+            card => card,
+        },
+    }
+}
+
+/// The root filesystem of an open disk: that of a whole disk's image, or the one where our layouts have it.
+#[must_use]
+pub(crate) fn root(disk: &File, bytes: u64) -> Option<RootArea> {
+    match whole_disk::find(disk, bytes) {
+        Ok(Some(found)) => found.root,
+        Ok(None) | Err(_) => root_in_table(disk, bytes),
+    }
+}
+
+/// What there is where the proof of a whole disk's image is, and what that is bound to.
+fn of_whole_disk(disk: &File, found: WholeDisk, node: Option<Node<'_>>) -> Card {
+    let proof = found.proof;
+    // What the kernel's ext4 does not know is not looked into.
+    let Some(root) = found.root else { return Card::Installed(proof) };
+    let Read { damage, mounts, .. } = by_reader(disk, &root);
+    match (node.and_then(|node| by_kernel(node, &root)), damage) {
+        (Some(Err(why)), _) => Card::Damaged { proof, why, mounts: false },
+        (_, Some(why)) => Card::Damaged { proof, why, mounts },
+        (_, None) => Card::Installed(proof),
+    }
+}
+
+fn of_root_filesystem(disk: &File, bytes: u64, node: Option<Node<'_>>) -> Card {
     let Some(root) = root_in_table(disk, bytes) else {
         return Card::Foreign("there is no partition table with a root partition".into());
     };
@@ -380,7 +420,7 @@ fn descriptor_sum(seed: u32, group: u32, raw: &[u8]) -> u16 {
 /// replayed before it is what it should be.
 #[must_use]
 pub fn has_journal_to_replay(disk: &File, bytes: u64) -> bool {
-    root_in_table(disk, bytes).is_some_and(|root| journal_waits(disk, &root))
+    root(disk, bytes).is_some_and(|root| journal_waits(disk, &root))
 }
 
 fn journal_waits(disk: &File, root: &RootArea) -> bool {

@@ -152,10 +152,11 @@ impl<'a, M: Medium> Pipeline<'a, M> {
     /// What is left to be done.
     pub(super) fn finish(self) -> Result<Pending, Failure> {
         let proof_offset = self.table.header().proof_offset;
+        let covered = self.table.iter().map(|e| (e.offset, e.offset + u64::from(e.length))).collect();
         let state = self.state.into_inner().unwrap_or_else(PoisonError::into_inner);
         match state.failed {
             Some(failure) => Err(failure),
-            None => Ok(Pending { first: state.first, proof_offset, summary: state.summary }),
+            None => Ok(Pending { first: state.first, proof_offset, covered, summary: state.summary }),
         }
     }
 
