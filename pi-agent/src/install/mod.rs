@@ -252,6 +252,9 @@ pub fn attempt(plan: &Plan, machine: &mut Machine, progress: &Arc<Progress>) -> 
     let told = reporter.installed(done.image, more.installation);
     enrol(plan, &disk, &done, told)?;
     let Done { image, way, received, written, root, .. } = done;
+    if plan.boot_from.is_some() && root.is_none() {
+        return Err(whole_disk_path::boots_by_itself(&disk));
+    }
     Ok(Outcome::Installed { image, way, received, written, took, root })
 }
 

@@ -81,8 +81,7 @@ pub(super) fn install(
             progress.begin(Stage::Mount, 0);
             Some(Mounted::new(&disk.root_node(root)?, place)?)
         }
-        (Some(_), None) => return Err(boots_by_itself(disk)),
-        (None, _) => None,
+        _ => None,
     };
     if let Some(root) = root.as_ref().filter(|_| disk.is_device() && mounted.is_none()) {
         // Whoever mounts it next must not see what the kernel knew of the old partitions.
