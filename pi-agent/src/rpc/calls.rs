@@ -1,9 +1,10 @@
 //! Calls of a server of either kind: each is run in a thread of its own, and its answer is encoded.
 
-use std::io::Write;
+use std::io::{self, Write};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
+use std::thread;
 
 use anyhow::{Context, bail};
 use piman_core::rpc::{AnswerOut, Codec, Failure, NO_CALL, Place, Session, Step, Value};
@@ -29,10 +30,20 @@ pub(super) struct Back {
     pub(super) wake: UnixStream,
 }
 
+impl Back {
+    fn end(&self, ended: Ended) -> io::Result<()> {
+        // Without a connection nobody waits for it.
+        if self.answers.send(ended).is_ok() { (&self.wake).write_all(&[1]) } else { Ok(()) }
+    }
+
+    fn try_clone(&self) -> io::Result<Self> {
+        Ok(Self { answers: self.answers.clone(), wake: self.wake.try_clone()? })
+    }
+}
+
 /// Answers a call by an error.
 pub(super) fn refuse(retcode: u32, error: String, back: &Back) -> anyhow::Result<()> {
-    back.answers.send(Ended { retcode, answer: Err(error), ran: false }).ok();
-    Ok((&back.wake).write_all(&[1])?)
+    Ok(back.end(Ended { retcode, answer: Err(error), ran: false })?)
 }
 
 /// Starts what a message asks for, or refuses it if too much is under way.
@@ -58,18 +69,11 @@ pub(super) fn begin(
     match session.handle(value) {
         Step::Run(call) => {
             let (retcode, call) = (call.retcode, Call::of(call));
-            let service = Arc::clone(service);
-            let (answers, wake) = (back.answers.clone(), back.wake.try_clone()?);
-            std::thread::Builder::new()
-                .name(format!("call {}", call.opcode))
-                .spawn(move || {
-                    let answer = functions::run(&service, &call);
-                    // The connection may be gone by now.
-                    if answers.send(Ended { retcode, answer, ran: true }).is_ok() {
-                        (&wake).write_all(&[1]).ok();
-                    }
-                })
-                .context("starting a thread for a call")?;
+            if let Err(e) = start(service, retcode, call, back) {
+                // The other calls go on.
+                let answer = Err(format!("OSError: starting a thread for the call: {e}"));
+                back.end(Ended { retcode, answer, ran: true })?;
+            }
         }
         Step::Busy { retcode } => {
             return Ok(Some((retcode, "RuntimeError: too many calls are under way".into())));
@@ -80,6 +84,18 @@ pub(super) fn begin(
         Step::Broken => bail!("the server says what is no call"),
     }
     Ok(None)
+}
+
+/// Runs a call in a thread of its own.
+fn start(service: &Arc<Service>, retcode: u32, call: Call, back: &Back) -> io::Result<()> {
+    let (service, back) = (Arc::clone(service), back.try_clone()?);
+    let name = format!("call {}", call.opcode);
+    let run = move || {
+        let answer = functions::run(&service, &call);
+        // The connection may be gone by now.
+        let _ = back.end(Ended { retcode, answer, ran: true });
+    };
+    thread::Builder::new().name(name).spawn(run).map(drop)
 }
 
 /// The message that answers a call.
