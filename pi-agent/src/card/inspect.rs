@@ -11,6 +11,7 @@ use mkext4::reader::{Fs, ReadAt};
 use mkext4::spec::ROOT_INO;
 use piman_core::hash::Hash;
 use piman_core::hosted::causes::in_one_line;
+use piman_core::hosted::ext4::reader;
 use piman_core::install::receipt::{NAME, Proof, SIZE};
 use piman_core::install::{Found as Kind, Installation};
 use rustix::fs::OFlags;
@@ -308,7 +309,7 @@ fn by_reader(disk: &File, root: &RootArea) -> Read {
         read.damage = Some("the kernel has found errors in the root filesystem".into());
         read.mounts = true;
     }
-    let fs = match Fs::open(Replayed(window)) {
+    let fs = match reader::open(Replayed(window)) {
         Ok(fs) => fs,
         Err(mkext4::Error::Unsupported(what)) => {
             read.unknown = Some(format!("the root filesystem has {what}"));
@@ -327,7 +328,7 @@ fn by_reader(disk: &File, root: &RootArea) -> Read {
         read.damage = Some(format!("the root filesystem is damaged: {wrong}"));
         read.mounts = false;
     }
-    if let Err(e) = bounded(&fs, ROOT_INO) {
+    if let Err(e) = reader::small(&fs, ROOT_INO, reader::BYTES_MAX) {
         read.unknown = Some(format!("the root directory cannot be read ({e})"));
         return read;
     }
@@ -439,31 +440,13 @@ const INCOMPAT: usize = 0x60;
 const NEEDS_RECOVERY: u8 = 4;
 
 /// The content of a small file in the root directory.
-/// The largest directory that is read, in bytes: a hundred thousand names take a tenth of that.
-const INODE_BYTES_MAX: u64 = 16 << 20;
-/// The deepest tree of extents: of so much a file has half a million.
-const INODE_DEPTH_MAX: u16 = 2;
-
-/// Refuses what would take more memory than it is worth: the reader holds a whole directory, and all extents. A
-/// card can say anything of both.
-fn bounded<R: ReadAt>(fs: &Fs<R>, number: u32) -> mkext4::Result<()> {
-    let inode = fs.inode(number)?;
-    // The depth of the tree is in the fourth field of its root.
-    let depth =
-        inode.extent_root().and_then(|root| root.get(6..8)?.try_into().ok()).map_or(0, u16::from_le_bytes);
-    if inode.size > INODE_BYTES_MAX || depth > INODE_DEPTH_MAX {
-        return Err(mkext4::Error::Unsupported(format!("{} bytes in a tree of depth {depth}", inode.size)));
-    }
-    Ok(())
-}
-
 fn file_in_root<R: ReadAt>(fs: &Fs<R>, name: &str) -> mkext4::Result<Option<Vec<u8>>> {
     let Some(number) = fs.lookup(ROOT_INO, name.as_bytes())? else { return Ok(None) };
     let inode = fs.inode(number)?;
     if inode.size != SIZE as u64 {
         return Ok(Some(Vec::new()));
     }
-    bounded(fs, number)?;
+    reader::small(fs, number, SIZE as u64)?;
     fs.read_file(number).map(Some)
 }
 
