@@ -16,7 +16,7 @@ use piman_core::install::manifest::{self, Draft, Manifest};
 use crate::cli::state_arg::{DevicesArgs, StateFolder};
 use crate::images::ext4::{Images, Progress};
 use crate::images::fitness::Finding;
-use crate::images::import::{Imported, Input, import, sweep};
+use crate::images::import::{Imported, Input, Wish, import, sweep};
 use crate::images::sign::{self, Password};
 use crate::images::source::Archive;
 use crate::state::archive_facts::Content;
@@ -28,18 +28,26 @@ use crate::text::human::{self, bytes, columns};
 /// What whoever makes a default has to know.
 const BESIDE_ROOTFS: &str = ", also instead of a server's --rootfs, which must be left out at its next start";
 
+/// Said of container images without a process 1, as most are.
+const NO_INIT_IN_CONTAINER: &str = "; a container image gets one by a further layer, for example by `RUN apt-get \
+                                    install -y systemd-sysv` for Debian or `RUN apk add openrc` for Alpine";
+
 /// Gives an archive a name.
 #[derive(Debug, clap::Args)]
 pub struct AddArgs {
     #[command(flatten)]
     state: StateFolder,
-    /// The archive: tar, plain or in gzip, zstd, xz or bzip2; a folder with a root filesystem; or `-`, standard input.
-    /// gzip and zstd stay where they are, what else there is is packed once more and kept in the state folder
+    /// The archive: tar, plain or in gzip, zstd, xz or bzip2; a folder with a root filesystem; a container image (OCI
+    /// layout or `docker save`, as archive or folder); or `-`, standard input. tar in gzip and zstd stays where it is,
+    /// everything else is packed once more and kept in the state folder
     #[arg(value_name = "FILE|FOLDER|-")]
     file: PathBuf,
     /// How it is called [default: the file's name]
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
+    /// Which of several container images in one archive or folder, as `debian:13`
+    #[arg(long, value_name = "NAME")]
+    tag: Option<String>,
     /// It is for every Pi that has no other, as the first one always is
     #[arg(long)]
     default: bool,
@@ -107,9 +115,10 @@ pub fn add(args: &AddArgs) -> anyhow::Result<String> {
     sweep(&folder, &state)?;
     let began = Instant::now();
     let bar = bar("packing", input.bytes());
-    let imported = import(input, &folder, &name, &|at| bar.set_position(at));
+    let wish = Wish { tag: args.tag.as_deref(), force: args.force };
+    let imported = import(input, &folder, &name, &wish, &|at| bar.set_position(at));
     bar.finish_and_clear();
-    let Imported { path, form, kept } = imported?;
+    let Imported { path, form, what, kept } = imported?;
     let shown = args.file.display();
     let content = facts(&path, &args.file, &state)?;
     // Packed once more it would look whole.
@@ -120,7 +129,9 @@ pub fn add(args: &AddArgs) -> anyhow::Result<String> {
     let packed = fs::metadata(&path)?.len();
     let unfit = content.fitness.unfit();
     if let Some(unfit) = unfit.as_ref().filter(|_| !args.force) {
-        bail!("{shown} is not fit for a Pi: {unfit}. Nothing was added; --force takes it as it is");
+        let no_init = content.fitness.findings.iter().any(Finding::is_no_init);
+        let hint = if form.is_container() && no_init { NO_INIT_IN_CONTAINER } else { "" };
+        bail!("{shown} is not fit for a Pi: {unfit}{hint}. Nothing was added; --force takes it as it is");
     }
     let first = state.catalogue()?.images.is_empty() && args.whom.is_empty();
     state.edit(&Edit::Add { name: name.clone(), path: path.clone(), takes_unfit: args.force })?;
@@ -135,7 +146,8 @@ pub fn add(args: &AddArgs) -> anyhow::Result<String> {
     if let Some(kept) = kept {
         kept.keep()?;
         // Writing to a string does not fail.
-        let _ = writeln!(out, "it was {}; what Pis get is {}", form.name(), path.display());
+        let what = what.map_or(String::new(), |what| format!(", {what}"));
+        let _ = writeln!(out, "it was {}{what}; what Pis get is {}", form.name(), path.display());
     }
     // One of this name may have been a copy, too.
     sweep(&folder, &state)?;

@@ -4,7 +4,7 @@ use piman_core::install::program::{INIT_PATHS, Machine};
 
 use super::evidence::{Content, Evidence, Executable};
 use super::lookup::lookup;
-use super::{Finding, Fitness, Severity};
+use super::{Finding, Fitness, NO_INIT, Severity};
 use crate::images::ext4::tree::{Id, Kind, ROOT};
 
 /// How many kernels are named.
@@ -26,7 +26,7 @@ fn judge(evidence: &Evidence) -> Fitness {
     match init(evidence) {
         Ok(found) => machine = found,
         // What it is instead explains it; only if nothing does, the missing init is the finding.
-        Err(text) => findings.push(instead(evidence).unwrap_or_else(|| unfit("no-init", text))),
+        Err(text) => findings.push(instead(evidence).unwrap_or_else(|| unfit(NO_INIT, text))),
     }
     let kernels = kernels(evidence);
     findings.extend(kernel(evidence, &kernels));
@@ -109,16 +109,15 @@ fn instead(evidence: &Evidence) -> Option<Finding> {
     {
         return Some(unfit(
             "container-image",
-            "this is a container image as `docker save` writes it, not a root filesystem: export a container \
-             instead, with `docker export NAME | gzip > rootfs.tgz`"
+            "this is a container image as `docker save` writes it, not a root filesystem: `piman image add` makes one of \
+             its layers"
                 .into(),
         ));
     }
     if lookup(tree, "/oci-layout").is_ok() {
         return Some(unfit(
             "container-image",
-            "this is a container image (OCI layout), not a root filesystem: unpack its layers first, for example \
-             with `umoci unpack`, and pack the result"
+            "this is a container image (OCI layout), not a root filesystem: `piman image add` makes one of its layers"
                 .into(),
         ));
     }

@@ -37,10 +37,17 @@ pub struct Finding {
     pub text: String,
 }
 
+/// The kind of a system without a program that can become process 1.
+const NO_INIT: &str = "no-init";
 /// The kind of an archive without an end marker.
 const NO_END: &str = "no-end-marker";
 
 impl Finding {
+    /// Whether it says that no program can become process 1.
+    pub(crate) fn is_no_init(&self) -> bool {
+        self.kind == NO_INIT
+    }
+
     /// Whether it says that the archive has no end marker.
     pub(crate) fn is_no_end(&self) -> bool {
         self.kind == NO_END

@@ -18,6 +18,10 @@ pub enum Form {
     Tar,
     /// A folder.
     Folder,
+    /// A container image: an OCI image layout.
+    Oci,
+    /// A container image as `docker save` writes it.
+    DockerSave,
 }
 
 impl Form {
@@ -94,6 +98,12 @@ impl Form {
         matches!(self, Self::Gzip | Self::Zstd)
     }
 
+    /// Whether it has layers.
+    #[must_use]
+    pub fn is_container(self) -> bool {
+        matches!(self, Self::Oci | Self::DockerSave)
+    }
+
     /// What the form is called.
     #[must_use]
     pub fn name(self) -> &'static str {
@@ -104,6 +114,8 @@ impl Form {
             Self::Bzip2 => "bzip2 of tar",
             Self::Tar => "tar",
             Self::Folder => "a folder",
+            Self::Oci => "a container image (OCI)",
+            Self::DockerSave => "a container image (docker save)",
         }
     }
 

@@ -6,6 +6,7 @@ use std::rc::Rc;
 
 use anyhow::Context;
 use liblzma::stream::{CONCATENATED, Error as XzError, Stream, TELL_UNSUPPORTED_CHECK};
+use piman_core::hosted::unpack::Decoder;
 
 use super::Form;
 
@@ -41,7 +42,7 @@ impl<R: Read> Read for Counting<'_, R> {
 /// What is packed; the packing's checksums are compared to its very end.
 ///
 /// # Errors
-/// If there is no memory for it.
+/// If there is no memory for it, or its first bytes cannot be read.
 pub(super) fn tar_in<'r, R: Read + 'r>(
     form: Form,
     from: Counting<'r, R>,
@@ -55,7 +56,8 @@ pub(super) fn tar_in<'r, R: Read + 'r>(
             Box::new(Faults { from: liblzma::bufread::XzDecoder::new_stream(from, stream), at })
         }
         Form::Bzip2 => Box::new(Faults { from: bzip2::bufread::MultiBzDecoder::new(from), at }),
-        Form::Gzip | Form::Zstd | Form::Tar | Form::Folder => Box::new(from),
+        Form::Gzip | Form::Zstd => Box::new(Decoder::new(from)?),
+        Form::Tar | Form::Folder | Form::Oci | Form::DockerSave => Box::new(from),
     })
 }
 
