@@ -117,9 +117,7 @@ fn loop_device(file: &File, root: &RootArea, how: ioctl::Loop) -> anyhow::Result
         match ioctl::bind_loop(&device, file, root.offset, root.length, how) {
             Ok(()) => return Ok(RootNode { path, _device: device }),
             // Somebody else was faster with that number.
-            Err(e) if e.kind() == ErrorKind::ResourceBusy && tries < 64 => {
-                tries += 1
-            }
+            Err(e) if e.kind() == ErrorKind::ResourceBusy && tries < 64 => tries += 1,
             Err(e) => return Err(e).context("making a loop device"),
         }
     }
