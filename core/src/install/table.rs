@@ -1,8 +1,8 @@
-//! The chunk table of an image: what is where in the filesystem, and its hashes.
+//! The chunk table of an image: what is where in the root filesystem or on the whole disk, and its hashes.
 //!
 //! Binary, little-endian. A header of [`HEADER`] bytes, then an entry of [`ENTRY`] bytes for
-//! each chunk, in the order of their offsets. A chunk is a run of used blocks of the
-//! filesystem; what no chunk covers is free space and left as it is. Chunks are stored one
+//! each chunk, in the order of their offsets. A chunk is a run of used blocks;
+//! what no chunk covers is free space and left as it is. Chunks are stored one
 //! after another, each compressed with zstd, or as it is where that does not help
 //! (then `stored` equals `length`). The BLAKE3 hash of the table names the image.
 
@@ -14,7 +14,7 @@ use crate::hash::Hash;
 pub const HEADER: usize = 96;
 /// The size of an entry, in bytes.
 pub const ENTRY: usize = 88;
-/// The largest chunk, in bytes of the filesystem.
+/// The largest chunk, unpacked, in bytes.
 pub const CHUNK_MAX: u32 = 4 << 20;
 /// What offsets and lengths are a multiple of, in bytes.
 pub const BLOCK: u64 = 4096;
@@ -23,25 +23,76 @@ pub const CHUNKS_MAX: u32 = 1 << 17;
 /// The largest table, in bytes.
 pub const TABLE_MAX: usize = HEADER + CHUNKS_MAX as usize * ENTRY;
 
-const MAGIC: [u8; 8] = *b"PIMANTB1";
+/// Offsets count from the start of the root filesystem.
+const ROOT: [u8; 8] = *b"PIMANTB1";
+/// Offsets count from the start of the disk.
+const DISK: [u8; 8] = *b"PIMANTB2";
+
+/// What an image is of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub enum Scope {
+    /// The root filesystem, in a partition that the agent makes.
+    Root,
+    /// A whole disk, with a partition table of its own.
+    Disk(WholeDisk),
+}
+
+/// What an agent needs to know of the image of a whole disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub struct WholeDisk {
+    /// The number of the partition with the root filesystem, from 1; 0: it is not known.
+    pub root: u8,
+    /// Whether the last partition and its ext4 filesystem are to grow to the end of the disk.
+    pub grows: bool,
+    /// The size of the sectors that the partition table counts, in bytes: 512 or 4096.
+    pub sector: u16,
+}
+
+impl Scope {
+    const fn encode(self) -> ([u8; 8], [u8; 4]) {
+        match self {
+            Self::Root => (ROOT, [0; 4]),
+            Self::Disk(WholeDisk { root, grows, sector }) => {
+                let [low, high] = sector.to_le_bytes();
+                (DISK, [root, grows as u8, low, high])
+            }
+        }
+    }
+
+    fn decode(magic: [u8; 8], fields: [u8; 4]) -> Option<Self> {
+        match (magic, fields) {
+            (ROOT, [0, 0, 0, 0]) => Some(Self::Root),
+            (DISK, [root, grows @ 0..=1, low, high]) => {
+                let sector = u16::from_le_bytes([low, high]);
+                let disk = WholeDisk { root, grows: grows == 1, sector };
+                matches!(sector, 512 | 4096).then_some(Self::Disk(disk))
+            }
+            _ => None,
+        }
+    }
+}
 
 /// What is said once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct Header {
+    /// What the image is of; what follows and the chunks are told in bytes of that.
+    pub scope: Scope,
     /// How many chunks there are.
     pub chunks: u32,
-    /// The size of the filesystem, in bytes.
-    pub filesystem_bytes: u64,
-    /// All chunks together, in bytes of the filesystem.
+    /// The size of the filesystem, or the smallest disk that will do, in bytes.
+    pub total_bytes: u64,
+    /// All chunks together, unpacked, in bytes.
     pub used_bytes: u64,
     /// All chunks together as they are stored, in bytes.
     pub stored_bytes: u64,
-    /// BLAKE3 of the archive that the image was made from.
+    /// BLAKE3 of the archive or disk image that this was made from.
     pub archive: Hash,
-    /// Where in the filesystem the proof's one block is, which the agent fills in, in bytes.
+    /// Where the proof's one block is, which the agent fills in, in bytes.
     pub proof_offset: u64,
-    /// How many entries the archive has.
+    /// How many entries the archive has; 0 for a disk image.
     pub entries: u64,
 }
 
@@ -49,7 +100,7 @@ pub struct Header {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct Entry {
-    /// Where in the filesystem it lies, in bytes.
+    /// Where in the image it lies, in bytes.
     pub offset: u64,
     /// Its size there, in bytes.
     pub length: u32,
@@ -59,7 +110,7 @@ pub struct Entry {
     pub position: u64,
     /// BLAKE3 of it as it is stored.
     pub stored_hash: Hash,
-    /// BLAKE3 of it in the filesystem.
+    /// BLAKE3 of it, unpacked.
     pub hash: Hash,
 }
 
@@ -74,7 +125,7 @@ pub enum BadTable {
     Size,
     /// The header contradicts the entries or itself.
     Header,
-    /// This entry overlaps another, is too large, or lies outside of the filesystem.
+    /// This entry overlaps another, is too large, or lies outside of the image.
     Entry(u32),
 }
 
@@ -108,7 +159,7 @@ impl defmt::Format for Table<'_> {
 
 impl<'a> Table<'a> {
     /// Checks a whole table: after this, chunks lie in ascending order, apart from each other
-    /// and inside the filesystem, the first begins at 0 and holds its first block, the
+    /// and inside the image, the first begins at 0 and holds its first block, the
     /// stored ones follow each other without a gap, and all sums are right.
     ///
     /// # Errors
@@ -134,7 +185,7 @@ impl<'a> Table<'a> {
                 && (1..=entry.length).contains(&entry.stored)
                 && entry.position == stored;
             let past = entry.offset.checked_add(u64::from(entry.length));
-            let past = past.filter(|p| right && *p <= header.filesystem_bytes);
+            let past = past.filter(|p| right && *p <= header.total_bytes);
             end = past.ok_or(BadTable::Entry(i))?;
             used += u64::from(entry.length);
             stored += u64::from(entry.stored);
@@ -211,11 +262,12 @@ impl Header {
     /// The header's bytes.
     #[must_use]
     pub fn encode(&self) -> [u8; HEADER] {
+        let (magic, scope) = self.scope.encode();
         Bytes { bytes: [0; HEADER], at: 0 }
-            .put(&MAGIC)
+            .put(&magic)
             .put(&self.chunks.to_le_bytes())
-            .put(&[0; 4])
-            .put(&self.filesystem_bytes.to_le_bytes())
+            .put(&scope)
+            .put(&self.total_bytes.to_le_bytes())
             .put(&self.used_bytes.to_le_bytes())
             .put(&self.stored_bytes.to_le_bytes())
             .put(&self.archive.0)
@@ -229,16 +281,12 @@ impl Header {
     #[must_use]
     pub fn decode(bytes: &[u8; HEADER]) -> Option<Self> {
         let mut fields = Fields(bytes);
-        if fields.take() != MAGIC {
-            return None;
-        }
+        let magic = fields.take();
         let chunks = fields.u32();
-        if fields.u32() != 0 {
-            return None;
-        }
         Some(Self {
+            scope: Scope::decode(magic, fields.take())?,
             chunks,
-            filesystem_bytes: fields.u64(),
+            total_bytes: fields.u64(),
             used_bytes: fields.u64(),
             stored_bytes: fields.u64(),
             archive: Hash(fields.take()),
@@ -297,8 +345,9 @@ mod tests {
             entry(16 << 20, 8192, 9, 100 + u64::from(CHUNK_MAX)),
         ];
         let header = Header {
+            scope: Scope::Root,
             chunks: 3,
-            filesystem_bytes: 64 << 20,
+            total_bytes: 64 << 20,
             used_bytes: 4096 + (4 << 20) + 8192,
             stored_bytes: 109 + (4 << 20),
             archive: Hash([5; 32]),
@@ -317,6 +366,22 @@ mod tests {
         assert_eq!(table.header(), header);
         assert_eq!(table.iter().collect::<Vec<_>>(), entries);
         assert_eq!((table.entry(2), table.entry(3)), (Some(entries[2]), None));
+    }
+
+    #[test]
+    fn a_disk_says_what_it_is() {
+        let (header, entries) = good();
+        let root = header.encode();
+        assert_eq!((&root[..8], &root[12..16]), (&b"PIMANTB1"[..], &[0; 4][..]));
+        let disk = WholeDisk { root: 2, grows: true, sector: 4096 };
+        let raw = bytes(Header { scope: Scope::Disk(disk), ..header }, &entries);
+        assert_eq!((&raw[..8], &raw[12..16]), (&b"PIMANTB2"[..], &[2, 1, 0, 16][..]));
+        assert_eq!(Table::parse(&raw).unwrap().header().scope, Scope::Disk(disk));
+        for (at, byte) in [(7, b'3'), (7, b'1'), (13, 2), (14, 1), (15, 1)] {
+            let mut wrong = raw.clone();
+            wrong[at] = byte;
+            assert_eq!(Table::parse(&wrong).unwrap_err(), BadTable::Magic, "byte {at}");
+        }
     }
 
     #[test]

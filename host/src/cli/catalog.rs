@@ -329,7 +329,7 @@ fn draft(
         .all()
         .iter()
         .filter(|i| i.header().archive == content.id)
-        .map(|i| (i.header().filesystem_bytes, i.hash()))
+        .map(|i| (i.header().total_bytes, i.hash()))
         .collect();
     tables.sort_unstable();
     let known = state.devices()?;

@@ -141,7 +141,7 @@ fn build(args: &BuildArgs) -> anyhow::Result<()> {
         header.archive,
         header.entries,
         header.used_bytes >> 20,
-        header.filesystem_bytes >> 20,
+        header.total_bytes >> 20,
         header.chunks,
         header.stored_bytes >> 20
     ))
@@ -157,7 +157,7 @@ fn list(state: &Path) -> anyhow::Result<()> {
             "{:.16}  archive {:.16}  {:6} MiB filesystem  {:6} MiB stored\n",
             image.hash(),
             header.archive,
-            header.filesystem_bytes >> 20,
+            header.total_bytes >> 20,
             header.stored_bytes >> 20
         ))?;
     }

@@ -411,7 +411,7 @@ mod tests {
             card: Some(Hash([255; 32])),
             installation: Some(Installation(u64::MAX)),
             paths: Paths { stream: true, image: true },
-            can: Can { signed: true, answer: true },
+            can: Can { signed: true, answer: true, disk: true },
             revision: u16::MAX,
             found: Some(Found::Incomplete),
             print: Fingerprint::new(u64::MAX),

@@ -41,8 +41,8 @@ pub struct Pending {
 /// What an installation took.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Summary {
-    /// The size of the filesystem, in bytes.
-    pub filesystem_bytes: u64,
+    /// The size of the filesystem, or the smallest disk that will do, in bytes.
+    pub total_bytes: u64,
     /// Chunks of the image.
     pub chunks: u32,
     /// Chunks that the card already held.
@@ -98,7 +98,7 @@ pub fn install(
         let error = anyhow!("the image offered was made from another archive, {:.16}", header.archive);
         return Err(Failure { stage: Stage::Transfer, cause: Cause::Image, error });
     }
-    crate::install::room::image(header.filesystem_bytes, medium.length())?;
+    crate::install::room::image(header.total_bytes, medium.length())?;
     let mut pipeline = Pipeline::new(table, order, medium, &link);
     erase()?;
     write(medium, 0, &[0; BLOCK as usize]).and_then(|()| medium.sync()).or_fail(

@@ -97,11 +97,8 @@ impl<'a, M: Medium> Pipeline<'a, M> {
         };
         let holds = pipeline.probe();
         let all = 0..header.chunks;
-        let summary = Summary {
-            filesystem_bytes: header.filesystem_bytes,
-            chunks: header.chunks,
-            ..Summary::default()
-        };
+        let summary =
+            Summary { total_bytes: header.total_bytes, chunks: header.chunks, ..Summary::default() };
         // The first chunk is always fetched: its first block is needed and will be wiped.
         let (unknown, needed) =
             if holds { (1..header.chunks, [0].into()) } else { (0..0, all.collect::<VecDeque<_>>()) };

@@ -3,7 +3,7 @@
 
 use libfuzzer_sys::fuzz_target;
 use piman_core::hash::Hash;
-use piman_core::install::table::{BLOCK, CHUNK_MAX, Entry, HEADER, Header, Table};
+use piman_core::install::table::{BLOCK, CHUNK_MAX, Entry, HEADER, Header, Scope, Table};
 
 fuzz_target!(|data: &[u8]| {
     check(data);
@@ -28,7 +28,7 @@ fuzz_target!(|data: &[u8]| {
     }
     let header = Header {
         chunks: u32::try_from(entries.len()).unwrap_or(u32::MAX),
-        filesystem_bytes: offset,
+        total_bytes: offset,
         used_bytes: used,
         stored_bytes: position,
         proof_offset: BLOCK,
@@ -51,7 +51,7 @@ fn check(bytes: &[u8]) {
         position += u64::from(entry.stored);
         out.extend_from_slice(&entry.encode());
     }
-    assert!(end <= table.header().filesystem_bytes);
+    assert!(end <= table.header().total_bytes);
     assert_eq!(out, bytes);
 }
 
@@ -64,8 +64,9 @@ fn header_of(data: &[u8]) -> [u8; HEADER] {
 
 fn empty() -> Header {
     Header {
+        scope: Scope::Root,
         chunks: 0,
-        filesystem_bytes: 0,
+        total_bytes: 0,
         used_bytes: 0,
         stored_bytes: 0,
         archive: Hash([0; 32]),

@@ -116,7 +116,7 @@ fn proof(image: &Image) -> Vec<u8> {
 /// Installs to the end.
 fn install(server: &FetchServer, image: &Image, disk: &tempfile::NamedTempFile) -> agent::Summary {
     let file = direct(disk.path());
-    let area = area(disk.as_file(), &file, image.header().filesystem_bytes);
+    let area = area(disk.as_file(), &file, image.header().total_bytes);
     let pending = install_on(server, image, &area).unwrap();
     assert!(mkext4_open(disk.path()).is_err(), "a filesystem before the proof");
     agent::commit(&area, &pending, &proof(image)).unwrap();

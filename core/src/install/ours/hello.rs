@@ -42,20 +42,23 @@ pub struct Can {
     /// It waits a moment for an answer to this line before it reports: an old server, which does not
     /// answer, then reads the report by itself.
     pub answer: bool,
+    /// It can write the image of a whole disk, with a partition table of its own.
+    pub disk: bool,
 }
 
-/// ToText with `+` between them.
+/// The words with `+` between them.
 impl Can {
     fn parse(text: &[u8]) -> Self {
-        Self { signed: has(text, "signed"), answer: has(text, "answer") }
+        Self { signed: has(text, "signed"), answer: has(text, "answer"), disk: has(text, "disk") }
     }
 
-    const fn word(self) -> Option<&'static str> {
-        match (self.signed, self.answer) {
-            (true, true) => Some("signed+answer"),
-            (true, false) => Some("signed"),
-            (false, true) => Some("answer"),
-            (false, false) => None,
+    fn put(self, to: &mut impl Sink, key: &str) {
+        let words = [(self.signed, "signed"), (self.answer, "answer"), (self.disk, "disk")];
+        let mut before = key;
+        for (_, word) in words.iter().filter(|(can, _)| *can) {
+            to.text(before);
+            to.text(word);
+            before = "+";
         }
     }
 }
@@ -144,10 +147,7 @@ impl ToText for Hello<'_> {
             put_name(to, " cid=", self.card_id, 40);
         }
         put_installation(to, self.installation);
-        if let Some(word) = self.can.word() {
-            to.text(" can=");
-            to.text(word);
-        }
+        self.can.put(to, " can=");
         if let Some(found) = self.found {
             to.text(" found=");
             to.text(found.word());

@@ -11,7 +11,7 @@ use mkext4::{FsBuilder, InodeHandle, Layout, Meta, RegionSink, SparseSeg, Specia
 use piman_core::archive::{self, Time};
 use piman_core::hash::Hash;
 use piman_core::hosted::ext4::{Geometry, SizeError, SparseSink};
-use piman_core::install::table::{BLOCK, Header, Table};
+use piman_core::install::table::{BLOCK, Header, Scope, Table};
 use tempfile::NamedTempFile;
 
 use super::scan::Scan;
@@ -75,8 +75,9 @@ pub fn build(order: &Order<'_>) -> Result<Built, Error> {
     let mut chunks = pack::temporary(order.folder).map_err(Error::io("making a file in the state folder"))?;
     let entries = pack::pack(&spool, &cuts, &mut chunks, order.progress, (60, 100), order.stop)?;
     let header = Header {
+        scope: Scope::Root,
         chunks: u32::try_from(entries.len()).map_err(|e| Error::Wrong(e.to_string()))?,
-        filesystem_bytes: order.filesystem_bytes,
+        total_bytes: order.filesystem_bytes,
         used_bytes: entries.iter().map(|e| u64::from(e.length)).sum(),
         stored_bytes: entries.iter().map(|e| u64::from(e.stored)).sum(),
         archive: id,

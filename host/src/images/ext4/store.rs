@@ -139,7 +139,7 @@ impl Images {
     #[must_use]
     pub fn find(&self, archive: Hash, filesystem_bytes: u64) -> Option<Arc<Image>> {
         let wanted =
-            |i: &&Arc<Image>| (i.header.archive, i.header.filesystem_bytes) == (archive, filesystem_bytes);
+            |i: &&Arc<Image>| (i.header.archive, i.header.total_bytes) == (archive, filesystem_bytes);
         let find = || self.lock().iter().filter(wanted).max_by_key(|i| i.made).cloned();
         find().or_else(|| {
             if let Err(e) = self.scan() {
@@ -333,8 +333,9 @@ mod tests {
             hash: Hash(*blake3::hash(&chunk).as_bytes()),
         };
         let header = Header {
+            scope: table::Scope::Root,
             chunks: 1,
-            filesystem_bytes: 1 << 30,
+            total_bytes: 1 << 30,
             used_bytes: 8192,
             stored_bytes: 8192,
             archive: Hash([archive; 32]),
