@@ -4,6 +4,7 @@
 
 mod cards; // what is on a card, and what becomes of it
 mod decisions; // the table of all that may happen with a disk
+mod disk_image; // raw images of disks, by the tools of others
 mod ext4;
 mod extract; // path A against GNU tar, and its faults
 mod field; // archives as they are found: access control lists, no end marker

@@ -100,7 +100,7 @@ impl Geometry {
         // By the number of clusters and nothing else, as its specification says.
         let width = match clusters {
             ..4085 => Width::Twelve,
-            ..65525 => Width::Sixteen,
+            4085..65525 => Width::Sixteen,
             _ => Width::ThirtyTwo,
         };
         let is_32 = number(22) == 0;

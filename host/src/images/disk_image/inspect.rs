@@ -27,10 +27,7 @@ pub(super) fn fitness(
 ) -> Fitness {
     let mut findings = Vec::new();
     if !table.repair.is_empty() {
-        findings.push(warning(
-            "broken-table",
-            "its GPT at the beginning is damaged; the copy at its end is used in its place".into(),
-        ));
+        findings.push(Finding::broken_table());
     }
     for (number, why) in whole {
         findings.push(warning("copied-whole", format!("all of partition {number} is copied: {why}")));

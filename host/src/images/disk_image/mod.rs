@@ -12,11 +12,14 @@
 //! | `system` | where the root filesystem is, what boots it, how it grows |
 //! | `files` | files in the root filesystem |
 //! | `boot_files` | files in the boot partition |
+//! | `build` | its used blocks as chunks |
+//! | `trailer` | what a bmap said, behind our own copy |
 //! | `inspect` | whether the system can run on a Pi |
 
 mod area;
 mod bmap;
 mod boot_files;
+mod build;
 mod ext4;
 mod fat;
 mod files;
@@ -31,10 +34,12 @@ mod used;
 use std::fs::File;
 
 use anyhow::Context;
+use piman_core::hosted::unpack::packing;
 
 use crate::images::fitness::Fitness;
 use area::Area;
 pub use bmap::Bmap;
+pub use build::build;
 use filesystem::Filesystem;
 pub use filesystem::FilesystemKind;
 pub(crate) use ranges::joined;
@@ -47,7 +52,8 @@ pub use trailer::write as write_trailer;
 #[must_use]
 pub fn begins(head: &[u8]) -> bool {
     let at = |place: usize, magic: &[u8]| head.get(place..).is_some_and(|rest| rest.starts_with(magic));
-    at(510, &[0x55, 0xaa]) || at(512, b"EFI PART")
+    // Packed bytes may be anything.
+    packing(head).is_none() && (at(510, &[0x55, 0xaa]) || at(512, b"EFI PART"))
 }
 
 /// The block of a card, in bytes.
@@ -171,3 +177,6 @@ fn part(image: &Area<'_>, slot: &table::Slot) -> Part {
         name: slot.name.clone(),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -25,7 +25,7 @@ impl fmt::Display for Growth {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Own(by) => write!(f, "grows by itself at its first boot ({by})"),
-            Self::Last => f.write_str("the last partition is grown when it is installed"),
+            Self::Last => f.write_str("is grown when it is installed (the last partition)"),
             Self::None => f.write_str("does not grow"),
         }
     }

@@ -1,17 +1,21 @@
 //! Archives as they are published and made: tar packed in any usual way or not at all, a folder, a pipe.
 //!
-//! gzip and zstd are what Pis read, so such a file is served from where it is. Everything else is packed once more, as
-//! gzip, which every old Pi reads, too, and kept in the state folder.
+//! gzip and zstd are what Pis read, so such a file is served from where it is. Every other archive is packed once more,
+//! as gzip, which every old Pi reads, too, and kept in the state folder. An image of a disk is kept as what is used of it.
 //!
 //! | module | what lives there |
 //! |---|---|
 //! | `form` | what a file is, by how it begins |
 //! | `unpacking` | the tar archive in it, with the place of what is wrong |
 //! | `kept` | the files of the state folder |
+//! | `disk` | images of disks |
+//! | `zipped` | one of them in a zip file |
 
+mod disk;
 mod form;
 mod kept;
 mod unpacking;
+mod zipped;
 
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Read, Seek, Write};
@@ -23,14 +27,17 @@ use anyhow::{Context, bail, ensure};
 use flate2::{Compression, GzBuilder};
 use piman_core::hosted::unpack::Decoder;
 
+use crate::images::disk_image::Bmap;
 use crate::sys::files::is_full;
 pub use form::Form;
 pub use kept::{Kept, sweep};
-use unpacking::{Counting, tar_in};
+use unpacking::{Counting, image_in, tar_in};
 
 /// As many bytes of a file say what it is.
 const HEAD: usize = 2048;
-/// More than this no archive may unpack to, in bytes: no card holds it, and a small file can claim any size.
+/// As many bytes of a packed one hold its beginning: a block of zstd, and some.
+const PACKED_HEAD: u64 = 256 << 10;
+/// More than this no archive or image may unpack to, in bytes: no card holds it, and a small file can claim any size.
 const UNPACKED_MAX: u64 = 1 << 40;
 
 /// Where an archive comes from.
@@ -41,6 +48,8 @@ pub enum Input {
     Pipe(File),
     /// A folder with a root filesystem.
     Folder(PathBuf),
+    /// A card in a reader, or another disk.
+    Card(PathBuf),
 }
 
 /// An archive that can be served.
@@ -51,6 +60,8 @@ pub struct Imported {
     pub form: Form,
     /// Set if it is a copy of ours; until [`Kept::keep`] it is removed when this is dropped.
     pub kept: Option<Kept>,
+    /// What was remarkable and is not so any more in the copy.
+    pub notes: Vec<String>,
 }
 
 impl Input {
@@ -75,7 +86,8 @@ impl Input {
         }
         ensure!(
             !kind.is_block_device(),
-            "{shown} is a disk: mount its root filesystem, and add the folder where it is mounted"
+            "{shown} is a disk: `piman image add --from-card {shown}` copies what is used of it; or mount its root \
+             filesystem, and add the folder where it is mounted"
         );
         Ok(Self::Pipe(File::open(path).with_context(opening)?))
     }
@@ -85,7 +97,7 @@ impl Input {
     pub fn bytes(&self) -> Option<u64> {
         match self {
             Self::File(path) => fs::metadata(path).ok().map(|m| m.len()),
-            Self::Pipe(_) | Self::Folder(_) => None,
+            Self::Pipe(_) | Self::Folder(_) | Self::Card(_) => None,
         }
     }
 
@@ -95,64 +107,123 @@ impl Input {
         match self {
             Self::File(path) => path.file_name()?.to_str()?.split('.').next(),
             Self::Folder(path) => path.file_name()?.to_str(),
-            Self::Pipe(_) => None,
+            Self::Pipe(_) | Self::Card(_) => None,
         }
     }
 
     fn shown(&self) -> String {
         match self {
-            Self::File(path) | Self::Folder(path) => path.display().to_string(),
+            Self::File(path) | Self::Folder(path) | Self::Card(path) => path.display().to_string(),
             Self::Pipe(_) => "what was piped in".into(),
         }
     }
 }
 
-/// Makes a served archive out of what is given. A copy is made in the folder `archives` of `state`, and begins with
-/// `name`. `progress` gets the number of bytes that were read.
+/// Makes what can be served out of what is given. A copy is made in the folder `archives` of `state`, and begins with
+/// `name`. `bmap`: that of a disk image, if not the one beside its file. `progress` gets the number of bytes that were
+/// read.
 ///
 /// # Errors
-/// If it is nothing that holds an archive, is damaged or ends too early, which is said with the place; if the copy
-/// cannot be written.
-pub fn import(input: Input, state: &Path, name: &str, progress: &dyn Fn(u64)) -> anyhow::Result<Imported> {
+/// If it is nothing that holds an archive or a disk image, is damaged or ends too early, which is said with the place;
+/// if the copy cannot be written.
+pub fn import(
+    input: Input,
+    state: &Path,
+    name: &str,
+    bmap: Option<&Path>,
+    progress: &dyn Fn(u64),
+) -> anyhow::Result<Imported> {
     let shown = input.shown();
+    let mut map = bmap.map(Bmap::open).transpose()?;
+    let no_map = || match bmap {
+        Some(_) => bail!("--bmap is for an image of a disk, which {shown} is not"),
+        None => Ok(()),
+    };
     let mut source: Box<dyn Read> = match input {
         Input::Folder(path) => {
+            no_map()?;
             let mut tar = Tar::of(&path)?;
-            let kept = repack(&mut tar.stdout()?, &shown, state, name, progress)?;
+            let mut stdout = tar.stdout()?;
+            let head = head(&mut stdout, &shown)?;
+            let kept = repack(head, &mut stdout, &shown, state, name, progress)?;
             tar.finish(&shown)?;
-            return Ok(Imported { path: kept.path().into(), form: Form::Folder, kept: Some(kept) });
+            return Ok(Imported {
+                path: kept.path().into(),
+                form: Form::Folder,
+                kept: Some(kept),
+                notes: Vec::new(),
+            });
+        }
+        Input::Card(path) => {
+            let (card, length) = disk::open_card(&path)?;
+            let order = disk::Order { shown: &shown, state, name, bmap: map.as_ref() };
+            return order.copy(&card, length, progress);
         }
         Input::File(path) => {
             let mut file = File::open(&path).with_context(|| format!("opening {shown}"))?;
             let form =
                 Form::of(&head(&mut file, &shown)?).with_context(|| format!("{shown} is not usable"))?;
             file.rewind().with_context(|| format!("reading {shown}"))?;
-            if form.is_served() {
-                packs_no_image(file, &shown)?;
-                return Ok(Imported { path, form, kept: None });
+            let packed = File::open(&path).with_context(|| format!("opening {shown}"))?;
+            if form.is_served() && !packs_disk(packed, &shown)? {
+                no_map()?;
+                return Ok(Imported { path, form, kept: None, notes: Vec::new() });
             }
-            Box::new(file)
+            if map.is_none() {
+                map = disk::bmap_beside(&path)?;
+            }
+            let order = disk::Order { shown: &shown, state, name, bmap: map.as_ref() };
+            match form {
+                Form::DiskImage => {
+                    let length = file.metadata().with_context(|| format!("reading {shown}"))?.len();
+                    return order.copy(&file, length, progress);
+                }
+                Form::Zip => return zipped::of_file(file, &order, progress),
+                _ => Box::new(file),
+            }
         }
         Input::Pipe(pipe) => Box::new(pipe),
     };
-    let head = head(&mut source, &shown)?;
-    let form = Form::of(&head).with_context(|| format!("{shown} is not usable"))?;
-    let mut counting = Counting::new(io::Cursor::new(head).chain(source), progress);
-    let kept = if form.is_served() {
-        copy(&mut counting, &shown, state, name, form)?
-    } else {
-        repack(&mut *tar_in(form, counting)?, &shown, state, name, &|_| ())?
+    let order = disk::Order { shown: &shown, state, name, bmap: map.as_ref() };
+    let mut begin = head(&mut source, &shown)?;
+    let form = Form::of(&begin).with_context(|| format!("{shown} is not usable"))?;
+    if form.is_served() {
+        // As much as what it begins with when it is unpacked can take.
+        let more = (&mut source).take(PACKED_HEAD).read_to_end(&mut begin);
+        more.with_context(|| format!("reading {shown}"))?;
+    }
+    let is_disk = form.is_served() && packs_disk(&*begin, &shown)?;
+    let mut counting = Counting::new(io::Cursor::new(begin).chain(source), progress);
+    let kept = match form {
+        Form::DiskImage => return order.unpack(&mut counting),
+        Form::Zip => return zipped::of_pipe(&mut counting, &order),
+        _ if is_disk => return order.unpack(&mut image_in(form, counting)?),
+        _ if form.is_served() => copy(&mut counting, &shown, state, name, form)?,
+        _ => {
+            let mut tar = tar_in(form, counting)?;
+            let head = head(&mut tar, &shown)?;
+            if Form::is_disk(&head) {
+                return order.unpack(&mut io::Cursor::new(head).chain(tar));
+            }
+            repack(head, &mut *tar, &shown, state, name, &|_| ())?
+        }
     };
-    Ok(Imported { path: kept.path().into(), form, kept: Some(kept) })
+    no_map()?;
+    Ok(Imported { path: kept.path().into(), form, kept: Some(kept), notes: Vec::new() })
 }
 
-/// What is packed in gzip or zstd is often the image of a disk. All else who reads the whole archive finds.
-fn packs_no_image(packed: File, shown: &str) -> anyhow::Result<()> {
+/// Whether what is packed in gzip or zstd is an image of a disk. What is wrong with an archive is found by who reads all
+/// of it.
+fn packs_disk(packed: impl Read, shown: &str) -> anyhow::Result<bool> {
     let mut head = Vec::with_capacity(HEAD);
-    let read = Decoder::new(packed).and_then(|tar| tar.take(HEAD as u64).read_to_end(&mut head));
-    match Form::image(&head).filter(|_| read.is_ok()) {
+    // As far as it goes.
+    let _ = Decoder::new(packed).and_then(|tar| tar.take(HEAD as u64).read_to_end(&mut head));
+    if Form::is_disk(&head) {
+        return Ok(true);
+    }
+    match Form::image(&head) {
         Some(what) => bail!("{shown} is not usable: {what}"),
-        None => Ok(()),
+        None => Ok(false),
     }
 }
 
@@ -173,14 +244,15 @@ fn copy(from: &mut dyn Read, shown: &str, state: &Path, name: &str, form: Form) 
     Ok(kept)
 }
 
+/// Packs a tar archive that begins with `head` once more.
 fn repack(
+    head: Vec<u8>,
     tar: &mut dyn Read,
     shown: &str,
     state: &Path,
     name: &str,
     progress: &dyn Fn(u64),
 ) -> anyhow::Result<Kept> {
-    let head = head(tar, shown)?;
     Form::tar_only(&head).with_context(|| format!("{shown} is not usable"))?;
     let kept = Kept::new(state, name, Form::Gzip.suffix())?;
     // Nothing of when and where, so that the same archive always gets the same identity.

@@ -6,6 +6,7 @@ use std::rc::Rc;
 
 use anyhow::Context;
 use liblzma::stream::{CONCATENATED, Error as XzError, Stream, TELL_UNSUPPORTED_CHECK};
+use piman_core::hosted::unpack::Decoder;
 
 use super::Form;
 
@@ -55,8 +56,24 @@ pub(super) fn tar_in<'r, R: Read + 'r>(
             Box::new(Faults { from: liblzma::bufread::XzDecoder::new_stream(from, stream), at })
         }
         Form::Bzip2 => Box::new(Faults { from: bzip2::bufread::MultiBzDecoder::new(from), at }),
-        Form::Gzip | Form::Zstd | Form::Tar | Form::Folder => Box::new(from),
+        _ => Box::new(from),
     })
+}
+
+/// The same, and gzip and zstd are unpacked, too.
+///
+/// # Errors
+/// As [`tar_in`].
+pub(super) fn image_in<'r, R: Read + 'r>(
+    form: Form,
+    from: Counting<'r, R>,
+) -> anyhow::Result<Box<dyn Read + 'r>> {
+    if !form.is_served() {
+        return tar_in(form, from);
+    }
+    let at = Rc::clone(&from.at);
+    let from = Decoder::new(from).context("starting to unpack it")?;
+    Ok(Box::new(Faults { from, at }))
 }
 
 /// Says in words, and with the place, what a decoder says in its own way.
