@@ -20,6 +20,7 @@
 #![cfg_attr(
     not(test),
     deny(
+        clippy::disallowed_methods,
         clippy::unwrap_used,
         clippy::expect_used,
         clippy::panic,

@@ -48,8 +48,13 @@ fn next_data(file: &File, at: u64) -> Option<u64> {
 
 /// Mounts the root filesystem and unmounts it again: then its journal is empty.
 pub(crate) fn settle(card: &Path) {
+    settle_at(card, Layout::default().root_start * SECTOR);
+}
+
+/// The same with one that begins there, in bytes.
+pub(crate) fn settle_at(card: &Path, offset: u64) {
     let folder = tempfile::tempdir().unwrap();
-    let offset = format!("loop,offset={}", Layout::default().root_start * SECTOR);
+    let offset = format!("loop,offset={offset}");
     for (program, arguments) in [("mount", &["-o", &offset][..]), ("umount", &[])] {
         let mut command = Command::new(program);
         command.args(arguments);

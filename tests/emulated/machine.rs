@@ -186,6 +186,13 @@ impl Tools {
         String::from_utf8(piman_tests::disk::run(&mut command).stdout).unwrap()
     }
 
+    /// Adds an image to the state of a server.
+    pub(crate) fn add_image(&self, state: &Path, file: &Path) -> String {
+        let mut command = Command::new(&self.piman);
+        command.args(["image", "add", "--state"]).arg(state).arg(file);
+        String::from_utf8(piman_tests::disk::run(&mut command).stdout).unwrap()
+    }
+
     /// The modules of the kernel.
     fn modules(&self) -> PathBuf {
         let version = fs::read_to_string(self.cache.join("kernel-version")).unwrap();

@@ -14,6 +14,7 @@ mod machine;
 mod netboot;
 mod old;
 mod readme;
+mod whole_disk;
 
 use std::collections::VecDeque;
 use std::fs;
@@ -46,11 +47,12 @@ enum Run {
 }
 
 /// The longest first.
-const TESTS: [Test; 6] = [
+const TESTS: [Test; 7] = [
     ("recipe_of_the_readme_from_power_on", true, Run::Pi(netboot::recipe_of_the_readme)),
     ("tiny_on_a_raspi3b", true, Run::Pi(raspi3b)),
     ("services_over_rfcomm", true, Run::Pc(bluetooth::services_over_rfcomm)),
     ("tiny_by_stream_over_a_foreign_debian", true, Run::Pi(foreign_and_damaged)),
+    ("whole_disk_is_installed_and_grown", true, Run::Pi(whole_disk::is_installed_and_grown)),
     ("tiny_from_an_old_server", true, Run::Pi(old_server)),
     ("netboot_tiny_from_power_on", false, Run::Pi(netboot::tiny)),
 ];

@@ -143,6 +143,16 @@ fn a_broken_filesystem_does_not_count_as_installed() {
         install();
         root.assert_on(&card);
 
+        // A superblock with a number that nobody can count with.
+        let foreign = folder.path().join("foreign.img");
+        for (at, what) in [(0x18, "blocks of 2^"), (0x14, "its first block")] {
+            fs::copy(&card, &foreign).unwrap();
+            change_superblock(&foreign, |sb| sb[at] ^= 0x42);
+            let found = inspect::look(&File::open(&foreign).unwrap(), CARD);
+            let Found::Foreign(why) = found else { panic!("{path}: {found}") };
+            assert!(why.contains("cannot be read") && why.contains(what), "{why}");
+        }
+
         // Switched off while it was in use: the journal is replayed, and it is what it was.
         let copy = folder.path().join("copy.img");
         let mounted = Mounted::new(&card, START, ROOT, "noatime");

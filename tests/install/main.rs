@@ -6,6 +6,7 @@ mod cards; // what is on a card, and what becomes of it
 mod decisions; // the table of all that may happen with a disk
 mod disk_image; // raw images of disks, by the tools of others
 mod ext4;
+mod ext4_reader; // filesystems that say what cannot be
 mod extract; // path A against GNU tar, and its faults
 mod field; // archives as they are found: access control lists, no end marker
 mod fitness; // what cannot boot is refused before a card is touched

@@ -10,7 +10,7 @@ use piman_core::hash::Hash;
 use piman_core::install::Installation;
 use piman_core::install::layout::Layout;
 use piman_core::install::manifest::{Draft, Manifest, split};
-use piman_core::install::receipt::{Proof, Way};
+use piman_core::install::receipt::{DiskMarks, PARTS_MAX, PartMark, Proof, Way};
 use piman_core::install::summing::{ChunkHasher, ChunkHashes};
 use piman_core::install::sums::{CHUNK, SUM};
 use piman_core::rpc::auth::{Handshake, Verdict, verify};
@@ -29,14 +29,22 @@ fn hash() -> impl Strategy<Value = Hash> {
 fn proof() -> impl Strategy<Value = Proof> {
     let installation = prop::option::of(any::<u64>().prop_map(Installation));
     let path = prop_oneof![Just(Way::Archive), Just(Way::Image)];
-    (hash(), path, "[0-9.a-z-]{1,20}", any::<u64>(), installation, any::<u64>()).prop_map(
-        |(image, path, agent, time, installation, counter)| Proof {
+    let part = (any::<u32>(), any::<u64>(), any::<u64>()).prop_map(|(number, offset, content)| PartMark {
+        number,
+        offset,
+        content,
+    });
+    let disk = (any::<u8>(), prop::collection::vec(part, 1..=PARTS_MAX));
+    let disk = prop::option::of(disk.prop_map(|(root, parts)| DiskMarks { root, parts }));
+    (hash(), path, "[0-9.a-z-]{1,20}", any::<u64>(), installation, any::<u64>(), disk).prop_map(
+        |(image, path, agent, time, installation, counter, disk)| Proof {
             image,
             path,
             agent,
             time,
             installation,
             counter,
+            disk,
         },
     )
 }
@@ -197,7 +205,7 @@ proptest! {
         let mut highest = 0;
         for counter in counters {
             highest = highest.max(counter);
-            trust::remember(&disk, counter, &Layout::default()).unwrap();
+            trust::remember(&disk, counter, &Layout::default(), false).unwrap();
             prop_assert_eq!(trust::rollback_counter(&disk, size), highest);
         }
         let mut byte = [0];

@@ -48,7 +48,12 @@ impl InstallPolicy for Lab {
 }
 
 fn offer() -> Offer {
-    let image = Some(ImageOffer { table: Hash([0x22; 32]), table_bytes: 96 + 88, chunk_bytes: 4096 });
+    let image = Some(ImageOffer {
+        table: Hash([0x22; 32]),
+        table_bytes: 96 + 88,
+        chunk_bytes: 4096,
+        whole_disk: false,
+    });
     Offer {
         id: Hash([0x11; 32]),
         bytes: 651_000_000,
@@ -553,8 +558,8 @@ proptest! {
     }
 
     #[test]
-    fn offers_reach_the_agent_as_they_were(id in hash(), bytes: u64, ports: (u16, u16), more in more(), image in prop::option::of((hash(), any::<u32>(), any::<u64>()))) {
-        let image = image.map(|(table, table_bytes, chunk_bytes)| ImageOffer { table, table_bytes, chunk_bytes });
+    fn offers_reach_the_agent_as_they_were(id in hash(), bytes: u64, ports: (u16, u16), more in more(), image in prop::option::of((hash(), any::<u32>(), any::<u64>(), any::<bool>()))) {
+        let image = image.map(|(table, table_bytes, chunk_bytes, whole_disk)| ImageOffer { table, table_bytes, chunk_bytes, whole_disk });
         let offer = Offer { id, bytes, rootfs_port: ports.0, fetch_port: ports.1, image, more };
         let block = Command::Format(Some(offer)).to_string();
         let mut agent = Agent::new();

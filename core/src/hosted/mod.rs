@@ -3,7 +3,7 @@
 //! | module | feature | what lives there |
 //! |---|---|---|
 //! | `unpack` | `unpack` | archives that are packed by gzip or zstd |
-//! | `ext4` | `ext4` | empty ext4 filesystems without mounting |
+//! | `ext4` | `ext4` | empty ext4 filesystems without mounting, and a reader of what others made |
 //! | `backoff` | `std` | waits before trying again |
 //! | `causes` | `std` | an error and its causes as one line |
 //! | `size` | `std` | sizes as people write them |

@@ -280,6 +280,81 @@ impl Gpt {
     }
 }
 
+/// A GPT that was made for a disk of another size, as it is to be on this one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub struct Fitted {
+    /// The header at the start of the disk.
+    pub first: [u8; HEADER],
+    /// The header at its end, in its last sector.
+    pub last: [u8; HEADER],
+    /// The sector where the copy of the array begins.
+    pub array_copy: u64,
+}
+
+/// What a partition that grows ends on a multiple of, in bytes.
+const GRAIN: u64 = 1 << 20;
+
+/// Fits a GPT to a disk of so many sectors of this size: its copy moves to the end, and with `grows` the last partition
+/// reaches there. `header` is the one at the start of the disk and `array` all entries that it names; what changes in
+/// them is changed there. `None` if it is no GPT, its checksums are wrong, or a partition lies behind the end.
+pub fn fit(
+    header: &[u8; HEADER],
+    array: &mut [u8],
+    sector: u64,
+    sectors: u64,
+    grows: bool,
+) -> Option<Fitted> {
+    let Header { entries, entry_bytes, array_sum, .. } = Header::read(header, 1)?;
+    let size =
+        usize::try_from(entry_bytes).ok().filter(|size| *size >= ENTRY && size.is_multiple_of(ENTRY))?;
+    let bytes = usize::try_from(entries).ok()?.checked_mul(size)?;
+    if array.len() != bytes || crc32(array.iter().copied()) != array_sum || sector == 0 {
+        return None;
+    }
+    let array_copy = sectors.checked_sub(1 + (bytes as u64).div_ceil(sector))?;
+    let usable = array_copy.checked_sub(1)?;
+    let mut last: Option<(&mut [u8], u64)> = None;
+    for entry in array.chunks_exact_mut(size) {
+        let partition = Partition::read(entry.first_chunk()?);
+        if partition.kind == UNUSED {
+            continue;
+        }
+        if partition.last > usable || partition.first > partition.last {
+            return None;
+        }
+        if last.as_ref().is_none_or(|(_, end)| *end < partition.last) {
+            last = Some((entry, partition.last));
+        }
+    }
+    if let Some((entry, end)) = last.filter(|_| grows) {
+        let grain = (GRAIN / sector).max(1);
+        let grown = ((usable + 1) / grain * grain).saturating_sub(1).max(end);
+        entry.get_mut(LAST..LAST + 8)?.copy_from_slice(&grown.to_le_bytes());
+    }
+    let sum = crc32(array.iter().copied());
+    let array_first = Fields(header.get(72..)?).u64();
+    let copy = |here: u64, other: u64, array: u64| {
+        let mut bytes = *header;
+        let mut put = |at: usize, field: &[u8]| {
+            bytes.iter_mut().skip(at).zip(field).for_each(|(place, byte)| *place = *byte);
+        };
+        put(16, &[0; 4]);
+        for (at, number) in [(24, here), (32, other), (48, usable), (72, array)] {
+            put(at, &number.to_le_bytes());
+        }
+        put(88, &sum.to_le_bytes());
+        let sum = crc32(bytes);
+        bytes.iter_mut().skip(16).zip(sum.to_le_bytes()).for_each(|(place, byte)| *place = byte);
+        bytes
+    };
+    let end = sectors - 1;
+    Some(Fitted { first: copy(1, end, array_first), last: copy(end, 1, array_copy), array_copy })
+}
+
+/// Where an entry says which is its last sector.
+const LAST: usize = 40;
+
 /// Takes fields off the front of an array that is known to be long enough; what is missing reads as 0.
 struct Fields<'a>(&'a [u8]);
 
@@ -311,6 +386,39 @@ pub fn crc32(bytes: impl IntoIterator<Item = u8>) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_table_is_fitted_to_a_larger_disk() {
+        let table = table();
+        let (small, large) = ((1 << 34) + 3, (1 << 35) + 77);
+        for grows in [false, true] {
+            let mut array = [0; ARRAY];
+            array[..PARTITIONS * ENTRY].copy_from_slice(&table.entries());
+            let fitted = fit(&table.header(Copy::First, 512, small), &mut array, 512, large, grows).unwrap();
+            let mut want = table.clone();
+            if grows {
+                want.partitions[1].last = (large - 33) / 2048 * 2048 - 1;
+            }
+            assert_eq!(array[..PARTITIONS * ENTRY], want.entries());
+            assert_eq!(fitted.first, want.header(Copy::First, 512, large));
+            assert_eq!(fitted.last, want.header(Copy::Last, 512, large));
+            assert_eq!(fitted.array_copy * 512, place(Copy::Last, 512, large).0);
+            // On a smaller one it does not fit, and what is wrong is not made right.
+            let mut again = array;
+            assert_eq!(fit(&fitted.first, &mut again, 512, 98_304, grows), None);
+            again[40] ^= 1;
+            assert_eq!(fit(&fitted.first, &mut again, 512, large, grows), None);
+            let mut header = fitted.first;
+            header[50] ^= 1;
+            assert_eq!(fit(&header, &mut array, 512, large, grows), None);
+        }
+        for sectors in 0..40 {
+            let mut array = [0; ARRAY];
+            assert_eq!(fit(&[0; HEADER], &mut array, 512, sectors, true), None);
+            array[..PARTITIONS * ENTRY].copy_from_slice(&table.entries());
+            assert_eq!(fit(&table.header(Copy::First, 512, small), &mut array, 512, sectors, true), None);
+        }
+    }
 
     fn table() -> Gpt {
         let mut partitions = [Partition::NONE; PARTITIONS];

@@ -1,4 +1,8 @@
-//! The proof of a finished installation: one block in the root filesystem, written last.
+//! The proof of a finished installation: one block, written last.
+//!
+//! In a root filesystem of our making it is a file. With the image of a whole disk it lies in the gap before the first
+//! partition, and names the partitions that the image brought: a card that another program has written since is not
+//! taken for ours.
 
 use crate::hash::Hash;
 use crate::install::Installation;
@@ -52,6 +56,52 @@ pub struct Proof {
     pub installation: Option<Installation>,
     /// The counter of a signed image; 0: it was not checked who made it.
     pub counter: u64,
+    /// What the image of a whole disk brought; `None`: an image of a root filesystem.
+    pub disk: Option<DiskMarks>,
+}
+
+/// The partitions that the image of a whole disk brought.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub struct DiskMarks {
+    /// The number of the one with the root filesystem; 0: it is not known.
+    pub root: u8,
+    /// All of them, up to [`PARTS_MAX`].
+    #[cfg_attr(feature = "defmt", defmt(Debug2Format))]
+    pub parts: Vec<PartMark>,
+}
+
+/// One of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub struct PartMark {
+    /// Its number.
+    pub number: u32,
+    /// Where it begins on the disk, in bytes.
+    pub offset: u64,
+    /// A fingerprint of the kind and the identity of what is in it.
+    pub content: u64,
+}
+
+/// The most partitions that a proof names.
+pub const PARTS_MAX: usize = 32;
+
+impl DiskMarks {
+    fn parse(text: &str) -> Option<Self> {
+        // How many follow is said, so that a block that was written in part is none.
+        let (root, count) = text.lines().find_map(|l| l.strip_prefix("disk "))?.split_once(' ')?;
+        let (root, count) = (root.parse().ok()?, count.parse().ok()?);
+        let part = |line: &str| {
+            let mut fields = line.split(' ');
+            let number = fields.next()?.parse().ok()?;
+            let offset = fields.next()?.parse().ok()?;
+            let content = u64::from_str_radix(fields.next()?, 16).ok()?;
+            fields.next().is_none().then_some(PartMark { number, offset, content })
+        };
+        let lines = text.lines().filter_map(|l| l.strip_prefix("part "));
+        let parts = lines.map(part).collect::<Option<Vec<_>>>()?;
+        (parts.len() == count && (1..=PARTS_MAX).contains(&count)).then_some(Self { root, parts })
+    }
 }
 
 impl Proof {
@@ -61,14 +111,14 @@ impl Proof {
     pub fn now(image: Hash, path: Way, more: More) -> Self {
         let time = std::time::UNIX_EPOCH.elapsed().map_or(0, |t| t.as_secs());
         let More { installation, counter, .. } = more;
-        Self { image, path, agent: env!("CARGO_PKG_VERSION").into(), time, installation, counter }
+        Self { image, path, agent: env!("CARGO_PKG_VERSION").into(), time, installation, counter, disk: None }
     }
 
     /// The block.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
         let mut text = String::new();
-        let Self { image, path, agent, time, installation, counter } = self;
+        let Self { image, path, agent, time, installation, counter, disk } = self;
         let path = match path {
             Way::Archive => "stream",
             Way::Image => "image",
@@ -80,6 +130,12 @@ impl Proof {
         }
         if *counter > 0 {
             let _ = writeln!(text, "counter {counter}");
+        }
+        if let Some(DiskMarks { root, parts }) = disk {
+            let _ = writeln!(text, "disk {root} {}", parts.len().min(PARTS_MAX));
+            for PartMark { number, offset, content } in parts.iter().take(PARTS_MAX) {
+                let _ = writeln!(text, "part {number} {offset} {content:016x}");
+            }
         }
         let mut block = text.into_bytes();
         block.resize(SIZE, b'\n');
@@ -108,6 +164,7 @@ impl Proof {
             time: field("time")?.parse().ok()?,
             installation: field("installation").and_then(Installation::parse),
             counter: field("counter").and_then(|n| n.parse().ok()).unwrap_or(0),
+            disk: DiskMarks::parse(text),
         })
     }
 }
@@ -126,6 +183,27 @@ mod tests {
                 assert_eq!(block.len(), SIZE);
                 assert_eq!(Proof::parse(&block), Some(proof));
             }
+        }
+    }
+
+    #[test]
+    fn the_proof_of_a_whole_disk() {
+        let part = |number| PartMark { number, offset: u64::MAX, content: u64::from(number) << 56 };
+        let disk = Some(DiskMarks { root: 255, parts: (1..=32).map(part).collect() });
+        let proof = Proof { disk, ..Proof::now(Hash([7; 32]), Way::Image, More::default()) };
+        let block = proof.encode();
+        assert_eq!((block.len(), Proof::parse(&block)), (SIZE, Some(proof)));
+        let text = core::str::from_utf8(&block).unwrap();
+        for (old, new) in [
+            ("disk 255", "disk 256"),
+            (" 32\n", " 33\n"),
+            ("part 1 ", "part x "),
+            ("part 1 ", "\n"),
+            ("0000\npart 3 ", "0000 5\npart 3 "),
+        ] {
+            let changed = text.replacen(old, new, 1);
+            assert_ne!(changed, text);
+            assert_eq!(Proof::parse(changed.as_bytes()).unwrap().disk, None, "{new}");
         }
     }
 

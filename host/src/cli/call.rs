@@ -17,6 +17,7 @@ use crate::rpc::{CallError, Peer};
 use crate::rpc::{Direct, direct};
 use crate::state::resolve::resolve;
 use crate::state::{Device, Sqlite};
+use crate::sys::clock::now_ms;
 use crate::text::human::{columns, when};
 
 /// How long the server itself may take.
@@ -163,7 +164,7 @@ pub fn status(state: &Path, within: Duration, json: bool) -> anyhow::Result<(Str
         [
             device.key.clone(),
             text("address"),
-            since.map_or_else(|| "-".into(), when),
+            since.map_or_else(|| "-".into(), |at| when(at, now_ms())),
             value("uptime", &|s| duration(s)),
             value("cpu", &percent),
             value("memory", &percent),

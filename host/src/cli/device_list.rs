@@ -11,6 +11,7 @@ use super::reinstall::operator;
 use crate::cli::state_arg::{DevicesArgs, StateFolder};
 use crate::state::resolve::{Note, resolve};
 use crate::state::{Device, Listed, ListedPi, State};
+use crate::sys::clock::now_ms;
 use crate::sys::mac::Mac;
 use crate::text::human::{columns, when};
 
@@ -230,9 +231,9 @@ fn list(state: &dyn State) -> anyhow::Result<String> {
         [
             pi.name,
             pi.label.unwrap_or_else(|| "-".into()),
-            when(pi.added_ms),
+            when(pi.added_ms, now_ms()),
             pi.source,
-            last.map_or("never".into(), when),
+            last.map_or("never".into(), |at| when(at, now_ms())),
         ]
     });
     Ok(columns(["DEVICE", "NAME", "ADDED", "BY", "LAST SEEN"], rows))
@@ -253,7 +254,7 @@ pub fn pending(state: &dyn State) -> anyhow::Result<String> {
         };
         if state.is_listed(&pi)? != Listed::Yes {
             let command = format!("piman devices add {}", device.key);
-            rows.push([device.key, device.address, when(device.last_seen_ms), command]);
+            rows.push([device.key, device.address, when(device.last_seen_ms, now_ms()), command]);
         }
     }
     if rows.is_empty() {

@@ -6,6 +6,7 @@ use anyhow::{Context, bail};
 use serde::Serialize;
 
 use crate::state::{Device, DeviceEvent, State};
+use crate::sys::clock::now_ms;
 use crate::text::human::{bytes, clock, columns, since, when};
 
 /// What `--json` prints of all devices.
@@ -34,7 +35,7 @@ pub fn all(state: &dyn State, json: bool) -> anyhow::Result<String> {
     let mut out = String::new();
     for alert in &everything.alerts {
         // Writing to a string does not fail.
-        let _ = writeln!(out, "{}: {} ({})", alert.kind, alert.text, when(alert.at_ms));
+        let _ = writeln!(out, "{}: {} ({})", alert.kind, alert.text, when(alert.at_ms, now_ms()));
     }
     if everything.devices.is_empty() {
         out.push_str("no Pi was seen yet\n");
@@ -54,7 +55,7 @@ pub fn all(state: &dyn State, json: bool) -> anyhow::Result<String> {
             stage,
             progress(d),
             d.image.as_deref().and_then(|i| i.get(..12)).unwrap_or("-").into(),
-            when(d.last_seen_ms),
+            when(d.last_seen_ms, now_ms()),
             d.last_error.clone().unwrap_or_else(|| "-".into()),
         ]
     });
@@ -100,7 +101,10 @@ pub fn one(state: &dyn State, name: &str, json: bool) -> anyhow::Result<String> 
         ["progress".into(), progress(&device)],
         ["reinstall ordered".into(), if device.reinstall_ordered { "yes" } else { "no" }.into()],
         ["first seen".into(), clock(device.first_seen_ms)],
-        ["last seen".into(), format!("{} ({})", clock(device.last_seen_ms), when(device.last_seen_ms))],
+        [
+            "last seen".into(),
+            format!("{} ({})", clock(device.last_seen_ms), when(device.last_seen_ms, now_ms())),
+        ],
         ["last error".into(), dash(&device.last_error)],
     ];
     for [what, value] in rows {

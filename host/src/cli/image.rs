@@ -5,6 +5,8 @@ use std::io::{self, IsTerminal, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
@@ -130,18 +132,16 @@ fn build(args: &BuildArgs) -> anyhow::Result<()> {
     let images = open(&args.state.path()?)?;
     let (progress, stop) = (Progress::new(), AtomicBool::new(false));
     let bytes = filesystem_bytes(partition);
-    let image = std::thread::scope(|scope| {
-        let work = scope.spawn(|| images.build(&archive, id, bytes, &progress, &stop));
-        let mut out = io::stderr();
-        while out.is_terminal() && !work.is_finished() {
-            // Only a display.
-            let _ = write!(out, "\r{:3} %", progress.percent()).and_then(|()| out.flush());
-            std::thread::sleep(Duration::from_millis(100));
+    let image = thread::scope(|scope| {
+        let (done, is_done) = channel::<()>();
+        let progress = &progress;
+        if io::stderr().is_terminal() {
+            // Only a display: without a thread for it there is none.
+            let _ = thread::Builder::new().spawn_scoped(scope, move || show(progress, &is_done));
         }
-        if out.is_terminal() {
-            let _ = write!(out, "\r     \r");
-        }
-        work.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        let image = images.build(&archive, id, bytes, progress, &stop);
+        drop(done);
+        image
     });
     let image = image.with_context(|| format!("making an image of {name}"))?;
     let header = image.header();
@@ -155,6 +155,15 @@ fn build(args: &BuildArgs) -> anyhow::Result<()> {
         header.chunks,
         header.stored_bytes >> 20
     ))
+}
+
+/// Shows how far it is until that is done.
+fn show(progress: &Progress, is_done: &Receiver<()>) {
+    let mut out = io::stderr();
+    while is_done.recv_timeout(Duration::from_millis(100)) == Err(RecvTimeoutError::Timeout) {
+        let _ = write!(out, "\r{:3} %", progress.percent()).and_then(|()| out.flush());
+    }
+    let _ = write!(out, "\r     \r");
 }
 
 fn list(state: &Path) -> anyhow::Result<()> {

@@ -9,6 +9,7 @@ use super::reinstall::operator;
 use crate::cli::state_arg::StateFolder;
 use crate::state::resolve::resolve;
 use crate::state::{Device, Ordered, State};
+use crate::sys::clock::now_ms;
 use crate::text::human::{bytes, when};
 
 /// Orders an installation that erases what a Pi found on its disk.
@@ -79,7 +80,11 @@ fn what_is_erased(device: &Device) -> String {
         if device.disk_bytes == 0 { String::new() } else { format!(" ({})", bytes(device.disk_bytes)) };
     let found = device.found.as_deref().unwrap_or("not reported");
     let disk = device.disk.as_ref().map_or(String::new(), |disk| format!(": {disk}"));
-    format!("the disk{size} of {}, last seen {}: {found}{disk}", device.key, when(device.last_seen_ms))
+    format!(
+        "the disk{size} of {}, last seen {}: {found}{disk}",
+        device.key,
+        when(device.last_seen_ms, now_ms())
+    )
 }
 
 fn agreed(device: &Device) -> anyhow::Result<bool> {

@@ -7,6 +7,7 @@ use anyhow::bail;
 use crate::state::decision::Cancelled;
 use crate::state::resolve::{Named, resolve};
 use crate::state::{Order, Ordered, State};
+use crate::sys::clock::now_ms;
 use crate::text::human::when;
 
 /// Orders or cancels reinstalls; all names are looked at before anything is done. Returns
@@ -40,7 +41,7 @@ pub fn reinstall(state: &dyn State, names: &[String], cancel: bool) -> anyhow::R
                     out,
                     "{name}: the reinstall had begun already, on {by}, {}: it is not begun again, but what was \
                      erased stays erased",
-                    when(since_ms)
+                    when(since_ms, now_ms())
                 ),
                 Cancelled::NoOrder => {
                     missing.push(format!("nothing is ordered for {name}"));
@@ -53,12 +54,12 @@ pub fn reinstall(state: &dyn State, names: &[String], cancel: bool) -> anyhow::R
                     writeln!(out, "{name}: a reinstall is ordered; it happens when the Pi boots next")
                 }
                 Ordered::Already { ordered_ms, claimed: false, .. } => {
-                    writeln!(out, "{name}: a reinstall was ordered already, {}", when(ordered_ms))
+                    writeln!(out, "{name}: a reinstall was ordered already, {}", when(ordered_ms, now_ms()))
                 }
                 Ordered::Already { ordered_ms, claimed: true, .. } => writeln!(
                     out,
                     "{name}: a reinstall was ordered already, {}, and has begun",
-                    when(ordered_ms)
+                    when(ordered_ms, now_ms())
                 ),
             }
         };
@@ -90,12 +91,12 @@ pub fn table(orders: &[Order]) -> String {
     let rows = orders.iter().filter(|o| open(o)).chain(orders.iter().filter(|o| !open(o)));
     let rows = rows.map(|o| {
         let standing = match (o.completed_ms, o.cancelled_ms, o.claimed_ms) {
-            (Some(at), _, _) => format!("completed {}", when(at)),
-            (_, Some(at), _) => format!("cancelled {}", when(at)),
-            (_, _, Some(at)) => format!("begun {}", when(at)),
+            (Some(at), _, _) => format!("completed {}", when(at, now_ms())),
+            (_, Some(at), _) => format!("cancelled {}", when(at, now_ms())),
+            (_, _, Some(at)) => format!("begun {}", when(at, now_ms())),
             _ => "waits for the Pi".into(),
         };
-        [o.name.clone(), when(o.ordered_ms), o.source.clone(), standing]
+        [o.name.clone(), when(o.ordered_ms, now_ms()), o.source.clone(), standing]
     });
     crate::text::human::columns(["DEVICE", "ORDERED", "BY", "STANDING"], rows)
 }

@@ -44,7 +44,7 @@ impl Holder {
 /// For error messages.
 impl fmt::Display for Holder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "process {}, started {}", self.pid, when(self.since_ms))
+        write!(f, "process {}, started {}", self.pid, when(self.since_ms, now_ms()))
     }
 }
 

@@ -4,8 +4,6 @@ use std::io::{self, ErrorKind, Write};
 
 use anyhow::Context;
 
-use crate::sys::clock::now_ms;
-
 /// Reads a number of bytes: `32G`, `512M`, `64K` (powers of 1024), or bytes.
 ///
 /// # Errors
@@ -50,14 +48,13 @@ pub fn bytes(n: u64) -> String {
     if unit == "B" { format!("{n} B") } else { format!("{value:.1} {unit}") }
 }
 
-/// How long ago a moment was, for people.
+/// How long ago a moment was, for people; both in milliseconds since 1970.
 #[must_use]
-pub fn when(at_ms: u64) -> String {
-    let now = now_ms();
-    if at_ms > now + 1000 {
+pub fn when(at_ms: u64, now_ms: u64) -> String {
+    if at_ms > now_ms.saturating_add(1000) {
         return clock(at_ms);
     }
-    let seconds = now.saturating_sub(at_ms) / 1000;
+    let seconds = now_ms.saturating_sub(at_ms) / 1000;
     match seconds {
         0 => "now".into(),
         1..100 => format!("{seconds} s ago"),
@@ -122,7 +119,12 @@ mod tests {
             ["0 B", "999 B", "1.0 kB", "651.0 MB"]
         );
         assert_eq!([since(9), since(61_500), since(601_000)], ["+0.009 s", "+61 s", "+10 min"]);
-        assert_eq!([when(now_ms()), when(now_ms() - 7_400_000)], ["now", "2 h ago"]);
+        let now = 1_700_000_000_000;
+        let ago = [0, 999, 1000, 100_000, 7_400_000].map(|ms| when(now - ms, now));
+        assert_eq!(ago, ["now", "now", "1 s ago", "1 min ago", "2 h ago"]);
+        // Clocks differ by a moment; what is far away is told by the clock.
+        assert_eq!([when(now + 1000, now), when(now + 1001, now)], ["now".into(), clock(now + 1001)]);
+        assert_eq!(when(now - 200_000_000, now), clock(now - 200_000_000));
     }
 
     #[test]

@@ -11,6 +11,7 @@ use mkext4::reader::{Fs, ReadAt};
 use mkext4::spec::ROOT_INO;
 use piman_core::hash::Hash;
 use piman_core::hosted::causes::in_one_line;
+use piman_core::hosted::ext4::reader;
 use piman_core::install::receipt::{NAME, Proof, SIZE};
 use piman_core::install::{Found as Kind, Installation};
 use rustix::fs::OFlags;
@@ -22,6 +23,7 @@ use super::disk::{RootArea, RootNode, Window, is_root_withheld, open_to_read, re
 use super::disk::{root_in_table, sector_bytes};
 use super::mount::Mounted;
 use super::scratch_dir::ScratchDir;
+use super::whole_disk::{self, WholeDisk};
 
 /// What is on a card.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -91,6 +93,11 @@ impl Card {
     #[must_use]
     pub fn counter(&self) -> u64 {
         self.proof().map_or(0, |proof| proof.counter)
+    }
+
+    /// Whether it is the image of a whole disk.
+    pub(crate) fn is_whole_disk(&self) -> bool {
+        self.proof().is_some_and(|proof| proof.disk.is_some())
     }
 
     fn proof(&self) -> Option<&Proof> {
@@ -197,6 +204,40 @@ fn judge(disk: &File, bytes: u64, node: Option<Node<'_>>) -> Card {
     if is_root_withheld(disk) {
         return Card::Incomplete;
     }
+    match whole_disk::find(disk, bytes) {
+        Ok(Some(found)) => of_whole_disk(disk, found, node),
+        Ok(None) => of_root_filesystem(disk, bytes, node),
+        // That matters only where no other proof is.
+        Err(wrong) => match of_root_filesystem(disk, bytes, node) {
+            Card::Foreign(_) | Card::Unmarked => Card::Unreadable(wrong.to_string()),
+            card => card,
+        },
+    }
+}
+
+/// The root filesystem of an open disk: that of a whole disk's image, or the one where our layouts have it.
+#[must_use]
+pub(crate) fn root(disk: &File, bytes: u64) -> Option<RootArea> {
+    match whole_disk::find(disk, bytes) {
+        Ok(Some(found)) => found.root,
+        Ok(None) | Err(_) => root_in_table(disk, bytes),
+    }
+}
+
+/// What there is where the proof of a whole disk's image is, and what that is bound to.
+fn of_whole_disk(disk: &File, found: WholeDisk, node: Option<Node<'_>>) -> Card {
+    let proof = found.proof;
+    // What the kernel's ext4 does not know is not looked into.
+    let Some(root) = found.root else { return Card::Installed(proof) };
+    let Read { damage, mounts, .. } = by_reader(disk, &root);
+    match (node.and_then(|node| by_kernel(node, &root)), damage) {
+        (Some(Err(why)), _) => Card::Damaged { proof, why, mounts: false },
+        (_, Some(why)) => Card::Damaged { proof, why, mounts },
+        (_, None) => Card::Installed(proof),
+    }
+}
+
+fn of_root_filesystem(disk: &File, bytes: u64, node: Option<Node<'_>>) -> Card {
     let Some(root) = root_in_table(disk, bytes) else {
         return Card::Foreign("there is no partition table with a root partition".into());
     };
@@ -268,7 +309,7 @@ fn by_reader(disk: &File, root: &RootArea) -> Read {
         read.damage = Some("the kernel has found errors in the root filesystem".into());
         read.mounts = true;
     }
-    let fs = match Fs::open(Replayed(window)) {
+    let fs = match reader::open(Replayed(window)) {
         Ok(fs) => fs,
         Err(mkext4::Error::Unsupported(what)) => {
             read.unknown = Some(format!("the root filesystem has {what}"));
@@ -287,7 +328,7 @@ fn by_reader(disk: &File, root: &RootArea) -> Read {
         read.damage = Some(format!("the root filesystem is damaged: {wrong}"));
         read.mounts = false;
     }
-    if let Err(e) = bounded(&fs, ROOT_INO) {
+    if let Err(e) = reader::small(&fs, ROOT_INO, reader::BYTES_MAX) {
         read.unknown = Some(format!("the root directory cannot be read ({e})"));
         return read;
     }
@@ -380,7 +421,7 @@ fn descriptor_sum(seed: u32, group: u32, raw: &[u8]) -> u16 {
 /// replayed before it is what it should be.
 #[must_use]
 pub fn has_journal_to_replay(disk: &File, bytes: u64) -> bool {
-    root_in_table(disk, bytes).is_some_and(|root| journal_waits(disk, &root))
+    root(disk, bytes).is_some_and(|root| journal_waits(disk, &root))
 }
 
 fn journal_waits(disk: &File, root: &RootArea) -> bool {
@@ -399,31 +440,13 @@ const INCOMPAT: usize = 0x60;
 const NEEDS_RECOVERY: u8 = 4;
 
 /// The content of a small file in the root directory.
-/// The largest directory that is read, in bytes: a hundred thousand names take a tenth of that.
-const INODE_BYTES_MAX: u64 = 16 << 20;
-/// The deepest tree of extents: of so much a file has half a million.
-const INODE_DEPTH_MAX: u16 = 2;
-
-/// Refuses what would take more memory than it is worth: the reader holds a whole directory, and all extents. A
-/// card can say anything of both.
-fn bounded<R: ReadAt>(fs: &Fs<R>, number: u32) -> mkext4::Result<()> {
-    let inode = fs.inode(number)?;
-    // The depth of the tree is in the fourth field of its root.
-    let depth =
-        inode.extent_root().and_then(|root| root.get(6..8)?.try_into().ok()).map_or(0, u16::from_le_bytes);
-    if inode.size > INODE_BYTES_MAX || depth > INODE_DEPTH_MAX {
-        return Err(mkext4::Error::Unsupported(format!("{} bytes in a tree of depth {depth}", inode.size)));
-    }
-    Ok(())
-}
-
 fn file_in_root<R: ReadAt>(fs: &Fs<R>, name: &str) -> mkext4::Result<Option<Vec<u8>>> {
     let Some(number) = fs.lookup(ROOT_INO, name.as_bytes())? else { return Ok(None) };
     let inode = fs.inode(number)?;
     if inode.size != SIZE as u64 {
         return Ok(Some(Vec::new()));
     }
-    bounded(fs, number)?;
+    reader::small(fs, number, SIZE as u64)?;
     fs.read_file(number).map(Some)
 }
 

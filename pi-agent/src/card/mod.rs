@@ -7,6 +7,7 @@
 //! | `content` | what is on a disk, of whoever: tables, filesystems, and a fingerprint of it all |
 //! | [`mount`] | the root filesystem where it is mounted |
 //! | [`inspect`] | the proof of a finished installation, and the check for it |
+//! | `whole_disk` | the same for the image of a whole disk, whose proof lies before its first partition |
 //! | [`ext4`](piman_core::hosted::ext4) | empty filesystems without mounting |
 //! | `scratch_dir` | folders to mount at that nobody else can reach |
 //! | [`root_path`] | paths inside the installed system, with its links followed |
@@ -18,3 +19,4 @@ pub mod inspect;
 pub mod mount;
 pub mod root_path;
 pub(crate) mod scratch_dir;
+pub(crate) mod whole_disk;

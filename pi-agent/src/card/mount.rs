@@ -13,7 +13,7 @@ use piman_core::install::Stage;
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags, mount, mount_remount, unmount};
 
-use crate::card::disk::RootNode;
+use crate::card::disk::{RootNode, ioctl};
 use crate::failure::{Cause, Failure, OrFail};
 use piman_core::install::receipt::Proof;
 
@@ -81,6 +81,17 @@ impl Mounted {
     /// Never while it is mounted.
     pub fn directory(&self) -> anyhow::Result<BorrowedFd<'_>> {
         self.directory.as_ref().map(AsFd::as_fd).context("the root filesystem is not mounted")
+    }
+
+    /// Grows it while it is mounted, to the end of its partition of so many bytes.
+    ///
+    /// # Errors
+    /// What the kernel says: it may not let this program do it, or not know how to grow a filesystem of this kind.
+    pub(crate) fn grow(&self, bytes: u64) -> anyhow::Result<()> {
+        let block = rustix::fs::fstatvfs(self.directory()?)?.f_bsize;
+        let blocks = bytes.checked_div(block).context("the filesystem has no block size")?;
+        ioctl::resize(self.directory()?, blocks)?;
+        Ok(())
     }
 
     /// Brings everything in it to the medium.

@@ -5,7 +5,7 @@
 //! | `area` | reads and writes of the root filesystem's place on the disk |
 //! | `pipeline` | one thread that receives, others that check, decode and write |
 //!
-//! Order of writes: block 0 is zeroed; all chunks but their block 0; the proof; block 0. Each
+//! Order of writes: block 0 is zeroed, or with the image of a whole disk says that an installation is under way; all chunks but their block 0; the proof; block 0. Each
 //! is on the medium before the next begins, so a card without a good proof never mounts.
 
 mod area;
@@ -16,7 +16,7 @@ use std::net::TcpStream;
 use anyhow::anyhow;
 use piman_core::hash::Hash;
 use piman_core::install::fetch::{Kind, Request};
-use piman_core::install::table::{BLOCK, TABLE_MAX, Table};
+use piman_core::install::table::{BLOCK, Scope, TABLE_MAX, Table};
 use piman_core::install::{ImageOffer, Stage};
 
 use crate::failure::{Cause, Failure, OrFail};
@@ -34,8 +34,26 @@ use pipeline::Pipeline;
 pub struct Pending {
     first: Vec<u8>,
     proof_offset: u64,
+    covered: Vec<(u64, u64)>,
     /// What was done so far.
     pub summary: Summary,
+}
+
+impl Pending {
+    /// The first block.
+    pub(crate) fn first(&self) -> &[u8] {
+        &self.first
+    }
+
+    /// Another one is written in its place.
+    pub(crate) fn set_first(&mut self, block: Vec<u8>) {
+        self.first = block;
+    }
+
+    /// From where to where there are chunks, in order.
+    pub(crate) fn covered(&self) -> &[(u64, u64)] {
+        &self.covered
+    }
 }
 
 /// What an installation took.
@@ -59,6 +77,19 @@ pub struct Summary {
     pub writes: u32,
 }
 
+impl Summary {
+    pub(crate) fn log(&self) {
+        log::info!(
+            "{} chunks, {} of them on the card already, {} repaired, {} broken connections, {} writes",
+            self.chunks,
+            self.reused,
+            self.repaired,
+            self.broken,
+            self.writes
+        );
+    }
+}
+
 /// What to install and from where.
 #[derive(Debug)]
 pub struct Order<'a> {
@@ -75,7 +106,8 @@ pub struct Order<'a> {
 /// Installs all of the image but what makes it valid; [`commit`] does the rest. `connect` makes
 /// a connection to the fetch port, with the caller's time-outs, and is called again when one
 /// breaks. What the card already holds is neither fetched nor written. `erase` is called when
-/// the chunk table is here and right, and before the first write: it may partition the disk.
+/// the chunk table is here and right, and before the first write: it may partition the disk. It is told what the image is
+/// of; with that of a whole disk it has to see to the first block.
 ///
 /// Memory: 8 MiB for each thread that decodes and writes (3 or 4) and 8 MiB more.
 ///
@@ -87,7 +119,7 @@ pub fn install(
     connect: impl FnMut() -> std::io::Result<TcpStream>,
     order: &Order<'_>,
     medium: &impl Medium,
-    erase: impl FnOnce() -> Result<(), Failure>,
+    erase: impl FnOnce(&Scope) -> Result<(), Failure>,
 ) -> Result<Pending, Failure> {
     let link = Link::default();
     let mut source = Source::new(connect, &link, order.retry.clone(), "the image");
@@ -98,14 +130,21 @@ pub fn install(
         let error = anyhow!("the image offered was made from another archive, {:.16}", header.archive);
         return Err(Failure { stage: Stage::Transfer, cause: Cause::Image, error });
     }
-    crate::install::room::image(header.total_bytes, medium.length())?;
+    let whole_disk = matches!(header.scope, Scope::Disk(_));
+    if whole_disk != order.offer.whole_disk {
+        let error = anyhow!("the image offered is another kind of image than its chunk table says");
+        return Err(Failure { stage: Stage::Transfer, cause: Cause::Image, error });
+    }
+    crate::install::room::image(header.total_bytes, medium.length(), whole_disk)?;
     let mut pipeline = Pipeline::new(table, order, medium, &link);
-    erase()?;
-    write(medium, 0, &[0; BLOCK as usize]).and_then(|()| medium.sync()).or_fail(
-        Stage::Transfer,
-        Cause::Disk,
-        "wiping the first block of the root filesystem",
-    )?;
+    erase(&header.scope)?;
+    if !whole_disk {
+        write(medium, 0, &[0; BLOCK as usize]).and_then(|()| medium.sync()).or_fail(
+            Stage::Transfer,
+            Cause::Disk,
+            "wiping the first block of the root filesystem",
+        )?;
+    }
     pipeline.run(&mut source)?;
     order.progress.begin(Stage::Sync, 0);
     medium.sync().or_fail(Stage::Sync, Cause::Disk, "bringing the root filesystem to the disk")?;

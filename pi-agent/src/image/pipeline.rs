@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::net::TcpStream;
 use std::ops::Range;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, Builder};
 
 use anyhow::anyhow;
 use piman_core::hash::Hash;
@@ -80,7 +81,7 @@ enum Job {
 impl<'a, M: Medium> Pipeline<'a, M> {
     /// Prepares to install `table` and decides whether the card is compared first.
     pub(super) fn new(table: Table<'a>, order: &Order<'a>, medium: &'a M, link: &'a Link) -> Self {
-        let cores = std::thread::available_parallelism().map_or(2, usize::from);
+        let cores = thread::available_parallelism().map_or(2, usize::from);
         // One more than decode at once: it waits for the disk meanwhile.
         let threads = cores.clamp(2, 3) + 1;
         let header = table.header();
@@ -114,13 +115,18 @@ impl<'a, M: Medium> Pipeline<'a, M> {
         F: FnMut() -> std::io::Result<TcpStream>,
     {
         let this = &*self;
-        std::thread::scope(|scope| {
+        thread::scope(|scope| {
             for _ in 0..this.threads {
-                scope.spawn(|| {
+                let work = || {
                     if let Err(failure) = this.work() {
                         this.fail(failure);
                     }
-                });
+                };
+                if let Err(e) = Builder::new().name("chunks".to_owned()).spawn_scoped(scope, work) {
+                    let error = anyhow!("starting a thread that decodes and writes: {e}");
+                    this.fail(Failure { stage: Stage::Transfer, cause: Cause::Refused, error });
+                    break;
+                }
             }
             if let Err(failure) = this.receive(source) {
                 this.fail(failure);
@@ -152,10 +158,11 @@ impl<'a, M: Medium> Pipeline<'a, M> {
     /// What is left to be done.
     pub(super) fn finish(self) -> Result<Pending, Failure> {
         let proof_offset = self.table.header().proof_offset;
+        let covered = self.table.iter().map(|e| (e.offset, e.offset + u64::from(e.length))).collect();
         let state = self.state.into_inner().unwrap_or_else(PoisonError::into_inner);
         match state.failed {
             Some(failure) => Err(failure),
-            None => Ok(Pending { first: state.first, proof_offset, summary: state.summary }),
+            None => Ok(Pending { first: state.first, proof_offset, covered, summary: state.summary }),
         }
     }
 

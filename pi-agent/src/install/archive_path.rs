@@ -79,6 +79,7 @@ pub(super) fn install(
     )?;
     disk.sync(Stage::Commit)?;
     disk.show_root(&begun)?;
+    let root_area = root;
     let root = if plan.boot_from.is_some() {
         Some(mounted)
     } else {
@@ -91,6 +92,7 @@ pub(super) fn install(
         way: Way::Archive,
         received: summary.bytes,
         written: summary.unpacked_bytes,
+        area: Some(root_area),
         root,
     })
 }

@@ -7,7 +7,9 @@ use piman_core::install::layout::Layout;
 
 use super::Plan;
 use super::capacity::probe;
-use crate::card::disk::{Begun, Disk, RootArea, root_in_table};
+use crate::card::disk::{Begun, Disk, RootArea};
+use crate::card::inspect;
+use crate::card::whole_disk::proof_at;
 use crate::failure::{Cause, Failure, OrFail};
 use crate::image::Area;
 use crate::trust;
@@ -31,8 +33,11 @@ pub(super) fn erase_proof(
         format!("keeping on {disk} which image it had"),
     )?;
     // Where the old table has its root filesystem, which may be another place than ours.
-    let old = root_in_table(disk.file(), disk.bytes()).filter(|old| old.offset != root.offset);
-    let firsts: Vec<u64> = old.iter().chain([&root]).map(|area| area.offset).collect();
+    let old = inspect::root(disk.file(), disk.bytes()).filter(|old| old.offset != root.offset);
+    // And the proof of a whole disk's image, which is found by that table.
+    let proof = proof_at(disk.file(), disk.bytes()).unwrap_or_default();
+    let areas = old.iter().chain([&root]).map(|area| area.offset);
+    let firsts: Vec<u64> = areas.chain(proof).collect();
     let mut before = vec![[0; BLOCK]; firsts.len()];
     for (at, block) in firsts.iter().zip(&mut before) {
         if let Err(e) = disk.file().read_exact_at(block, *at) {

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use piman_core::install::table::Scope;
 use piman_core::install::{ImageOffer, Offer, Stage};
 
 use super::erase::erase_proof;
@@ -28,7 +29,7 @@ pub(super) fn install(
     progress.begin(Stage::Partition, 0);
     // Nothing is erased before the chunk table is here and right.
     let mut begun = None;
-    let erase = || {
+    let erase = |_: &Scope| {
         begun = Some(erase_proof(disk, plan, kept)?.1);
         Ok(())
     };
@@ -40,14 +41,7 @@ pub(super) fn install(
         disk.show_root(begun)?;
     }
     let summary = pending.summary;
-    log::info!(
-        "{} chunks, {} of them on the card already, {} repaired, {} broken connections, {} writes",
-        summary.chunks,
-        summary.reused,
-        summary.repaired,
-        summary.broken,
-        summary.writes
-    );
+    summary.log();
     let mounted = plan.boot_from.as_ref().map(|place| {
         progress.begin(Stage::Mount, 0);
         Mounted::new(&disk.root_node(&root)?, place)
@@ -65,6 +59,7 @@ pub(super) fn install(
         way: Way::Image,
         received: summary.fetched_bytes,
         written: summary.written_bytes,
+        area: Some(root),
         root: mounted.transpose()?,
     })
 }

@@ -81,6 +81,8 @@ impl Keep {
 /// `ordered` is the fingerprint in the server's order. It is in every order: that somebody was shown what is erased it
 /// says only where no order is made without.
 ///
+/// With the image of a `whole_disk` nothing can be left alone; of one that is there everything is the image's.
+///
 /// # Errors
 /// [`Cause::Refused`] if the installation would erase what is to be kept, or what nobody has decided on.
 pub(super) fn check(
@@ -88,7 +90,17 @@ pub(super) fn check(
     disk: &Disk,
     found: &Found,
     ordered: Option<Fingerprint>,
+    whole_disk: bool,
 ) -> Result<Option<RootArea>, Failure> {
+    if whole_disk && plan.keep.label().is_some() {
+        return Err(refusal(format!(
+            "the server installs the image of a whole disk, whose partition table has no place for what --keep-data keeps \
+             on {disk}: {NONE}, or assign an archive to this Pi"
+        )));
+    }
+    if found.card.is_whole_disk() {
+        return Ok(None);
+    }
     let wanted = disk.data_area(&plan.layout)?;
     if plan.keep == Keep::None {
         return Ok(None);
@@ -279,7 +291,7 @@ mod tests {
 
     fn asked(plan: &Plan, disk: &Disk, card: Card, ordered: u64) -> Result<Option<RootArea>, Failure> {
         let found = Found { card, contents: "MBR table".into(), print: 5 };
-        check(plan, disk, &found, Fingerprint::new(ordered))
+        check(plan, disk, &found, Fingerprint::new(ordered), false)
     }
 
     fn refused(result: Result<Option<RootArea>, Failure>, words: &[&str]) {

@@ -14,6 +14,7 @@ mod reporter;
 mod retry;
 pub(crate) mod room;
 mod survey;
+mod whole_disk_path;
 
 use std::io;
 use std::net::TcpStream;
@@ -35,7 +36,7 @@ pub use retry::run;
 
 use crate::card::choose::Which;
 use crate::card::disk::{Disk, RootArea};
-use crate::card::inspect::{Card, Found};
+use crate::card::inspect::{self, Card, Found};
 use crate::card::mount::Mounted;
 use crate::card::scratch_dir::ScratchDir;
 use crate::control::{ControlConnection, Machine, Peer, Server};
@@ -163,6 +164,8 @@ struct Done {
     way: Way,
     received: u64,
     written: u64,
+    /// Where the root filesystem is on the disk, if that is known.
+    area: Option<RootArea>,
     root: Option<Mounted>,
 }
 
@@ -226,8 +229,9 @@ pub fn attempt(plan: &Plan, machine: &mut Machine, progress: &Arc<Progress>) -> 
     let began = Instant::now();
     let reporter = Reporter::new(talk, plan, hello, progress);
     let ordered = offer.and_then(|o| o.more.erase);
+    let whole_disk = offer.and_then(|o| o.image).is_some_and(|image| image.whole_disk);
     let done = plan.erase.check(&disk, &found, ordered, plan).and_then(|()| {
-        let kept = keep::check(plan, &disk, &found, ordered)?;
+        let kept = keep::check(plan, &disk, &found, ordered, whole_disk)?;
         may_erase(plan, &disk, &found)?;
         may_enrol(plan)?;
         let offer = trusted(plan, &disk, offer)?;
@@ -242,12 +246,15 @@ pub fn attempt(plan: &Plan, machine: &mut Machine, progress: &Arc<Progress>) -> 
     };
     let took = began.elapsed();
     let more = offer.map(|o| o.more).unwrap_or_default();
-    if let Err(e) = trust::remember(disk.file(), more.counter, &plan.layout) {
+    if let Err(e) = trust::remember(disk.file(), more.counter, &plan.layout, whole_disk) {
         log::warn!("{disk} does not keep the counter against older images: {e}");
     }
     let told = reporter.installed(done.image, more.installation);
-    enrol(plan, &disk, &root, &done, told)?;
-    let Done { image, way, received, written, root } = done;
+    enrol(plan, &disk, &done, told)?;
+    let Done { image, way, received, written, root, .. } = done;
+    if plan.boot_from.is_some() && root.is_none() {
+        return Err(whole_disk_path::boots_by_itself(&disk));
+    }
     Ok(Outcome::Installed { image, way, received, written, took, root })
 }
 
@@ -255,7 +262,7 @@ pub fn attempt(plan: &Plan, machine: &mut Machine, progress: &Arc<Progress>) -> 
 fn who(plan: &Plan) -> Hello<'_> {
     Hello {
         revision: REVISION,
-        can: Can { signed: plan.key.is_some(), answer: true, disk: false },
+        can: Can { signed: plan.key.is_some(), answer: true, disk: plan.choice != Choice::Archive },
         serial: plan.identity.serial.as_deref(),
         mac: plan.identity.mac.as_deref(),
         model: plan.identity.model.as_deref(),
@@ -337,11 +344,8 @@ fn boot(plan: &Plan, disk: &Disk, card: Card, reporter: Reporter<'_>) -> Result<
         return Err(refuse(reporter, error));
     }
     let mounted = plan.boot_from.as_ref().map(|place| {
-        let root = crate::card::disk::root_in_table(disk.file(), disk.bytes()).ok_or_else(|| Failure {
-            stage: Stage::Mount,
-            cause: Cause::Refused,
-            error: anyhow!("the server says boot, but there is no root partition on {disk}"),
-        })?;
+        let root =
+            inspect::root(disk.file(), disk.bytes()).ok_or_else(|| whole_disk_path::boots_by_itself(disk))?;
         reporter.mounting(|| Mounted::new(&disk.root_node(&root)?, place))
     });
     match mounted.transpose() {
@@ -380,7 +384,7 @@ fn may_enrol(plan: &Plan) -> Result<(), Failure> {
 
 /// Puts the service into what was installed. The proof is there by then: a Pi without the service is installed, and
 /// gets it when it boots next.
-fn enrol(plan: &Plan, disk: &Disk, area: &RootArea, done: &Done, told: bool) -> Result<(), Failure> {
+fn enrol(plan: &Plan, disk: &Disk, done: &Done, told: bool) -> Result<(), Failure> {
     let Some(service) = &plan.service else { return Ok(()) };
     let put = |mounted: &Mounted| {
         if !told && let Err(e) = unsaid::keep(mounted.place(), Some(&plan.server), &Unsaid::Installed) {
@@ -389,14 +393,15 @@ fn enrol(plan: &Plan, disk: &Disk, area: &RootArea, done: &Done, told: bool) -> 
         service.put(mounted.place()).and_then(|()| mounted.sync())
     };
     let what = format!("putting the service into the system on {disk}");
-    match &done.root {
+    match (&done.root, &done.area) {
         // A Pi that boots is worth more than its service.
-        Some(mounted) => {
+        (Some(mounted), _) => {
             if let Err(e) = put(mounted) {
                 log::warn!("{what}: {e:#}");
             }
         }
-        None => {
+        (None, None) => log::warn!("{what}: its root filesystem is not one that can be mounted"),
+        (None, Some(area)) => {
             let place = ScratchDir::scratch()?;
             let mounted = Mounted::new(&disk.root_node(area)?, place.path())?;
             put(&mounted).or_fail(Stage::Mount, Cause::Refused, what)?;
@@ -432,6 +437,12 @@ fn format(
         })
     };
     match (plan.choice, image) {
+        (Choice::Archive, Some((_, image))) if image.whole_disk => {
+            refuse("the server has the image of a whole disk for this Pi, which no archive replaces")
+        }
+        (Choice::Auto | Choice::Image, Some((offer, image))) if image.whole_disk => {
+            whole_disk_path::install(plan, disk, as_root, (&offer, &image), progress)
+        }
         (Choice::Auto | Choice::Image, Some((offer, image))) => {
             image_path::install(plan, disk, kept, (&offer, &image), progress)
         }

@@ -47,7 +47,7 @@ impl<'a> Reporter<'a> {
         let talk = Arc::new(Mutex::new(Some(talk)));
         let (stop, stopped) = channel::<()>();
         let (shared, progress) = (Arc::clone(&talk), Arc::clone(progress));
-        let thread = thread::spawn(move || {
+        let tick = move || {
             let mut last = progress.snapshot();
             let mut said = Instant::now();
             while stopped.recv_timeout(LOOK) == Err(RecvTimeoutError::Timeout) {
@@ -63,8 +63,15 @@ impl<'a> Reporter<'a> {
                     *talk = None;
                 }
             }
-        });
-        Self { talk, peer, plan, hello, ticker: Some((stop, thread)) }
+        };
+        let ticker = match thread::Builder::new().name("reports".to_owned()).spawn(tick) {
+            Ok(thread) => Some((stop, thread)),
+            Err(e) => {
+                log::warn!("the server does not see how far the installation is: starting a thread: {e}");
+                None
+            }
+        };
+        Self { talk, peer, plan, hello, ticker }
     }
 
     /// Mounts between the reports that say so.

@@ -19,26 +19,27 @@ pub(super) fn archive(offer: &Offer, root: &RootArea) -> Result<(), Failure> {
     let needed = unpacked.saturating_sub(entries.saturating_mul(1536));
     let room =
         Geometry::new(root.length, entries).map_or(0, |shape| shape.free() * piman_core::hosted::ext4::BLOCK);
-    if needed <= room && room > 0 { Ok(()) } else { Err(too_small(needed, room, root.length)) }
+    let place = format!("the root partition of {}", size(root.length));
+    if needed <= room && room > 0 { Ok(()) } else { Err(too_small(needed, room, &place)) }
 }
 
 /// Says if an image cannot have room, as soon as its size is known.
 ///
 /// # Errors
 /// [`Cause::TooSmall`].
-pub(crate) fn image(filesystem_bytes: u64, root_bytes: u64) -> Result<(), Failure> {
-    if filesystem_bytes <= root_bytes {
+pub(crate) fn image(needed: u64, room: u64, whole_disk: bool) -> Result<(), Failure> {
+    if needed <= room {
         return Ok(());
     }
-    Err(too_small(filesystem_bytes, root_bytes, root_bytes))
+    let place = if whole_disk { "the disk".into() } else { format!("the root partition of {}", size(room)) };
+    Err(too_small(needed, room, &place))
 }
 
-fn too_small(needed: u64, room: u64, root_bytes: u64) -> Failure {
+fn too_small(needed: u64, room: u64, place: &str) -> Failure {
     let error = anyhow!(
-        "the disk is too small for this image: it needs {} ({needed} bytes), and the root partition of {} has room \
+        "the disk is too small for this image: it needs {} ({needed} bytes), and {place} has room \
          for {} ({room} bytes); use a larger card, or assign a smaller image to this Pi; nothing was changed",
         size(needed),
-        size(root_bytes),
         size(room)
     );
     Failure { stage: Stage::Disk, cause: Cause::TooSmall, error }
@@ -60,9 +61,9 @@ mod tests {
             text.split(|c: char| c.is_ascii_digit() || c == '.').filter(|w| w.len() > 8).collect::<String>()
         };
         let one = words(archive(&offer, &root).unwrap_err());
-        assert_eq!(one, words(image(450 << 20, root.length).unwrap_err()));
+        assert_eq!(one, words(image(450 << 20, root.length, false).unwrap_err()));
         // What is not known does not count.
         archive(&Offer::default(), &root).unwrap();
-        image(400 << 20, root.length).unwrap();
+        image(400 << 20, root.length, false).unwrap();
     }
 }

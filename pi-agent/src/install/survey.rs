@@ -72,7 +72,7 @@ fn reopen(plan: &Plan, disk: Disk) -> Result<Disk, Failure> {
 
 /// Has the kernel replay the journal of a system that was switched off, as it would to boot it.
 fn replay(disk: &Disk) -> Result<(), Failure> {
-    let Some(root) = crate::card::disk::root_in_table(disk.file(), disk.bytes()) else { return Ok(()) };
+    let Some(root) = inspect::root(disk.file(), disk.bytes()) else { return Ok(()) };
     let place = ScratchDir::scratch()?;
     Mounted::new(&disk.root_node(&root)?, place.path()).map(drop)
 }

@@ -155,7 +155,7 @@ fn tail(bytes: &[u8], lines: u32) -> String {
 /// Starts the Pi again, once the answer is on its way. What is installed then is the server's decision.
 fn reboot(service: &Service) -> Answer {
     let program = service.reboot.clone();
-    thread::spawn(move || {
+    let start_again = move || {
         thread::sleep(GRACE);
         log::info!("the server starts this Pi again");
         match Command::new(&program).status() {
@@ -163,8 +163,11 @@ fn reboot(service: &Service) -> Answer {
             Ok(status) => log::error!("{}: {status}", program.display()),
             Err(e) => log::error!("{}: {e}", program.display()),
         }
-    });
-    Ok(Data::Str("starting again".into()))
+    };
+    match thread::Builder::new().name("reboot".to_owned()).spawn(start_again) {
+        Ok(_) => Ok(Data::Str("starting again".into())),
+        Err(e) => Err(format!("OSError: the Pi does not start again: starting a thread: {e}")),
+    }
 }
 
 /// Blinks the activity LED, and gives it back to what it showed before.

@@ -10,7 +10,9 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{MemfdFlags, memfd_create};
+use rustix::io::Errno;
 use rustix::process::{Pid, Signal, kill_process_group};
 
 use super::value::{Answer, Data};
@@ -21,6 +23,8 @@ const TIME_MAX: Duration = Duration::from_secs(60);
 const OUTPUT_MAX: usize = 64 << 10;
 /// How often it is looked whether it has ended.
 const LOOK: Duration = Duration::from_millis(20);
+/// How long what it has left behind may still print.
+const LEFT: Duration = Duration::from_secs(1);
 
 /// Runs the hook that the first argument names, with the others as its arguments. Returns its exit
 /// code and what it printed, errors included.
@@ -175,39 +179,56 @@ fn finish(mut command: Command, output: io::PipeReader, most: Duration, keep: Ke
         .spawn()?;
     // What held the other ends of the pipe must be gone, so that it ends with the program.
     drop(command);
-    // All is read, so that the program does not wait for ever.
-    let reader = thread::spawn(move || read(output, keep));
+    let ran = attend(&mut child, output, most, keep);
+    if ran.is_err() {
+        kill_all(&mut child)?;
+    }
+    ran
+}
+
+/// Reads what the program prints until it has ended.
+fn attend(child: &mut Child, output: io::PipeReader, most: Duration, keep: Keep) -> io::Result<Ran> {
     let began = Instant::now();
-    let status = loop {
+    let (mut output, mut kept) = (Some(output), Vec::new());
+    loop {
+        // All is read, so that the program does not wait for ever.
+        match &output {
+            Some(pipe) => {
+                if read(pipe, keep, &mut kept)? == Some(0) {
+                    output = None;
+                }
+            }
+            None => thread::sleep(LOOK),
+        }
         if let Some(status) = child.try_wait()? {
-            break status;
+            // What it left behind may hold the pipe: what is there by then is all.
+            let ended = Instant::now();
+            while let Some(pipe) = &output
+                && ended.elapsed() < LEFT
+                && matches!(read(pipe, keep, &mut kept), Ok(None | Some(1..)))
+            {}
+            return Ok(Ran { code: status.code(), output: kept });
         }
         if began.elapsed() > most {
-            kill_all(&mut child)?;
             let text = format!("it ran for {} s and was ended", most.as_secs());
             return Err(io::Error::new(ErrorKind::TimedOut, text));
         }
-        thread::sleep(LOOK);
-    };
-    // A program that it left behind may hold the pipe: what is there by then is all.
-    let waited = Instant::now();
-    while !reader.is_finished() && waited.elapsed() < Duration::from_secs(1) {
-        thread::sleep(LOOK);
     }
-    let kept = if reader.is_finished() { reader.join().ok().and_then(Result::ok) } else { None };
-    Ok(Ran { code: status.code(), output: kept.unwrap_or_default() })
 }
 
-fn read(mut from: impl Read, keep: Keep) -> io::Result<Vec<u8>> {
-    let (mut kept, mut buf) = (Vec::new(), [0; 8 << 10]);
-    loop {
-        match from.read(&mut buf) {
-            Ok(0) => return Ok(kept),
-            Ok(n) => keep.of(&mut kept, buf.get(..n).unwrap_or_default()),
-            Err(e) if e.kind() == ErrorKind::Interrupted => {}
-            Err(e) => return Err(e),
-        }
+/// Reads what there is, and waits a moment for it: how much, with nothing at the end. `None`: nothing yet.
+fn read(mut from: &io::PipeReader, keep: Keep, kept: &mut Vec<u8>) -> io::Result<Option<usize>> {
+    let mut pipe = [PollFd::new(from, PollFlags::IN)];
+    let a_moment = Timespec { tv_sec: 0, tv_nsec: LOOK.subsec_nanos().into() };
+    match poll(&mut pipe, Some(&a_moment)) {
+        Ok(0) | Err(Errno::INTR) => return Ok(None),
+        Ok(_) => {}
+        Err(e) => return Err(e.into()),
     }
+    let mut piece = [0; 8 << 10];
+    let n = from.read(&mut piece)?;
+    keep.of(kept, piece.get(..n).unwrap_or_default());
+    Ok(Some(n))
 }
 
 fn kill_all(child: &mut Child) -> io::Result<()> {

@@ -2,41 +2,31 @@
 //! waits for the server and for answers at the same time; calls run in threads of their own.
 
 use std::fs;
-use std::io::{Read, Write};
+use std::io::Read;
 use std::net::TcpStream;
-use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, anyhow, bail, ensure};
+use anyhow::{Context, anyhow, ensure};
 use embedded_io_adapters::std::FromStd;
 use piman_core::blocking::{self, Blocking};
 use piman_core::messages::{MessageBuffer, MessageStream, Role, Timeless};
 use piman_core::rpc::auth::{Authenticator, KEY_CONTEXT};
 use piman_core::rpc::{
-    AnswerOut, Codec, DEPTH_MAX, Failure, Head, LoginError, Memory, NO_CALL, Place, Protocol, Session, Slot,
-    Step, Value, WEIGHT_MAX, login, postcard,
+    Codec, DEPTH_MAX, Head, LoginError, Memory, Place, Protocol, Session, Slot, WEIGHT_MAX, login, postcard,
 };
-use rustix::event::{PollFd, PollFlags, poll};
 
-use super::functions::Call;
-use super::messages::no_greeting;
-use super::value::Answer;
-use super::{Service, functions, old};
+use super::calls::{Back, Ended, begin, encode, refuse};
+use super::socket::{CONNECT, STALL, no_greeting, readable, tune};
+use super::{Service, old};
 use piman_core::hosted::dial;
 
-/// How long a connection may take to be made.
-pub(super) const CONNECT: Duration = Duration::from_secs(30);
 /// How long the server may take to let us in.
 const LOGIN: Duration = Duration::from_secs(10);
-/// How long the server may stand still in the midst of a message.
-const STALL: Duration = Duration::from_secs(30);
 /// The longest call, in bytes.
 const CALL_MAX: u32 = 64 << 10;
-/// The longest answer, in bytes.
-const ANSWER_MAX: usize = 1 << 20;
 /// How many calls run at the same time; more are refused.
 const RUNNING_MAX: u32 = 8;
 
@@ -59,20 +49,6 @@ impl Authenticator for Key {
         }
         hasher.finalize().into()
     }
-}
-
-/// A call that has ended.
-pub(super) struct Ended {
-    retcode: u32,
-    answer: Answer,
-    /// Whether it ever began; one that was one too many did not.
-    ran: bool,
-}
-
-/// What a thread that ran a call hands back; the byte wakes the connection's thread.
-pub(super) struct Back {
-    answers: Sender<Ended>,
-    wake: UnixStream,
 }
 
 /// Dials, logs in and serves until the connection ends. `proven` is whether the server has proved before that it
@@ -141,26 +117,6 @@ pub(super) fn serve(service: &Arc<Service>, proven: &mut bool) -> anyhow::Result
     }
 }
 
-/// Waits, for `at_most` or for ever; whether the server has said something.
-pub(super) fn readable(
-    socket: &TcpStream,
-    woken: &UnixStream,
-    at_most: Option<Duration>,
-) -> anyhow::Result<bool> {
-    let at_most = at_most.and_then(|time| time.try_into().ok());
-    let mut both = [
-        PollFd::from_borrowed_fd(socket.as_fd(), PollFlags::IN),
-        PollFd::from_borrowed_fd(woken.as_fd(), PollFlags::IN),
-    ];
-    loop {
-        match poll(&mut both, at_most.as_ref()) {
-            Ok(_) => return Ok(both.first().is_some_and(|fd| !fd.revents().is_empty())),
-            Err(rustix::io::Errno::INTR) => {}
-            Err(e) => return Err(e).context("waiting for the server"),
-        }
-    }
-}
-
 fn send_answers(
     frames: &mut MessageStream<'_, Stream, Timeless>,
     session: &mut Session<[Place; 0]>,
@@ -172,33 +128,6 @@ fn send_answers(
         blocking::run(frames.send(message.len() as u64, &mut &*message, mail)).map_err(|e| anyhow!("{e}"))?;
     }
     Ok(())
-}
-
-/// The message that answers a call.
-pub(super) fn encode(
-    codec: Codec,
-    session: &mut Session<[Place; 0]>,
-    Ended { retcode, answer, ran }: &Ended,
-) -> anyhow::Result<Vec<u8>> {
-    let retcode = *retcode;
-    if *ran {
-        session.answered();
-    }
-    let mut buf = vec![0; ANSWER_MAX];
-    let encoded = match answer {
-        Ok(value) => codec.encode(&AnswerOut { retcode, value }, &mut buf),
-        Err(text) => {
-            let (class, message) = text.split_once(": ").unwrap_or(("RuntimeError", text));
-            let value = &Failure { class, message };
-            codec.encode(&AnswerOut { retcode, value }, &mut buf)
-        }
-    };
-    let n = encoded.or_else(|_| {
-        let value = &Failure { class: "MemoryError", message: "the result is too large" };
-        codec.encode(&AnswerOut { retcode, value }, &mut buf)
-    });
-    buf.truncate(n.context("encoding an answer")?);
-    Ok(buf)
 }
 
 /// Starts what the messages of a frame ask for.
@@ -239,59 +168,6 @@ fn begin_all(
     Ok(())
 }
 
-/// Answers a call by an error.
-pub(super) fn refuse(retcode: u32, error: String, back: &Back) -> anyhow::Result<()> {
-    back.answers.send(Ended { retcode, answer: Err(error), ran: false }).ok();
-    Ok((&back.wake).write_all(&[1])?)
-}
-
-/// Starts what a message asks for, or refuses it if too much is under way.
-pub(super) fn begin_one(
-    service: &Arc<Service>,
-    session: &mut Session<[Place; 0]>,
-    value: Value<'_>,
-    back: &Back,
-) -> anyhow::Result<()> {
-    if let Some((retcode, error)) = begin(service, session, value, back)? {
-        refuse(retcode, error, back)?;
-    }
-    Ok(())
-}
-
-/// Starts what a message asks for; the number of a call that is refused, and the error.
-fn begin(
-    service: &Arc<Service>,
-    session: &mut Session<[Place; 0]>,
-    value: Value<'_>,
-    back: &Back,
-) -> anyhow::Result<Option<(u32, String)>> {
-    match session.handle(value) {
-        Step::Run(call) => {
-            let (retcode, call) = (call.retcode, Call::of(call));
-            let service = Arc::clone(service);
-            let (answers, wake) = (back.answers.clone(), back.wake.try_clone()?);
-            std::thread::Builder::new()
-                .name(format!("call {}", call.opcode))
-                .spawn(move || {
-                    let answer = functions::run(&service, &call);
-                    // The connection may be gone by now.
-                    if answers.send(Ended { retcode, answer, ran: true }).is_ok() {
-                        (&wake).write_all(&[1]).ok();
-                    }
-                })
-                .context("starting a thread for a call")?;
-        }
-        Step::Busy { retcode } => {
-            return Ok(Some((retcode, "RuntimeError: too many calls are under way".into())));
-        }
-        Step::Unreadable { retcode } => return Ok(Some((retcode, format!("TypeError: {NO_CALL}")))),
-        // We ask nothing.
-        Step::Answered { .. } | Step::Spoilt { .. } | Step::Late => {}
-        Step::Broken => bail!("the server says what is no call"),
-    }
-    Ok(None)
-}
-
 fn password(service: &Service) -> anyhow::Result<Option<String>> {
     let Some(file) = &service.password_file else { return Ok(None) };
     let name = file.display();
@@ -306,11 +182,4 @@ fn nonce() -> anyhow::Result<[u8; 32]> {
     let n = rustix::rand::getrandom(&mut nonce, rustix::rand::GetRandomFlags::empty());
     ensure!(n.context("asking the kernel for random bytes")? == nonce.len(), "too few random bytes");
     Ok(nonce)
-}
-
-pub(super) fn tune(stream: &TcpStream) -> std::io::Result<()> {
-    stream.set_nodelay(true)?;
-    stream.set_read_timeout(Some(STALL))?;
-    stream.set_write_timeout(Some(STALL))?;
-    dial::keepalive(stream)
 }

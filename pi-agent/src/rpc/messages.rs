@@ -13,11 +13,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, anyhow};
 use embedded_io_adapters::std::FromStd;
 use piman_core::blocking::{self, Blocking};
-use piman_core::error::{Error, PeerError};
-use piman_core::messages::{MessageBuffer, MessageStream, PORT, Role, SendError, Timeless, refusal};
+use piman_core::messages::{MessageBuffer, MessageStream, PORT, Role, SendError, Timeless};
 use piman_core::text::is_shown;
 
-use super::line::{CONNECT, readable, tune};
+use super::socket::{CONNECT, no_greeting, readable, tune};
 use super::{Service, hook};
 use piman_core::hosted::dial;
 
@@ -189,16 +188,6 @@ impl Member {
     }
 }
 
-/// Why there is no greeting, for people.
-pub(super) fn no_greeting(e: Error<io::Error>) -> anyhow::Error {
-    match e {
-        Error::Peer(PeerError::Refused(code)) => {
-            anyhow!("the server refuses the connection: {}", refusal(code))
-        }
-        e => anyhow!("greeting: {e}"),
-    }
-}
-
 /// Runs the hook for one message after another.
 fn give(
     service: &Service,
@@ -322,13 +311,6 @@ mod tests {
         for bad in ["", ":7", "hub:", "hub:0", "hub:x", "[::1", "[]:7"] {
             assert!(bad.parse::<Address>().is_err(), "{bad}");
         }
-    }
-
-    #[test]
-    fn a_refusal_is_told_in_words() {
-        let text = |code| no_greeting(Error::Peer(PeerError::Refused(code))).to_string();
-        assert_eq!(text(0xFE), "the server refuses the connection: it has too many connections; try later");
-        assert!(text(0).ends_with("it gives no reason"));
     }
 
     #[test]

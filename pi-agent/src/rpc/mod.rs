@@ -5,17 +5,21 @@
 //! |---|---|
 //! | `line` | one connection: login, calls in, answers out |
 //! | `old` | the same to an old TCPTalks server |
+//! | `calls` | calls of either kind of server: a thread each, and the answer |
 //! | `functions` | what the Pi can be asked |
 //! | `status` | CPU, memory, disk, processes, temperature, uptime, image |
 //! | `hook` | programs of the hook folder |
 //! | [`messages`] | message channels that the Pi has joined |
+//! | `socket` | the socket to a server: options, the wait for it, a refusal in words |
 //! | [`mod@unit`] | the service in a system that was just installed |
 
+mod calls;
 mod functions;
 mod hook;
 mod line;
 pub mod messages;
 mod old;
+mod socket;
 mod status;
 pub mod unit;
 mod value;

@@ -17,7 +17,8 @@ use piman_core::rpc::{
 };
 
 use super::Service;
-use super::line::{Back, Ended, begin_one, encode, readable, refuse};
+use super::calls::{Back, Ended, begin_one, encode, refuse};
+use super::socket::readable;
 
 /// The longest call, in bytes.
 const CALL_MAX: usize = 64 << 10;

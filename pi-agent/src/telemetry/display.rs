@@ -26,7 +26,7 @@ impl Display {
         let (stop, stopped) = channel();
         let live = io::stderr().is_terminal();
         let pause = if live { Duration::from_millis(200) } else { Duration::from_millis(500) };
-        let thread = thread::spawn(move || {
+        let show = move || {
             let mut view = View::new(live);
             loop {
                 let last = stopped.recv_timeout(pause) != Err(RecvTimeoutError::Timeout);
@@ -35,8 +35,10 @@ impl Display {
                     return;
                 }
             }
-        });
-        Self { stop: Some(stop), thread: Some(thread) }
+        };
+        let thread = thread::Builder::new().name("display".to_owned()).spawn(show);
+        let thread = thread.inspect_err(|e| log::warn!("no progress is shown: starting a thread: {e}")).ok();
+        Self { stop: Some(stop), thread }
     }
 }
 

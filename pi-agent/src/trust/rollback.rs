@@ -25,20 +25,27 @@ pub fn rollback_counter(disk: &File, bytes: u64) -> u64 {
 /// # Errors
 /// If the disk cannot be written.
 pub fn raise(disk: &File, bytes: u64, layout: &Layout) -> io::Result<()> {
-    remember(disk, inspect::look(disk, bytes).counter(), layout)
+    let card = inspect::look(disk, bytes);
+    remember(disk, card.counter(), layout, card.is_whole_disk())
 }
 
 /// Remembers the counter of what was just installed: its filesystem may be damaged when it is erased, and then says
-/// nothing any more.
+/// nothing any more. The image of a whole disk may have something of its own where the counter is kept.
 ///
 /// # Errors
 /// If the disk cannot be written.
-pub fn remember(disk: &File, counter: u64, layout: &Layout) -> io::Result<()> {
+pub fn remember(disk: &File, counter: u64, layout: &Layout, whole_disk: bool) -> io::Result<()> {
     if counter <= remembered(disk) {
         return Ok(());
     }
     if layout.boot_start.min(layout.root_start) * SECTOR < AT + SECTOR {
         log::warn!("a partition begins so early that the counter against older images is not kept");
+        return Ok(());
+    }
+    if whole_disk && !is_free(disk)? {
+        log::warn!(
+            "the image has something where the counter against older images is kept: only its proof has it"
+        );
         return Ok(());
     }
     let mut sector = [0; SECTOR as usize];
@@ -49,6 +56,13 @@ pub fn remember(disk: &File, counter: u64, layout: &Layout) -> io::Result<()> {
     }
     disk.write_all_at(&sector, AT)?;
     disk.sync_data()
+}
+
+/// Whether the place holds nothing, or what we keep there.
+fn is_free(disk: &File) -> io::Result<bool> {
+    let mut sector = [0; SECTOR as usize];
+    disk.read_exact_at(&mut sector, AT)?;
+    Ok(sector.starts_with(HEADING) || sector.iter().all(|byte| *byte == 0))
 }
 
 fn remembered(disk: &File) -> u64 {
@@ -84,13 +98,19 @@ mod tests {
         assert_eq!(remembered(&disk), 0);
         let layout = Layout::default();
         for (counter, kept) in [(9, 9), (3, 9), (0, 9), (10, 10)] {
-            remember(&disk, counter, &layout).unwrap();
+            remember(&disk, counter, &layout, counter == 10).unwrap();
             assert_eq!(rollback_counter(&disk, 1 << 20), kept);
         }
         // A partition is never written to for it.
         let early = Layout { boot_start: 64, ..layout };
-        remember(&disk, 11, &early).unwrap();
+        remember(&disk, 11, &early, false).unwrap();
         assert_eq!(remembered(&disk), 10);
+        // Nor is what a whole disk's image has there.
+        disk.write_all_at(b"a boot loader", AT).unwrap();
+        remember(&disk, 12, &layout, true).unwrap();
+        assert_eq!(remembered(&disk), 0);
+        remember(&disk, 12, &layout, false).unwrap();
+        assert_eq!(remembered(&disk), 12);
         std::fs::remove_file(&path).unwrap();
     }
 }

@@ -86,3 +86,39 @@ fn differences_are_found_and_named() {
     let found = compared(disk.path(), &File::open(other.packed().path()).unwrap());
     assert_eq!(found.differences, 7, "{:?}", found.told);
 }
+
+#[test]
+fn a_filesystem_that_would_fill_the_memory_is_not_compared() {
+    let archive = noisy(1);
+    let made = made(archive.path(), 64 * MIB).unwrap();
+    let disk = garbage(64 * MIB);
+    install(&faultless(&made.image), &made.image, &disk);
+    let mut superblock = [0; 1024];
+    disk.as_file().read_exact_at(&mut superblock, OFFSET + 1024).unwrap();
+    // Without checksums anything can be written into it.
+    let ro_compat = u32::from_le_bytes(superblock[0x64..0x68].try_into().unwrap());
+    let unchecked = ro_compat & !mkext4::spec::ro_compat::METADATA_CSUM;
+    disk.as_file().write_all_at(&unchecked.to_le_bytes(), OFFSET + 1024 + 0x64).unwrap();
+    assert_equal(disk.path(), &made);
+    let mut whole = vec![0; 64 * MIB as usize];
+    disk.as_file().read_exact_at(&mut whole, OFFSET).unwrap();
+    let fs = mkext4::reader::Fs::open(&whole[..]).unwrap();
+    let place =
+        |inode: u32| OFFSET + fs.group_desc(0).unwrap().inode_table * 4096 + u64::from(inode - 1) * 256;
+    let (root, file) = (mkext4::spec::ROOT_INO, fs.resolve("/file-0").unwrap());
+    for (inode, at, value, what) in [
+        (root, 0x6c, 1, "bytes in inode 2"),   // a directory of 4 GiB
+        (root, 0x2e, 3, "extents of depth 3"), // and one in a deep tree
+        (file, 0x2e, 5, "extents of depth 5"),
+    ] {
+        let mut before = [0];
+        disk.as_file().read_exact_at(&mut before, place(inode) + at).unwrap();
+        disk.as_file().write_all_at(&[value], place(inode) + at).unwrap();
+        let (progress, stop) = (ext4::Progress::new(), AtomicBool::new(false));
+        let error = ext4::compare(disk.as_file(), OFFSET, &made.archive, &progress, &stop).unwrap_err();
+        let error = format!("{:#}", anyhow::Error::from(error));
+        assert!(error.contains(what), "{what}: {error}");
+        disk.as_file().write_all_at(&before, place(inode) + at).unwrap();
+    }
+    assert_equal(disk.path(), &made);
+}

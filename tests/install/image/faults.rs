@@ -113,7 +113,7 @@ fn tables_that_are_not_the_one_offered() {
         let area = area(disk.as_file(), disk.as_file(), room);
         let progress = Progress::new();
         let failure =
-            agent::install(|| server.connect(), &order(&offer, id, &progress), &area, || panic!("erased"));
+            agent::install(|| server.connect(), &order(&offer, id, &progress), &area, |_| panic!("erased"));
         let failure = failure.unwrap_err();
         (failure.cause, failure.to_string())
     };

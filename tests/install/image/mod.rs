@@ -94,7 +94,7 @@ fn install_on(server: &FetchServer, image: &Image, medium: &impl Medium) -> Resu
     let progress = Progress::new();
     let (offer, header) = (image.offer(), image.header());
     let pending =
-        agent::install(|| server.connect(), &order(&offer, header.archive, &progress), medium, || Ok(()))?;
+        agent::install(|| server.connect(), &order(&offer, header.archive, &progress), medium, |_| Ok(()))?;
     assert_eq!(progress.snapshot().stage, Stage::Sync);
     Ok(pending)
 }

@@ -465,7 +465,8 @@ mod tests {
             installation: Some(Installation(1)),
             erase: Fingerprint::new(1),
         };
-        let image = ImageOffer { table: Hash([7; 32]), table_bytes: 28_000, chunk_bytes: 1 << 33 };
+        let image =
+            ImageOffer { table: Hash([7; 32]), table_bytes: 28_000, chunk_bytes: 1 << 33, whole_disk: true };
         for (image, more) in [(None, More::default()), (Some(image), More::default()), (Some(image), more)] {
             (offer.image, offer.more) = (image, more);
             let line = offer.to_string();

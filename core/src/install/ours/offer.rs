@@ -58,6 +58,8 @@ pub struct ImageOffer {
     pub table_bytes: u32,
     /// The size of all chunks as they are stored, in bytes.
     pub chunk_bytes: u64,
+    /// Whether it is the image of a whole disk.
+    pub whole_disk: bool,
 }
 
 impl Offer {
@@ -98,6 +100,7 @@ impl ImageOffer {
             table: hash(fields, "table")?,
             table_bytes: number(fields, "table-bytes")?,
             chunk_bytes: number(fields, "chunk-bytes")?,
+            whole_disk: number::<u8>(fields, "whole-disk") == Some(1),
         })
     }
 }
@@ -110,11 +113,14 @@ impl ToText for Offer {
         put(to, " bytes=", self.bytes);
         put(to, " rootfs=", self.rootfs_port.into());
         put(to, " fetch=", self.fetch_port.into());
-        if let Some(ImageOffer { table, table_bytes, chunk_bytes }) = &self.image {
+        if let Some(ImageOffer { table, table_bytes, chunk_bytes, whole_disk }) = &self.image {
             to.text(" table=");
             table.write_text(to);
             put(to, " table-bytes=", (*table_bytes).into());
             put(to, " chunk-bytes=", *chunk_bytes);
+            if *whole_disk {
+                to.text(" whole-disk=1");
+            }
         }
         let More { revision, sums_chunk, manifest_bytes, unpacked_bytes, entries, counter, .. } = self.more;
         for (key, value) in [

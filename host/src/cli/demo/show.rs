@@ -16,28 +16,29 @@ const PERIOD: Duration = Duration::from_millis(50);
 /// A display that runs until it is ended.
 pub(super) struct Show {
     stop: Sender<()>,
-    thread: JoinHandle<()>,
+    thread: Option<JoinHandle<()>>,
 }
 
 impl Show {
     /// Shows `progress`: live on a terminal, else a line when a stage has ended.
     pub(super) fn start(progress: Arc<Progress>) -> Self {
         let (stop, stopped) = channel();
-        let thread = thread::spawn(move || {
+        let show = move || {
             let mut view = View::new();
             while stopped.recv_timeout(PERIOD) == Err(RecvTimeoutError::Timeout) {
                 view.update(progress.snapshot());
             }
             view.update(progress.snapshot());
             view.finish_stage();
-        });
-        Self { stop, thread }
+        };
+        // Only a display: without a thread for it there is none.
+        Self { stop, thread: thread::Builder::new().spawn(show).ok() }
     }
 
     /// Shows the last stage's end.
     pub(super) fn end(self) {
         drop(self.stop);
-        let _ = self.thread.join();
+        let _ = self.thread.map(JoinHandle::join);
     }
 }
 

@@ -295,7 +295,7 @@ async fn send(args: &SendArgs) -> anyhow::Result<()> {
         line.send(&what, message, args.reply, &mut output).await?;
     }
     if args.lines {
-        let (mut lines, mut number) = (typed(), 0_u64);
+        let (mut lines, mut number) = (typed()?, 0_u64);
         while let Some(text) = lines.recv().await {
             number += 1;
             let text = text.context("reading standard input")?;
@@ -308,7 +308,7 @@ async fn send(args: &SendArgs) -> anyhow::Result<()> {
 async fn chat(args: &ChatArgs) -> anyhow::Result<()> {
     let mut link = Link::new(&args.common, args.tries);
     let mut output = Output::Lines;
-    let mut lines = typed();
+    let mut lines = typed()?;
     // A line that was not sent because the connection was lost.
     let mut unsent = None;
     loop {
@@ -363,9 +363,9 @@ fn is_chat_of_ours(message: &[u8]) -> bool {
 }
 
 /// The lines of standard input, without their ends; it can only be waited for in a thread.
-fn typed() -> mpsc::Receiver<io::Result<Vec<u8>>> {
+fn typed() -> anyhow::Result<mpsc::Receiver<io::Result<Vec<u8>>>> {
     let (to, lines) = mpsc::channel(1);
-    std::thread::spawn(move || {
+    let read = move || {
         let mut input = io::stdin().lock();
         loop {
             let mut line = Vec::new();
@@ -387,8 +387,12 @@ fn typed() -> mpsc::Receiver<io::Result<Vec<u8>>> {
                 return;
             }
         }
-    });
-    lines
+    };
+    std::thread::Builder::new()
+        .name("input".into())
+        .spawn(read)
+        .context("starting a thread for standard input")?;
+    Ok(lines)
 }
 
 /// A whole file, or standard input.

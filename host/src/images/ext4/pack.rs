@@ -6,6 +6,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Condvar, Mutex, PoisonError};
+use std::thread;
 
 use piman_core::hash::Hash;
 use piman_core::install::table::{BLOCK, CHUNK_MAX, Entry, Header, Scope, Table};
@@ -120,7 +121,7 @@ pub(in crate::images) fn pack(
     part: (u32, u32),
     stop: &AtomicBool,
 ) -> Result<Vec<Entry>, Error> {
-    let threads = std::thread::available_parallelism().map_or(2, usize::from);
+    let threads = thread::available_parallelism().map_or(2, usize::from);
     let total = cuts.len() as u64;
     let entries = Vec::with_capacity(cuts.len());
     let written = Mutex::new(Written { out, entries, position: 0, failed: None });
@@ -167,15 +168,21 @@ pub(in crate::images) fn pack(
             turn.notify_all();
         }
     };
-    std::thread::scope(|scope| {
-        for _ in 0..threads {
-            scope.spawn(|| {
-                if let Err(e) = work() {
-                    lock(&written).failed.get_or_insert(e);
-                    turn.notify_all();
-                }
-            });
+    let work = || {
+        if let Err(e) = work() {
+            lock(&written).failed.get_or_insert(e);
+            turn.notify_all();
         }
+    };
+    thread::scope(|scope| {
+        // This thread is one of them, and does it alone if the system gives no other.
+        for _ in 1..threads {
+            if let Err(e) = thread::Builder::new().name("chunks".into()).spawn_scoped(scope, work) {
+                tracing::warn!("compressing with fewer threads than there are processors: {e}");
+                break;
+            }
+        }
+        work();
     });
     let written = written.into_inner().unwrap_or_else(PoisonError::into_inner);
     written.failed.map_or(Ok(written.entries), Err)

@@ -11,6 +11,7 @@ use mkext4::spec::inode::FileType;
 use mkext4::spec::{Inode, ROOT_INO};
 use piman_core::archive::{self, Time};
 use piman_core::hash::Hash;
+use piman_core::hosted::ext4::reader;
 use piman_core::install::table::BLOCK;
 
 use super::build::{Blocks, cut_time};
@@ -22,6 +23,8 @@ use super::{Error, LOST_FOUND, PROOF, Progress};
 const TOLD_MAX: usize = 20;
 /// Bytes of a file that are read at once.
 const PIECE: usize = 1 << 20;
+/// The most bytes that a name takes in its directory.
+const NAME_MAX: u64 = 264;
 
 /// What a comparison found.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -79,7 +82,7 @@ pub fn compare(
         tree.add(entry)
     })?;
     let read = |e| Error::io("reading the filesystem")(io::Error::other(e));
-    let fs = Fs::open(Place { disk, offset }).map_err(read)?;
+    let fs = reader::open(Place { disk, offset }).map_err(read)?;
     let mut walk = Walk {
         fs: &fs,
         tree: &tree,
@@ -105,7 +108,8 @@ struct Place<'a> {
 
 impl ReadAt for Place<'_> {
     fn read_exact_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
-        FileExt::read_exact_at(self.disk, buf, self.offset + offset)
+        let place = self.offset.checked_add(offset).ok_or(io::ErrorKind::UnexpectedEof)?;
+        FileExt::read_exact_at(self.disk, buf, place)
     }
 }
 
@@ -144,6 +148,9 @@ impl Walk<'_> {
         };
         let own = |e: &DirEntry| id == ROOT && [PROOF, LOST_FOUND].iter().any(|n| e.name == n.as_bytes());
         let mut there: BTreeMap<Vec<u8>, u32> = BTreeMap::new();
+        // A large directory has at least a quarter of its blocks full.
+        let most = reader::BYTES_MAX.max(children.len() as u64 * NAME_MAX * 4);
+        reader::small(self.fs, inode, most)?;
         for entry in self.fs.read_dir(inode)? {
             if entry.inode != 0 && entry.name != b"." && entry.name != b".." && !own(&entry) {
                 there.insert(entry.name, entry.inode);
@@ -214,6 +221,7 @@ impl Walk<'_> {
         check("attributes", format!("{xattrs:?}"), format!("{wanted:?}"));
         match &node.kind {
             Kind::Symlink(target) => {
+                reader::small(self.fs, inode, BLOCK)?;
                 let there = self.fs.symlink_target(inode)?;
                 check(
                     "target",
@@ -232,7 +240,7 @@ impl Walk<'_> {
                 }
                 let whole = [(0, *size)];
                 let runs = runs.as_deref().unwrap_or(if *size > 0 { &whole } else { &[] });
-                let extents = self.fs.extents(inode, &found)?;
+                let extents = reader::extents(self.fs, inode, &found)?;
                 let content = Runs { fs: self.fs, inode: &found, extents: &extents, runs, at: 0 };
                 self.found.files += 1;
                 self.found.bytes += runs.iter().map(|(start, end)| end - start).sum::<u64>();

@@ -5,15 +5,18 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fs;
-use std::io::{Read, Write};
+use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 
 use anyhow::{Context, bail, ensure};
 use flate2::read::MultiGzDecoder;
+use liblzma::read::XzDecoder;
+use liblzma::stream::{CONCATENATED, Stream};
 
 /// The largest module that is unpacked.
 const MODULE_MAX: u64 = 64 << 20;
+/// How much memory unpacking xz may take, in bytes; `xz -9` needs 65 MiB.
+const XZ_MEMORY: u64 = 256 << 20;
 
 /// The modules of a folder, as `NNN-name.ko` and their bytes. `names` are looked up in a kernel's own
 /// folder; without any it is a folder of modules only.
@@ -84,7 +87,10 @@ fn unpack(bytes: Vec<u8>, packing: &str) -> anyhow::Result<Vec<u8>> {
     match packing {
         ".gz" => whole(MultiGzDecoder::new(&*bytes)),
         ".zst" => whole(zstd::Decoder::new(&*bytes)?),
-        ".xz" => unxz(bytes),
+        ".xz" => {
+            let stream = Stream::new_stream_decoder(XZ_MEMORY, CONCATENATED)?;
+            whole(XzDecoder::new_stream(&*bytes, stream))
+        }
         _ => Ok(bytes),
     }
 }
@@ -94,26 +100,6 @@ fn whole(packed: impl Read) -> anyhow::Result<Vec<u8>> {
     let mut unpacked = Vec::new();
     packed.take(MODULE_MAX + 1).read_to_end(&mut unpacked)?;
     ensure!(unpacked.len() as u64 <= MODULE_MAX, "it is larger than {} MiB when unpacked", MODULE_MAX >> 20);
-    Ok(unpacked)
-}
-
-/// By the program that every Linux machine has.
-fn unxz(bytes: Vec<u8>) -> anyhow::Result<Vec<u8>> {
-    let mut xz = Command::new("xz");
-    xz.args(["--decompress", "--stdout"]).stdin(Stdio::piped()).stdout(Stdio::piped());
-    let mut child = xz.spawn().context("starting `xz`: is it installed?")?;
-    let stdin = child.stdin.take();
-    // It may write before it has read everything.
-    let feeding = std::thread::spawn(move || stdin.map(|mut to| to.write_all(&bytes)));
-    let unpacked = child.stdout.take().context("what `xz` writes is not there")?;
-    // If it writes too much nobody reads on, and it ends.
-    let unpacked = whole(unpacked);
-    let status = child.wait()?;
-    let fed = matches!(feeding.join(), Ok(Some(Ok(()))));
-    let unpacked = unpacked?;
-    if !status.success() || !fed {
-        bail!("`xz` says that it is damaged");
-    }
     Ok(unpacked)
 }
 
@@ -228,8 +214,11 @@ impl Order {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
+
     use flate2::Compression;
     use flate2::write::GzEncoder;
+    use liblzma::read::XzEncoder;
 
     use super::*;
 
@@ -278,6 +267,12 @@ mod tests {
     #[test]
     fn a_module_is_whole_or_refused() {
         assert_eq!(unpack(b"as it is".to_vec(), "").unwrap(), b"as it is");
+        let mut xz = Vec::new();
+        XzEncoder::new(&b"a module"[..], 6).read_to_end(&mut xz).unwrap();
+        assert_eq!(unpack(xz.clone(), ".xz").unwrap(), b"a module");
+        for end in 0..xz.len() {
+            assert!(unpack(xz[..end].to_vec(), ".xz").is_err(), "cut at {end}");
+        }
         assert_eq!(whole(std::io::repeat(0).take(MODULE_MAX)).unwrap().len() as u64, MODULE_MAX);
         let error = whole(std::io::repeat(0)).unwrap_err().to_string();
         assert!(error.contains("larger than 64 MiB"), "{error}");

@@ -1,12 +1,13 @@
 //! The few requests to the kernel about disks that no crate has in safe form.
 #![expect(
     unsafe_code,
-    reason = "ioctl numbers and their argument types are promised to rustix here, from linux/fs.h, linux/blkpg.h and linux/loop.h"
+    reason = "ioctl numbers and their argument types are promised to rustix here, from linux/fs.h, linux/blkpg.h, linux/loop.h and fs/ext4/ext4.h"
 )]
 
 use std::ffi::c_void;
 use std::fs::File;
 use std::io;
+use std::os::fd::AsFd;
 
 use rustix::ioctl::{Getter, NoArg, Opcode, Setter, ioctl, opcode};
 
@@ -17,6 +18,7 @@ const BLKSSZGET: Opcode = opcode::none(0x12, 104);
 const BLKDISCARD: Opcode = opcode::none(0x12, 119);
 const BLKPG: Opcode = opcode::none(0x12, 105);
 const BLKGETSIZE64: Opcode = opcode::read::<usize>(0x12, 114);
+const EXT4_IOC_RESIZE_FS: Opcode = opcode::write::<u64>(b'f', 16);
 const LOOP_CONFIGURE: Opcode = 0x4C0A;
 const LOOP_CTL_GET_FREE: Opcode = 0x4C82;
 
@@ -49,6 +51,12 @@ pub(super) fn reread_partitions(device: &File) -> io::Result<()> {
 pub(super) fn discard(device: &File, start: u64, length: u64) -> io::Result<()> {
     // SAFETY: BLKDISCARD reads two u64.
     Ok(unsafe { ioctl(device, Setter::<BLKDISCARD, [u64; 2]>::new([start, length])) }?)
+}
+
+/// Has the kernel grow a mounted ext4 filesystem to so many of its blocks.
+pub(crate) fn resize(directory: impl AsFd, blocks: u64) -> io::Result<()> {
+    // SAFETY: EXT4_IOC_RESIZE_FS reads one u64.
+    Ok(unsafe { ioctl(directory, Setter::<EXT4_IOC_RESIZE_FS, u64>::new(blocks)) }?)
 }
 
 /// Forgets what the kernel has cached of a device.

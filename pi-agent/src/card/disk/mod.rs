@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `usage` | who uses a disk, so that it must not be touched; what it calls itself |
 //! | `table` | the partition table of either kind and the boot partition |
+//! | `fitted` | the partition table of a whole disk's image, fitted to the disk |
 //! | `discard` | telling a disk what is not needed any more |
 //! | `layout_file` | layouts as `sfdisk --dump` writes them |
 //! | `withheld` | a root partition that nobody finds before it is complete |
@@ -13,7 +14,8 @@
 //! | `ioctl` | requests to the kernel |
 
 mod discard;
-mod ioctl;
+mod fitted;
+pub(in crate::card) mod ioctl;
 mod layout_file;
 mod node;
 mod table;
@@ -35,6 +37,7 @@ use piman_core::install::Stage;
 use piman_core::install::layout::{Extent, Layout, Places, SECTOR, SizeError};
 use rustix::fs::{FlockOperation, flock};
 
+pub(crate) use fitted::Planned;
 pub use layout_file::parse_layout;
 pub use node::{RootNode, read_only_node};
 pub use table::{data_in_table, is_root_withheld, root_in_table};

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use piman_core::install::Stage;
+use piman_core::install::layout::SECTOR;
 
 use super::{Disk, RootArea, ioctl, usage};
 use crate::failure::{Cause, Failure, OrFail};
@@ -18,7 +19,7 @@ use crate::failure::{Cause, Failure, OrFail};
 const NODE_DEADLINE: Duration = Duration::from_secs(20);
 const NODE_PAUSE: Duration = Duration::from_millis(20);
 
-/// The number of the root partition.
+/// The number by which the kernel is told of a root partition that it does not find by itself.
 const ROOT: i32 = 2;
 
 /// Something to mount. A loop device goes when this and its mounts are gone.
@@ -56,11 +57,11 @@ impl Disk {
         let claim = self.take_claim();
         let reread = ioctl::reread_partitions(claim.as_ref().unwrap_or(&self.file));
         drop(claim);
-        if reread.is_err() || find(&disk, ROOT).is_none() {
+        if reread.is_err() || find(&disk, root).is_none() {
             self.tell_of_partition(root, deadline).context("telling the kernel of the partition")?;
         }
         loop {
-            if let Some((path, number)) = find(&disk, ROOT)
+            if let Some((path, number)) = find(&disk, root)
                 && fs::metadata(&path).is_ok_and(|m| m.rdev() == number)
             {
                 let device = File::open(&path).with_context(|| format!("opening {}", path.display()))?;
@@ -123,11 +124,15 @@ fn loop_device(file: &File, root: &RootArea, how: ioctl::Loop) -> anyhow::Result
     }
 }
 
-/// The path that a partition of this number should have, and its device number.
-fn find(disk: &Path, number: i32) -> Option<(PathBuf, u64)> {
+/// The path that the partition in this place should have, and its device number.
+fn find(disk: &Path, area: &RootArea) -> Option<(PathBuf, u64)> {
     for entry in fs::read_dir(disk).ok()?.flatten() {
         let read = |name: &str| fs::read_to_string(entry.path().join(name)).ok();
-        if read("partition").and_then(|n| n.trim().parse().ok()) == Some(number) {
+        let sectors = |name: &str| read(name)?.trim().parse::<u64>().ok()?.checked_mul(SECTOR);
+        let is_it = read("partition").is_some()
+            && sectors("start") == Some(area.offset)
+            && sectors("size") == Some(area.length / SECTOR * SECTOR);
+        if is_it {
             let numbers = read("dev")?;
             let (major, minor) = numbers.trim().split_once(':')?;
             let device = rustix::fs::makedev(major.parse().ok()?, minor.parse().ok()?);

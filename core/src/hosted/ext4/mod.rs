@@ -6,6 +6,8 @@
 //! them in the background after the first mount, and e2fsck does not look at them. The
 //! journal is always written in full, as zeros: a stale one must never be replayed.
 
+pub mod reader;
+
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;

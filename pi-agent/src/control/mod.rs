@@ -1,6 +1,9 @@
 //! The control connection from the Pi's end: reaching piman, the talk to a decision, and
 //! the reports that follow.
 
+mod limited;
+mod machine;
+
 use std::fmt;
 use std::io;
 use std::net::TcpStream;
@@ -19,6 +22,8 @@ use piman_core::install::{Can, Clock, Date, Decision, Hello, Notice, Report, Sta
 use piman_core::line::LINE_MAX;
 
 use crate::failure::{Cause, Failure};
+use limited::{Limited, Unanswered, late, unsent};
+pub use machine::Machine;
 
 /// How long a connection may take to be made.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -220,17 +225,6 @@ impl ControlConnection {
     }
 }
 
-/// How many bytes were written and not acknowledged by the other end's machine.
-#[expect(
-    unsafe_code,
-    reason = "SIOCOUTQ and its argument's type are promised to rustix here, from linux/sockios.h"
-)]
-fn unsent(stream: &TcpStream) -> io::Result<i32> {
-    const SIOCOUTQ: rustix::ioctl::Opcode = 0x5411;
-    // SAFETY: SIOCOUTQ writes one int.
-    Ok(unsafe { rustix::ioctl::ioctl(stream, rustix::ioctl::Getter::<SIOCOUTQ, i32>::new()) }?)
-}
-
 /// Why there is no decision.
 enum Unheard {
     /// The server is there and does not answer the greeting.
@@ -261,134 +255,6 @@ impl Unheard {
             Self::Closed(e) | Self::Failed(e) => e.context(waiting()),
         };
         Failure { stage: Stage::Disk, cause: Cause::Network, error }
-    }
-}
-
-/// A stream on which everything together has to happen before a deadline: a server that
-/// sends a byte a second does not hold the Pi for ever.
-#[derive(Debug)]
-struct Limited {
-    stream: TcpStream,
-    until: Instant,
-    /// What counts until the server has shown that it understands our lines.
-    unheard: Option<Unanswered>,
-}
-
-/// The deadlines of a server that has been greeted.
-#[derive(Debug)]
-struct Unanswered {
-    /// It has shown that it understands.
-    heard: Arc<AtomicBool>,
-    /// For the answer to the greeting; a read fails once at this moment.
-    answer: Option<Instant>,
-    /// For the decision.
-    decision: Instant,
-}
-
-impl Limited {
-    /// When a read has to be over.
-    fn read_until(&mut self) -> Instant {
-        match &mut self.unheard {
-            Some(unheard) if !unheard.heard.load(Ordering::Relaxed) => match unheard.answer {
-                Some(answer) if answer <= Instant::now() => {
-                    unheard.answer = None;
-                    answer
-                }
-                Some(answer) => answer,
-                None => unheard.decision,
-            },
-            _ => self.until,
-        }
-    }
-}
-
-fn left(until: Instant) -> io::Result<Duration> {
-    let left = until.saturating_duration_since(Instant::now());
-    if left.is_zero() { Err(late()) } else { Ok(left) }
-}
-
-fn in_time<T>(result: io::Result<T>) -> io::Result<T> {
-    result.map_err(|e| match e.kind() {
-        io::ErrorKind::WouldBlock => late(),
-        _ => e,
-    })
-}
-
-fn late() -> io::Error {
-    io::Error::new(io::ErrorKind::TimedOut, "the server did not answer in time")
-}
-
-impl io::Read for Limited {
-    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        let until = self.read_until();
-        self.stream.set_read_timeout(Some(left(until)?))?;
-        let read = in_time(io::Read::read(&mut self.stream, buf));
-        if read.as_ref().is_err_and(|e| e.kind() == io::ErrorKind::TimedOut)
-            && let Some(unheard) = &mut self.unheard
-        {
-            // It is said once that the answer is late.
-            unheard.answer = None;
-        }
-        read
-    }
-}
-
-impl io::Write for Limited {
-    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
-        self.stream.set_write_timeout(Some(left(self.until)?))?;
-        in_time(io::Write::write(&mut self.stream, buf))
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        io::Write::flush(&mut self.stream)
-    }
-}
-
-/// This machine as the talk sees it.
-#[derive(Debug, Default)]
-pub struct Machine {
-    /// Whether its clock may be set: on a freshly booted Pi, which has none that runs
-    /// without power; nowhere else.
-    pub sets_clock: bool,
-    /// Whether a server has set it in UTC.
-    pub has_utc: bool,
-    /// Whether piman said that the root filesystem has to go. It goes with the installation
-    /// that follows: nothing is erased before it is known what comes in its place.
-    pub wiped: bool,
-    /// The disk that this was said of.
-    pub disk: String,
-    /// What was said last of the disk, which is not said again at every try.
-    pub said: String,
-    /// Whether the server decided for an agent that spoke as an old Pi does, and not for one that greeted it.
-    pub old_server: bool,
-    /// Why the server has this Pi wait, which is said once.
-    pub reason: String,
-}
-
-impl Machine {
-    /// Whose disk it is from now on. An order to wipe is for the disk that there was when it came.
-    pub(crate) fn takes(&mut self, disk: String) {
-        self.wiped &= self.disk == disk;
-        self.disk = disk;
-    }
-
-    /// What is said from time to time while the server has this Pi wait.
-    #[must_use]
-    pub fn reminder(&self, percent: u8) -> String {
-        if self.reason.is_empty() {
-            format!("the server is still not ready ({percent} %)")
-        } else {
-            "the server still has this Pi wait, for the reason above".into()
-        }
-    }
-
-    fn waits(&mut self, reason: &[u8]) {
-        let reason = String::from_utf8_lossy(reason);
-        let reason: String = reason.chars().map(|c| if c.is_control() { '?' } else { c }).collect();
-        if reason != self.reason {
-            log::warn!("the server has this Pi wait: {reason}");
-            self.reason = reason;
-        }
     }
 }
 
@@ -426,74 +292,6 @@ impl drive::Pi for TalkingMachine<'_> {
 
     async fn pause(&mut self) {
         thread::sleep(PAUSE);
-    }
-}
-
-impl drive::Pi for Machine {
-    async fn set_date(&mut self, date: Date) -> bool {
-        // A server of ours says this too, as it says it to old Pis: in its own zone, and to the second.
-        if self.has_utc {
-            return self.sets_clock;
-        }
-        self.set_time(date.seconds_since_1970(), 0)
-    }
-
-    async fn set_clock(&mut self, clock: Clock) -> bool {
-        if !self.set_time(clock.seconds, clock.nanos) {
-            return false;
-        }
-        if !self.has_utc {
-            log::info!(
-                "the clock is set to the server's time: {}.{:09} s since 1970, UTC",
-                clock.seconds,
-                clock.nanos
-            );
-        }
-        self.has_utc = true;
-        true
-    }
-
-    fn addresses(&mut self, out: &mut impl fmt::Write) {
-        addresses(out);
-    }
-
-    async fn wipe(&mut self) -> bool {
-        self.wiped = true;
-        true
-    }
-}
-
-impl Machine {
-    /// Sets the clock, if it may be set. No time-out here counts by this clock.
-    fn set_time(&self, seconds: u64, nanos: u32) -> bool {
-        let Ok(seconds) = i64::try_from(seconds) else { return false };
-        if !self.sets_clock {
-            return false;
-        }
-        let now = rustix::time::Timespec { tv_sec: seconds, tv_nsec: nanos.into() };
-        match rustix::time::clock_settime(rustix::time::ClockId::Realtime, now) {
-            Ok(()) => true,
-            Err(e) => {
-                log::warn!("the clock cannot be set: {e}");
-                false
-            }
-        }
-    }
-}
-
-/// The addresses by which this machine reaches others, from the kernel's routing tables.
-fn addresses(out: &mut dyn fmt::Write) {
-    let table = std::fs::read_to_string("/proc/net/fib_trie").unwrap_or_default();
-    let mut seen: Vec<&str> = Vec::new();
-    let mut last = "";
-    for line in table.lines().map(str::trim) {
-        if let Some(address) = line.strip_prefix("|-- ") {
-            last = address;
-        } else if line.ends_with("host LOCAL") && !last.starts_with("127.") && !seen.contains(&last) {
-            // A full formatter only loses the rest of the list.
-            let _ = write!(out, "{}{last}", if seen.is_empty() { "" } else { "\n" });
-            seen.push(last);
-        }
     }
 }
 
