@@ -128,9 +128,9 @@ fn what_is_damaged_or_cut_is_refused_with_its_place_and_leaves_nothing() {
         ("open.tar", "end marker"),
         ("open.tar.xz", "end marker"),
         ("huge.xz", "256 MiB of memory: unpack it with `xz -d`"),
-        ("disk.img", "image of a disk"),
-        ("disk.img.xz", "image of a disk"),
-        ("disk.img.gz", "image of a disk"),
+        ("disk.img", "its partition table (MBR, at byte 0) has no partition"),
+        ("disk.img.xz", "its partition table (MBR, at byte 0) has no partition"),
+        ("disk.img.gz", "its partition table (MBR, at byte 0) has no partition"),
         ("twice.xz", "packed twice"),
         ("empty", "it is empty"),
         ("zeros", "nothing but zeros"),
@@ -139,7 +139,7 @@ fn what_is_damaged_or_cut_is_refused_with_its_place_and_leaves_nothing() {
         ("absent.tar", "opening absent.tar"),
     ] {
         for piped in [false, true] {
-            if piped && matches!(file, "absent.tar" | "disk.img.gz") {
+            if piped && file == "absent.tar" {
                 continue;
             }
             let (name, stdin) = if piped { ("-", Some(file)) } else { (file, None) };

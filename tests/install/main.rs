@@ -5,6 +5,7 @@
 mod cards; // what is on a card, and what becomes of it
 mod container; // layers of container images, and what is wrong with them
 mod decisions; // the table of all that may happen with a disk
+mod disk_image; // raw images of disks, by the tools of others
 mod ext4;
 mod ext4_reader; // filesystems that say what cannot be
 mod extract; // path A against GNU tar, and its faults

@@ -89,7 +89,9 @@ impl Partition {
         !self.is_used() && self.id == WITHHELD && self.attributes > 0
     }
 
-    fn read(entry: &[u8; ENTRY]) -> Self {
+    /// Reads an entry of the array, for whoever reads more of them than [`Gpt`] keeps.
+    #[must_use]
+    pub fn read(entry: &[u8; ENTRY]) -> Self {
         let mut fields = Fields(entry);
         let (kind, id) = (fields.take(), fields.take());
         let [first, last, attributes] = [fields.u64(), fields.u64(), fields.u64()];
@@ -115,6 +117,8 @@ pub struct Gpt {
 }
 
 /// What a header says.
+///
+/// [`Header::moved`] makes the header of the one copy out of that of the other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct Header {
@@ -185,6 +189,23 @@ impl Header {
         let summed = (0..).zip(bytes).map(|(i, byte)| if (16..20).contains(&i) { 0 } else { *byte });
         let right = right && size as usize == HEADER && here == at && crc32(summed) == sum;
         right.then_some(Self { disk, array, entries, entry_bytes, array_sum })
+    }
+
+    /// The header of the other copy, whose array begins in the sector `array`, out of the bytes of one that is right.
+    #[must_use]
+    pub fn moved(bytes: &[u8; HEADER], array: u64) -> [u8; HEADER] {
+        let mut moved = *bytes;
+        let [here, there] = [bytes.get(24..32), bytes.get(32..40)].map(Option::unwrap_or_default);
+        let mut put = |at: usize, field: &[u8]| {
+            moved.iter_mut().skip(at).zip(field).for_each(|(place, byte)| *place = *byte);
+        };
+        put(24, there);
+        put(32, here);
+        put(72, &array.to_le_bytes());
+        put(16, &[0; 4]);
+        let sum = crc32(moved);
+        moved.iter_mut().skip(16).zip(sum.to_le_bytes()).for_each(|(place, byte)| *place = byte);
+        moved
     }
 }
 
@@ -426,6 +447,9 @@ mod tests {
             assert_eq!(header.array, if copy == Copy::First { 2 } else { sectors - 33 });
             assert_eq!(Gpt::read(&header, &table.entries(), sum(&table)).as_ref(), Some(&table));
             assert_eq!(Gpt::read(&header, &table.entries(), 0), None);
+            let (other, place) = if copy == Copy::First { (sectors - 1, sectors - 33) } else { (1, 2) };
+            let moved = Header::moved(&bytes, place);
+            assert_eq!(Header::read(&moved, other).map(|h| h.array), Some(place));
             // One in another place is another one's copy.
             assert_eq!(Header::read(&bytes, at - 1), None);
             for damaged in 0..HEADER {

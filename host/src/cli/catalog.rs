@@ -13,10 +13,12 @@ use piman_core::hash::Hash;
 use piman_core::install::layout::{Layout, SECTOR, filesystem_bytes};
 use piman_core::install::manifest::{self, Draft, Manifest};
 
+use super::disk_report::report;
 use crate::cli::state_arg::{DevicesArgs, StateFolder};
+use crate::images::disk_image::{self, DiskImage};
 use crate::images::ext4::{Images, Progress};
 use crate::images::fitness::Finding;
-use crate::images::import::{Imported, Input, Wish, import, sweep};
+use crate::images::import::{Form, Imported, Input, Wish, import, sweep};
 use crate::images::sign::{self, Password};
 use crate::images::source::Archive;
 use crate::state::archive_facts::Content;
@@ -37,11 +39,18 @@ const NO_INIT_IN_CONTAINER: &str = "; a container image gets one by a further la
 pub struct AddArgs {
     #[command(flatten)]
     state: StateFolder,
-    /// The archive: tar, plain or in gzip, zstd, xz or bzip2; a folder with a root filesystem; a container image (OCI
-    /// layout or `docker save`, as archive or folder); or `-`, standard input. tar in gzip and zstd stays where it is,
-    /// everything else is packed once more and kept in the state folder
-    #[arg(value_name = "FILE|FOLDER|-")]
-    file: PathBuf,
+    /// An image of a disk, raw or in gzip, zstd, xz, bzip2 or zip; an archive: tar, plain or in gzip, zstd, xz or bzip2;
+    /// a folder with a root filesystem; a container image (OCI layout or `docker save`, as archive or folder); or `-`,
+    /// standard input. Archives in gzip and zstd stay where they are, other
+    /// archives are packed once more, and what is used of a disk image is copied; both are kept in the state folder
+    #[arg(value_name = "FILE|FOLDER|-", required_unless_present = "from_card")]
+    file: Option<PathBuf>,
+    /// A card in a reader, or another disk, such as /dev/sdX: what is used of it is copied, nothing is written to it
+    #[arg(long, value_name = "DEVICE", conflicts_with = "file", requires = "name")]
+    from_card: Option<PathBuf>,
+    /// What of the disk image has content, with checksums [default: NAME.bmap beside it, if it is there]
+    #[arg(long, value_name = "FILE")]
+    bmap: Option<PathBuf>,
     /// How it is called [default: the file's name]
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
@@ -109,18 +118,22 @@ pub struct SignArgs {
 pub fn add(args: &AddArgs) -> anyhow::Result<String> {
     let state = args.state.open_or_make()?;
     let folder = args.state.path()?;
-    let input = Input::of(&args.file)?;
+    let (input, source) = match (&args.from_card, &args.file) {
+        (Some(card), _) => (Input::Card(card.clone()), card),
+        (None, Some(file)) => (Input::of(file)?, file),
+        (None, None) => bail!("say FILE, FOLDER, - or --from-card DEVICE"),
+    };
     let name = args.name.as_deref().or_else(|| input.stem()).unwrap_or_default().to_owned();
     ensure!(manifest::is_name(&name), "`{name}` is no name for an image: say --name NAME");
     sweep(&folder, &state)?;
     let began = Instant::now();
     let bar = bar("packing", input.bytes());
-    let wish = Wish { tag: args.tag.as_deref(), force: args.force };
+    let wish = Wish { tag: args.tag.as_deref(), force: args.force, bmap: args.bmap.as_deref() };
     let imported = import(input, &folder, &name, &wish, &|at| bar.set_position(at));
     bar.finish_and_clear();
-    let Imported { path, form, what, kept } = imported?;
-    let shown = args.file.display();
-    let content = facts(&path, &args.file, &state)?;
+    let Imported { path, form, what, kept, notes } = imported?;
+    let shown = source.display();
+    let content = facts(&path, source, &state)?;
     // Packed once more it would look whole.
     ensure!(
         form.is_served() || !content.fitness.findings.iter().any(Finding::is_no_end),
@@ -135,23 +148,33 @@ pub fn add(args: &AddArgs) -> anyhow::Result<String> {
     }
     let first = state.catalogue()?.images.is_empty() && args.whom.is_empty();
     state.edit(&Edit::Add { name: name.clone(), path: path.clone(), takes_unfit: args.force })?;
-    let mut out = format!(
-        "image {name}: {} with {} entries, {} unpacked; {} in {:.1} s\n",
-        bytes(packed),
-        content.entries,
-        bytes(content.unpacked_bytes),
-        content.id,
-        began.elapsed().as_secs_f64()
-    );
+    let seconds = began.elapsed().as_secs_f64();
+    let mut out = match form {
+        Form::DiskImage => {
+            let file = fs::File::open(&path).with_context(|| format!("opening {}", path.display()))?;
+            format!("image {name}: {} in {seconds:.1} s; {}", content.id, report(&DiskImage::of_copy(&file)?))
+        }
+        _ => format!(
+            "image {name}: {} with {} entries, {} unpacked; {} in {seconds:.1} s\n",
+            bytes(packed),
+            content.entries,
+            bytes(content.unpacked_bytes),
+            content.id,
+        ),
+    };
     if let Some(kept) = kept {
         kept.keep()?;
         // Writing to a string does not fail.
         let what = what.map_or(String::new(), |what| format!(", {what}"));
-        let _ = writeln!(out, "it was {}{what}; what Pis get is {}", form.name(), path.display());
+        let _ = match form {
+            Form::DiskImage => writeln!(out, "what is used of it is in {}", path.display()),
+            form => writeln!(out, "it was {}{what}; what Pis get is {}", form.name(), path.display()),
+        };
     }
     // One of this name may have been a copy, too.
     sweep(&folder, &state)?;
-    for finding in &content.fitness.findings {
+    let findings = content.fitness.findings.iter().map(ToString::to_string);
+    for finding in notes.into_iter().chain(findings) {
         // Writing to a string does not fail.
         let _ = writeln!(out, "warning: {finding}");
     }
@@ -332,6 +355,13 @@ fn draft(
     let images =
         Images::open(folder).with_context(|| format!("opening the images in {}", folder.display()))?;
     let archive = fs::File::open(path).with_context(|| format!("opening {}", path.display()))?;
+    // For a disk image there is one, whatever the card.
+    if content.is_disk() {
+        ensure!(args.cards.is_empty(), "{name} is a disk image, the same for all cards: leave --card out");
+        let stop = AtomicBool::new(false);
+        let made = images.build_by(disk_image::build, &archive, content.id, 0, &Progress::new(), &stop);
+        made.with_context(|| format!("making the chunks of {name}"))?;
+    }
     for card in &args.cards {
         let size = filesystem_bytes(Layout::default().root_on(*card)? * SECTOR);
         let made = images.build(&archive, content.id, size, &Progress::new(), &AtomicBool::new(false));
@@ -341,7 +371,7 @@ fn draft(
         .all()
         .iter()
         .filter(|i| i.header().archive == content.id)
-        .map(|i| (i.header().total_bytes, i.hash()))
+        .map(|i| (i.size(), i.hash()))
         .collect();
     tables.sort_unstable();
     let known = state.devices()?;

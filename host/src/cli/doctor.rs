@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::io::BufReader;
 use std::net::IpAddr;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -11,6 +12,7 @@ use anyhow::{Context, bail};
 use rustix::process::{Resource, getrlimit};
 
 use crate::config::{Options, Settings, check, state_folder};
+use crate::images::disk_image;
 use crate::images::fitness::{Finding, Fitness, Severity};
 use crate::images::source::{Inspected, inspect};
 use crate::net::listen;
@@ -163,6 +165,11 @@ fn archive(checkup: &mut Checkup, path: &Path) -> Option<Fitness> {
         let file = File::open(path)
             .with_context(|| format!("opening {name}: is the path right, and may this user read it?"))?;
         let bytes = file.metadata().with_context(|| format!("looking at {name}"))?.len();
+        let mut head = [0; 2048];
+        let length = file.read_at(&mut head, 0).with_context(|| format!("reading {name}"))?;
+        if disk_image::begins(head.get(..length).unwrap_or_default()) {
+            bail!("{name} is an image of a disk, which --rootfs does not take: `piman image add {name}`");
+        }
         let found = inspect(BufReader::with_capacity(1 << 20, file)).with_context(|| {
             format!("{name} is no whole archive that could be installed: make it again with `tar -czf`")
         })?;

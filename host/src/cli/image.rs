@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, IsTerminal, Write};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
@@ -11,9 +12,11 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use piman_core::hash::Hash;
 use piman_core::install::layout::{Layout, SECTOR, filesystem_bytes};
+use piman_core::install::table::Scope;
 
 use super::catalog;
 use crate::cli::state_arg::StateFolder;
+use crate::images::disk_image;
 use crate::images::ext4::{Images, Progress};
 use crate::state::{FILE, Sqlite};
 use crate::text::human;
@@ -29,7 +32,7 @@ pub struct ImageArgs {
 enum Command {
     /// Make the image of an archive for one size of card, or find that it is made already
     Build(BuildArgs),
-    /// Give an archive a name: reads it once, and keeps what a server has to know
+    /// Give an archive or a disk image a name: reads it once, and keeps what a server has to know
     Add(catalog::AddArgs),
     /// List archives with names, and the images for cards that were made of them
     List {
@@ -116,6 +119,13 @@ fn build(args: &BuildArgs) -> anyhow::Result<()> {
     };
     let name = args.rootfs.display();
     let archive = File::open(&args.rootfs).with_context(|| format!("opening {name}"))?;
+    let mut head = [0; 2048];
+    let length = archive.read_at(&mut head, 0).with_context(|| format!("reading {name}"))?;
+    if disk_image::begins(head.get(..length).unwrap_or_default()) {
+        bail!(
+            "{name} is a disk image, which is the same for all cards: add it with `piman image add {name}`"
+        );
+    }
     let mut hasher = blake3::Hasher::new();
     hasher.update_reader(&archive).with_context(|| format!("reading {name}"))?;
     let id = Hash(*hasher.finalize().as_bytes());
@@ -162,8 +172,12 @@ fn list(state: &Path) -> anyhow::Result<()> {
     }
     for image in open(state)?.all() {
         let header = image.header();
+        let (of, scope) = match header.scope {
+            Scope::Root => ("archive", "filesystem"),
+            Scope::Disk(_) => ("disk   ", "whole disk"),
+        };
         human::print(&format!(
-            "{:.16}  archive {:.16}  {:6} MiB filesystem  {:6} MiB stored\n",
+            "{:.16}  {of} {:.16}  {:6} MiB {scope}  {:6} MiB stored\n",
             image.hash(),
             header.archive,
             header.total_bytes >> 20,

@@ -6,6 +6,7 @@ pub mod catalog;
 pub mod demo;
 pub mod device_list;
 pub mod devices;
+mod disk_report;
 pub mod doctor;
 pub mod image;
 pub mod install;

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use piman_core::hash::Hash;
 use piman_core::install::ImageOffer;
 
+use crate::images::disk_image;
 use crate::images::ext4::{Error, Image, Images, Progress};
 use crate::images::source::Archive;
 use crate::state::Recorder;
@@ -21,6 +22,9 @@ use crate::sys::lock::lock;
 const IMAGES_MAX: usize = 32;
 /// After this, what could not be made is tried again: the disk may have room now.
 const AGAIN: Duration = Duration::from_secs(600);
+
+/// Why there is nothing of a disk image.
+const NO_IMAGES: &str = "a disk image is sent in chunks, and this server makes none";
 
 /// What there is for a Pi.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -57,6 +61,7 @@ struct Work {
 struct Job {
     archive: Arc<Archive>,
     id: Hash,
+    /// 0 for a disk image: that is the same for cards of all sizes.
     filesystem_bytes: u64,
 }
 
@@ -64,6 +69,14 @@ struct Failure {
     at: Instant,
     /// What to do about it.
     instead: Availability,
+}
+
+/// What an image of this size is for.
+fn cards(size: u64) -> String {
+    match size {
+        0 => "cards of all sizes".into(),
+        size => format!("root filesystems of {size} bytes"),
+    }
 }
 
 impl Job {
@@ -110,10 +123,17 @@ impl BuildQueue {
         self.images.as_ref()?.find_table(table).map(|image| image.offer())
     }
 
-    /// What there is of this archive for a root filesystem of this size. A missing image is
-    /// begun, or put at the end of the line.
+    /// What there is of this archive for a root filesystem of this size; of a disk image, which is the same for cards of
+    /// all sizes, whatever the size is. A missing image is begun, or put at the end of the line.
     pub fn prepare(&self, archive: &Arc<Archive>, id: Hash, filesystem_bytes: u64) -> Availability {
-        let Some(images) = &self.images else { return Availability::Archive };
+        let filesystem_bytes = if archive.is_disk() { 0 } else { filesystem_bytes };
+        let Some(images) = &self.images else {
+            return if archive.is_disk() {
+                Availability::Impossible(NO_IMAGES.into())
+            } else {
+                Availability::Archive
+            };
+        };
         let job = Job { archive: Arc::clone(archive), id, filesystem_bytes };
         {
             let mut work = self.lock();
@@ -136,7 +156,7 @@ impl BuildQueue {
         let made = images.all().iter().filter(|i| i.header().archive == id).count();
         let mut work = self.lock();
         let waiting = work.waiting.iter().filter(|w| w.id == id).count();
-        if made + waiting >= IMAGES_MAX {
+        if made + waiting >= IMAGES_MAX && !archive.is_disk() {
             tracing::warn!(
                 "no image for {filesystem_bytes} bytes: there are {IMAGES_MAX} of this archive already"
             );
@@ -166,9 +186,10 @@ impl BuildQueue {
                 return;
             }
         }
-        for size in sizes {
+        let one = [0];
+        for size in if archive.is_disk() { &one } else { sizes } {
             if let Availability::Making(_) = self.prepare(archive, id, *size) {
-                tracing::info!("an image of {:.16} for root filesystems of {size} bytes is made ahead", id);
+                tracing::info!("an image of {:.16} for {} is made ahead", id, cards(*size));
             }
         }
     }
@@ -201,15 +222,21 @@ impl BuildQueue {
         while let Some((job, progress)) = self.next() {
             let (id, size) = job.key();
             let began = Instant::now();
-            let made = images.build(job.archive.file(), id, size, &progress, &self.stop);
+            let file = job.archive.file();
+            let made = if job.archive.is_disk() {
+                images.build_by(disk_image::build, file, id, size, &progress, &self.stop)
+            } else {
+                images.build(file, id, size, &progress, &self.stop)
+            };
             let mut work = self.lock();
             work.now = None;
             match made {
                 Ok(image) => {
                     let (seconds, stored) = (began.elapsed().as_secs_f64(), image.header().stored_bytes);
                     tracing::info!(
-                        "image {:.16} for root filesystems of {size} bytes is ready: {stored} bytes, {seconds:.1} s",
-                        image.hash()
+                        "image {:.16} for {} is ready: {stored} bytes, {seconds:.1} s",
+                        image.hash(),
+                        cards(size)
                     );
                     self.recorder.alert("image", None);
                 }
@@ -217,11 +244,11 @@ impl BuildQueue {
                 Err(e) => {
                     let (stream, is_too_small) = (e.leaves_stream(), matches!(e, Error::TooSmall { .. }));
                     let text = format!("{:#}", anyhow::Error::from(e));
-                    tracing::error!("there is no image for root filesystems of {size} bytes: {text}");
+                    tracing::error!("there is no image for {}: {text}", cards(size));
                     let instead = match (stream, is_too_small) {
-                        (true, _) => Availability::Archive,
+                        (true, _) if !job.archive.is_disk() => Availability::Archive,
                         (false, true) => Availability::TooSmall(text.clone()),
-                        (false, false) => Availability::Impossible(text.clone()),
+                        _ => Availability::Impossible(text.clone()),
                     };
                     self.recorder.alert("image", Some(text));
                     work.failed.insert((id, size), Failure { at: Instant::now(), instead });

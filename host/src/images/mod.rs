@@ -6,12 +6,14 @@
 //! | [`source`] | an archive on disk, its versions, and what is known of them |
 //! | [`catalog`] | which archive a Pi gets |
 //! | [`build_queue`] | images that are being built |
+//! | [`disk_image`] | raw disk images: what is on them, what of them is used |
 //! | [`ext4`] | an ext4 image out of an archive |
 //! | [`fitness`] | whether what an archive holds can run on a Pi |
 //! | [`sign`] | signed manifests |
 
 pub mod build_queue;
 pub mod catalog;
+pub mod disk_image;
 pub mod ext4;
 pub mod fitness;
 pub mod import;

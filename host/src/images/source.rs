@@ -1,209 +1,31 @@
 //! The archive of the root filesystem: open once per version, checked in the background,
 //! and watched for being replaced, rewritten or deleted.
 
-use std::fs::{self, File};
-use std::io::{self, BufReader, ErrorKind, Read};
+use std::fs;
+use std::io::{self, ErrorKind};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use embedded_io_adapters::std::FromStd;
-use piman_core::archive::Reader;
 use piman_core::hash::Hash;
-use piman_core::hosted::unpack::{Decoder, packing};
-use piman_core::install::summing::ChunkHasher;
+use piman_core::hosted::unpack::packing;
 use tokio::sync::watch;
 
-use super::fitness::{Evidence, Finding, Fitness};
 use crate::state::State;
 use crate::state::archive_facts::{Content, Stamp};
-use crate::sys::clock::now_ms;
 use crate::sys::lock::lock;
+
+mod archive;
+
+use archive::open;
+pub use archive::{Archive, DiskFacts};
+pub(crate) use archive::{Inspected, inspect};
 
 /// How often the file is looked at when nobody asks for it.
 const LOOK: Duration = Duration::from_millis(500);
-/// How old the last change must be before what was found is worth keeping, in milliseconds.
-const SETTLED_MS: u64 = 100;
-
-/// One version of the archive. The file stays open, so whoever holds this can finish with
-/// it after it was replaced.
-#[derive(Debug)]
-pub struct Archive {
-    path: PathBuf,
-    file: File,
-    stamp: Stamp,
-    checked_bytes: AtomicU64,
-    verdict: OnceLock<Result<Arc<Content>, String>>,
-}
-
-impl Archive {
-    fn open(path: &Path) -> io::Result<Self> {
-        let file = File::open(path)?;
-        let meta = file.metadata()?;
-        if !meta.is_file() {
-            return Err(io::Error::other("it is no file"));
-        }
-        // Whoever reads it reads it from front to back.
-        let _ = rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::Sequential);
-        Ok(Self {
-            path: path.into(),
-            file,
-            stamp: Stamp::of(&meta),
-            checked_bytes: AtomicU64::new(0),
-            verdict: OnceLock::new(),
-        })
-    }
-
-    /// The open file; read it at offsets only, since it is shared.
-    #[must_use]
-    pub fn file(&self) -> &File {
-        &self.file
-    }
-
-    /// Where it was opened.
-    #[must_use]
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
-    /// Its size, in bytes.
-    #[must_use]
-    pub fn bytes(&self) -> u64 {
-        self.stamp.bytes
-    }
-
-    /// What is known of it, once it has been checked and is good.
-    #[must_use]
-    pub fn facts(&self) -> Option<&Arc<Content>> {
-        self.verdict.get()?.as_ref().ok()
-    }
-
-    /// Whether the open file still is as it was opened; replaced by another it is, rewritten
-    /// in its place it is not.
-    ///
-    /// # Errors
-    /// If it was changed, or cannot be looked at.
-    pub fn unchanged(&self) -> io::Result<()> {
-        if Stamp::of(&self.file.metadata()?).is_content_of(&self.stamp) {
-            return Ok(());
-        }
-        Err(io::Error::other(format!("{} was changed while it was being read", self.path.display())))
-    }
-
-    /// What was found of this very version before.
-    fn known(&self, state: &dyn State) -> Option<Arc<Content>> {
-        let known = state.known(&self.path).inspect_err(|e| tracing::warn!("{}: {e}", self.path.display()));
-        known.ok()?.filter(|(stamp, _)| *stamp == self.stamp).map(|(_, facts)| Arc::new(facts))
-    }
-
-    fn keep(&self, state: &dyn State, facts: &Content) {
-        // A write within the resolution of its times would go unnoticed.
-        if now_ms() < self.stamp.changed_ms().saturating_add(SETTLED_MS) {
-            return;
-        }
-        if let Err(e) = state.keep(&self.path, &self.stamp, facts) {
-            tracing::warn!("what is known of {} is not kept: {e}", self.path.display());
-        }
-    }
-
-    /// Reads it to its end, hashes it, and keeps what it found for whoever comes later; a version
-    /// that is known is not read again. `progress` is told how many bytes were read.
-    ///
-    /// # Errors
-    /// If it cannot be read, is damaged, or changes meanwhile; it is called `shown` then.
-    pub fn facts_of(
-        path: &Path,
-        shown: &Path,
-        state: &dyn State,
-        progress: &dyn Fn(u64),
-    ) -> anyhow::Result<Arc<Content>> {
-        let archive = open(path).map_err(anyhow::Error::msg)?;
-        if let Some(facts) = archive.known(state) {
-            return Ok(facts);
-        }
-        let go_on = |at| {
-            progress(at);
-            true
-        };
-        let facts =
-            archive.check(&go_on).map_err(|e| anyhow::anyhow!("{} is not usable: {e}", shown.display()))?;
-        archive.keep(state, &facts);
-        Ok(Arc::new(facts))
-    }
-
-    /// Decodes everything, so that every checksum in it is compared, and hashes it.
-    fn check(&self, go_on: &dyn Fn(u64) -> bool) -> Result<Content, String> {
-        let mut hashing = Hashing { archive: self, at: 0, summing: ChunkHasher::new(), go_on };
-        let Inspected { fitness, entries, unpacked_bytes } =
-            inspect(&mut hashing).map_err(|e| format!("{e:#}"))?;
-        // What is behind the last member belongs to the file's identity too.
-        io::copy(&mut hashing, &mut io::sink()).map_err(|e| format!("it cannot be read: {e}"))?;
-        self.unchanged().map_err(|e| e.to_string())?;
-        let (id, sums) = hashing.summing.finish();
-        Ok(Content { id, sums, unpacked_bytes, entries, fitness })
-    }
-}
-
-fn open(path: &Path) -> Result<Archive, String> {
-    Archive::open(path).map_err(|e| match e.kind() {
-        ErrorKind::NotFound => format!("{} is gone; put it back", path.display()),
-        _ => format!("{} cannot be read: {e}", path.display()),
-    })
-}
-
-/// What there is in an archive.
-pub(crate) struct Inspected {
-    /// What is wrong with the system in it.
-    pub(crate) fitness: Fitness,
-    /// How many entries it has.
-    pub(crate) entries: u64,
-    /// How many bytes were packed.
-    pub(crate) unpacked_bytes: u64,
-}
-
-/// Reads all entries and all that follows them, to the end of the packed data. What no installation could
-/// extract is an error, by whichever way it would be installed.
-pub(crate) fn inspect(archive: impl Read) -> anyhow::Result<Inspected> {
-    let whole = Arc::<AtomicBool>::default();
-    let decoder = Decoder::new(archive)?.telling_whole(Arc::clone(&whole));
-    let buffered = FromStd::new(BufReader::with_capacity(1 << 18, decoder));
-    let mut reader = Reader::new(buffered).ending_with(whole);
-    let mut evidence = Evidence::new();
-    while let Some(entry) = reader.next_entry()? {
-        evidence.add(entry, &mut reader)?;
-    }
-    reader.drain()?;
-    anyhow::ensure!(evidence.entries() > 0, "there is nothing in it");
-    let mut fitness = evidence.judge();
-    if reader.is_unmarked() {
-        fitness.add_first(Finding::no_end());
-    }
-    Ok(Inspected { fitness, entries: evidence.entries(), unpacked_bytes: reader.position() })
-}
-
-/// Reads the archive at its own offset, hashing what passes.
-struct Hashing<'a> {
-    archive: &'a Archive,
-    at: u64,
-    summing: ChunkHasher,
-    go_on: &'a dyn Fn(u64) -> bool,
-}
-
-impl Read for Hashing<'_> {
-    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        if !(self.go_on)(self.at) {
-            return Err(io::Error::other("it was changed while it was being checked"));
-        }
-        let n = self.archive.file.read_at(buf, self.at)?;
-        self.summing.update(buf.get(..n).unwrap_or_default());
-        self.at += n as u64;
-        self.archive.checked_bytes.store(self.at, Ordering::Relaxed);
-        Ok(n)
-    }
-}
 
 /// Whether there is something to install.
 #[derive(Debug, Clone)]
@@ -265,6 +87,13 @@ impl Source {
             )));
         }
         let archive = Archive::open(path).map_err(|e| unusable(e.to_string()))?;
+        if archive.is_disk {
+            let path = path.display();
+            return Err(unusable(format!(
+                "it is an image of a disk; add it with `piman image add {path}`, and make it the default with \
+                 `piman image default NAME`"
+            )));
+        }
         let mut begin = [0; 4];
         let n = archive.file.read_at(&mut begin, 0).map_err(|e| unusable(e.to_string()))?;
         if packing(begin.get(..n).unwrap_or_default()).is_none() {
@@ -433,6 +262,8 @@ impl Source {
         tell: &impl Fn(Result<(&Arc<Archive>, Hash), &str>),
     ) {
         if let Some(facts) = archive.known(state) {
+            // Here, where nobody waits for it.
+            let _ = archive.disk();
             self.report(archive, archive.verdict.get_or_init(|| Ok(facts)), tell);
             return;
         }

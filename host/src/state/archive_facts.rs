@@ -74,10 +74,18 @@ pub struct Content {
     pub id: Hash,
     /// The hashes of its chunks, as the fetch port sends them.
     pub sums: Vec<u8>,
-    /// The size of what is packed in it, in bytes.
+    /// The size of what is packed in it, in bytes; what is used of a disk image.
     pub unpacked_bytes: u64,
-    /// How many entries it has.
+    /// How many entries it has; 0: it is a disk image.
     pub entries: u64,
     /// Whether what it holds can run on a Pi.
     pub fitness: Fitness,
+}
+
+impl Content {
+    /// Whether it is a disk image and no archive.
+    #[must_use]
+    pub fn is_disk(&self) -> bool {
+        self.entries == 0
+    }
 }

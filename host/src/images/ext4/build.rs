@@ -11,9 +11,9 @@ use mkext4::{FsBuilder, InodeHandle, Layout, Meta, RegionSink, SparseSeg, Specia
 use piman_core::archive::{self, Time};
 use piman_core::hash::Hash;
 use piman_core::hosted::ext4::{Geometry, SizeError, SparseSink};
-use piman_core::install::table::{BLOCK, Header, Scope, Table};
-use tempfile::NamedTempFile;
+use piman_core::install::table::{BLOCK, Header, Scope};
 
+use super::pack::Built;
 use super::scan::Scan;
 use super::tree::{Id, Kind, Name, Node, ROOT, Tree};
 use super::{Error, LOST_FOUND, PROOF, Progress, pack};
@@ -42,15 +42,6 @@ pub struct Order<'a> {
     pub stop: &'a AtomicBool,
 }
 
-/// An image that was made: its table, and its chunks in a temporary file.
-#[derive(Debug)]
-pub struct Built {
-    /// The chunk table.
-    pub table: Vec<u8>,
-    /// The chunks, on the medium but not under their name.
-    pub chunks: NamedTempFile,
-}
-
 /// Makes an image. Reads the archive twice; takes memory for its names but not for its
 /// content, and room in the folder for what is unpacked, and for what is packed again.
 ///
@@ -73,22 +64,15 @@ pub fn build(order: &Order<'_>) -> Result<Built, Error> {
     check(&spool, &tree)?;
     let cuts = pack::cut(ranges.used);
     let mut chunks = pack::temporary(order.folder).map_err(Error::io("making a file in the state folder"))?;
-    let entries = pack::pack(&spool, &cuts, &mut chunks, order.progress, (60, 100), order.stop)?;
+    let entries = pack::pack(&spool, &cuts, None, &mut chunks, order.progress, (60, 100), order.stop)?;
     let header = Header {
-        scope: Scope::Root,
-        chunks: u32::try_from(entries.len()).map_err(|e| Error::Wrong(e.to_string()))?,
         total_bytes: order.filesystem_bytes,
-        used_bytes: entries.iter().map(|e| u64::from(e.length)).sum(),
-        stored_bytes: entries.iter().map(|e| u64::from(e.stored)).sum(),
         archive: id,
         proof_offset: plan.proof_offset()?,
         entries: tree.entries,
+        ..pack::header(Scope::Root, &entries)?
     };
-    let mut table = header.encode().to_vec();
-    table.extend(entries.iter().flat_map(piman_core::install::table::Entry::encode));
-    Table::parse(&table).map_err(|e| Error::Wrong(e.to_string()))?;
-    chunks.as_file().sync_all().map_err(Error::io("bringing the chunks to the disk"))?;
-    Ok(Built { table, chunks })
+    pack::finish(header, &entries, chunks)
 }
 
 /// The frozen layout, and where each entry's content goes.

@@ -14,7 +14,7 @@
 
 mod acl;
 mod build;
-mod pack;
+pub(super) mod pack;
 mod scan;
 mod store;
 pub(super) mod tree;
@@ -23,7 +23,8 @@ mod verify;
 use std::io;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
-pub use build::{Built, Order, build};
+pub use build::{Order, build};
+pub use pack::Built;
 pub use store::{FOLDER, Image, Images};
 pub use verify::{Comparison, compare};
 
@@ -91,6 +92,9 @@ pub enum Error {
     /// The filesystem made is not what it should be: our own fault.
     #[error("the image made is wrong, which is a defect of piman: {0}")]
     Wrong(String),
+    /// What a disk image is cannot be sent to cards.
+    #[error("the disk image is not usable: {0}")]
+    Disk(String),
     /// It was told to stop.
     #[error("stopped")]
     Stopped,

@@ -9,7 +9,7 @@ use std::sync::{Condvar, Mutex, PoisonError};
 use std::thread;
 
 use piman_core::hash::Hash;
-use piman_core::install::table::{CHUNK_MAX, Entry};
+use piman_core::install::table::{BLOCK, CHUNK_MAX, Entry, Header, Scope, Table};
 use rustix::fs::{FlockOperation, flock};
 use tempfile::NamedTempFile;
 use zstd::bulk::Compressor;
@@ -30,7 +30,7 @@ const GAIN_MIN: usize = 64;
 
 /// A file in the folder that will be part of an image; locked, as a sign that it is not
 /// abandoned.
-pub(super) fn temporary(folder: &Path) -> io::Result<NamedTempFile> {
+pub(in crate::images) fn temporary(folder: &Path) -> io::Result<NamedTempFile> {
     let file = tempfile::Builder::new().prefix(UNFINISHED).tempfile_in(folder)?;
     flock(file.as_file(), FlockOperation::NonBlockingLockExclusive)?;
     Ok(file)
@@ -38,7 +38,7 @@ pub(super) fn temporary(folder: &Path) -> io::Result<NamedTempFile> {
 
 /// Cuts used ranges (beginning and end in bytes) into chunks (offset and length). Windows of
 /// the chunk's size are kept whole, so that writes are large.
-pub(super) fn cut(mut ranges: Vec<(u64, u64)>) -> Vec<(u64, u32)> {
+pub(in crate::images) fn cut(mut ranges: Vec<(u64, u64)>) -> Vec<(u64, u32)> {
     ranges.sort_unstable();
     let used: u64 = ranges.iter().map(|(start, end)| end - start).sum();
     let mut budget = used / GAPS_MAX;
@@ -66,6 +66,42 @@ pub(super) fn cut(mut ranges: Vec<(u64, u64)>) -> Vec<(u64, u32)> {
     cuts
 }
 
+/// An image that was made: its table, and its chunks in a temporary file.
+#[derive(Debug)]
+pub struct Built {
+    /// The chunk table.
+    pub table: Vec<u8>,
+    /// The chunks, on the medium but not under their name.
+    pub chunks: NamedTempFile,
+}
+
+/// What a header says of the chunks; the rest is to be filled in.
+pub(in crate::images) fn header(scope: Scope, entries: &[Entry]) -> Result<Header, Error> {
+    Ok(Header {
+        scope,
+        chunks: u32::try_from(entries.len()).map_err(|e| Error::Wrong(e.to_string()))?,
+        total_bytes: 0,
+        used_bytes: entries.iter().map(|e| u64::from(e.length)).sum(),
+        stored_bytes: entries.iter().map(|e| u64::from(e.stored)).sum(),
+        archive: Hash([0; 32]),
+        proof_offset: 0,
+        entries: 0,
+    })
+}
+
+/// The table of chunks that were packed, which is checked, and they are brought to the disk.
+pub(in crate::images) fn finish(
+    header: Header,
+    entries: &[Entry],
+    chunks: NamedTempFile,
+) -> Result<Built, Error> {
+    let mut table = header.encode().to_vec();
+    table.extend(entries.iter().flat_map(Entry::encode));
+    Table::parse(&table).map_err(|e| Error::Wrong(e.to_string()))?;
+    chunks.as_file().sync_all().map_err(Error::io("bringing the chunks to the disk"))?;
+    Ok(Built { table, chunks })
+}
+
 /// The next chunk to be written out, and the entries so far.
 struct Written<'f> {
     out: &'f mut NamedTempFile,
@@ -74,10 +110,12 @@ struct Written<'f> {
     failed: Option<Error>,
 }
 
-/// Reads the chunks out of `spool` and appends them to `out`; gives their entries.
-pub(super) fn pack(
+/// Reads the chunks out of `spool` and appends them to `out`; gives their entries. `proof`: the block that is filled with
+/// line ends, if it is not so there.
+pub(in crate::images) fn pack(
     spool: &File,
     cuts: &[(u64, u32)],
+    proof: Option<u64>,
     out: &mut NamedTempFile,
     progress: &Progress,
     part: (u32, u32),
@@ -103,6 +141,11 @@ pub(super) fn pack(
             }
             let plain = plain.get_mut(..length as usize).unwrap_or_default();
             spool.read_exact_at(plain, offset).map_err(Error::io("reading the filesystem back"))?;
+            if let Some(block) = proof.and_then(|at| usize::try_from(at.checked_sub(offset)?).ok())
+                && let Some(block) = plain.get_mut(block..block.saturating_add(BLOCK as usize))
+            {
+                block.fill(b'\n');
+            }
             let hash = Hash(*blake3::hash(plain).as_bytes());
             let packed = compressor.compress(plain).map_err(Error::io("compressing"))?;
             let stored = if packed.len() < plain.len() - plain.len() / GAIN_MIN { &packed } else { &*plain };
@@ -173,6 +216,25 @@ mod tests {
     }
 
     #[test]
+    fn the_proof_is_full_of_line_ends() {
+        let spool = tempfile::tempfile().unwrap();
+        spool.set_len(WINDOW + 8192).unwrap();
+        for (at, index, place) in [(4096, 0, 4096), (WINDOW + 4096, 1, 4096), (WINDOW, 1, 0)] {
+            let cuts = [(0, CHUNK_MAX), (WINDOW, 8192)];
+            let mut out = NamedTempFile::new().unwrap();
+            let stop = AtomicBool::new(false);
+            let entries = pack(&spool, &cuts, Some(at), &mut out, &Progress::new(), (0, 100), &stop).unwrap();
+            for (i, (entry, (_, length))) in entries.iter().zip(cuts).enumerate() {
+                let mut plain = vec![0; length as usize];
+                if i == index {
+                    plain[place..place + 4096].fill(b'\n');
+                }
+                assert_eq!(blake3::hash(&plain).as_bytes(), &entry.hash.0);
+            }
+        }
+    }
+
+    #[test]
     fn packed_and_back() {
         let spool = tempfile::tempfile().unwrap();
         let mut noise = blake3::Hasher::new().update(b"noise").finalize_xof();
@@ -182,7 +244,7 @@ mod tests {
         let mut out = NamedTempFile::new().unwrap();
         let cuts = [(0, CHUNK_MAX), (WINDOW, CHUNK_MAX), (2 * WINDOW, 4096)];
         let entries =
-            pack(&spool, &cuts, &mut out, &Progress::new(), (0, 100), &AtomicBool::new(false)).unwrap();
+            pack(&spool, &cuts, None, &mut out, &Progress::new(), (0, 100), &AtomicBool::new(false)).unwrap();
         let stored = std::fs::read(out.path()).unwrap();
         assert_eq!(entries[0].stored, CHUNK_MAX, "noise is stored as it is");
         assert!(entries[1].stored < 10_000 && entries[2].stored < 100);
@@ -195,7 +257,7 @@ mod tests {
                 assert_eq!(zstd::bulk::decompress(part, length as usize).unwrap(), plain);
             }
         }
-        let stopped = pack(&spool, &cuts, &mut out, &Progress::new(), (0, 100), &AtomicBool::new(true));
+        let stopped = pack(&spool, &cuts, None, &mut out, &Progress::new(), (0, 100), &AtomicBool::new(true));
         assert!(matches!(stopped, Err(Error::Stopped)));
     }
 }

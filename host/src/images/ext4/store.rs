@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::SystemTime;
 
 use piman_core::hash::Hash;
-use piman_core::install::table::{Header, TABLE_MAX, Table};
+use piman_core::install::table::{Header, Scope, TABLE_MAX, Table};
 use piman_core::install::{ImageOffer, table};
 use rustix::fs::{FlockOperation, flock};
 
@@ -57,6 +57,15 @@ impl Image {
         self.header
     }
 
+    /// For root filesystems of how many bytes it is; 0: it is a whole disk, for cards of all sizes.
+    #[must_use]
+    pub fn size(&self) -> u64 {
+        match self.header.scope {
+            Scope::Root => self.header.total_bytes,
+            Scope::Disk(_) => 0,
+        }
+    }
+
     /// The chunk table as it is sent.
     #[must_use]
     pub fn table(&self) -> &[u8] {
@@ -77,7 +86,7 @@ impl Image {
             // At most TABLE_MAX, checked when it was opened.
             table_bytes: u32::try_from(self.table.len()).unwrap_or(u32::MAX),
             chunk_bytes: self.header.stored_bytes,
-            whole_disk: matches!(self.header.scope, table::Scope::Disk(_)),
+            whole_disk: matches!(self.header.scope, Scope::Disk(_)),
         }
     }
 
@@ -139,8 +148,7 @@ impl Images {
     /// another process has made it meanwhile.
     #[must_use]
     pub fn find(&self, archive: Hash, filesystem_bytes: u64) -> Option<Arc<Image>> {
-        let wanted =
-            |i: &&Arc<Image>| (i.header.archive, i.header.total_bytes) == (archive, filesystem_bytes);
+        let wanted = |i: &&Arc<Image>| (i.header.archive, i.size()) == (archive, filesystem_bytes);
         let find = || self.lock().iter().filter(wanted).max_by_key(|i| i.made).cloned();
         find().or_else(|| {
             if let Err(e) = self.scan() {
@@ -187,13 +195,29 @@ impl Images {
         progress: &Progress,
         stop: &AtomicBool,
     ) -> Result<Arc<Image>, Error> {
+        self.build_by(build, archive, id, filesystem_bytes, progress, stop)
+    }
+
+    /// The same, made by `make`. What is the same for disks of all sizes has the size 0 here.
+    ///
+    /// # Errors
+    /// [`Error`]; nothing is left behind.
+    pub fn build_by(
+        &self,
+        make: impl FnOnce(&Order<'_>) -> Result<Built, Error>,
+        archive: &File,
+        id: Hash,
+        filesystem_bytes: u64,
+        progress: &Progress,
+        stop: &AtomicBool,
+    ) -> Result<Arc<Image>, Error> {
         let _one = lock(&self.building);
         if let Some(image) = self.find(id, filesystem_bytes) {
             return Ok(image);
         }
         let folder = &self.folder;
         let order = Order { archive, id: Some(id), filesystem_bytes, folder, progress, stop };
-        let image = self.keep(build(&order)?).map_err(Error::io("keeping the image"))?;
+        let image = self.keep(make(&order)?).map_err(Error::io("keeping the image"))?;
         let mut images = self.lock();
         // Whoever looked for it meanwhile may have taken it in already.
         if let Some(known) = images.iter().find(|i| i.hash == image.hash) {
@@ -334,7 +358,7 @@ mod tests {
             hash: Hash(*blake3::hash(&chunk).as_bytes()),
         };
         let header = Header {
-            scope: table::Scope::Root,
+            scope: Scope::Root,
             chunks: 1,
             total_bytes: 1 << 30,
             used_bytes: 8192,

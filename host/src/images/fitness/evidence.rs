@@ -52,11 +52,24 @@ pub(crate) struct Evidence {
     pub(super) texts: HashMap<u64, Box<str>>,
     /// Files at the top of the archive, by the number of the entry.
     pub(super) top: HashMap<u64, (Box<str>, Content)>,
+    /// What the partitions are called that it comes with; `None`: it gets those of a card of ours.
+    pub(super) disks: Option<Vec<String>>,
 }
 
 impl Evidence {
     pub(crate) fn new() -> Self {
-        Self { tree: Tree::new(), executables: HashMap::new(), texts: HashMap::new(), top: HashMap::new() }
+        Self {
+            tree: Tree::new(),
+            executables: HashMap::new(),
+            texts: HashMap::new(),
+            top: HashMap::new(),
+            disks: None,
+        }
+    }
+
+    /// Of a system that comes with its own partitions, which are called so.
+    pub(crate) fn of_disk(names: Vec<String>) -> Self {
+        Self { disks: Some(names), ..Self::new() }
     }
 
     /// How many entries there were.
@@ -73,6 +86,18 @@ impl Evidence {
         entry: Entry,
         reader: &mut Reader<FromStd<impl BufRead>>,
     ) -> Result<(), Error> {
+        self.note(entry, |most| head(reader, most))
+    }
+
+    /// The same for an entry whose first bytes `head` gives, at most as many as it is asked for.
+    ///
+    /// # Errors
+    /// As [`add`](Self::add).
+    pub(crate) fn note(
+        &mut self,
+        entry: Entry,
+        head: impl FnOnce(usize) -> Result<Vec<u8>, Error>,
+    ) -> Result<(), Error> {
         let index = self.tree.entries;
         let (path, mode) = (entry.path.clone(), entry.mode);
         let size = match &entry.kind {
@@ -85,10 +110,10 @@ impl Evidence {
         let last = path.rsplit(|b| *b == b'/').next().unwrap_or_default();
         let is_top = !trimmed.contains(&b'/') && self.top.len() < TOP_MAX;
         if TEXTS.contains(&last) && size <= TEXT_MAX && self.texts.len() < TEXTS_MAX {
-            let content = head(reader, usize::try_from(size).unwrap_or(usize::MAX))?;
+            let content = head(usize::try_from(size).unwrap_or(usize::MAX))?;
             self.texts.insert(index, String::from_utf8_lossy(&content).into());
         } else if is_top {
-            let content = head(reader, HEAD)?;
+            let content = head(HEAD)?;
             if let Some(kind) = Content::of(&content) {
                 self.top.insert(index, (String::from_utf8_lossy(trimmed).into(), kind));
             }
@@ -96,7 +121,7 @@ impl Evidence {
                 self.executables.insert(index, Executable::of(&content));
             }
         } else if mode & 0o111 != 0 {
-            let content = head(reader, HEAD)?;
+            let content = head(HEAD)?;
             self.executables.insert(index, Executable::of(&content));
         }
         Ok(())

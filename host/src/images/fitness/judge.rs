@@ -26,7 +26,14 @@ fn judge(evidence: &Evidence) -> Fitness {
     match init(evidence) {
         Ok(found) => machine = found,
         // What it is instead explains it; only if nothing does, the missing init is the finding.
-        Err(text) => findings.push(instead(evidence).unwrap_or_else(|| unfit(NO_INIT, text))),
+        Err(text) => {
+            let advice = match evidence.disks {
+                Some(_) => "it is no system for a Raspberry Pi",
+                None => "pack a whole system for a Raspberry Pi, with `tar -C ROOT -czf rootfs.tgz .`",
+            };
+            let no_init = || unfit(NO_INIT, format!("{text}: {advice}"));
+            findings.push(instead(evidence).unwrap_or_else(no_init));
+        }
     }
     let kernels = kernels(evidence);
     findings.extend(kernel(evidence, &kernels));
@@ -65,11 +72,7 @@ fn init(evidence: &Evidence) -> Result<Option<Machine>, String> {
     if shown.is_empty() {
         shown.push(format!("none of {} exists", INIT_PATHS.join(", ")));
     }
-    Err(format!(
-        "no program can become process 1 ({}): pack a whole system for a Raspberry Pi, with `tar -C ROOT -czf \
-         rootfs.tgz .`",
-        shown.join("; ")
-    ))
+    Err(format!("no program can become process 1 ({})", shown.join("; ")))
 }
 
 /// For which processor the program at `path` is, through scripts and loaders.
@@ -201,7 +204,10 @@ fn text(evidence: &Evidence, id: Id) -> Option<&str> {
 }
 
 /// What a reference to a disk means on a card of ours.
-fn on_the_card(device: &str) -> bool {
+fn on_the_card(evidence: &Evidence, device: &str) -> bool {
+    if let Some(names) = &evidence.disks {
+        return device == "/dev/root" || names.iter().any(|name| name.eq_ignore_ascii_case(device));
+    }
     // Two partitions, without labels, with identifiers of their own; nothing else is known to be there.
     let partition = |prefix: &str| matches!(device.strip_prefix(prefix), Some("1" | "2"));
     partition("/dev/mmcblk0p") || partition("/dev/mmcblk1p") || partition("/dev/sda") || device == "/dev/root"
@@ -222,7 +228,7 @@ fn mounts(evidence: &Evidence) -> Vec<Finding> {
     for line in fstab.lines() {
         let mut fields = line.split_whitespace();
         let (Some(device), Some(at)) = (fields.next(), fields.next()) else { continue };
-        if device.starts_with('#') || !is_disk(device) || on_the_card(device) {
+        if device.starts_with('#') || !is_disk(device) || on_the_card(evidence, device) {
             continue;
         }
         let options = fields.nth(1).unwrap_or_default();
@@ -248,7 +254,7 @@ fn command_line(evidence: &Evidence) -> Option<Finding> {
             continue;
         };
         let root = line.split_whitespace().filter_map(|word| word.strip_prefix("root=")).next_back();
-        if let Some(root) = root.filter(|root| is_disk(root) && !on_the_card(root)) {
+        if let Some(root) = root.filter(|root| is_disk(root) && !on_the_card(evidence, root)) {
             return Some(warning(
                 "missing-root",
                 format!(

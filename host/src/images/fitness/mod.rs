@@ -42,10 +42,27 @@ const NO_INIT: &str = "no-init";
 /// The kind of an archive without an end marker.
 const NO_END: &str = "no-end-marker";
 
+/// The kind of a disk image with a damaged table, which a copy has whole.
+const BROKEN_TABLE: &str = "broken-table";
+
 impl Finding {
     /// Whether it says that no program can become process 1.
     pub(crate) fn is_no_init(&self) -> bool {
         self.kind == NO_INIT
+    }
+
+    /// Whether our own copy does not have it any more.
+    pub(crate) fn is_repaired(&self) -> bool {
+        self.kind == BROKEN_TABLE
+    }
+
+    /// The table at the beginning of a disk image is damaged, and that at its end is used.
+    pub(crate) fn broken_table() -> Self {
+        Self {
+            severity: Severity::Warning,
+            kind: BROKEN_TABLE.into(),
+            text: "its GPT at the beginning is damaged; the copy at its end is used in its place".into(),
+        }
     }
 
     /// Whether it says that the archive has no end marker.

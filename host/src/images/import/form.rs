@@ -3,6 +3,8 @@
 use anyhow::bail;
 use piman_core::hosted::unpack::{Packing, packing};
 
+use crate::images::disk_image;
+
 /// A form in which an archive can be given.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Form {
@@ -22,6 +24,10 @@ pub enum Form {
     Oci,
     /// A container image as `docker save` writes it.
     DockerSave,
+    /// An image of a disk, which is kept as what is used of it.
+    DiskImage,
+    /// zip, with an image of a disk in it.
+    Zip,
 }
 
 impl Form {
@@ -38,6 +44,8 @@ impl Form {
         match head {
             [0xfd, b'7', b'z', b'X', b'Z', 0, ..] => Ok(Self::Xz),
             [b'B', b'Z', b'h', b'1'..=b'9', rest @ ..] if begins_bzip2(rest) => Ok(Self::Bzip2),
+            [b'P', b'K', 3, 4, ..] => Ok(Self::Zip),
+            _ if Self::is_disk(head) => Ok(Self::DiskImage),
             _ => Self::tar_only(head),
         }
     }
@@ -74,15 +82,17 @@ impl Form {
         bail!("it is {what}: unpack it, and add the tar archive or the folder that is in it")
     }
 
+    /// Whether what begins so is an image of a disk.
+    pub(super) fn is_disk(head: &[u8]) -> bool {
+        disk_image::begins(head) && !is_tar(head)
+    }
+
     /// Says so if what begins like this is an image, and what to do.
     pub(super) fn image(head: &[u8]) -> Option<&'static str> {
         if is_tar(head) {
             None
-        } else if has(head, 510, &[0x55, 0xaa]) || has(head, 512, b"EFI PART") {
-            Some(
-                "it is an image of a disk, not an archive: mount its root filesystem, and add the folder where it is \
-                 mounted",
-            )
+        } else if Self::is_disk(head) {
+            Some("it is an image of a disk within something else: unpack it, and add the image")
         } else if has(head, 1080, &[0x53, 0xef]) || has(head, 0, b"hsqs") {
             Some(
                 "it is an image of a filesystem, not an archive: mount it, and add the folder where it is mounted",
@@ -116,6 +126,8 @@ impl Form {
             Self::Folder => "a folder",
             Self::Oci => "a container image (OCI)",
             Self::DockerSave => "a container image (docker save)",
+            Self::DiskImage => "an image of a disk",
+            Self::Zip => "zip",
         }
     }
 
@@ -170,6 +182,7 @@ mod tests {
             (b"\xfd7zXZ\0\0\x04", Form::Xz),
             (b"BZh91AY&SY", Form::Bzip2),
             (b"BZh9\x17\x72\x45\x38\x50\x90", Form::Bzip2),
+            (b"PK\x03\x04", Form::Zip),
             // Older than `ustar`.
             (&header(), Form::Tar),
         ] {
@@ -189,16 +202,16 @@ mod tests {
         for (head, want) in [
             (vec![], "empty"),
             (vec![0; 2048], "zeros"),
-            (at(510, &[0x55, 0xaa]), "image of a disk"),
-            (at(512, b"EFI PART"), "image of a disk"),
             (at(1080, &[0x53, 0xef]), "image of a filesystem"),
-            (at(0, b"PK\x03\x04"), "zip"),
             (at(0, b"BZhello"), "packed twice"),
             (damaged, "no archive: it begins with `fil"),
             (b"#!/bin/sh".to_vec(), "no archive: it begins with `#!/bin/sh`"),
         ] {
             let e = Form::of(&head).unwrap_err().to_string();
             assert!(e.contains(want), "{want}: {e}");
+        }
+        for head in [at(510, &[0x55, 0xaa]), at(512, b"EFI PART")] {
+            assert_eq!(Form::of(&head).unwrap(), Form::DiskImage);
         }
         assert!(Form::tar_only(b"\x1f\x8b\x08").unwrap_err().to_string().contains("packed twice"));
     }

@@ -1,8 +1,8 @@
 //! Archives as they are published and made: tar packed in any usual way or not at all, a folder, a pipe, a container
 //! image.
 //!
-//! gzip and zstd are what Pis read, so such a file is served from where it is. Everything else is packed once more, as
-//! gzip, which every old Pi reads, too, and kept in the state folder.
+//! gzip and zstd are what Pis read, so such a file is served from where it is. Every other archive is packed once more,
+//! as gzip, which every old Pi reads, too, and kept in the state folder. An image of a disk is kept as what is used of it.
 //!
 //! | module | what lives there |
 //! |---|---|
@@ -12,13 +12,17 @@
 //! | `container` | the layers of a container image as one archive |
 //! | `spool` | what comes out of a pipe and is read twice |
 //! | `kept` | the files of the state folder |
+//! | `disk` | images of disks |
+//! | `zipped` | one of them in a zip file |
 
 mod container;
+mod disk;
 mod folder;
 mod form;
 mod kept;
 mod spool;
 mod unpacking;
+mod zipped;
 
 use std::fs::{self, File};
 use std::io::{self, BufWriter, ErrorKind, Read, Write};
@@ -31,21 +35,23 @@ use std::thread;
 
 use anyhow::{Context, bail, ensure};
 use flate2::{Compression, GzBuilder};
-use piman_core::hosted::unpack::Decoder;
 
+use crate::images::disk_image::Bmap;
 use crate::sys::files::is_full;
 use container::{Container, Store, scan};
 use folder::Tar;
 pub use form::Form;
 pub use kept::{Kept, sweep};
 use spool::Spool;
-use unpacking::{Counting, tar_in};
+use unpacking::{Counting, unpacked};
 
 /// As many bytes of a file say what it is.
 const HEAD: usize = 2048;
+/// As many bytes of a packed one hold its beginning: a block of zstd, and some.
+const PACKED_HEAD: u64 = 256 << 10;
 /// As many bytes are passed on at once.
 const BLOCK: usize = 1 << 18;
-/// More than this no archive may unpack to, in bytes: no card holds it, and a small file can claim any size.
+/// More than this no archive or image may unpack to, in bytes: no card holds it, and a small file can claim any size.
 const UNPACKED_MAX: u64 = 1 << 40;
 
 /// Where an archive comes from.
@@ -56,6 +62,8 @@ pub enum Input {
     Pipe(File),
     /// A folder with a root filesystem.
     Folder(PathBuf),
+    /// A card in a reader, or another disk.
+    Card(PathBuf),
 }
 
 /// What is wanted of what may be several images, or for another processor.
@@ -65,6 +73,8 @@ pub struct Wish<'w> {
     pub tag: Option<&'w str>,
     /// Also what is for no Pi.
     pub force: bool,
+    /// The bmap of a disk image, if not the one beside its file.
+    pub bmap: Option<&'w Path>,
 }
 
 /// An archive that can be served.
@@ -77,6 +87,8 @@ pub struct Imported {
     pub what: Option<String>,
     /// Set if it is a copy of ours; until [`Kept::keep`] it is removed when this is dropped.
     pub kept: Option<Kept>,
+    /// What was remarkable and is not so any more in the copy.
+    pub notes: Vec<String>,
 }
 
 impl Input {
@@ -101,7 +113,8 @@ impl Input {
         }
         ensure!(
             !kind.is_block_device(),
-            "{shown} is a disk: mount its root filesystem, and add the folder where it is mounted"
+            "{shown} is a disk: `piman image add --from-card {shown}` copies what is used of it; or mount its root \
+             filesystem, and add the folder where it is mounted"
         );
         Ok(Self::Pipe(File::open(path).with_context(opening)?))
     }
@@ -111,7 +124,7 @@ impl Input {
     pub fn bytes(&self) -> Option<u64> {
         match self {
             Self::File(path) => fs::metadata(path).ok().map(|m| m.len()),
-            Self::Pipe(_) | Self::Folder(_) => None,
+            Self::Pipe(_) | Self::Folder(_) | Self::Card(_) => None,
         }
     }
 
@@ -121,24 +134,24 @@ impl Input {
         match self {
             Self::File(path) => path.file_name()?.to_str()?.split('.').next(),
             Self::Folder(path) => path.file_name()?.to_str(),
-            Self::Pipe(_) => None,
+            Self::Pipe(_) | Self::Card(_) => None,
         }
     }
 
     fn shown(&self) -> String {
         match self {
-            Self::File(path) | Self::Folder(path) => path.display().to_string(),
+            Self::File(path) | Self::Folder(path) | Self::Card(path) => path.display().to_string(),
             Self::Pipe(_) => "what was piped in".into(),
         }
     }
 }
 
-/// Makes a served archive out of what is given. A copy is made in the folder `archives` of `state`, and begins with
+/// Makes what can be served out of what is given. A copy is made in the folder `archives` of `state`, and begins with
 /// `name`. `progress` gets the number of bytes that were read.
 ///
 /// # Errors
-/// If it is nothing that holds an archive, is damaged or ends too early, which is said with the place; if it is not
-/// clear which of several images is meant; if the copy cannot be written.
+/// If it is nothing that holds an archive or a disk image, is damaged or ends too early, which is said with the place; if
+/// it is not clear which of several images is meant; if the copy cannot be written.
 pub fn import(
     input: Input,
     state: &Path,
@@ -151,10 +164,17 @@ pub fn import(
         Input::Folder(path) => import.folder(&path),
         Input::File(path) => import.file(path),
         Input::Pipe(pipe) => import.pipe(pipe),
+        Input::Card(path) => import.card(&path),
     }?;
     ensure!(
         wish.tag.is_none() || imported.form.is_container(),
         "{} is {}, not a container image, which alone has a --tag; nothing was added",
+        import.shown,
+        imported.form.name()
+    );
+    ensure!(
+        wish.bmap.is_none() || imported.form == Form::DiskImage,
+        "--bmap is for an image of a disk, and {} is {}; nothing was added",
         import.shown,
         imported.form.name()
     );
@@ -187,13 +207,16 @@ impl Import<'_> {
         let shown = &self.shown;
         let open = || File::open(&path).with_context(|| format!("opening {shown}"));
         let form = Form::of(&head(&mut open()?, shown)?).with_context(|| format!("{shown} is not usable"))?;
+        if let Some(image) = self.disk_in(form, &path)? {
+            return Ok(image);
+        }
         // What is damaged is found, with its place, by who reads it below.
-        let plain = tar_in(form, Counting::new(open()?, &|_| ()));
+        let plain = unpacked(form, Counting::new(open()?, &|_| ()));
         if let Ok(Some(parts)) = plain.and_then(|plain| Ok(scan(plain)?)) {
             let file = if form == Form::Tar {
                 open()?
             } else {
-                let mut plain = tar_in(form, Counting::new(open()?, self.progress))?;
+                let mut plain = unpacked(form, Counting::new(open()?, self.progress))?;
                 Spool::all(&mut plain, self)?
             };
             if let Some(image) = self.container(&Store::Tar(Arc::new(file), parts))? {
@@ -202,24 +225,45 @@ impl Import<'_> {
         }
         let file = open()?;
         if form.is_served() {
-            packs_no_image(file, shown)?;
-            return Ok(Imported { path, form, what: None, kept: None });
+            return Ok(Imported { path, form, what: None, kept: None, notes: Vec::new() });
         }
-        let kept = self.repack(&mut *tar_in(form, Counting::new(file, self.progress))?, &|_| ())?;
+        let kept = self.repack(&mut *unpacked(form, Counting::new(file, self.progress))?, &|_| ())?;
         Ok(kept.of(form))
     }
 
     fn pipe(&self, mut pipe: File) -> anyhow::Result<Imported> {
         let shown = &self.shown;
-        let head = head(&mut pipe, shown)?;
-        let form = Form::of(&head).with_context(|| format!("{shown} is not usable"))?;
-        let mut counting = Counting::new(io::Cursor::new(head).chain(pipe), self.progress);
+        let mut begin = head(&mut pipe, shown)?;
+        let form = Form::of(&begin).with_context(|| format!("{shown} is not usable"))?;
+        let mut is_disk = form == Form::DiskImage;
+        if form.is_served() {
+            // As much as what it begins with when it is unpacked can take.
+            let more = (&mut pipe).take(PACKED_HEAD).read_to_end(&mut begin);
+            more.with_context(|| format!("reading {shown}"))?;
+            is_disk = packs_disk(form, &*begin, shown)?;
+        }
+        let mut counting = Counting::new(io::Cursor::new(begin).chain(pipe), self.progress);
+        let map = self.wish.bmap.map(Bmap::open).transpose()?;
+        let order = self.order(map.as_ref());
+        if form == Form::Zip {
+            return zipped::of_pipe(&mut counting, &order);
+        }
+        if is_disk {
+            return order.unpack(&mut *unpacked(form, counting)?);
+        }
         if form.is_served() {
             let kept = self.copy(&mut counting, form)?;
             let image = self.file(kept.path().into())?;
             return Ok(if image.kept.is_some() { image } else { kept.of(form) });
         }
-        let mut spool = Spool::new(tar_in(form, counting)?, self)?;
+        let mut tar = unpacked(form, counting)?;
+        let begin = head(&mut tar, shown)?;
+        let is_disk = Form::is_disk(&begin);
+        let mut tar = io::Cursor::new(begin).chain(tar);
+        if is_disk {
+            return order.unpack(&mut tar);
+        }
+        let mut spool = Spool::new(tar, self)?;
         let parts = scan(&mut spool).map_err(|e| spool.fault(e, self))?;
         if let Some(parts) = parts {
             let file = spool.file()?;
@@ -228,6 +272,39 @@ impl Import<'_> {
             }
         }
         Ok(self.repack(&mut spool.again()?, &|_| ())?.of(form))
+    }
+
+    fn card(&self, path: &Path) -> anyhow::Result<Imported> {
+        let map = self.wish.bmap.map(Bmap::open).transpose()?;
+        let (card, length) = disk::open_card(path)?;
+        self.order(map.as_ref()).copy(&card, length, self.progress)
+    }
+
+    /// The image of a disk that a file is, or has packed in it; `None` if it is something else.
+    fn disk_in(&self, form: Form, path: &Path) -> anyhow::Result<Option<Imported>> {
+        let shown = &self.shown;
+        let open = || File::open(path).with_context(|| format!("opening {shown}"));
+        let is_packed = match form {
+            Form::DiskImage | Form::Zip => false,
+            _ if packs_disk(form, open()?, shown)? => true,
+            _ => return Ok(None),
+        };
+        let map = self.wish.bmap.map_or_else(|| disk::bmap_beside(path), |map| Bmap::open(map).map(Some))?;
+        let order = self.order(map.as_ref());
+        let file = open()?;
+        let image = if is_packed {
+            order.unpack(&mut *unpacked(form, Counting::new(file, self.progress))?)
+        } else if form == Form::Zip {
+            zipped::of_file(file, &order, self.progress)
+        } else {
+            let length = file.metadata().with_context(|| format!("reading {shown}"))?.len();
+            order.copy(&file, length, self.progress)
+        };
+        image.map(Some)
+    }
+
+    fn order<'o>(&'o self, bmap: Option<&'o Bmap>) -> disk::Order<'o> {
+        disk::Order { shown: &self.shown, state: self.state, name: self.name, bmap }
     }
 
     /// The container image in a store; `None` if there is none.
@@ -286,13 +363,18 @@ impl Import<'_> {
     }
 }
 
-/// What is packed in gzip or zstd is often the image of a disk. All else who reads the whole archive finds.
-fn packs_no_image(packed: File, shown: &str) -> anyhow::Result<()> {
+/// Whether what is packed is an image of a disk. What is wrong with an archive is found by who reads all of it.
+fn packs_disk(form: Form, packed: impl Read, shown: &str) -> anyhow::Result<bool> {
     let mut head = Vec::with_capacity(HEAD);
-    let read = Decoder::new(packed).and_then(|tar| tar.take(HEAD as u64).read_to_end(&mut head));
-    match Form::image(&head).filter(|_| read.is_ok()) {
+    // As far as it goes.
+    let plain = unpacked(form, Counting::new(packed, &|_| ()));
+    let _ = plain.map(|plain| plain.take(HEAD as u64).read_to_end(&mut head));
+    if Form::is_disk(&head) {
+        return Ok(true);
+    }
+    match Form::image(&head) {
         Some(what) => bail!("{shown} is not usable: {what}"),
-        None => Ok(()),
+        None => Ok(false),
     }
 }
 
@@ -334,7 +416,7 @@ fn pass(
 impl Kept {
     /// What is served then.
     fn of(self, form: Form) -> Imported {
-        Imported { path: self.path().into(), form, what: None, kept: Some(self) }
+        Imported { path: self.path().into(), form, what: None, kept: Some(self), notes: Vec::new() }
     }
 
     fn unwritten(&self, e: &io::Error) -> anyhow::Error {

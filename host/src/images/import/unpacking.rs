@@ -43,7 +43,7 @@ impl<R: Read> Read for Counting<'_, R> {
 ///
 /// # Errors
 /// If there is no memory for it, or its first bytes cannot be read.
-pub(super) fn tar_in<'r, R: Read + 'r>(
+pub(super) fn unpacked<'r, R: Read + 'r>(
     form: Form,
     from: Counting<'r, R>,
 ) -> anyhow::Result<Box<dyn Read + 'r>> {
@@ -56,8 +56,8 @@ pub(super) fn tar_in<'r, R: Read + 'r>(
             Box::new(Faults { from: liblzma::bufread::XzDecoder::new_stream(from, stream), at })
         }
         Form::Bzip2 => Box::new(Faults { from: bzip2::bufread::MultiBzDecoder::new(from), at }),
-        Form::Gzip | Form::Zstd => Box::new(Decoder::new(from)?),
-        Form::Tar | Form::Folder | Form::Oci | Form::DockerSave => Box::new(from),
+        Form::Gzip | Form::Zstd => Box::new(Faults { from: Decoder::new(from)?, at }),
+        _ => Box::new(from),
     })
 }
 

@@ -12,7 +12,7 @@ use piman_core::archive::{Entry, Kind, Reader};
 use super::digest::{Digest, Sum};
 use super::store::Blob;
 use crate::images::import::form::Form;
-use crate::images::import::unpacking::{Counting, tar_in};
+use crate::images::import::unpacking::{self, Counting};
 use crate::images::import::{HEAD, head};
 
 /// A layer.
@@ -69,7 +69,7 @@ impl Layer {
             Some(_) if form != Form::Tar => Box::new(packed.over(blob)),
             _ => Box::new(blob),
         };
-        let plain = tar_in(form, Counting::new(from, &|_| ()))?;
+        let plain = unpacking::unpacked(form, Counting::new(from, &|_| ()))?;
         let limited: Box<dyn Read + '_> = Box::new(Limited { from: unpacked.over(plain), room });
         let buffered = FromStd::new(BufReader::with_capacity(1 << 18, limited));
         // Its digest says whether it is whole; some writers leave out the end marker.

@@ -1,0 +1,139 @@
+//! Whether the system of an image can run on a Pi, judged as that of an archive, and what else is remarkable.
+
+use mkext4::spec::Inode;
+use mkext4::spec::inode::FileType;
+use piman_core::archive::{Entry, File, Kind, Time};
+
+use super::Part;
+use super::area::Area;
+use super::files::Files;
+use super::filesystem::FilesystemKind;
+use super::system::{System, names};
+use super::table::Table;
+use crate::images::ext4::Error;
+use crate::images::fitness::{Evidence, Finding, Fitness, Severity};
+
+fn warning(kind: &str, text: String) -> Finding {
+    Finding { severity: Severity::Warning, kind: kind.into(), text }
+}
+
+/// All findings. `whole`: partitions that are copied whole although their filesystem is known.
+pub(super) fn fitness(
+    image: &Area<'_>,
+    table: &Table,
+    parts: &[Part],
+    system: &System<'_>,
+    whole: &[(u8, String)],
+) -> Fitness {
+    let mut findings = Vec::new();
+    if !table.repair.is_empty() {
+        findings.push(Finding::broken_table());
+    }
+    for (number, why) in whole {
+        findings.push(warning("copied-whole", format!("all of partition {number} is copied: {why}")));
+    }
+    for part in parts.iter().filter(|p| !matches!(p.filesystem, FilesystemKind::Ext | FilesystemKind::Fat)) {
+        let (number, name) = (part.number, part.filesystem.name());
+        findings.push(warning(
+            "copied-whole",
+            format!(
+                "all of partition {number} is copied: which blocks of {name} are used is not understood here"
+            ),
+        ));
+    }
+    if system.boot.is_none() {
+        findings.push(warning(
+            "no-boot-partition",
+            "it has no partition that a Pi's firmware boots from (FAT, with config.txt): such a Pi needs to boot from \
+             the network"
+                .into(),
+        ));
+    }
+    let root = system.command_line.as_deref().and_then(|line| missing_root(line, parts));
+    findings.extend(root);
+    let judged = match (&system.files, system.root) {
+        (Some(files), Some(number)) => judge(files, parts).unwrap_or_else(|e| {
+            let text =
+                format!("the files of partition {number} cannot all be read, so it is not judged: {e:#}");
+            Fitness { findings: vec![warning("not-judged", text)], ..Fitness::default() }
+        }),
+        (_, Some(number)) => {
+            let text = format!(
+                "the root filesystem is partition {number}, which cannot be read here, so that nobody knows whether it \
+                 can run on a Pi"
+            );
+            Fitness { findings: vec![warning("not-judged", text)], ..Fitness::default() }
+        }
+        (_, None) => {
+            let (kind, text) = match holds_something(image, parts) {
+                true => ("no-root", "no partition is found that has a root filesystem (/etc and an init)"),
+                false => ("empty", "its partitions are empty"),
+            };
+            let severity = if kind == "empty" { Severity::Unfit } else { Severity::Warning };
+            Fitness {
+                findings: vec![Finding { severity, kind: kind.into(), text: text.into() }],
+                ..Fitness::default()
+            }
+        }
+    };
+    findings.extend(judged.findings);
+    findings.sort_by_key(|f| std::cmp::Reverse(f.severity));
+    Fitness { findings, ..judged }
+}
+
+/// Whether any partition begins with something.
+fn holds_something(image: &Area<'_>, parts: &[Part]) -> bool {
+    let begins = |part: &Part| {
+        let head = image.part(part.start, part.length).not_zero(0, 1 << 20, super::BLOCK);
+        head.map_or(true, |runs| !runs.is_empty())
+    };
+    parts.iter().any(begins)
+}
+
+/// A command line that names a partition that is not there.
+fn missing_root(line: &str, parts: &[Part]) -> Option<Finding> {
+    let root = line.split_whitespace().filter_map(|word| word.strip_prefix("root=")).next_back()?;
+    let is_there = root == "/dev/root"
+        || parts.iter().any(|part| names(part).any(|name| name.eq_ignore_ascii_case(root)));
+    let is_local = root.starts_with("/dev/") || root.contains('=');
+    (is_local && !is_there && root != "/dev/nfs" && root != "/dev/ram0").then(|| {
+        let root = root.escape_debug();
+        warning("missing-root", format!("its command line says root={root}, which none of its partitions is"))
+    })
+}
+
+fn judge(files: &Files<'_>, parts: &[Part]) -> anyhow::Result<Fitness> {
+    let mut evidence = Evidence::of_disk(parts.iter().flat_map(names).collect());
+    files.walk(|path, _, inode| {
+        let Some(kind) = kind(files, inode)? else { return Ok(()) };
+        let entry = Entry {
+            path: path.to_vec(),
+            kind,
+            mode: u32::from(inode.mode & 0o7777),
+            uid: inode.uid,
+            gid: inode.gid,
+            mtime: Time { seconds: 0, nanos: 0 },
+            xattrs: Vec::new(),
+        };
+        let head = |most| files.head(inode, most).map_err(|e| Error::Wrong(format!("{e:#}")));
+        match evidence.note(entry, head) {
+            // Names that an archive cannot have do no harm here.
+            Err(Error::NotUtf8 { .. } | Error::Entry { .. }) => Ok(()),
+            noted => Ok(noted?),
+        }
+    })?;
+    Ok(evidence.judge())
+}
+
+fn kind(files: &Files<'_>, inode: &Inode) -> anyhow::Result<Option<Kind>> {
+    let (major, minor) = inode.dev_numbers().unwrap_or_default();
+    Ok(Some(match inode.file_type() {
+        FileType::Regular => Kind::File(File { size: inode.size.min(1 << 43), sparse: None }),
+        FileType::Dir => Kind::Directory,
+        FileType::Symlink => Kind::Symlink(files.target(inode)?),
+        FileType::CharDev => Kind::CharDevice { major, minor },
+        FileType::BlockDev => Kind::BlockDevice { major, minor },
+        FileType::Fifo => Kind::Fifo,
+        FileType::Socket | FileType::Unknown => return Ok(None),
+    }))
+}

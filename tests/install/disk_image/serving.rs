@@ -1,0 +1,121 @@
+//! A disk image as a server makes chunks of it: one for cards of all sizes.
+
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+use std::process::Command;
+
+use piman::images::ext4::Images;
+use piman_core::install::table::{Scope, Table, WholeDisk};
+use piman_tests::binaries;
+use piman_tests::server::Server;
+
+use super::Workshop;
+
+/// Writes all chunks where they belong.
+fn written(workshop: &Workshop, name: &str) {
+    let images = Images::open(&workshop.path("state")).unwrap().all();
+    let [image] = &*images else { panic!("{} images", images.len()) };
+    let table = Table::parse(image.table()).unwrap();
+    let card = File::create(workshop.path(name)).unwrap();
+    let something = vec![0xa5; 1 << 20];
+    (0..table.header().total_bytes.div_ceil(1 << 20))
+        .for_each(|i| card.write_all_at(&something, i << 20).unwrap());
+    for entry in table.iter() {
+        let mut stored = vec![0; entry.stored as usize];
+        image.chunks().read_exact_at(&mut stored, entry.position).unwrap();
+        let plain = match entry.stored < entry.length {
+            true => zstd::bulk::decompress(&stored, entry.length as usize).unwrap(),
+            false => stored,
+        };
+        assert_eq!(blake3::hash(&plain).as_bytes(), &entry.hash.0);
+        card.write_all_at(&plain, entry.offset).unwrap();
+    }
+}
+
+#[test]
+#[cfg_attr(lacks = "filesystems", ignore = "needs mkfs.vfat")]
+fn one_image_for_every_card() {
+    let workshop = Workshop::new();
+    workshop.raspberry("pi.img");
+    workshop.script("xz -0 -k pi.img");
+    workshop.add(&["pi.img.xz"]);
+    let (_, found) = workshop.kept();
+    let state = workshop.path("state");
+    let mut serve = Command::new(binaries::piman());
+    serve.args([
+        "serve",
+        "--listen",
+        "127.0.0.1",
+        "--control-port",
+        "0",
+        "--rootfs-port",
+        "0",
+        "--fetch-port",
+        "0",
+    ]);
+    serve.arg("--state").arg(&state);
+    let server = Server::start_by(&mut serve, &state);
+    server.wait_log("for cards of all sizes is ready");
+    assert!(!server.log().contains("ERROR"), "{}", server.log());
+    server.terminate();
+    drop(server);
+
+    let images = Images::open(&state).unwrap().all();
+    let header = images[0].header();
+    assert_eq!(header.scope, Scope::Disk(WholeDisk { root: 2, grows: false, sector: 512 }));
+    assert_eq!((header.total_bytes, header.proof_offset), (found.bytes, found.proof_offset));
+    assert!(header.used_bytes < found.used_bytes() * 102 / 100 + 4096);
+    assert_eq!((images[0].size(), header.entries), (0, 0));
+    written(&workshop, "card");
+    workshop.assert_same_files("card", &[("boot", 8192), ("root", 90112)]);
+    let mut proof = [0; 4096];
+    File::open(workshop.path("card")).unwrap().read_exact_at(&mut proof, header.proof_offset).unwrap();
+    assert_eq!(proof, [b'\n'; 4096]);
+
+    let (ok, text) = workshop.piman(&["list"], None);
+    assert!(ok && text.contains("MiB whole disk"), "{text}");
+    let (ok, text) = workshop.piman(&["check"], None);
+    assert!(ok && text.contains("good"), "{text}");
+}
+
+#[test]
+#[cfg_attr(lacks = "filesystems", ignore = "needs mkfs.vfat")]
+fn what_is_signed_is_one_table() {
+    let workshop = Workshop::new();
+    workshop.raspberry("pi.img");
+    workshop.add(&["pi.img"]);
+    let key = Command::new(binaries::piman())
+        .args(["key", "generate", "--no-password", "--secret", "key"])
+        .current_dir(workshop.path("."))
+        .output()
+        .unwrap();
+    assert!(key.status.success(), "{}", String::from_utf8_lossy(&key.stderr));
+    let (ok, text) = workshop.piman(&["sign", "pi", "--no-password", "--key", "key", "--card", "32G"], None);
+    assert!(!ok && text.contains("the same for all cards: leave --card out"), "{text}");
+    let (ok, text) = workshop.piman(&["sign", "pi", "--no-password", "--key", "key"], None);
+    assert!(ok && text.lines().filter(|line| line.starts_with("table ")).count() == 1, "{text}");
+    let table = Images::open(&workshop.path("state")).unwrap().all()[0].hash();
+    assert!(text.contains(&format!("table 0 {table}")), "{text}");
+    written(&workshop, "card");
+    workshop.assert_same_files("card", &[("boot", 8192), ("root", 90112)]);
+}
+
+#[test]
+#[cfg_attr(lacks = "filesystems", ignore = "needs mkfs.vfat")]
+fn it_is_no_archive() {
+    let workshop = Workshop::new();
+    workshop.raspberry("pi.img");
+    for (arguments, want) in [
+        (&["serve", "--rootfs", "pi.img"][..], "add it with `piman image add pi.img`"),
+        (
+            &["image", "build", "--rootfs", "pi.img", "--card", "32G", "--state", "state"],
+            "the same for all cards",
+        ),
+    ] {
+        let output =
+            Command::new(binaries::piman()).args(arguments).current_dir(workshop.path(".")).output().unwrap();
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success() && text.contains(want), "{text}");
+    }
+    assert!(fs::metadata(workshop.path("state")).is_err());
+}
