@@ -151,3 +151,15 @@ fn a_tag_is_for_images_alone() {
     assert!(!ok && text.contains("root is a folder, not a container image"), "{text}");
     assert!(copies(folder).is_empty());
 }
+
+#[test]
+fn an_image_without_init_is_not_fit_and_told_how_it_gets_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    let layout = Layout::new(folder);
+    layout.index(&[of(&layout, "linux/arm64")]);
+    let (ok, text) = add(folder, &[]);
+    assert!(!ok && text.contains("is not fit for a Pi: no program can become process 1"), "{text}");
+    assert!(text.contains("by a further layer") && text.contains("systemd-sysv"), "{text}");
+    assert!(copies(folder).is_empty());
+}
