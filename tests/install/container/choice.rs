@@ -53,6 +53,32 @@ fn the_best_processor_is_taken() {
 }
 
 #[test]
+fn what_the_processor_does_not_decide_is_asked() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    let layout = Layout::new(folder);
+    let image = |file: &str, name: &str| {
+        let image = layout.image("linux/arm64", &[layer(file)]);
+        if name.is_empty() { image } else { named(image, name) }
+    };
+    let (one, two) = (image("one", ""), image("two", ""));
+    for both in [[one.clone(), two.clone()], [image("one", "x"), image("two", "x")]] {
+        layout.index(&both);
+        let (ok, text) = add(folder, &["--force"]);
+        assert!(!ok && text.contains("say which with --tag"), "{text}");
+    }
+    layout.index(&[one, two.clone()]);
+    let (ok, text) = add(folder, &["--force"]);
+    let id = two["digest"].as_str().unwrap();
+    assert!(!ok && text.contains(id), "{text}");
+    taken(folder, &["--tag", id]);
+    // Under one name, but for several processors.
+    layout.index(&[named(of(&layout, "linux/arm/v7"), "x"), image("one", "x")]);
+    assert!(taken(folder, &[]).contains("x for linux/arm64,"));
+    assert!(taken(folder, &["--tag", "x"]).contains("x for linux/arm64,"));
+}
+
+#[test]
 fn for_no_pi_is_refused_and_taken_by_force() {
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path();
@@ -133,6 +159,10 @@ fn several_images_of_docker_save_are_chosen_by_name() {
         images.push(json!({"Config": files[0], "RepoTags": tags, "Layers": [files[1]]}));
     }
     let id = images[2]["Config"].as_str().unwrap().to_owned();
+    let bare: Vec<_> = images.iter().map(|image| with(image.clone(), "RepoTags", Value::Null)).collect();
+    fs::write(folder.join("manifest.json"), Value::from(bare).to_string()).unwrap();
+    let (ok, text) = add(folder, &["--force"]);
+    assert!(!ok && text.contains("say which with --tag"), "{text}");
     fs::write(folder.join("manifest.json"), Value::from(images).to_string()).unwrap();
     let (ok, text) = add(folder, &["--force"]);
     assert!(!ok && text.contains(&format!("say which with --tag: one:1, two:latest, {id}")), "{text}");
@@ -149,5 +179,17 @@ fn a_tag_is_for_images_alone() {
     fs::create_dir_all(folder.join("root/etc")).unwrap();
     let (ok, text) = image(folder, &["add", "--force", "--tag", "x", "root"], None);
     assert!(!ok && text.contains("root is a folder, not a container image"), "{text}");
+    assert!(copies(folder).is_empty());
+}
+
+#[test]
+fn an_image_without_init_is_not_fit_and_told_how_it_gets_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    let layout = Layout::new(folder);
+    layout.index(&[of(&layout, "linux/arm64")]);
+    let (ok, text) = add(folder, &[]);
+    assert!(!ok && text.contains("is not fit for a Pi: no program can become process 1"), "{text}");
+    assert!(text.contains("by a further layer") && text.contains("systemd-sysv"), "{text}");
     assert!(copies(folder).is_empty());
 }

@@ -65,3 +65,36 @@ fn other_archives_out_of_pipes_are_what_they_were() {
         assert_eq!(id(&of_file), id(&of_pipe));
     }
 }
+
+#[test]
+fn what_a_pipe_gives_at_once_does_not_matter() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    script(
+        folder,
+        "mkdir a && seq 400000 >a/numbers && head -c 2000000 /dev/urandom | base64 >a/text && tar -C a -cf a.tar .",
+    );
+    let id = |text: &str| text.split("; ").nth(1).unwrap()[..64].to_owned();
+    let (ok, of_file) = image(folder, &["add", "--force", "--name", "x", "a.tar"], None);
+    assert!(ok, "{of_file}");
+    let bytes = fs::read(folder.join("a.tar")).unwrap();
+    for pieces in [&[1, 511, 65_536, 7, 4096][..], &[200_000, 3], &[2048, 262_144]] {
+        let mut command = Command::new(binaries::piman())
+            .args(["image", "add", "--state", "state", "--name", "x", "--force", "-"])
+            .current_dir(folder)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut pipe = command.stdin.take().unwrap();
+        let (mut rest, mut lengths) = (&bytes[..], pieces.iter().cycle());
+        while !rest.is_empty() {
+            let (piece, more) = rest.split_at(rest.len().min(*lengths.next().unwrap()));
+            pipe.write_all(piece).unwrap();
+            rest = more;
+        }
+        drop(pipe);
+        let out = command.wait_with_output().unwrap();
+        assert_eq!(id(&String::from_utf8(out.stdout).unwrap()), id(&of_file), "{pieces:?}");
+    }
+}

@@ -262,3 +262,18 @@ fn what_docker_saved() {
     });
     saved("`manifest.json` cannot be understood", |_, _| json!({"Layers": 5}));
 }
+
+#[test]
+fn parts_with_holes_are_in_no_piece() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    let layout = Layout::new(&folder.join("image"));
+    let mut tar = Tar::new();
+    tar.file(b"zeros", &[0; 1 << 20]);
+    layout.index(&[layout.image("linux/arm64", &[Layer::new(PLAIN, &tar.end())])]);
+    script(folder, "find image -size +1M -exec fallocate -d {} + && tar -C image --sparse -cf image.tar .");
+    let (ok, text) = image(folder, &["add", "--force", "--name", "x", "image.tar"], None);
+    assert!(!ok && text.contains("is stored with holes") && text.contains("without --sparse"), "{text}");
+    let (ok, text) = image(folder, &["add", "--force", "--name", "x", "image"], None);
+    assert!(ok, "{text}");
+}

@@ -1,6 +1,6 @@
 //! Which image of several is taken: by its name, then by the processor that it is for.
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, ensure};
 
 use super::digest::Digest;
 use super::json::{
@@ -77,24 +77,21 @@ pub(super) fn choose(store: &Store, wish: &Wish<'_>) -> anyhow::Result<Option<Ch
     };
     if let Some(tag) = wish.tag {
         let listed = list(&tops);
-        tops.retain(|_, top| !top.is_called(tag));
+        tops.0.retain(|(_, top)| top.is_called(tag));
         ensure!(!tops.0.is_empty(), "there is no image `{}` in it, but {listed}", shown(tag));
         candidates.retain(|c| tops.has(c.top));
     }
-    ensure!(!candidates.is_empty(), "there is no image in it");
-    let mut used: Vec<_> = candidates.iter().map(|c| c.top).collect();
-    used.dedup();
-    tops.retain(|at, _| !used.contains(&at));
-    // Several without names are one image for several processors.
+    // What only signs another one leads to none.
+    tops.0.retain(|(at, _)| candidates.iter().any(|c| c.top == *at));
+    // The first of the best.
+    candidates.sort_by_key(|c| c.platform.rank().unwrap_or(u8::MAX));
     ensure!(
-        tops.0.len() == 1 || tops.0.iter().all(|(_, top)| top.names.is_empty()) && wish.tag.is_none(),
+        !are_several(form, &tops, &candidates),
         "it holds several images: say which with --tag: {}",
         list(&tops)
     );
-    // The first of the best.
-    candidates.sort_by_key(|c| c.platform.rank().unwrap_or(u8::MAX));
     let found: Vec<_> = candidates.iter().map(|c| c.platform.to_string()).collect();
-    let Some(best) = candidates.into_iter().next() else { bail!("there is no image in it") };
+    let best = candidates.into_iter().next().context("there is no image in it")?;
     ensure!(
         best.platform.rank().is_some() || wish.force,
         "it is for {}, which no Raspberry Pi is: build or pull it for linux/arm64, for example with `docker pull \
@@ -112,11 +109,16 @@ pub(super) fn choose(store: &Store, wish: &Wish<'_>) -> anyhow::Result<Option<Ch
 /// The entries of the top that are left, with their numbers.
 struct Tops(Vec<(usize, Top)>);
 
-impl Tops {
-    fn retain(&mut self, not: impl Fn(usize, &Top) -> bool) {
-        self.0.retain(|(at, top)| !not(*at, top));
-    }
+/// Whether it takes more than the processor to choose: those of one name, or without, may be one image for several.
+fn are_several(form: Form, tops: &Tops, candidates: &[Candidate]) -> bool {
+    let [(_, first), others @ ..] = &tops.0[..] else { return false };
+    let is_other = |(_, top): &(usize, Top)| form == Form::DockerSave || top.names != first.names;
+    let mut same = candidates.iter().filter(|c| candidates.first().is_some_and(|b| b.platform == c.platform));
+    let best = same.next().map(|c| c.top);
+    others.iter().any(is_other) || same.any(|c| Some(c.top) != best)
+}
 
+impl Tops {
     fn has(&self, at: usize) -> bool {
         self.0.iter().any(|(n, _)| *n == at)
     }

@@ -44,8 +44,21 @@ pub(super) struct Container {
     pub(super) what: String,
     layers: Vec<Layer>,
     tree: Tree,
-    unpacked_max: u64,
+    limits: Limits,
 }
+
+/// What all layers of an image may have together.
+#[derive(Debug, Clone, Copy)]
+struct Limits {
+    /// Bytes when they are unpacked.
+    unpacked: u64,
+    entries: u64,
+    /// Bytes of names and of what else is kept of entries.
+    names: u64,
+}
+
+/// Each entry takes some 200 bytes of memory beside its name.
+const LIMITS: Limits = Limits { unpacked: UNPACKED_MAX, entries: 4_000_000, names: 512 << 20 };
 
 impl Container {
     /// Chooses an image and reads it; `None` if there is none in the store, but something else. `progress` gets the
@@ -58,24 +71,24 @@ impl Container {
         wish: &Wish<'_>,
         progress: &dyn Fn(u64),
     ) -> anyhow::Result<Option<Self>> {
-        Self::limited(store, wish, UNPACKED_MAX, progress)
+        Self::limited(store, wish, LIMITS, progress)
     }
 
     fn limited(
         store: &Store,
         wish: &Wish<'_>,
-        unpacked_max: u64,
+        limits: Limits,
         progress: &dyn Fn(u64),
     ) -> anyhow::Result<Option<Self>> {
         let Some(chosen) = choose(store, wish)? else { return Ok(None) };
-        let (room, count) = (Cell::new(unpacked_max), AtomicU64::new(0));
-        let mut tree = Tree::new();
+        let (room, count) = (Cell::new(limits.unpacked), AtomicU64::new(0));
+        let mut tree = Tree::new(limits);
         for (number, layer) in chosen.layers.iter().enumerate() {
             tree.apply(number, layer, &room, &count, &|at| progress(at / 2))?;
         }
         ensure!(!tree.is_empty(), "its layers hold nothing together");
         let choose::Chosen { form, what, layers } = chosen;
-        Ok(Some(Self { form, what, layers, tree, unpacked_max }))
+        Ok(Some(Self { form, what, layers, tree, limits }))
     }
 
     /// The bytes of all layers as they are stored.
@@ -89,7 +102,7 @@ impl Container {
     /// Of reading and of writing.
     pub(super) fn write(&self, count: &AtomicU64, to: impl Write) -> anyhow::Result<()> {
         let mut to = BufWriter::with_capacity(1 << 18, to);
-        write::write(&self.tree, &self.layers, self.unpacked_max, count, &mut to)
+        write::write(&self.tree, &self.layers, self.limits.unpacked, count, &mut to)
     }
 }
 

@@ -49,30 +49,56 @@ fn image(layers: &[Vec<u8>]) -> tempfile::TempDir {
 }
 
 #[test]
-fn all_layers_together_have_a_limit() {
+fn all_layers_together_have_limits() {
     const MB: usize = 1_000_000;
     let two = [layer("a", MB as u64, MB), layer("b", MB as u64, MB)];
     let claims = [layer("a", 1 << 40, 0)];
-    for (layers, limit, fits) in [
-        (&two[..], 3 * MB, true),
-        (&two[..1], MB + MB / 2, true),
-        (&two, MB + MB / 2, false),
-        (&claims, 1000 * MB, false),
+    let hidden =
+        [layer(&"n".repeat(50), 0, 0), layer(&format!(".wh.{}", "n".repeat(50)), 0, 0), layer("b", 0, 0)];
+    let unpacked = |megabytes: u64| Limits { unpacked: megabytes * MB as u64, ..LIMITS };
+    let entries = |entries| Limits { entries, ..LIMITS };
+    let names = |names| Limits { names, ..LIMITS };
+    let too_large = "more than any card holds";
+    for (layers, limits, want) in [
+        (&two[..], unpacked(3), ""),
+        (&two[..1], unpacked(2), ""),
+        (&two, unpacked(2), too_large),
+        (&claims, unpacked(1000), too_large),
+        // What is hidden in the end counts, too.
+        (&hidden, entries(3), ""),
+        (&hidden, entries(2), "together have more than 2 entries"),
+        (&hidden, names(105), ""),
+        (&hidden, names(104), "together have more than 104 bytes"),
     ] {
         let folder = image(layers);
         let store = Store::folder(folder.path()).unwrap();
-        let opened = Container::limited(&store, &Wish::default(), limit as u64, &|_| ());
-        match opened {
+        match Container::limited(&store, &Wish::default(), limits, &|_| ()) {
             Ok(Some(container)) => {
-                assert!(fits, "{limit}");
+                assert_eq!(want, "", "{limits:?}");
                 let mut tar = Vec::new();
                 container.write(&AtomicU64::new(0), &mut tar).unwrap();
-                assert!(tar.len() > layers.len() * MB);
+                assert!(tar.len() > 1024 && tar.len().is_multiple_of(512));
             }
             Ok(None) => panic!("it is an image"),
-            Err(e) => {
-                assert!(!fits && format!("{e:#}").contains("more than any card holds"), "{limit}: {e:#}");
-            }
+            Err(e) => assert!(!want.is_empty() && format!("{e:#}").contains(want), "{limits:?}: {e:#}"),
         }
     }
+}
+
+#[test]
+fn a_layer_that_changes_after_it_was_checked_is_noticed() {
+    let folder = image(&[layer("a", 9, 9)]);
+    let store = Store::folder(folder.path()).unwrap();
+    let container = Container::open(&store, &Wish::default(), &|_| ()).unwrap().unwrap();
+    let path = |label: &str| {
+        let digest = label.split(['(', ')']).nth(1).unwrap();
+        folder.path().join(Digest::parse(digest).unwrap().path())
+    };
+    let path = path(&container.layers[0].label);
+    let mut bytes = fs::read(&path).unwrap();
+    bytes[15] ^= 1;
+    // In place: it was opened before.
+    fs::write(&path, bytes).unwrap();
+    let e = container.write(&AtomicU64::new(0), &mut Vec::new()).unwrap_err();
+    assert!(format!("{e:#}").contains("layer 1 of 1") && format!("{e:#}").contains("it is damaged"), "{e:#}");
 }

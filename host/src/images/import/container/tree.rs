@@ -10,12 +10,10 @@ use std::sync::atomic::Ordering::Relaxed;
 use anyhow::{Context, anyhow, ensure};
 use piman_core::archive::{self, DEPTH_MAX, Entry, Time, components};
 
+use super::Limits;
 use super::layer::Layer;
 use super::whiteout::Whiteout;
 
-/// The most entries of all layers together, and the most bytes of their names and of what is kept of directories.
-const ENTRIES_MAX: u64 = 4_000_000;
-const NAMES_MAX: u64 = 512 << 20;
 /// Symbolic links that a name may lead through.
 const LINKS_MAX: u32 = 40;
 
@@ -31,6 +29,7 @@ pub(super) struct Tree {
     nodes: Vec<Node>,
     entries: u64,
     names: u64,
+    limits: Limits,
 }
 
 /// What has, or had, a name.
@@ -81,8 +80,8 @@ pub(super) struct Names {
 }
 
 impl Tree {
-    pub(super) fn new() -> Self {
-        Self { nodes: vec![Node::directory(Time::default())], entries: 0, names: 0 }
+    pub(super) fn new(limits: Limits) -> Self {
+        Self { nodes: vec![Node::directory(Time::default())], entries: 0, names: 0, limits }
     }
 
     /// Puts the next layer on top. No more than `room` is unpacked, and taken from it; what is read is added to `count`
@@ -102,7 +101,8 @@ impl Tree {
         layer.each(room, count, &mut |entry_number, entry, _| {
             progress(count.load(Relaxed));
             self.entries += 1;
-            ensure!(self.entries <= ENTRIES_MAX, "the layers have more than {ENTRIES_MAX} entries");
+            let Limits { entries, names, .. } = self.limits;
+            ensure!(self.entries <= entries, "all layers together have more than {entries} entries");
             let path = entry.path.clone();
             match Whiteout::of(&path).with_context(|| shown(&path))? {
                 Some(whiteout) => {
@@ -115,11 +115,7 @@ impl Tree {
                     pending.push(entry);
                 }
             }
-            ensure!(
-                self.names <= NAMES_MAX,
-                "the names in the layers are longer than {} MiB",
-                NAMES_MAX >> 20
-            );
+            ensure!(self.names <= names, "the names in all layers together have more than {names} bytes");
             Ok(())
         })?;
         let put = || -> anyhow::Result<()> {
