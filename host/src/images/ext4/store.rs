@@ -86,7 +86,7 @@ impl Image {
             // At most TABLE_MAX, checked when it was opened.
             table_bytes: u32::try_from(self.table.len()).unwrap_or(u32::MAX),
             chunk_bytes: self.header.stored_bytes,
-            whole_disk: matches!(self.header.scope, table::Scope::Disk(_)),
+            whole_disk: matches!(self.header.scope, Scope::Disk(_)),
         }
     }
 
