@@ -109,9 +109,6 @@ fn what_cannot_boot_is_refused_when_it_is_added() {
         tar.file(name.as_bytes(), content);
         tar
     };
-    let mut docker = Tar::new();
-    docker.file(b"layer1/layer.tar", &system("").end());
-    docker.file(b"manifest.json", br#"[{"Config":"c.json","Layers":["layer1/layer.tar"]}]"#);
     for (name, tar, words) in [
         ("no-init", single("etc/hostname", b"pi"), "none of /sbin/init, "),
         ("init-for-x86-64", other(X86_64), "a program for x86-64, which no Raspberry Pi is"),
@@ -128,7 +125,6 @@ fn what_cannot_boot_is_refused_when_it_is_added() {
         ("disk-image", single("os.img", &disk), "a disk image inside (`os.img`)"),
         ("filesystem", single("./root.ext4", &filesystem), "the image of a filesystem inside"),
         ("packed", single("os.img.xz", b"\xfd7zXZ\0more"), "another packed file inside"),
-        ("docker-save", docker, "a container image as `docker save`"),
     ] {
         let archive = lab.archive(name, &tar.end());
         let (added, text) = lab.add(&archive, &[]);
@@ -221,6 +217,19 @@ fn a_server_gives_nothing_that_cannot_boot() {
     fs::rename(&unfit, &archive).unwrap();
     let server = Server::start_by(&mut Server::strict(&archive, &state, &[]), &state);
     server.wait_log("is not fit for a Pi: no program can become process 1");
+    // Container images are taken by `piman image add` alone.
+    let mut docker = Tar::new();
+    docker.file(b"layer1/layer.tar", &system("").end());
+    docker.file(b"manifest.json", br#"[{"Config":"c.json","Layers":["layer1/layer.tar"]}]"#);
+    let mut oci = Tar::new();
+    oci.file(b"oci-layout", b"{}").file(b"index.json", b"{}");
+    for (name, tar, words) in [
+        ("docker", docker, "a container image as `docker save` writes it"),
+        ("oci", oci, "a container image (OCI layout)"),
+    ] {
+        fs::rename(lab.archive(name, &tar.end()), &archive).unwrap();
+        server.wait_log(&format!("this is {words}, not a root filesystem: `piman image add` makes one"));
+    }
     assert!(!server.log().contains("is good"), "{}", server.log());
     // Replaced by one that can.
     fs::rename(lab.archive("fit", &with("etc/x", b"y").end()), &archive).unwrap();

@@ -11,12 +11,12 @@ use piman_tests::disk::run;
 use piman_tests::lab::{self, Root, attempt};
 use piman_tests::server::Server;
 
-fn script(folder: &Path, text: &str) {
+pub(crate) fn script(folder: &Path, text: &str) {
     run(Command::new("bash").args(["-eo", "pipefail", "-c", text]).current_dir(folder));
 }
 
 /// `piman image`, with a state folder that is called `state`; whether it succeeded, and what it printed.
-fn image(folder: &Path, arguments: &[&str], stdin: Option<&str>) -> (bool, String) {
+pub(crate) fn image(folder: &Path, arguments: &[&str], stdin: Option<&str>) -> (bool, String) {
     let stdin = stdin.map_or_else(Stdio::null, |name| File::open(folder.join(name)).unwrap().into());
     let (command, more) = arguments.split_first().unwrap();
     let output = Command::new(binaries::piman())
@@ -31,7 +31,7 @@ fn image(folder: &Path, arguments: &[&str], stdin: Option<&str>) -> (bool, Strin
 }
 
 /// The copies that the state folder has.
-fn copies(folder: &Path) -> Vec<String> {
+pub(crate) fn copies(folder: &Path) -> Vec<String> {
     let Ok(entries) = fs::read_dir(folder.join("state/archives")) else { return Vec::new() };
     let mut names: Vec<_> = entries.map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
     names.sort();

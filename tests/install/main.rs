@@ -3,6 +3,7 @@
 #![allow(unused_attributes, reason = "a machine may lack two things that a test needs")]
 
 mod cards; // what is on a card, and what becomes of it
+mod container; // layers of container images, and what is wrong with them
 mod decisions; // the table of all that may happen with a disk
 mod disk_image; // raw images of disks, by the tools of others
 mod ext4;

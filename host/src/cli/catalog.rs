@@ -18,7 +18,7 @@ use crate::cli::state_arg::{DevicesArgs, StateFolder};
 use crate::images::disk_image::{self, DiskImage};
 use crate::images::ext4::{Images, Progress};
 use crate::images::fitness::Finding;
-use crate::images::import::{Form, Imported, Input, import, sweep};
+use crate::images::import::{Form, Imported, Input, Wish, import, sweep};
 use crate::images::sign::{self, Password};
 use crate::images::source::Archive;
 use crate::state::archive_facts::Content;
@@ -30,13 +30,18 @@ use crate::text::human::{self, bytes, columns};
 /// What whoever makes a default has to know.
 const BESIDE_ROOTFS: &str = ", also instead of a server's --rootfs, which must be left out at its next start";
 
+/// Said of container images without a process 1, as most are.
+const NO_INIT_IN_CONTAINER: &str = "; a container image gets one by a further layer, for example by `RUN apt-get \
+                                    install -y systemd-sysv` for Debian or `RUN apk add openrc` for Alpine";
+
 /// Gives an archive a name.
 #[derive(Debug, clap::Args)]
 pub struct AddArgs {
     #[command(flatten)]
     state: StateFolder,
     /// An image of a disk, raw or in gzip, zstd, xz, bzip2 or zip; an archive: tar, plain or in gzip, zstd, xz or bzip2;
-    /// a folder with a root filesystem; or `-`, standard input. Archives in gzip and zstd stay where they are, other
+    /// a folder with a root filesystem; a container image (OCI layout or `docker save`, as archive or folder); or `-`,
+    /// standard input. Archives in gzip and zstd stay where they are, other
     /// archives are packed once more, and what is used of a disk image is copied; both are kept in the state folder
     #[arg(value_name = "FILE|FOLDER|-", required_unless_present = "from_card")]
     file: Option<PathBuf>,
@@ -49,6 +54,9 @@ pub struct AddArgs {
     /// How it is called [default: the file's name]
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
+    /// Which of several container images in one archive or folder, as `debian:13`
+    #[arg(long, value_name = "NAME")]
+    tag: Option<String>,
     /// It is for every Pi that has no other, as the first one always is
     #[arg(long)]
     default: bool,
@@ -120,9 +128,10 @@ pub fn add(args: &AddArgs) -> anyhow::Result<String> {
     sweep(&folder, &state)?;
     let began = Instant::now();
     let bar = bar("packing", input.bytes());
-    let imported = import(input, &folder, &name, args.bmap.as_deref(), &|at| bar.set_position(at));
+    let wish = Wish { tag: args.tag.as_deref(), force: args.force, bmap: args.bmap.as_deref() };
+    let imported = import(input, &folder, &name, &wish, &|at| bar.set_position(at));
     bar.finish_and_clear();
-    let Imported { path, form, kept, notes } = imported?;
+    let Imported { path, form, what, kept, notes } = imported?;
     let shown = source.display();
     let content = facts(&path, source, &state)?;
     // Packed once more it would look whole.
@@ -133,7 +142,9 @@ pub fn add(args: &AddArgs) -> anyhow::Result<String> {
     let packed = fs::metadata(&path)?.len();
     let unfit = content.fitness.unfit();
     if let Some(unfit) = unfit.as_ref().filter(|_| !args.force) {
-        bail!("{shown} is not fit for a Pi: {unfit}. Nothing was added; --force takes it as it is");
+        let no_init = content.fitness.findings.iter().any(Finding::is_no_init);
+        let hint = if form.is_container() && no_init { NO_INIT_IN_CONTAINER } else { "" };
+        bail!("{shown} is not fit for a Pi: {unfit}{hint}. Nothing was added; --force takes it as it is");
     }
     let first = state.catalogue()?.images.is_empty() && args.whom.is_empty();
     state.edit(&Edit::Add { name: name.clone(), path: path.clone(), takes_unfit: args.force })?;
@@ -154,9 +165,10 @@ pub fn add(args: &AddArgs) -> anyhow::Result<String> {
     if let Some(kept) = kept {
         kept.keep()?;
         // Writing to a string does not fail.
+        let what = what.map_or(String::new(), |what| format!(", {what}"));
         let _ = match form {
             Form::DiskImage => writeln!(out, "what is used of it is in {}", path.display()),
-            form => writeln!(out, "it was {}; what Pis get is {}", form.name(), path.display()),
+            form => writeln!(out, "it was {}{what}; what Pis get is {}", form.name(), path.display()),
         };
     }
     // One of this name may have been a copy, too.

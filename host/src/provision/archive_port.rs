@@ -37,6 +37,9 @@ pub async fn send(stream: TcpStream, address: IpAddr, service: Arc<InstallContex
         }
     };
     let ended = match good.await {
+        Ok(Ok((archive, _))) if archive.is_disk() => {
+            Err(io::Error::other("it is assigned the image of a whole disk, which this port does not send"))
+        }
         Ok(Ok((archive, _))) => transfer(&stream, &pi, &archive, &service).await,
         Ok(Err(_)) => Err(io::Error::other("there is still no archive that can be installed")),
         Err(e) => Err(e),

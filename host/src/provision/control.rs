@@ -106,9 +106,12 @@ enum Boot {
 
 pub(super) struct PiInfo {
     pi: Identity,
+    pub(super) disk_bytes: u64,
     pub(super) root_bytes: u64,
     pub(super) image: bool,
     pub(super) signed: bool,
+    /// It can write the image of a whole disk.
+    pub(super) whole_disk: bool,
 }
 
 impl<'a> ControlConnection<'a> {
@@ -162,9 +165,11 @@ impl<'a> ControlConnection<'a> {
         self.quiet = self.service.waiting.find(&pi.key()).is_some();
         self.said = Some(Box::new(PiInfo {
             pi,
+            disk_bytes: hello.disk_bytes,
             root_bytes: hello.root_bytes,
             image: hello.paths.image,
             signed: hello.can.signed,
+            whole_disk: hello.can.disk && hello.paths.image,
         }));
         let facts = Facts {
             model: hello.model.map(Into::into),

@@ -274,25 +274,58 @@ impl ControlConnection<'_> {
 
     /// What there is for this Pi beside the archive itself.
     fn prepare(&self, archive: &Arc<Archive>, id: Hash) -> Availability {
+        if archive.is_disk() {
+            return self.prepare_disk(archive, id);
+        }
         match &self.said {
             // It takes what is signed, and no image that is made only now.
             Some(said) if said.signed => {
-                let size = filesystem_bytes(said.root_bytes);
-                let tables = |signed: Vec<u8>| {
-                    let manifest = manifest::split(&signed).and_then(|(_, text)| Manifest::parse(text))?;
-                    manifest
-                        .tables()
-                        .filter(|(of, _)| *of == size)
-                        .find_map(|(_, t)| self.service.builds.offer_of(t))
-                };
-                let signed = sign::signed(&self.service.settings().state, id).filter(|_| said.image);
-                signed.and_then(tables).map_or(Availability::Archive, Availability::Ready)
+                let signed = self.signed_image(id, filesystem_bytes(said.root_bytes));
+                signed.filter(|_| said.image).map_or(Availability::Archive, Availability::Ready)
             }
             Some(said) if said.image && said.root_bytes > 0 => {
                 self.service.builds.prepare(archive, id, filesystem_bytes(said.root_bytes))
             }
             _ => Availability::Archive,
         }
+    }
+
+    /// What there is for this Pi of the image of a whole disk: that is the same for all, and comes in chunks only.
+    fn prepare_disk(&self, archive: &Arc<Archive>, id: Hash) -> Availability {
+        let shown = archive.path().display();
+        let Some(disk) = archive.disk() else {
+            return Availability::Impossible(format!("{shown} is no disk image any more: add it again"));
+        };
+        let said = match &self.said {
+            Some(said) if said.whole_disk => said,
+            other => {
+                let who = if other.is_some() { "the agent on this Pi" } else { "an old Pi" };
+                return Availability::Impossible(format!(
+                    "{shown} is the image of a whole disk, which {who} cannot write: let the Pi netboot an agent of this \
+                     version (without piman.path=archive), or assign an archive to it"
+                ));
+            }
+        };
+        if said.disk_bytes < disk.bytes {
+            return Availability::TooSmall(format!(
+                "{shown} needs a disk of {} bytes at least, and the one of this Pi has {}: use a larger card, or assign a \
+                 smaller image to it",
+                disk.bytes, said.disk_bytes
+            ));
+        }
+        if !said.signed {
+            return self.service.builds.prepare(archive, id, 0);
+        }
+        let signed = self.signed_image(id, 0);
+        let unsigned = || format!("{shown} is not signed, which this Pi wants: `piman image sign` does that");
+        signed.map_or_else(|| Availability::Impossible(unsigned()), Availability::Ready)
+    }
+
+    /// The signed image of an archive for root filesystems of this size, if it is made; 0: of a whole disk.
+    fn signed_image(&self, id: Hash, size: u64) -> Option<ImageOffer> {
+        let signed = sign::signed(&self.service.settings().state, id)?;
+        let manifest = manifest::split(&signed).and_then(|(_, text)| Manifest::parse(text))?;
+        manifest.tables().filter(|(of, _)| *of == size).find_map(|(_, t)| self.service.builds.offer_of(t))
     }
 
     /// What a Pi is told of an archive beyond revision 0.

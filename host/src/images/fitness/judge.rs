@@ -4,7 +4,7 @@ use piman_core::install::program::{INIT_PATHS, Machine};
 
 use super::evidence::{Content, Evidence, Executable};
 use super::lookup::lookup;
-use super::{Finding, Fitness, Severity};
+use super::{Finding, Fitness, NO_INIT, Severity};
 use crate::images::ext4::tree::{Id, Kind, ROOT};
 
 /// How many kernels are named.
@@ -31,7 +31,7 @@ fn judge(evidence: &Evidence) -> Fitness {
                 Some(_) => "it is no system for a Raspberry Pi",
                 None => "pack a whole system for a Raspberry Pi, with `tar -C ROOT -czf rootfs.tgz .`",
             };
-            let no_init = || unfit("no-init", format!("{text}: {advice}"));
+            let no_init = || unfit(NO_INIT, format!("{text}: {advice}"));
             findings.push(instead(evidence).unwrap_or_else(no_init));
         }
     }
@@ -112,16 +112,15 @@ fn instead(evidence: &Evidence) -> Option<Finding> {
     {
         return Some(unfit(
             "container-image",
-            "this is a container image as `docker save` writes it, not a root filesystem: export a container \
-             instead, with `docker export NAME | gzip > rootfs.tgz`"
+            "this is a container image as `docker save` writes it, not a root filesystem: `piman image add` makes one of \
+             its layers"
                 .into(),
         ));
     }
     if lookup(tree, "/oci-layout").is_ok() {
         return Some(unfit(
             "container-image",
-            "this is a container image (OCI layout), not a root filesystem: unpack its layers first, for example \
-             with `umoci unpack`, and pack the result"
+            "this is a container image (OCI layout), not a root filesystem: `piman image add` makes one of its layers"
                 .into(),
         ));
     }

@@ -37,6 +37,8 @@ pub struct Finding {
     pub text: String,
 }
 
+/// The kind of a system without a program that can become process 1.
+const NO_INIT: &str = "no-init";
 /// The kind of an archive without an end marker.
 const NO_END: &str = "no-end-marker";
 
@@ -44,6 +46,11 @@ const NO_END: &str = "no-end-marker";
 const BROKEN_TABLE: &str = "broken-table";
 
 impl Finding {
+    /// Whether it says that no program can become process 1.
+    pub(crate) fn is_no_init(&self) -> bool {
+        self.kind == NO_INIT
+    }
+
     /// Whether our own copy does not have it any more.
     pub(crate) fn is_repaired(&self) -> bool {
         self.kind == BROKEN_TABLE

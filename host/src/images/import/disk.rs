@@ -177,7 +177,13 @@ impl Copy {
         self.file.sync()?;
         let repaired = image.fitness.findings.iter().filter(|f| f.is_repaired());
         let notes = repaired.map(ToString::to_string).collect();
-        Ok(Imported { path: self.file.path().into(), form: Form::DiskImage, kept: Some(self.file), notes })
+        Ok(Imported {
+            path: self.file.path().into(),
+            form: Form::DiskImage,
+            what: None,
+            kept: Some(self.file),
+            notes,
+        })
     }
 }
 

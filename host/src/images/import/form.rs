@@ -20,6 +20,10 @@ pub enum Form {
     Tar,
     /// A folder.
     Folder,
+    /// A container image: an OCI image layout.
+    Oci,
+    /// A container image as `docker save` writes it.
+    DockerSave,
     /// An image of a disk, which is kept as what is used of it.
     DiskImage,
     /// zip, with an image of a disk in it.
@@ -104,6 +108,12 @@ impl Form {
         matches!(self, Self::Gzip | Self::Zstd)
     }
 
+    /// Whether it has layers.
+    #[must_use]
+    pub fn is_container(self) -> bool {
+        matches!(self, Self::Oci | Self::DockerSave)
+    }
+
     /// What the form is called.
     #[must_use]
     pub fn name(self) -> &'static str {
@@ -114,6 +124,8 @@ impl Form {
             Self::Bzip2 => "bzip2 of tar",
             Self::Tar => "tar",
             Self::Folder => "a folder",
+            Self::Oci => "a container image (OCI)",
+            Self::DockerSave => "a container image (docker save)",
             Self::DiskImage => "an image of a disk",
             Self::Zip => "zip",
         }

@@ -42,8 +42,8 @@ impl<R: Read> Read for Counting<'_, R> {
 /// What is packed; the packing's checksums are compared to its very end.
 ///
 /// # Errors
-/// If there is no memory for it.
-pub(super) fn tar_in<'r, R: Read + 'r>(
+/// If there is no memory for it, or its first bytes cannot be read.
+pub(super) fn unpacked<'r, R: Read + 'r>(
     form: Form,
     from: Counting<'r, R>,
 ) -> anyhow::Result<Box<dyn Read + 'r>> {
@@ -56,24 +56,9 @@ pub(super) fn tar_in<'r, R: Read + 'r>(
             Box::new(Faults { from: liblzma::bufread::XzDecoder::new_stream(from, stream), at })
         }
         Form::Bzip2 => Box::new(Faults { from: bzip2::bufread::MultiBzDecoder::new(from), at }),
+        Form::Gzip | Form::Zstd => Box::new(Faults { from: Decoder::new(from)?, at }),
         _ => Box::new(from),
     })
-}
-
-/// The same, and gzip and zstd are unpacked, too.
-///
-/// # Errors
-/// As [`tar_in`].
-pub(super) fn image_in<'r, R: Read + 'r>(
-    form: Form,
-    from: Counting<'r, R>,
-) -> anyhow::Result<Box<dyn Read + 'r>> {
-    if !form.is_served() {
-        return tar_in(form, from);
-    }
-    let at = Rc::clone(&from.at);
-    let from = Decoder::new(from).context("starting to unpack it")?;
-    Ok(Box::new(Faults { from, at }))
 }
 
 /// Says in words, and with the place, what a decoder says in its own way.
