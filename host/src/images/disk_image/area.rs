@@ -11,6 +11,13 @@ use rustix::io::Errno;
 /// As much is read at once.
 const PIECE: usize = 1 << 20;
 
+const ZEROS: [u8; 4096] = [0; 4096];
+
+/// Whether all of it is zero.
+pub(crate) fn is_zero(bytes: &[u8]) -> bool {
+    bytes.chunks(ZEROS.len()).all(|piece| ZEROS.get(..piece.len()) == Some(piece))
+}
+
 /// A run of bytes of a file: a whole image, or one of its partitions.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Area<'f> {
@@ -66,7 +73,7 @@ impl<'f> Area<'f> {
                 let mut start = at;
                 for block in piece.chunks(usize::try_from(size).unwrap_or(PIECE)) {
                     let past = start + block.len() as u64;
-                    if block.iter().any(|b| *b != 0) {
+                    if !is_zero(block) {
                         match runs.last_mut() {
                             Some((_, last)) if *last == start => *last = past,
                             _ => runs.push((start, past)),

@@ -8,6 +8,7 @@ use mkext4::reader::{FileExtent, Fs};
 use mkext4::spec::extent::{self, Extent, ExtentHeader, ExtentIdx};
 use mkext4::spec::inode::FileType;
 use mkext4::spec::{DirentIter, Inode, ROOT_INO};
+use piman_core::hosted::ext4::reader;
 
 use super::area::Area;
 use super::ext4;
@@ -29,7 +30,7 @@ pub(super) struct Files<'f>(Fs<Area<'f>>);
 impl<'f> Files<'f> {
     /// `None` if it cannot be read here.
     pub(super) fn open(partition: Area<'f>) -> Option<Self> {
-        let fs = ext4::is_sound(&partition).then(|| Fs::open(partition));
+        let fs = ext4::is_sound(&partition).then(|| reader::open(partition));
         fs?.ok().map(Self)
     }
 

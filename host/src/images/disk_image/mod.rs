@@ -38,6 +38,7 @@ use piman_core::hosted::unpack::packing;
 
 use crate::images::fitness::Fitness;
 use area::Area;
+pub(crate) use area::is_zero;
 pub use bmap::Bmap;
 pub use build::build;
 use filesystem::Filesystem;

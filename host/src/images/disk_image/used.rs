@@ -1,15 +1,17 @@
 //! Which blocks of a disk image have to be on a card, and where the block for the proof is.
 
 use anyhow::{Context, bail};
+use piman_core::install::receipt::Proof;
 
-use super::area::Area;
+use super::area::{Area, is_zero};
 use super::filesystem::FilesystemKind;
 use super::ranges::{self, BLOCK, Ranges, between, common};
 use super::table::Table;
 use super::{Part, ext4, fat};
 
-/// Where agents keep a counter, in bytes.
+/// Where agents keep a counter, in bytes, and how it begins.
 const COUNTER: u64 = 32768;
+const COUNTER_HEADING: &[u8] = b"piman-counter ";
 
 /// What was found.
 pub(super) struct Used {
@@ -73,14 +75,43 @@ pub(super) fn used(
     Ok(Used { runs, proof, whole })
 }
 
-/// What is used before the first partition: everything, but for the proof and an empty counter.
+/// What is used before the first partition: everything, but for the proof and an empty counter, and what was kept in
+/// their places by an agent, if the image is of a card that piman has installed.
 fn before(image: &Area<'_>, first: u64, proof: u64) -> anyhow::Result<Vec<(u64, u64)>> {
     let mut free = vec![(proof, proof + BLOCK)];
-    if COUNTER + BLOCK <= first && is_zero(image, COUNTER)? {
+    if COUNTER + BLOCK <= first && is_free_for(Holder::Counter, image, COUNTER)? {
         free.push((COUNTER, COUNTER + BLOCK));
     }
-    free.sort_unstable();
-    Ok(ranges::without(&[(0, first)], &free))
+    for (start, end) in image.not_zero(BLOCK, first / BLOCK * BLOCK, BLOCK)? {
+        let mut at = start / BLOCK * BLOCK;
+        while at < end {
+            if is_free_for(Holder::Proof, image, at)? {
+                free.push((at, at + BLOCK));
+            }
+            at += BLOCK;
+        }
+    }
+    Ok(ranges::without(&[(0, first)], &ranges::joined(free, usize::MAX)))
+}
+
+/// Who has a block in the gap.
+#[derive(Clone, Copy)]
+enum Holder {
+    Proof,
+    Counter,
+}
+
+/// Whether a block is empty, or holds what is kept there by us and nothing else.
+fn is_free_for(holder: Holder, image: &Area<'_>, at: u64) -> anyhow::Result<bool> {
+    let block = image.bytes::<4096>(at)?;
+    Ok(is_zero(&block)
+        || match holder {
+            Holder::Proof => Proof::parse(&block).is_some(),
+            Holder::Counter => {
+                let (sector, rest) = block.split_at(512);
+                sector.starts_with(COUNTER_HEADING) && is_zero(rest)
+            }
+        })
 }
 
 /// What is not zero between partitions and behind them.
@@ -103,18 +134,14 @@ fn gaps(
     Ok(mapped.map_or_else(|| found.clone(), |mapped| common(&found, mapped)))
 }
 
-fn is_zero(image: &Area<'_>, at: u64) -> anyhow::Result<bool> {
-    let block = image.bytes::<4096>(at)?;
-    Ok(block.iter().all(|b| *b == 0))
-}
-
 /// The last block of zeros between the table and the first partition that nobody else keeps anything in.
 fn proof_place(image: &Area<'_>, table_end: u64, first: u64) -> anyhow::Result<u64> {
     let lowest = table_end.div_ceil(BLOCK).max(1) * BLOCK;
     let mut at = first / BLOCK * BLOCK;
     while at >= lowest + BLOCK {
         at -= BLOCK;
-        if at != COUNTER && is_zero(image, at).context("looking for a place for the proof")? {
+        let is_free = is_free_for(Holder::Proof, image, at).context("looking for a place for the proof")?;
+        if at != COUNTER && is_free {
             return Ok(at);
         }
     }
@@ -159,5 +186,25 @@ mod tests {
         file.write_all_at(b"x", COUNTER).unwrap();
         assert_eq!(before(&image, 65536, 61440).unwrap(), [(0, 61440)]);
         assert_eq!(before(&image, 63 * 512, 24576).unwrap(), [(0, 24576), (28672, 32256)]);
+    }
+
+    #[test]
+    fn what_an_agent_kept_on_a_card_is_not_the_image_s() {
+        use piman_core::hash::Hash;
+        use piman_core::install::More;
+        use piman_core::install::receipt::Way;
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(1 << 20).unwrap();
+        let image = Area::new(&file, 1 << 20);
+        let proof = Proof::now(Hash([7; 32]), Way::Image, More::default()).encode();
+        file.write_all_at(&proof, 61440).unwrap();
+        file.write_all_at(&proof, 8192).unwrap();
+        file.write_all_at(b"piman-counter 1\nsomething", COUNTER).unwrap();
+        assert_eq!(proof_place(&image, 512, 65536).unwrap(), 61440);
+        let used = [(0, 8192), (12288, COUNTER), (COUNTER + 4096, 61440)];
+        assert_eq!(before(&image, 65536, 61440).unwrap(), used);
+        // Something else behind it in the block.
+        file.write_all_at(b"x", COUNTER + 600).unwrap();
+        assert_eq!(before(&image, 65536, 61440).unwrap()[1], (12288, 61440));
     }
 }

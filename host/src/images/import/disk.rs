@@ -10,7 +10,7 @@ use anyhow::{Context, bail, ensure};
 use rustix::fs::{FallocateFlags, fallocate, fstatvfs};
 
 use super::{Imported, Kept, UNPACKED_MAX};
-use crate::images::disk_image::{Bmap, DiskImage, write_trailer};
+use crate::images::disk_image::{Bmap, DiskImage, is_zero, write_trailer};
 use crate::images::import::Form;
 use crate::sys::files::is_full;
 use crate::text::human;
@@ -125,7 +125,6 @@ struct Copy {
 impl Copy {
     /// Writes what is not zero.
     fn write(&self, bytes: &[u8], at: u64) -> anyhow::Result<()> {
-        let is_zero = |block: &[u8]| block.iter().all(|b| *b == 0);
         let mut start = 0;
         let block = usize::try_from(BLOCK).unwrap_or(PIECE);
         // From the first block that is not zero to the next that is.
