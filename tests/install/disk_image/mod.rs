@@ -1,6 +1,7 @@
 //! Raw images of disks, laid out by sfdisk, mkfs.vfat and mke2fs as distributions do, packed in every way: what is kept
 //! of them makes the same filesystems, and what no card can have is refused with its place.
 
+mod installing;
 mod layouts;
 mod packings;
 mod refusals;

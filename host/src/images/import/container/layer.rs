@@ -61,7 +61,7 @@ impl Layer {
         each: &mut dyn FnMut(u32, Entry, &mut Content<'_>) -> anyhow::Result<()>,
     ) -> anyhow::Result<()> {
         let (packed, unpacked) = (Sum::default(), Sum::default());
-        let form = Form::of(&head(&mut self.blob.read(&AtomicU64::new(0)), "it")?);
+        let form = Form::of_archive(&head(&mut self.blob.read(&AtomicU64::new(0)), "it")?);
         // A layer without entries is nothing but zeros, or nothing at all.
         let form = form.or_else(|e| self.is_blank().then_some(Form::Tar).ok_or(e))?;
         let blob = self.blob.read(count);
