@@ -165,3 +165,40 @@ fn a_filesystem_that_contradicts_itself_is_copied_whole() {
     workshop.restored("card");
     workshop.script("cmp -n 100663296 root <(tail -c +$((90112 * 512 + 1)) card)");
 }
+
+#[test]
+#[cfg_attr(lacks = "filesystems", ignore = "needs mkfs.vfat")]
+fn how_systems_grow() {
+    let workshop = Workshop::new();
+    let table =
+        "label: dos\nlabel-id: 0x5f5d7a31\nstart=8192, size=81920, type=c\nstart=90112, size=196608, type=83";
+    let said = |name: &str, line: &str, files: &str| {
+        workshop.script(&format!("rm -rf {name}.d"));
+        workshop.boot("boot", line);
+        workshop.script(&format!("mkdir -p {name}.d && cd {name}.d && {files}"));
+        workshop.root(name, "-b 4096 -L rootfs", "96M");
+        workshop.script(&format!("dd if={name} of=root conv=notrunc status=none"));
+        workshop.image("pi.img", 140, table, &[("boot", 8192), ("root", 90112)]);
+        workshop.add(&["pi.img"])
+    };
+    for (name, line, files, want) in [
+        ("raspi", "root=LABEL=rootfs rw", "true", "it is grown when it is installed (the last partition)"),
+        (
+            "ubuntu",
+            "root=LABEL=rootfs",
+            "mkdir -p usr/bin etc/cloud && touch usr/bin/growpart",
+            "(cloud-init with growpart)",
+        ),
+        (
+            "growpart",
+            "root=LABEL=rootfs",
+            "mkdir -p usr/bin && touch usr/bin/growpart",
+            "(the last partition)",
+        ),
+        ("dietpi", "root=LABEL=rootfs", "mkdir -p boot && touch boot/dietpi.txt", "(DietPi)"),
+        ("firstboot", "init=/usr/lib/raspberrypi-sys-mods/firstboot", "true", "first boot (`init=/usr/lib"),
+    ] {
+        let text = said(name, line, files);
+        assert!(text.contains(want), "{name}: {text}");
+    }
+}

@@ -42,6 +42,7 @@ fn tables_and_files_that_are_wrong() {
            truncate -s 20M circle.img && printf 'label: dos\nstart=8192, size=2048, type=83\nstart=10240, size=20480, type=5\nstart=12288, size=1024, type=83\n' | sfdisk -q circle.img
            put circle.img $((10240 * 512 + 462)) '\x00\x00\x00\x00\x05\x00\x00\x00\x00\x04\x00\x00\x00\x04\x00\x00'
            dd if=circle.img of=circle.img bs=512 skip=10240 seek=11264 count=1 conv=notrunc status=none
+           truncate -s 1200G huge.img && put huge.img 510 '\x55\xaa'
            cp root fs.img && cp boot fat.img && xz -0 -k fat.img"#,
     );
     for_large_sectors(&workshop.path("large.img"));
@@ -62,6 +63,7 @@ fn tables_and_files_that_are_wrong() {
         ("fs.img", "image of a filesystem, not an archive: mount it"),
         ("fat.img", "an image of a filesystem (FAT), not of a disk"),
         ("fat.img.xz", "an image of a filesystem (FAT), not of a disk"),
+        ("huge.img", "has more than 1099511627776 bytes, which no card holds"),
     ] {
         let (ok, text) = workshop.piman(&["add", "--force", "--name", "x", file], None);
         assert!(!ok && text.contains(want), "{file}: {text}");
@@ -157,4 +159,23 @@ fn systems_that_no_pi_runs() {
     workshop.image("pi.img", 140, table, &[("root", 90112)]);
     let text = workshop.add(&["pi.img"]);
     assert!(text.contains("no partition that a Pi's firmware boots from"), "{text}");
+}
+
+#[test]
+#[cfg_attr(any(lacks = "root", lacks = "filesystems"), ignore = "needs root and mkfs.vfat")]
+fn no_room_for_the_copy() {
+    let workshop = Workshop::new();
+    workshop.raspberry("pi.img");
+    workshop.script("xz -0 -k pi.img && mkdir state && mount -t tmpfs -o size=4M,mode=700 none state");
+    let said: Vec<_> =
+        ["pi.img", "pi.img.xz"].map(|file| workshop.piman(&["add", "--name", "pi", file], None)).into();
+    let copies = workshop.copies();
+    workshop.script("umount state");
+    for (ok, text) in said {
+        assert!(
+            !ok && text.contains("the image needs more than the ") && text.contains("MB that were free"),
+            "{text}"
+        );
+    }
+    assert!(copies.is_empty(), "{copies:?}");
 }

@@ -4,9 +4,12 @@ use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::process::Command;
 
+use pi_agent::install::Outcome;
 use piman::images::ext4::Images;
 use piman_core::install::table::{Scope, Table, WholeDisk};
 use piman_tests::binaries;
+use piman_tests::disk::LoopDevice;
+use piman_tests::lab::{self, attempt};
 use piman_tests::server::Server;
 
 use super::Workshop;
@@ -118,4 +121,48 @@ fn it_is_no_archive() {
         assert!(!output.status.success() && text.contains(want), "{text}");
     }
     assert!(fs::metadata(workshop.path("state")).is_err());
+}
+
+#[test]
+#[cfg_attr(any(lacks = "root", lacks = "filesystems"), ignore = "needs root and mkfs.vfat")]
+fn what_an_agent_makes_of_it() {
+    let workshop = Workshop::new();
+    workshop.raspberry("mbr.img");
+    let table = "label: gpt\nfirst-lba: 2048\nstart=8192, size=81920, name=boot\nstart=90112, size=196608, name=root\n\
+                 start=286720, size=4096, name=raw";
+    workshop.image("gpt.img", 145, table, &[("boot", 8192), ("root", 90112)]);
+    for name in ["mbr.img", "gpt.img"] {
+        workshop.add(&[name]);
+        let state = workshop.path("state");
+        let mut serve = Command::new(binaries::piman());
+        serve.args(["serve", "--listen", "127.0.0.1", "--policy", "foreign=install", "--state"]).arg(&state);
+        serve.args(["--control-port", "0", "--rootfs-port", "0", "--fetch-port", "0"]);
+        let server = Server::start_by(&mut serve, &state);
+        server.wait_log("for cards of all sizes is ready");
+        let card = workshop.path("card");
+        let file = File::create(&card).unwrap();
+        let something = vec![0xa5; 1 << 20];
+        (0..300).for_each(|i| file.write_all_at(&something, i << 20).unwrap());
+        let outcome = attempt(&lab::plan(&server, &card, "auto")).unwrap();
+        assert!(matches!(outcome, Outcome::Installed { .. }), "{name}: {outcome:?}");
+        workshop.assert_same_files("card", &[("boot", 8192), ("root", 90112)]);
+        workshop.script(
+            "sfdisk --verify card >said 2>&1 && ! grep -i 'corrupt\\|overlap\\|end of the disk' said",
+        );
+        // It is known again, and stays as it is.
+        let before = fs::read(&card).unwrap();
+        let outcome = attempt(&lab::plan(&server, &card, "auto")).unwrap();
+        assert!(!matches!(outcome, Outcome::Installed { .. }), "{name}: {outcome:?}");
+        assert!(fs::read(&card).unwrap() == before);
+        drop(server);
+        // A golden card made of it is the same image as far as files go, without the proof that was on it.
+        let card = LoopDevice::of(&card);
+        let text = workshop.add(&["--from-card", card.path().to_str().unwrap()]);
+        assert!(text.contains("the root filesystem"), "{text}");
+        let (copy, found) = workshop.kept();
+        let mut gap = vec![0; 4 << 20];
+        copy.read_exact_at(&mut gap, 0).unwrap();
+        assert!(!gap.windows(11).any(|part| part == b"piman-proof"), "{name}");
+        assert_eq!(found.proof_offset, (8192 << 9) - 4096);
+    }
 }
