@@ -17,6 +17,7 @@
 //! | `mbr` | the partition table of a disk, [`mbr::Mbr`] |
 //! | `gpt` | that of a large disk, [`gpt::Gpt`] |
 //! | `program` | whether a program can become process 1, [`program::Program`] |
+//! | `geometry` | how large a root filesystem is, and what is left in it for files |
 //! | `layout` | where the partitions of a card lie, and how large its file system is |
 //!
 //! Source: the wire as old peers speak it is fixed; what is ours is marked by lines that
@@ -26,6 +27,7 @@ mod agent;
 mod command;
 pub mod drive;
 pub mod fetch;
+pub mod geometry;
 pub mod gpt;
 pub mod layout;
 pub mod manifest;

@@ -2,7 +2,7 @@
 //! words for both paths.
 
 use anyhow::anyhow;
-use piman_core::hosted::ext4::Geometry;
+use piman_core::install::geometry::{BLOCK, Geometry};
 use piman_core::install::{Offer, Stage};
 
 use crate::card::disk::RootArea;
@@ -17,8 +17,7 @@ pub(super) fn archive(offer: &Offer, root: &RootArea) -> Result<(), Failure> {
     let (unpacked, entries) = (offer.more.unpacked_bytes, offer.more.entries);
     // Without headers and padding.
     let needed = unpacked.saturating_sub(entries.saturating_mul(1536));
-    let room =
-        Geometry::new(root.length, entries).map_or(0, |shape| shape.free() * piman_core::hosted::ext4::BLOCK);
+    let room = Geometry::new(root.length, entries).map_or(0, |shape| shape.free() * BLOCK);
     let place = format!("the root partition of {}", size(root.length));
     if needed <= room && room > 0 { Ok(()) } else { Err(too_small(needed, room, &place)) }
 }

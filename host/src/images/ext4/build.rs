@@ -10,7 +10,8 @@ use std::sync::atomic::AtomicBool;
 use mkext4::{FsBuilder, InodeHandle, Layout, Meta, RegionSink, SparseSeg, SpecialKind};
 use piman_core::archive::{self, Time};
 use piman_core::hash::Hash;
-use piman_core::hosted::ext4::{Geometry, SizeError, SparseSink};
+use piman_core::hosted::ext4::{self, SparseSink};
+use piman_core::install::geometry::{Geometry, SizeError};
 use piman_core::install::table::{BLOCK, Header, Scope};
 
 use super::pack::Built;
@@ -97,7 +98,7 @@ impl Plan {
             return Err(too_small());
         }
         let epoch = tree.newest.min(now());
-        let options = shape.options(epoch).map_err(Error::io("making a random UUID"))?;
+        let options = ext4::options(&shape, epoch).map_err(Error::io("making a random UUID"))?;
         let mut builder = FsBuilder::new(options)?;
         let names = tree.names();
         let mut handles = vec![None; tree.nodes.len()];

@@ -56,7 +56,7 @@ pub enum Error {
         /// The size asked for.
         bytes: u64,
         /// Why not.
-        source: piman_core::hosted::ext4::SizeError,
+        source: piman_core::install::geometry::SizeError,
     },
     /// A name that images cannot hold; extracting on the Pi can.
     #[error("`{name}` is not UTF-8, which an image cannot hold: install this archive with `--path archive`")]
