@@ -100,7 +100,9 @@ pub fn start(levels: Option<&str>, default: &str, format: Option<Format>) -> Res
     if tracing::subscriber::set_global_default(subscriber).is_ok() {
         // The core logs with `log`. Its records pass the same filter.
         let level = most.unwrap_or(tracing::level_filters::LevelFilter::OFF);
-        let _ = tracing_log::LogTracer::builder().with_max_level(tracing_log::AsLog::as_log(&level)).init();
+        let log = tracing_log::LogTracer::builder().with_max_level(tracing_log::AsLog::as_log(&level));
+        // It says what ordinary file systems have that no standard wants.
+        let _ = log.ignore_crate("fatfs").init();
     }
     if let Some(e) = unknown {
         tracing::warn!("{e}");

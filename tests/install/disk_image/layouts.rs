@@ -166,6 +166,21 @@ fn a_filesystem_that_contradicts_itself_is_copied_whole() {
     workshop.script("cmp -n 100663296 root <(tail -c +$((90112 * 512 + 1)) card)");
 }
 
+/// Small filesystems have small blocks, which only the kernel reads.
+#[test]
+#[cfg_attr(lacks = "filesystems", ignore = "needs mkfs.vfat")]
+fn the_only_root_filesystem_that_there_can_be() {
+    let workshop = Workshop::new();
+    workshop.root("root", "-b 1024 -L rootfs", "96M");
+    workshop.boot("boot", "console=tty1");
+    workshop.raspberry("pi.img");
+    let text = workshop.add(&["pi.img"]);
+    assert!(text.contains("the root filesystem is partition 2, which cannot be read here"), "{text}");
+    assert_eq!(workshop.kept().1.root, Some(2));
+    workshop.restored("card");
+    workshop.assert_same_files("card", &[("boot", 8192), ("root", 90112)]);
+}
+
 #[test]
 #[cfg_attr(lacks = "filesystems", ignore = "needs mkfs.vfat")]
 fn how_systems_grow() {

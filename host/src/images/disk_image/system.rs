@@ -62,10 +62,14 @@ impl<'f> System<'f> {
         let (boot, boot_files) =
             of(FilesystemKind::Fat).filter_map(read).find(|(_, files)| files.boots()).unzip();
         let boot_files: BootFiles = boot_files.unwrap_or_default();
-        let mut roots: Vec<(u8, Files<'f>)> = of(FilesystemKind::Ext)
-            .filter_map(|part| Some((part.number, Files::open(area(part))?)))
-            .filter(|(_, files)| is_root(files))
-            .collect();
+        let (mut roots, mut unread) = (Vec::<(u8, Files<'f>)>::new(), Vec::new());
+        for part in of(FilesystemKind::Ext) {
+            match Files::open(area(part)) {
+                Some(files) if is_root(&files) => roots.push((part.number, files)),
+                Some(_) => {}
+                None => unread.push(part.number),
+            }
+        }
         // Of two systems the one that is booted.
         let named = boot_files.command_line.as_deref().and_then(|line| named_root(line, parts));
         let place = roots.iter().position(|(number, _)| Some(*number) == named);
@@ -77,7 +81,12 @@ impl<'f> System<'f> {
         .unzip();
         let growth = growth(parts, &boot_files, files.as_ref());
         let command_line = boot_files.command_line;
-        Self { root: root.or(named), boot, growth, files, command_line }
+        // One that only the kernel can read, as with blocks of another size.
+        let only = match *unread {
+            [number] => Some(number),
+            _ => None,
+        };
+        Self { root: root.or(named).or(only), boot, growth, files, command_line }
     }
 }
 
