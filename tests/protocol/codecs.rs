@@ -205,7 +205,7 @@ proptest! {
         let mut highest = 0;
         for counter in counters {
             highest = highest.max(counter);
-            trust::remember(&disk, counter, &Layout::default(), false).unwrap();
+            trust::remember(&disk, counter, &Layout::default(), None).unwrap();
             prop_assert_eq!(trust::rollback_counter(&disk, size), highest);
         }
         let mut byte = [0];

@@ -194,19 +194,22 @@ impl Header {
     /// The header of the other copy, whose array begins in the sector `array`, out of the bytes of one that is right.
     #[must_use]
     pub fn moved(bytes: &[u8; HEADER], array: u64) -> [u8; HEADER] {
-        let mut moved = *bytes;
         let [here, there] = [bytes.get(24..32), bytes.get(32..40)].map(Option::unwrap_or_default);
-        let mut put = |at: usize, field: &[u8]| {
-            moved.iter_mut().skip(at).zip(field).for_each(|(place, byte)| *place = *byte);
-        };
-        put(24, there);
-        put(32, here);
-        put(72, &array.to_le_bytes());
-        put(16, &[0; 4]);
-        let sum = crc32(moved);
-        moved.iter_mut().skip(16).zip(sum.to_le_bytes()).for_each(|(place, byte)| *place = byte);
-        moved
+        with_fields(bytes, &[(24, there), (32, here), (72, &array.to_le_bytes())])
     }
+}
+
+/// A header with other fields, each at its place, and the checksum for them.
+fn with_fields(header: &[u8; HEADER], fields: &[(usize, &[u8])]) -> [u8; HEADER] {
+    let mut bytes = *header;
+    let mut put = |at: usize, field: &[u8]| {
+        bytes.iter_mut().skip(at).zip(field).for_each(|(place, byte)| *place = *byte);
+    };
+    fields.iter().for_each(|(at, field)| put(*at, field));
+    put(16, &[0; 4]);
+    let sum = crc32(bytes);
+    bytes.iter_mut().skip(16).zip(sum.to_le_bytes()).for_each(|(place, byte)| *place = byte);
+    bytes
 }
 
 impl Gpt {
@@ -332,21 +335,11 @@ pub fn fit(
         let grown = ((usable + 1) / grain * grain).saturating_sub(1).max(end);
         entry.get_mut(LAST..LAST + 8)?.copy_from_slice(&grown.to_le_bytes());
     }
-    let sum = crc32(array.iter().copied());
+    let sum = crc32(array.iter().copied()).to_le_bytes();
     let array_first = Fields(header.get(72..)?).u64();
     let copy = |here: u64, other: u64, array: u64| {
-        let mut bytes = *header;
-        let mut put = |at: usize, field: &[u8]| {
-            bytes.iter_mut().skip(at).zip(field).for_each(|(place, byte)| *place = *byte);
-        };
-        put(16, &[0; 4]);
-        for (at, number) in [(24, here), (32, other), (48, usable), (72, array)] {
-            put(at, &number.to_le_bytes());
-        }
-        put(88, &sum.to_le_bytes());
-        let sum = crc32(bytes);
-        bytes.iter_mut().skip(16).zip(sum.to_le_bytes()).for_each(|(place, byte)| *place = byte);
-        bytes
+        let [here, other, usable, array] = [here, other, usable, array].map(u64::to_le_bytes);
+        with_fields(header, &[(24, &here), (32, &other), (48, &usable), (72, &array), (88, &sum)])
     };
     let end = sectors - 1;
     Some(Fitted { first: copy(1, end, array_first), last: copy(end, 1, array_copy), array_copy })

@@ -79,12 +79,15 @@ pub struct PartMark {
     pub number: u32,
     /// Where it begins on the disk, in bytes.
     pub offset: u64,
-    /// A fingerprint of the kind and the identity of what is in it.
+    /// A fingerprint of the kind and the identity of the filesystem in it; 0: none that stays the same.
     pub content: u64,
 }
 
 /// The most partitions that a proof names.
 pub const PARTS_MAX: usize = 32;
+
+/// How far before the first partition the proof of a whole disk's image may lie, in bytes.
+pub const GAP_MAX: u64 = 16 << 20;
 
 impl DiskMarks {
     fn parse(text: &str) -> Option<Self> {

@@ -95,6 +95,12 @@ impl Card {
         self.proof().map_or(0, |proof| proof.counter)
     }
 
+    /// Whether the image of a whole disk brought the partition with this number.
+    pub(crate) fn brought(&self, number: u32) -> bool {
+        let marks = self.proof().and_then(|proof| proof.disk.as_ref());
+        marks.is_some_and(|marks| marks.parts.iter().any(|part| part.number == number))
+    }
+
     /// Whether it is the image of a whole disk.
     pub(crate) fn is_whole_disk(&self) -> bool {
         self.proof().is_some_and(|proof| proof.disk.is_some())

@@ -2,21 +2,22 @@
 //! bound to.
 //!
 //! The image brings its own partition table, and grows by its own means at its first boot: partitions get longer, the
-//! disk gets another identifier, there may be more partitions. Where a partition begins, and the identity of the
-//! filesystem in it, stay. A card that another program has written since has others.
+//! disk gets another identifier, there may be more partitions, and some are only then given a filesystem. Where a
+//! partition begins, and the identity of a filesystem that is written to, stay. A card that another program has written
+//! since has others.
 
 use std::fs::File;
 
-use piman_core::install::receipt::{DiskMarks, PARTS_MAX, PartMark, Proof, SIZE};
+use piman_core::install::receipt::{DiskMarks, GAP_MAX, PARTS_MAX, PartMark, Proof, SIZE};
 
 use super::content::filesystem::{detect, is_ext};
 use super::content::fingerprint;
 use super::content::source::{DiskSource, Region, Unreadable};
 use super::content::table::{self, Part, Table};
-use super::disk::{RootArea, sector_bytes};
+use super::disk::{RootArea, is_root_withheld, sector_bytes};
 
-/// How far before the first partition a proof is looked for, in bytes.
-const GAP_MAX: u64 = 16 << 20;
+/// Filesystems that live as long as the system on them. Others are made anew by updates (squashfs), or at the first boot.
+const LASTING: [&str; 8] = ["ext2", "ext3", "ext4", "vfat", "btrfs", "xfs", "f2fs", "exfat"];
 /// How much is read at once, in bytes.
 const PIECE: u64 = 1 << 20;
 
@@ -42,7 +43,7 @@ pub(crate) fn find(disk: &File, bytes: u64) -> Result<Option<WholeDisk>, Unreada
     for mark in &marks.parts {
         let part = table.parts.iter().find(|part| (part.number, part.offset) == (mark.number, mark.offset));
         let Some(part) = part else { return Ok(None) };
-        if content(&whole, part)? != mark.content {
+        if mark.content != 0 && content(&whole, part)? != mark.content {
             return Ok(None);
         }
     }
@@ -50,14 +51,26 @@ pub(crate) fn find(disk: &File, bytes: u64) -> Result<Option<WholeDisk>, Unreada
     Ok(Some(WholeDisk { proof, root }))
 }
 
-/// Where a proof lies in the gap, in bytes, whatever it is bound to.
+/// Where a proof lies in the gap, in bytes, whatever it is bound to. While an installation is under way nothing says where
+/// the gap was.
 ///
 /// # Errors
 /// If the disk cannot be read.
 pub(crate) fn proof_at(disk: &File, bytes: u64) -> Result<Option<u64>, Unreadable> {
     let source = DiskSource { file: disk, bytes, sector: sector_bytes(disk) };
     let whole = Region::whole(&source);
-    Ok(proof_in_gap(&whole, &table::read(&whole)?)?.map(|(at, _)| at))
+    let found = match is_root_withheld(disk) {
+        true => last_proof(&whole, GAP_MAX)?,
+        false => proof_in_gap(&whole, &table::read(&whole)?)?,
+    };
+    Ok(found.map(|(at, _)| at))
+}
+
+/// Whether a proof may lie there, on a disk with this table: where it is looked for, and nothing else is.
+pub(crate) fn is_in_gap(table: &Table, offset: u64) -> bool {
+    let first = table.parts.iter().map(|part| part.offset).min();
+    let after = offset.saturating_add(SIZE as u64);
+    offset > 0 && first.is_some_and(|first| after <= first && first - offset <= GAP_MAX)
 }
 
 /// What the proof of an image is to be bound to, and where its root filesystem is. `whole` is the disk as it will be.
@@ -87,16 +100,21 @@ pub(crate) fn root_of(whole: &Region<'_>, table: &Table, root: u8) -> Result<Opt
 fn content(whole: &Region<'_>, part: &Part) -> Result<u64, Unreadable> {
     let found = detect(&whole.part(part.offset, part.length))?;
     // The kinds of ext differ by features, which may be switched on.
-    let kind = |kind: &'static str| if kind.starts_with("ext") && kind != "exfat" { "ext" } else { kind };
-    Ok(match &found {
-        Some(found) => fingerprint(&[kind(found.kind).as_bytes(), &found.identity]),
-        None => fingerprint(&[]),
-    })
+    let kind = |kind: &'static str| if kind.starts_with("ext") { "ext" } else { kind };
+    let lasting = found.filter(|found| LASTING.contains(&found.kind));
+    Ok(lasting.map_or(0, |found| fingerprint(&[kind(found.kind).as_bytes(), &found.identity])))
 }
 
 /// The last block before the first partition that is a proof of a whole disk's image, and where it is.
 fn proof_in_gap(whole: &Region<'_>, table: &Table) -> Result<Option<(u64, Proof)>, Unreadable> {
-    let Some(end) = table.parts.iter().map(|part| part.offset).min() else { return Ok(None) };
+    match table.parts.iter().map(|part| part.offset).min() {
+        Some(end) => last_proof(whole, end),
+        None => Ok(None),
+    }
+}
+
+/// The last block before `end` that is one.
+fn last_proof(whole: &Region<'_>, end: u64) -> Result<Option<(u64, Proof)>, Unreadable> {
     let end = end.min(whole.length()) / SIZE as u64 * SIZE as u64;
     let mut piece = vec![0; usize::try_from(PIECE).unwrap_or(0)];
     let mut upper = end;

@@ -50,6 +50,11 @@ impl Pending {
         self.first = block;
     }
 
+    /// Where the proof goes.
+    pub(crate) fn proof_offset(&self) -> u64 {
+        self.proof_offset
+    }
+
     /// From where to where there are chunks, in order.
     pub(crate) fn covered(&self) -> &[(u64, u64)] {
         &self.covered

@@ -27,11 +27,9 @@ pub(super) fn erase_proof(
 ) -> Result<(RootArea, Begun), Failure> {
     let layout = &plan.layout;
     let root = disk.root_area(layout)?;
-    trust::raise(disk.file(), disk.bytes(), layout).or_fail(
-        Stage::Partition,
-        Cause::Disk,
-        format!("keeping on {disk} which image it had"),
-    )?;
+    let keeping = || format!("keeping on {disk} which image it had");
+    let counter = trust::raise(disk.file(), disk.bytes(), layout);
+    let counter = counter.or_fail(Stage::Partition, Cause::Disk, keeping())?;
     // Where the old table has its root filesystem, which may be another place than ours.
     let old = inspect::root(disk.file(), disk.bytes()).filter(|old| old.offset != root.offset);
     // And the proof of a whole disk's image, which is found by that table.
@@ -60,6 +58,8 @@ pub(super) fn erase_proof(
         disk.give_back(&begun)?;
         return Err(failure);
     }
+    // Also where the image of a whole disk had something of its own, which goes now.
+    trust::remember(disk.file(), counter, layout, None).or_fail(Stage::Partition, Cause::Disk, keeping())?;
     if plan.discard {
         discard(disk, layout, &begun)?;
     }

@@ -81,7 +81,7 @@ impl Keep {
 /// `ordered` is the fingerprint in the server's order. It is in every order: that somebody was shown what is erased it
 /// says only where no order is made without.
 ///
-/// With the image of a `whole_disk` nothing can be left alone; of one that is there everything is the image's.
+/// With the image of a `whole_disk` nothing can be left alone; of one that is there the partitions that it brought go.
 ///
 /// # Errors
 /// [`Cause::Refused`] if the installation would erase what is to be kept, or what nobody has decided on.
@@ -97,9 +97,6 @@ pub(super) fn check(
             "the server installs the image of a whole disk, whose partition table has no place for what --keep-data keeps \
              on {disk}: {NONE}, or assign an archive to this Pi"
         )));
-    }
-    if found.card.is_whole_disk() {
-        return Ok(None);
     }
     let wanted = disk.data_area(&plan.layout)?;
     if plan.keep == Keep::None {
@@ -123,7 +120,8 @@ pub(super) fn check(
     };
     let is_wanted = |part: &Part| part.number == NUMBER && wanted == Some(area(part));
     let kept = wanted.filter(|_| parts.iter().any(is_wanted));
-    for part in parts.iter().filter(|part| !matches!(part.number, 1 | 2) && !is_wanted(part)) {
+    let is_ours = |part: &Part| matches!(part.number, 1 | 2) || found.card.brought(part.number);
+    for part in parts.iter().filter(|part| !is_ours(part) && !is_wanted(part)) {
         let content = Content::of(&whole.part(part.offset, part.length));
         if !decided || content.is_named(plan) {
             return Err(refusal(lost(disk, part, &content, (wanted, kept))));

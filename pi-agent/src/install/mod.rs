@@ -179,6 +179,7 @@ pub fn attempt(plan: &Plan, machine: &mut Machine, progress: &Arc<Progress>) -> 
     let opened = plan.disk.open_path().and_then(|path| open(plan, &path));
     let (disk, root) = opened.inspect_err(|failure| _ = report_early(plan, failure))?;
     let (disk, found) = judge(plan, disk, as_root).inspect_err(|failure| _ = report_early(plan, failure))?;
+    let seen = disk.seen();
     let said = format!("{disk}: {found}");
     if machine.said != said {
         log::info!("{said}");
@@ -232,9 +233,14 @@ pub fn attempt(plan: &Plan, machine: &mut Machine, progress: &Arc<Progress>) -> 
     let whole_disk = offer.and_then(|o| o.image).is_some_and(|image| image.whole_disk);
     let done = plan.erase.check(&disk, &found, ordered, plan).and_then(|()| {
         let kept = keep::check(plan, &disk, &found, ordered, whole_disk)?;
+        // It may have waited for hours.
+        disk.is_still(&seen)?;
         may_erase(plan, &disk, &found)?;
         may_enrol(plan)?;
         let offer = trusted(plan, &disk, offer)?;
+        if whole_disk && offer.is_none_or(|o| o.image.is_none()) {
+            return Err(unsigned());
+        }
         Ok((format(plan, &disk, (offer, kept), as_root, progress)?, offer))
     });
     let (done, offer) = match done {
@@ -246,7 +252,8 @@ pub fn attempt(plan: &Plan, machine: &mut Machine, progress: &Arc<Progress>) -> 
     };
     let took = began.elapsed();
     let more = offer.map(|o| o.more).unwrap_or_default();
-    if let Err(e) = trust::remember(disk.file(), more.counter, &plan.layout, whole_disk) {
+    let of_whole_disk = whole_disk.then_some(disk.bytes());
+    if let Err(e) = trust::remember(disk.file(), more.counter, &plan.layout, of_whole_disk) {
         log::warn!("{disk} does not keep the counter against older images: {e}");
     }
     let told = reporter.installed(done.image, more.installation);
@@ -419,6 +426,15 @@ fn trusted(plan: &Plan, disk: &Disk, offer: Option<Offer>) -> Result<Option<Offe
     };
     let rollback_counter = trust::rollback_counter(disk.file(), disk.bytes());
     key.check(offer, &plan.identity, rollback_counter, |port| dial(plan, port)).map(Some)
+}
+
+/// Nothing of a disk image can be installed but its chunks.
+fn unsigned() -> Failure {
+    let error = anyhow!(
+        "the signed manifest does not name the chunks of the disk image that the server offers: sign it again with \
+         `piman image sign`; nothing was changed"
+    );
+    Failure { stage: Stage::Disk, cause: Cause::Refused, error }
 }
 
 fn format(

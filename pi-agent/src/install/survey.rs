@@ -65,9 +65,11 @@ fn survey(plan: &Plan, disk: Disk, as_root: bool) -> Result<(Disk, Found), Failu
 
 /// The same disk again, after something else had it.
 fn reopen(plan: &Plan, disk: Disk) -> Result<Disk, Failure> {
-    let path = disk.path().to_owned();
+    let (path, seen) = (disk.path().to_owned(), disk.seen());
     drop(disk);
-    Ok(open(plan, &path)?.0)
+    let disk = open(plan, &path)?.0;
+    disk.is_still(&seen)?;
+    Ok(disk)
 }
 
 /// Has the kernel replay the journal of a system that was switched off, as it would to boot it.

@@ -19,7 +19,7 @@ use crate::card::content::table::{Part, Table, gpt_headers};
 use crate::card::disk::{Disk, Planned, RootArea};
 use crate::card::mount::Mounted;
 use crate::card::scratch_dir::ScratchDir;
-use crate::card::whole_disk::{marks, proof_at, root_of};
+use crate::card::whole_disk::{is_in_gap, marks, proof_at, root_of};
 use crate::failure::{Cause, Failure, OrFail};
 use crate::image::{self, Area, Order, Retry};
 use crate::telemetry::display::size;
@@ -63,6 +63,9 @@ pub(super) fn install(
         Cause::Disk,
         what(),
     )?;
+    if !is_in_gap(&table, pending.proof_offset()) {
+        return Err(no_gap());
+    }
     wipe_left_over(disk, &region, &table, pending.covered()).or_fail(Stage::Commit, Cause::Disk, what())?;
     if of.grows {
         grow(disk, as_root, &region, &table, progress)?;
@@ -76,18 +79,14 @@ pub(super) fn install(
     image::commit(&area, &pending, &proof.encode())?;
     let summary = pending.summary;
     summary.log();
-    let mounted = match (&plan.boot_from, &root) {
-        (Some(place), Some(root)) => {
-            progress.begin(Stage::Mount, 0);
-            Some(Mounted::new(&disk.root_node(root)?, place)?)
-        }
-        _ => None,
-    };
-    if let Some(root) = root.as_ref().filter(|_| disk.is_device() && mounted.is_none()) {
-        // Whoever mounts it next must not see what the kernel knew of the old partitions.
-        let what = "showing the partitions to the kernel";
-        disk.root_node(root).map(drop).or_fail(Stage::Mount, Cause::Disk, what)?;
-    }
+    // Whoever mounts it next must not see what the kernel knew of the old partitions.
+    disk.show_partitions();
+    let mounted = plan.boot_from.as_ref().zip(root.as_ref()).and_then(|(place, root)| {
+        progress.begin(Stage::Mount, 0);
+        let mounted = disk.root_node(root).and_then(|node| Mounted::new(&node, place));
+        // It is installed all the same.
+        mounted.inspect_err(|failure| log::warn!("{failure}")).ok()
+    });
     Ok(Done {
         image: offer.id,
         way: Way::Image,
@@ -96,6 +95,15 @@ pub(super) fn install(
         area: root,
         root: mounted,
     })
+}
+
+/// What has the proof somewhere else would never be known again.
+fn no_gap() -> Failure {
+    let error = anyhow!(
+        "the chunk table of the image has no place for a proof before the first partition: add the image again on the \
+         server"
+    );
+    Failure { stage: Stage::Commit, cause: Cause::Image, error }
 }
 
 /// The system on the disk cannot be switched into.
@@ -124,7 +132,7 @@ fn check_sector(disk: &Disk, of: WholeDisk) -> Result<(), Failure> {
 /// what others would recognise of what was on it. A disk that has not the room gets back what was taken from it.
 fn erase_disk(plan: &Plan, disk: &Disk, area: &Area<'_>) -> Result<(), Failure> {
     let what = || format!("erasing what was on {disk}");
-    trust::raise(disk.file(), disk.bytes(), &plan.layout).or_fail(
+    let counter = trust::raise(disk.file(), disk.bytes(), &plan.layout).or_fail(
         Stage::Partition,
         Cause::Disk,
         format!("keeping on {disk} which image it had"),
@@ -144,6 +152,8 @@ fn erase_disk(plan: &Plan, disk: &Disk, area: &Area<'_>) -> Result<(), Failure> 
         put(disk, 0, &before).or_fail(Stage::Disk, Cause::Disk, what())?;
         return Err(failure);
     }
+    let first = trust::first_block(&withheld.write(), counter);
+    put(disk, 0, &first).or_fail(Stage::Partition, Cause::Disk, what())?;
     if plan.discard {
         let behind = RootArea { offset: BLOCK, length: disk.bytes().saturating_sub(BLOCK) };
         match disk.discard(behind) {
@@ -214,8 +224,13 @@ fn grow(
     }
     progress.begin(Stage::Filesystem, 0);
     let place = ScratchDir::scratch()?;
-    let node = disk.root_node(&area)?;
-    let mounted = Mounted::new(&node, place.path())?;
+    let mounted = match disk.root_node(&area).and_then(|node| Mounted::new(&node, place.path())) {
+        Ok(mounted) => mounted,
+        Err(failure) => {
+            log::warn!("the last filesystem on {disk} keeps its size: {failure}");
+            return Ok(());
+        }
+    };
     match mounted.grow(area.length) {
         Ok(()) => log::info!("the last filesystem on {disk} has {} now", size(area.length)),
         Err(e) => log::warn!("the last filesystem on {disk} keeps its size: growing it: {e:#}"),

@@ -18,7 +18,7 @@ use piman_core::install::fetch::{Kind, Request};
 use piman_core::install::manifest::{self, BYTES_MAX, Manifest};
 use piman_core::install::{Offer, Stage};
 
-pub use rollback::{raise, remember, rollback_counter};
+pub use rollback::{first_block, raise, remember, rollback_counter};
 
 use crate::failure::{Cause, Failure};
 use crate::fetch::{Link, Retry, Source};

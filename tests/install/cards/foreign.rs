@@ -120,6 +120,42 @@ fn a_foreign_card_waits_until_it_is_ordered_to_be_erased() {
     }
 }
 
+/// The order names what was seen, and what is there now is something else.
+#[test]
+#[cfg_attr(lacks = "root", ignore = "needs root")]
+#[cfg_attr(lacks = "sfdisk", ignore = "needs sfdisk (fdisk)")]
+fn what_is_put_in_its_place_while_it_waits_is_not_erased() {
+    let root = lab::Root::new("swapped", 300_000);
+    let state = tempfile::tempdir().unwrap();
+    let options = ["--allow-unfit", "--policy", "blank=wait"];
+    let server = Server::start_by(&mut Server::strict(&root.archive, state.path(), &options), state.path());
+    server.wait_log("is good");
+    let serial = "00000000cafe0004";
+    for (path, swapped) in [("archive", false), ("image", true)] {
+        let card = state.path().join(format!("{path}.img"));
+        File::create(&card).unwrap().set_len(lab::CARD).unwrap();
+        let plan = Plan { erase: Consent::default(), ..lab::plan(&server, &card, path) };
+        let pi = std::thread::spawn(move || attempt(&plan));
+        until("it waits", || server.piman(&["devices"]).contains("waits: blank"));
+        // Another card in the same reader, or another file of this name.
+        let other = with_table(state.path(), "other.img", TABLE);
+        File::options().write(true).open(&other).unwrap().set_len(lab::CARD).unwrap();
+        if swapped {
+            std::fs::rename(&other, &card).unwrap();
+        } else {
+            let mut table = [0; 512];
+            File::open(&other).unwrap().read_exact_at(&mut table, 0).unwrap();
+            File::options().write(true).open(&card).unwrap().write_all_at(&table, 0).unwrap();
+        }
+        let before = digest(&card);
+        server.piman(&["install", serial, "--yes"]);
+        let failure = pi.join().unwrap().unwrap_err();
+        assert!(failure.to_string().contains("is another disk, or holds something else"), "{failure}");
+        assert_eq!(digest(&card), before, "{path}: something was written");
+        server.piman(&["reinstall", serial, "--cancel"]);
+    }
+}
+
 /// A disk that fails where a table has its copy is not blank.
 #[test]
 #[cfg_attr(lacks = "root", ignore = "needs root")]

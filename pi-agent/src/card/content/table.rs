@@ -43,7 +43,7 @@ pub(crate) struct Table {
 const PROTECTIVE: u8 = 0xee;
 const EXTENDED: [u8; 3] = [0x05, 0x0f, 0x85];
 /// Logical partitions that are followed; a chain that is a ring ends here.
-const LOGICAL_MAX: u32 = 32;
+const LOGICAL_MAX: u32 = 128;
 /// Entries of a GPT that are looked at: what every program makes.
 const ENTRIES_MAX: u32 = 128;
 const GPT: &[u8; 8] = b"EFI PART";
@@ -99,11 +99,14 @@ fn part(disk: &Region<'_>, number: u32, first: u64, count: u64) -> Part {
 /// The chain of tables in an extended partition: each has one partition and the place of the next.
 fn logical(disk: &Region<'_>, extended: u64, parts: &mut Vec<Part>) -> Result<(), Unreadable> {
     let mut at = extended;
-    for number in 5..5 + LOGICAL_MAX {
+    // A table without a partition has no number.
+    let mut number = 5;
+    for _ in 0..LOGICAL_MAX {
         let sector = disk.bytes(at.saturating_mul(disk.sector()))?;
         let Ok(Mbr { partitions: [one, next, ..], .. }) = Mbr::read(&sector) else { break };
         if one.is_used() {
             parts.push(part(disk, number, at.saturating_add(one.first.into()), one.sectors.into()));
+            number += 1;
         }
         if !next.is_used() {
             break;

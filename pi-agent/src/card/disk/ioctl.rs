@@ -162,6 +162,8 @@ pub(super) fn free_loop(control: &File) -> io::Result<i32> {
 pub(super) enum Loop {
     /// To write to, in sectors of 4096 bytes.
     Writable,
+    /// To write to, in sectors of 512 bytes, for a filesystem with small blocks.
+    Small,
     /// To look at, in sectors of 512 bytes, so that a filesystem of any block size can be mounted.
     ReadOnly,
 }
@@ -173,6 +175,7 @@ pub(super) fn bind_loop(device: &File, file: &File, offset: u64, length: u64, ho
     const LO_FLAGS_AUTOCLEAR: u32 = 4;
     let (flags, block_size) = match how {
         Loop::Writable => (LO_FLAGS_AUTOCLEAR, 4096),
+        Loop::Small => (LO_FLAGS_AUTOCLEAR, 512),
         Loop::ReadOnly => (LO_FLAGS_AUTOCLEAR | LO_FLAGS_READ_ONLY, 512),
     };
     let info = LoopInfo {

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `usage` | who uses a disk, so that it must not be touched; what it calls itself |
 //! | `table` | the partition table of either kind and the boot partition |
+//! | `seen` | whether a disk is still the one that was looked at |
 //! | `fitted` | the partition table of a whole disk's image, fitted to the disk |
 //! | `discard` | telling a disk what is not needed any more |
 //! | `layout_file` | layouts as `sfdisk --dump` writes them |
@@ -18,6 +19,7 @@ mod fitted;
 pub(in crate::card) mod ioctl;
 mod layout_file;
 mod node;
+mod seen;
 mod table;
 mod usage;
 mod window;

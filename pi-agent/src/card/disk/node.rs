@@ -3,7 +3,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::ErrorKind;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -49,6 +49,17 @@ impl Disk {
         node.or_fail(Stage::Partition, Cause::Disk, format!("finding the root partition of {self}"))
     }
 
+    /// Has the kernel take note of the partitions of a device; from here on others may mount. Where it cannot, as on a
+    /// loop device, it is told of each that is needed.
+    pub(crate) fn show_partitions(&self) {
+        if self.device {
+            let claim = self.take_claim();
+            if let Err(e) = ioctl::reread_partitions(claim.as_ref().unwrap_or(&self.file)) {
+                log::debug!("the kernel does not read the partition table of {self} again: {e}");
+            }
+        }
+    }
+
     fn partition_node(&self, root: &RootArea) -> anyhow::Result<RootNode> {
         let disk = usage::sysfs(self.file.metadata()?.rdev());
         let deadline = Instant::now() + NODE_DEADLINE;
@@ -90,7 +101,11 @@ impl Disk {
     }
 
     fn loop_node(&self, root: &RootArea) -> anyhow::Result<RootNode> {
-        loop_device(&self.file, root, ioctl::Loop::Writable)
+        // Where the superblock of ext4 says how large its blocks are: the kernel mounts none that are smaller than sectors.
+        let mut log = [0; 4];
+        let read = self.file.read_exact_at(&mut log, root.offset + 1024 + 24);
+        let small = read.is_ok() && u32::from_le_bytes(log) < 2;
+        loop_device(&self.file, root, if small { ioctl::Loop::Small } else { ioctl::Loop::Writable })
     }
 }
 
@@ -114,7 +129,7 @@ fn loop_device(file: &File, root: &RootArea, how: ioctl::Loop) -> anyhow::Result
     let mut tries = 0;
     loop {
         let path = PathBuf::from(format!("/dev/loop{}", ioctl::free_loop(&control)?));
-        let device = open(&path, how == ioctl::Loop::Writable)?;
+        let device = open(&path, how != ioctl::Loop::ReadOnly)?;
         match ioctl::bind_loop(&device, file, root.offset, root.length, how) {
             Ok(()) => return Ok(RootNode { path, _device: device }),
             // Somebody else was faster with that number.
