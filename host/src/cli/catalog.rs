@@ -147,7 +147,6 @@ pub fn add(args: &AddArgs) -> anyhow::Result<String> {
         bail!("{shown} is not fit for a Pi: {unfit}{hint}. Nothing was added; --force takes it as it is");
     }
     let first = state.catalogue()?.images.is_empty() && args.whom.is_empty();
-    state.edit(&Edit::Add { name: name.clone(), path: path.clone(), takes_unfit: args.force })?;
     let seconds = began.elapsed().as_secs_f64();
     let mut out = match form {
         Form::DiskImage => {
@@ -162,6 +161,7 @@ pub fn add(args: &AddArgs) -> anyhow::Result<String> {
             content.id,
         ),
     };
+    state.edit(&Edit::Add { name: name.clone(), path: path.clone(), takes_unfit: args.force })?;
     if let Some(kept) = kept {
         kept.keep()?;
         // Writing to a string does not fail.

@@ -1,9 +1,10 @@
 //! Files in the root filesystem of an image, read without mounting it. It may be damaged on purpose: every list has a
 //! limit.
 
+use std::cell::Cell;
 use std::collections::VecDeque;
 
-use anyhow::{bail, ensure};
+use anyhow::{Context, bail, ensure};
 use mkext4::reader::{FileExtent, Fs};
 use mkext4::spec::extent::{self, Extent, ExtentHeader, ExtentIdx};
 use mkext4::spec::inode::FileType;
@@ -23,19 +24,31 @@ const LINKS_MAX: u32 = 40;
 const DEPTH_MAX: usize = 128;
 /// As many names are looked at.
 const NAMES_MAX: usize = 4 << 20;
+/// As many bytes of directories are read, and of paths kept, in all: a directory may be in itself.
+const BYTES_MAX: u64 = 1 << 30;
 
 /// The files of a filesystem.
-pub(super) struct Files<'f>(Fs<Area<'f>>);
+pub(super) struct Files<'f> {
+    fs: Fs<Area<'f>>,
+    /// How much may still be read.
+    left: Cell<u64>,
+}
 
 impl<'f> Files<'f> {
     /// `None` if it cannot be read here.
     pub(super) fn open(partition: Area<'f>) -> Option<Self> {
         let fs = ext4::is_sound(&partition).then(|| reader::open(partition));
-        fs?.ok().map(Self)
+        Some(Self { fs: fs?.ok()?, left: Cell::new(BYTES_MAX) })
+    }
+
+    fn spend(&self, bytes: u64) -> anyhow::Result<()> {
+        let left = self.left.get().checked_sub(bytes);
+        self.left.set(left.context("there is more in its directories than any system has")?);
+        Ok(())
     }
 
     pub(super) fn inode(&self, number: u32) -> anyhow::Result<Inode> {
-        Ok(self.0.inode(number)?)
+        Ok(self.fs.inode(number)?)
     }
 
     /// Where a file's content is.
@@ -53,7 +66,7 @@ impl<'f> Files<'f> {
                 if header.depth > 0 {
                     blocks += 1;
                     ensure!(blocks <= MAP_MAX, "a file is in too many pieces");
-                    nodes.push_back(self.0.read_block(ExtentIdx::decode(entry).leaf)?);
+                    nodes.push_back(self.fs.read_block(ExtentIdx::decode(entry).leaf)?);
                 } else {
                     let extent = Extent::decode(entry);
                     map.push(FileExtent {
@@ -76,7 +89,7 @@ impl<'f> Files<'f> {
     pub(super) fn head(&self, inode: &Inode, most: usize) -> anyhow::Result<Vec<u8>> {
         let length = usize::try_from(inode.size).unwrap_or(most).min(most);
         let mut content = vec![0; length];
-        let read = self.0.read_file_at(inode, &self.map(inode)?, 0, &mut content)?;
+        let read = self.fs.read_file_at(inode, &self.map(inode)?, 0, &mut content)?;
         content.truncate(read);
         Ok(content)
     }
@@ -92,13 +105,14 @@ impl<'f> Files<'f> {
     pub(super) fn names(&self, inode: &Inode) -> anyhow::Result<Vec<(Vec<u8>, u32)>> {
         ensure!(inode.file_type() == FileType::Dir, "it is no directory");
         ensure!(inode.size <= DIRECTORY_MAX, "a directory is too long");
+        self.spend(inode.size)?;
         let mut names = Vec::new();
         for extent in self.map(inode)? {
             for block in 0..u64::from(extent.len) {
                 if (u64::from(extent.logical) + block) * super::BLOCK >= inode.size {
                     break;
                 }
-                let content = self.0.read_block(extent.physical + block)?;
+                let content = self.fs.read_block(extent.physical + block)?;
                 for entry in DirentIter::new(&content) {
                     let entry = entry?;
                     if !matches!(entry.name, b"." | b"..") {
@@ -171,6 +185,7 @@ impl<'f> Files<'f> {
                 let inode = self.inode(child)?;
                 each(&full, child, &inode)?;
                 if inode.file_type() == FileType::Dir {
+                    self.spend(full.len() as u64)?;
                     ensure!(depth < DEPTH_MAX, "there are too many folders in one another");
                     folders.push((full, child, depth + 1));
                 }

@@ -33,8 +33,9 @@ mod used;
 
 use std::fs::File;
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use piman_core::hosted::unpack::packing;
+use piman_core::install::table::{CHUNK_MAX, CHUNKS_MAX};
 
 use crate::images::fitness::Fitness;
 use area::Area;
@@ -127,6 +128,14 @@ impl DiskImage {
         let mut partitions: Vec<Part> = table.slots.iter().map(|slot| part(&image, slot)).collect();
         partitions.sort_unstable_by_key(|p| p.number);
         let used = used::used(&image, &table, &partitions, mapped).context("finding what is used")?;
+        let chunks: u64 =
+            used.runs.iter().map(|(start, end)| (end - start).div_ceil(CHUNK_MAX.into()) + 1).sum();
+        ensure!(
+            chunks <= CHUNKS_MAX.into(),
+            "it has more than {CHUNKS_MAX} chunks of {} MiB that are used, which no agent takes: make it smaller, or give \
+             a bmap of it",
+            CHUNK_MAX >> 20
+        );
         let system = system::System::find(&image, &partitions);
         let fitness = inspect::fitness(&image, &table, &partitions, &system, &used.whole);
         // A GPT needs its copy behind the last partition.

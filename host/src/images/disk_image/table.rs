@@ -145,13 +145,13 @@ impl Table {
         let kind = if is_hybrid { TableKind::Hybrid } else { TableKind::Gpt };
         let (table, backup, repair) = match copies {
             [Ok(first), last] => {
-                let backup = last.ok().map(|last| last.array_at..image.length());
+                let backup = last.ok().map(|last| last.backup(image.length()));
                 (first, backup, Vec::new())
             }
             [Err(_), Ok(last)] => {
                 let header = Header::moved(&last.header, 2);
                 let repair = vec![(SECTOR, header.to_vec()), (2 * SECTOR, last.array.clone())];
-                let backup = last.array_at..image.length();
+                let backup = last.backup(image.length());
                 (Copy { array_at: 2 * SECTOR, ..last }, Some(backup), repair)
             }
             [Err(first), Err(last)] => {
@@ -165,7 +165,7 @@ impl Table {
             kind,
             slots: table.slots()?,
             end: table.array_at + table.array.len() as u64,
-            backup: backup.map(|range| (range.start, range.end)),
+            backup,
             repair,
         })
     }
@@ -289,7 +289,20 @@ struct Copy {
     array: Vec<u8>,
 }
 
+/// How far before the header of the copy at the end its entries may begin to be where every program has them, in bytes.
+const BACKUP_MAX: u64 = 64 << 10;
+
 impl Copy {
+    /// What of the end of an image of so many bytes is this copy's. What is elsewhere is copied like anything else.
+    fn backup(&self, length: u64) -> (u64, u64) {
+        let header = (length / SECTOR).saturating_sub(1) * SECTOR;
+        let distance = header.checked_sub(self.array_at).filter(|distance| *distance <= BACKUP_MAX);
+        match distance.filter(|distance| self.array.len() as u64 <= *distance) {
+            Some(_) => (self.array_at, length),
+            None => (header, length),
+        }
+    }
+
     fn read(image: &Area<'_>, sector: u64) -> anyhow::Result<Self> {
         let bytes = image.bytes::<{ gpt::HEADER }>(sector.saturating_mul(SECTOR))?;
         let header = Header::read(&bytes, sector).context("its header is damaged")?;

@@ -1,7 +1,7 @@
 //! Which blocks of a disk image have to be on a card, and where the block for the proof is.
 
 use anyhow::{Context, bail};
-use piman_core::install::receipt::Proof;
+use piman_core::install::receipt::{GAP_MAX, Proof};
 
 use super::area::{Area, is_zero};
 use super::filesystem::FilesystemKind;
@@ -136,7 +136,8 @@ fn gaps(
 
 /// The last block of zeros between the table and the first partition that nobody else keeps anything in.
 fn proof_place(image: &Area<'_>, table_end: u64, first: u64) -> anyhow::Result<u64> {
-    let lowest = table_end.div_ceil(BLOCK).max(1) * BLOCK;
+    // As far back as an agent looks for it.
+    let lowest = (table_end.div_ceil(BLOCK).max(1) * BLOCK).max(first.saturating_sub(GAP_MAX));
     let mut at = first / BLOCK * BLOCK;
     while at >= lowest + BLOCK {
         at -= BLOCK;

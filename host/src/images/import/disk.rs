@@ -226,7 +226,7 @@ fn fill(from: &mut dyn Read, buf: &mut [u8]) -> io::Result<usize> {
 /// A disk or card reader: read only, and while nobody writes to it.
 pub(super) fn open_card(path: &Path) -> anyhow::Result<(File, u64)> {
     use std::io::{Seek, SeekFrom};
-    use std::os::unix::fs::{FileTypeExt, MetadataExt};
+    use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
     let shown = path.display();
     let opening = || format!("opening {shown}");
     let mut file = File::open(path).with_context(opening)?;
@@ -241,6 +241,17 @@ pub(super) fn open_card(path: &Path) -> anyhow::Result<(File, u64)> {
         bail!(
             "a partition of {shown} is mounted at {place} and may be written to: unmount it first, with `umount {place}`"
         );
+    }
+    // The kernel knows who else has it, or a partition of it. Who mounts it only to read changes nothing.
+    let exclusive = rustix::fs::OFlags::EXCL.bits().cast_signed();
+    match File::options().read(true).custom_flags(exclusive).open(path) {
+        Ok(alone) => file = alone,
+        Err(e) if e.kind() == io::ErrorKind::ResourceBusy => ensure!(
+            devices(meta.rdev()).iter().any(|device| is_mounted(&mounts, device)),
+            "{shown} is in use, by swap, a RAID, LVM, an encrypted or a btrfs filesystem, or outside of this container: \
+             end that first"
+        ),
+        Err(e) => return Err(e).with_context(opening),
     }
     let length = file.seek(SeekFrom::End(0)).with_context(|| format!("finding the size of {shown}"))?;
     Ok((file, length))
@@ -257,6 +268,10 @@ fn devices(disk: u64) -> Vec<String> {
         }
     }
     devices
+}
+
+fn is_mounted(mounts: &str, device: &str) -> bool {
+    mounts.lines().any(|line| line.split(' ').nth(2) == Some(device))
 }
 
 /// Where this device is mounted so that it may be written to, by what the kernel says of mounts.

@@ -16,6 +16,10 @@ use super::whiteout::Whiteout;
 
 /// Symbolic links that a name may lead through.
 const LINKS_MAX: u32 = 40;
+/// As many nodes are kept: a name may have hundreds of directories that no entry describes.
+const NODES_MAX: usize = 8 << 20;
+/// As many components of names are followed, links and all, in all layers together.
+const STEPS_MAX: u64 = 1 << 28;
 
 /// A component of a path.
 pub(super) type Name = Arc<[u8]>;
@@ -29,6 +33,7 @@ pub(super) struct Tree {
     nodes: Vec<Node>,
     entries: u64,
     names: u64,
+    steps: u64,
     limits: Limits,
 }
 
@@ -81,7 +86,7 @@ pub(super) struct Names {
 
 impl Tree {
     pub(super) fn new(limits: Limits) -> Self {
-        Self { nodes: vec![Node::directory(Time::default())], entries: 0, names: 0, limits }
+        Self { nodes: vec![Node::directory(Time::default())], entries: 0, names: 0, steps: 0, limits }
     }
 
     /// Puts the next layer on top. No more than `room` is unpacked, and taken from it; what is read is added to `count`
@@ -184,7 +189,7 @@ impl Tree {
                 let existing = self.child(parent, &last);
                 let id = match existing.filter(|id| self.is_directory(*id)) {
                     Some(id) => id,
-                    None => self.insert(parent, last, Node::directory(entry.mtime)),
+                    None => self.insert(parent, last, Node::directory(entry.mtime))?,
                 };
                 self.describe(id, about);
                 return Ok(());
@@ -205,7 +210,7 @@ impl Tree {
             What::Other => Node::Other(source),
         };
         // Whatever was there, with all that was in it.
-        self.insert(parent, last, node);
+        self.insert(parent, last, node)?;
         Ok(())
     }
 
@@ -269,11 +274,14 @@ impl Tree {
         }
     }
 
-    fn insert(&mut self, parent: Id, name: Name, node: Node) -> Id {
+    fn insert(&mut self, parent: Id, name: Name, node: Node) -> Result<Id, &'static str> {
+        let id = self.nodes.len();
+        if id >= NODES_MAX {
+            return Err("is one name too many: with their directories they are more than 8 million");
+        }
         self.nodes.push(node);
-        let id = self.nodes.len() - 1;
         self.name(parent, name, id);
-        id
+        Ok(id)
     }
 
     fn name(&mut self, parent: Id, name: Name, id: Id) {
@@ -293,6 +301,10 @@ impl Tree {
     fn enter(&mut self, mut parts: VecDeque<Name>, make: Option<Time>) -> Result<Option<Id>, &'static str> {
         let (mut way, mut followed) = (Vec::new(), 0);
         while let Some(part) = parts.pop_front() {
+            self.steps += 1;
+            if self.steps > STEPS_MAX {
+                return Err("leads through too many links and directories, with those of all other names");
+            }
             if &*part == b".." {
                 // Above the root there is the root.
                 way.pop();
@@ -301,7 +313,7 @@ impl Tree {
             let at = way.last().copied().unwrap_or(ROOT);
             let id = match (self.child(at, &part), make) {
                 (Some(id), _) => id,
-                (None, Some(time)) => self.insert(at, part, Node::directory(time)),
+                (None, Some(time)) => self.insert(at, part, Node::directory(time))?,
                 (None, None) => return Ok(None),
             };
             match self.nodes.get(id) {
