@@ -4,7 +4,7 @@
 //! A card of our own below the kernel writes down every write and flush of one installation.
 //! What was flushed is there after the cut; of the rest anything may be: all, nothing, some,
 //! the last without the others, half of one. `PIMAN_POWER_CUTS` says how many cuts each of
-//! the four tests makes, on 200 in all at least.
+//! the tests makes, on 200 in all at least.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -153,6 +153,38 @@ fn by_stream_over_another_system() {
 #[cfg_attr(lacks = "fuse", ignore = "needs root and /dev/fuse")]
 fn by_image_over_another_system() {
     over_another_system("image", "archive");
+}
+
+/// The image of a whole disk, on a card that had a system of ours in a partition.
+#[test]
+#[cfg_attr(lacks = "fuse", ignore = "needs root and /dev/fuse")]
+#[cfg_attr(lacks = "sfdisk", ignore = "needs sfdisk (fdisk)")]
+fn of_a_whole_disk_over_another_system() {
+    let (old, new) = (Root::new("old", 500_000), Root::new("new", 300_000).into_disk_image());
+    let server = old.serve(&[]);
+    let (_, before) = record(vec![0; CARD as usize], |card| lab::plan(&server, card, "image"));
+    drop(server);
+    let server = new.serve_added();
+    let again = |card: &Path| Plan { reinstall: true, ..lab::plan(&server, card, "auto") };
+    let (events, _) = record(before.clone(), again);
+    let tally = cut_and_start_again(before, &events, &[&new, &old], |card| lab::plan(&server, card, "auto"));
+    assert!(tally.installed > 1 && tally.not_installed > cuts() / 3, "{tally:?}");
+}
+
+/// And the other way round.
+#[test]
+#[cfg_attr(lacks = "fuse", ignore = "needs root and /dev/fuse")]
+#[cfg_attr(lacks = "sfdisk", ignore = "needs sfdisk (fdisk)")]
+fn over_a_whole_disk() {
+    let (old, new) = (Root::new("old", 500_000).into_disk_image(), Root::new("new", 300_000));
+    let server = old.serve_added();
+    let (_, before) = record(vec![0; CARD as usize], |card| lab::plan(&server, card, "auto"));
+    drop(server);
+    let server = new.serve(&[]);
+    let again = |card: &Path| Plan { reinstall: true, ..lab::plan(&server, card, "image") };
+    let (events, _) = record(before.clone(), again);
+    let tally = cut_and_start_again(before, &events, &[&new, &old], |card| lab::plan(&server, card, "image"));
+    assert!(tally.installed > 1 && tally.not_installed > cuts() / 3, "{tally:?}");
 }
 
 /// The server's own disk: once it said that a lease is kept or an image is signed, it is so after a power cut.

@@ -17,6 +17,7 @@ use pi_agent::telemetry::progress::Progress;
 use piman_core::hash::Hash;
 use piman_core::install::layout::{Layout, SECTOR};
 
+use crate::binaries::piman;
 use crate::disk::{Mounted, run};
 use crate::proxy::{Faults, Tampering};
 use crate::reader::assert_reads;
@@ -93,6 +94,44 @@ impl Root {
     #[must_use]
     pub fn serve(&self, more: &[&str]) -> Server {
         let server = Server::start(&self.archive, &self.state(), more);
+        server.wait_log("is good");
+        server
+    }
+
+    /// The same as the image of a whole disk, in the state folder: one partition, where the layout of archives has its
+    /// root filesystem.
+    ///
+    /// # Panics
+    /// If it cannot be made.
+    #[must_use]
+    pub fn into_disk_image(mut self) -> Self {
+        let folder = self.folder.path();
+        let script =
+            "truncate -s 32M part && mkfs.ext4 -q -b 4096 part && mkdir mnt && mount -o loop part mnt
+            tar -C mnt --numeric-owner -xpf root.tgz && umount mnt
+            truncate -s 36M root.img && echo 'start=8192, type=83' | sfdisk -q root.img
+            dd if=part of=root.img bs=1M seek=4 conv=notrunc,sparse status=none";
+        let path = format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default());
+        run(Command::new("bash")
+            .args(["-eo", "pipefail", "-c", script])
+            .env("PATH", path)
+            .current_dir(folder));
+        let mut add = Command::new(piman());
+        add.args(["image", "add", "--force", "--name", "disk", "--state"]).arg(self.state());
+        let said = run(add.arg(folder.join("root.img"))).stdout;
+        let said = String::from_utf8_lossy(&said).into_owned();
+        let id = said.split(' ').nth(2).and_then(Hash::parse);
+        self.id = id.unwrap_or_else(|| panic!("it does not say what it is: {said}"));
+        self
+    }
+
+    /// A server that has what was added to the state folder.
+    #[must_use]
+    pub fn serve_added(&self) -> Server {
+        let mut serve = Command::new(piman());
+        serve.args(["serve", "--listen", "127.0.0.1", "--policy", "foreign=install", "--state"]);
+        serve.arg(self.state()).args(["--control-port", "0", "--rootfs-port", "0", "--fetch-port", "0"]);
+        let server = Server::start_by(&mut serve, &self.state());
         server.wait_log("is good");
         server
     }

@@ -3,9 +3,7 @@
 
 use std::fs::{self, File};
 use std::io::{ErrorKind, Read};
-use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::process::Command;
 
 use pi_agent::card::disk::{is_root_withheld, root_in_table};
 use pi_agent::card::inspect::{self, Card};
@@ -13,34 +11,13 @@ use pi_agent::control::Server as Peer;
 use pi_agent::failure::Cause;
 use pi_agent::install::{Choice, Outcome, Plan};
 use piman_core::install::receipt::Proof;
-use piman_tests::binaries;
 use piman_tests::disk::LoopDevice;
 use piman_tests::lab::{attempt, behind_a_proxy, plan};
 use piman_tests::proxy::Faults;
-use piman_tests::server::Server;
 
 use super::Workshop;
 
 const CARD: u64 = 300 << 20;
-
-fn serve(workshop: &Workshop, more: &[&str]) -> Server {
-    let mut serve = Command::new(binaries::piman());
-    serve.args(["serve", "--listen", "127.0.0.1", "--policy", "foreign=install"]);
-    serve.args(["--control-port", "0", "--rootfs-port", "0", "--fetch-port", "0"]);
-    let state = workshop.path("state");
-    let server = Server::start_by(serve.args(more).arg("--state").arg(&state), &state);
-    server.wait_log("for cards of all sizes is ready");
-    server
-}
-
-/// A card full of something else.
-fn card(workshop: &Workshop, bytes: u64) -> std::path::PathBuf {
-    let path = workshop.path("card");
-    let file = File::create(&path).unwrap();
-    let something = vec![0xa5; 1 << 20];
-    (0..bytes >> 20).for_each(|n| file.write_all_at(&something, n << 20).unwrap());
-    path
-}
 
 #[track_caller]
 fn installs(plan: &Plan) {
@@ -75,8 +52,8 @@ fn a_card_has_the_image_and_is_known_again() {
     let workshop = Workshop::new();
     workshop.raspberry("pi.img");
     workshop.add(&["pi.img"]);
-    let server = serve(&workshop, &[]);
-    let card = card(&workshop, CARD);
+    let server = workshop.serve();
+    let card = workshop.card(CARD);
     let plan = plan(&server, &card, "auto");
     installs(&plan);
     let first = proof(&card);
@@ -108,6 +85,39 @@ fn a_card_has_the_image_and_is_known_again() {
     assert!(matches!(look(&workshop.path("other")), Card::Foreign(_) | Card::Unmarked));
 }
 
+/// A partition that is empty on the image gets a filesystem at the first boot; one behind the image's own is the user's.
+#[test]
+#[cfg_attr(lacks = "root", ignore = "needs root")]
+#[cfg_attr(lacks = "filesystems", ignore = "needs mkfs.vfat")]
+fn what_the_system_makes_is_its_own_and_what_the_user_makes_is_kept() {
+    let workshop = Workshop::new();
+    let table = "label: dos\nlabel-id: 0x5f5d7a31\nstart=8192, size=81920, type=c\nstart=90112, size=196608, type=83\n\
+                 start=286720, size=16384, type=82";
+    workshop.image("pi.img", 150, table, &[("boot", 8192), ("root", 90112)]);
+    workshop.add(&["pi.img"]);
+    let server = workshop.serve();
+    let card = workshop.card(CARD);
+    // What lies there is not the image's: as on a card that was blank.
+    let plan = plan(&server, &card, "auto");
+    installs(&plan);
+    let marks = proof(&card).disk.unwrap();
+    assert!(marks.parts.len() == 3 && marks.parts[2].content == 0, "{marks:?}");
+    workshop.script("truncate -s 8M swap && mkswap -q swap && dd if=swap of=card bs=512 seek=286720 conv=notrunc status=none");
+    boots(&plan);
+    workshop.script("echo 'start=307200, size=65536, type=83' | sfdisk -q --append card");
+    workshop.script("truncate -s 32M work && mkfs.ext4 -q -L work work && dd if=work of=card bs=512 seek=307200 conv=notrunc status=none");
+    boots(&plan);
+    server.piman(&["reinstall", "00000000cafe0004"]);
+    let failure = attempt(&plan).unwrap_err();
+    assert!(
+        failure.to_string().contains("partition 4") && failure.to_string().contains("\"work\""),
+        "{failure}"
+    );
+    workshop.script(
+        "e2fsck -fn work >/dev/null 2>&1 && cmp work <(tail -c +$((307200 * 512 + 1)) card | head -c 32M)",
+    );
+}
+
 #[test]
 #[cfg_attr(lacks = "root", ignore = "needs root")]
 #[cfg_attr(lacks = "filesystems", ignore = "needs mkfs.vfat")]
@@ -118,9 +128,9 @@ fn a_gpt_is_moved_to_the_end_of_the_card_and_its_last_partition_grows() {
     workshop.image("pi.img", 145, table, &[("boot", 8192), ("root", 90112)]);
     let added = workshop.add(&["pi.img"]);
     assert!(added.contains("GPT"), "{added}");
-    let server = serve(&workshop, &[]);
+    let server = workshop.serve();
     // A GPT of another disk at the end of the card is none any more.
-    let card = card(&workshop, CARD);
+    let card = workshop.card(CARD);
     workshop.script("printf 'label: gpt\\nstart=2048, type=L\\n' | sfdisk -q card");
     let plan = plan(&server, &card, "image");
     installs(&plan);
@@ -143,8 +153,8 @@ fn an_installation_that_broke_off_is_none_and_is_made_whole() {
     let workshop = Workshop::new();
     workshop.raspberry("pi.img");
     workshop.add(&["pi.img"]);
-    let server = serve(&workshop, &[]);
-    let card = card(&workshop, CARD);
+    let server = workshop.serve();
+    let card = workshop.card(CARD);
     // All that is fetched is damaged, for ever, but for the chunk table.
     let host = "127.0.0.87";
     let flips = (300_000..80_000_000).step_by(9_000).collect();
@@ -168,15 +178,15 @@ fn who_cannot_have_it_keeps_what_it_has() {
     let workshop = Workshop::new();
     workshop.raspberry("pi.img");
     workshop.add(&["pi.img"]);
-    let server = serve(&workshop, &[]);
+    let server = workshop.serve();
     // A card that is too small is told so, and an agent that is to take archives only waits.
-    let small = card(&workshop, 120 << 20);
+    let small = workshop.card(120 << 20);
     let before = fs::read(&small).unwrap();
     let failure = attempt(&plan(&server, &small, "auto")).unwrap_err();
     assert!(failure.cause == Cause::TooSmall, "{failure}");
     assert!(failure.to_string().contains("needs a disk of"), "{failure}");
     assert!(fs::read(&small).unwrap() == before);
-    let card = card(&workshop, CARD);
+    let card = workshop.card(CARD);
     let digest = blake3::hash(&fs::read(&card).unwrap());
     let mut stream = server.connect("rootfs");
     let mut got = Vec::new();
@@ -203,8 +213,8 @@ fn a_disk_with_other_sectors_and_what_is_to_be_kept_are_left_alone() {
     let workshop = Workshop::new();
     workshop.raspberry("pi.img");
     workshop.add(&["pi.img"]);
-    let server = serve(&workshop, &[]);
-    let card = card(&workshop, CARD);
+    let server = workshop.serve();
+    let card = workshop.card(CARD);
     let digest = || blake3::hash(&fs::read(&card).unwrap());
     let before = digest();
     let device = LoopDevice::with_sectors(&card, 4096);

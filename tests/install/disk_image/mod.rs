@@ -16,6 +16,7 @@ use std::process::{Command, Stdio};
 use piman::images::disk_image::DiskImage;
 use piman_tests::binaries;
 use piman_tests::disk::run;
+use piman_tests::server::Server;
 
 /// What the kernel is told on an image as Raspberry Pi OS has it.
 pub(crate) const COMMAND_LINE: &str =
@@ -126,6 +127,27 @@ impl Workshop {
         (output.status.success(), String::from_utf8(text).unwrap())
     }
 
+    /// A server that installs what was added, when its chunks are made.
+    pub(crate) fn serve(&self) -> Server {
+        let state = self.path("state");
+        let mut serve = Command::new(binaries::piman());
+        serve.args(["serve", "--listen", "127.0.0.1", "--policy", "foreign=install", "--state"]).arg(&state);
+        serve.args(["--control-port", "0", "--rootfs-port", "0", "--fetch-port", "0"]);
+        let server = Server::start_by(&mut serve, &state);
+        server.wait_log("for cards of all sizes is ready");
+        server
+    }
+
+    /// A card full of something else.
+    pub(crate) fn card(&self, bytes: u64) -> PathBuf {
+        let path = self.path("card");
+        let card = File::create(&path).unwrap();
+        let something = vec![0xa5; 1 << 20];
+        (0..bytes.div_ceil(1 << 20)).for_each(|i| card.write_all_at(&something, i << 20).unwrap());
+        card.set_len(bytes).unwrap();
+        path
+    }
+
     /// Adds an image, and returns what was said.
     pub(crate) fn add(&self, arguments: &[&str]) -> String {
         let (ok, text) = self.piman(&[&["add", "--name", "pi"], arguments].concat(), None);
@@ -151,11 +173,8 @@ impl Workshop {
     /// A card that was full of something else, with the used blocks of the copy on it.
     pub(crate) fn restored(&self, name: &str) {
         let (copy, image) = self.kept();
-        let card = File::create(self.path(name)).unwrap();
-        let something = vec![0xa5; 1 << 20];
-        let bytes = image.bytes + (3 << 20);
-        (0..bytes.div_ceil(1 << 20)).for_each(|i| card.write_all_at(&something, i << 20).unwrap());
-        card.set_len(bytes).unwrap();
+        let path = self.card(image.bytes + (3 << 20));
+        let card = File::options().write(true).open(&path).unwrap();
         let mut end = 0;
         for (start, past) in &image.used {
             assert!(*start >= end && past > start && start % 4096 == 0 && past % 4096 == 0);
@@ -165,6 +184,7 @@ impl Workshop {
             end = *past;
         }
         assert!(end <= image.bytes);
+        fs::rename(path, self.path(name)).unwrap();
     }
 
     /// Judges the filesystems of an image or a card, and compares their files with those they were made of.

@@ -10,19 +10,16 @@ use piman_core::install::table::{Scope, Table, WholeDisk};
 use piman_tests::binaries;
 use piman_tests::disk::LoopDevice;
 use piman_tests::lab::{self, attempt};
-use piman_tests::server::Server;
 
 use super::Workshop;
 
-/// Writes all chunks where they belong.
-fn written(workshop: &Workshop, name: &str) {
+/// Writes all chunks where they belong on `card`.
+fn written(workshop: &Workshop) {
     let images = Images::open(&workshop.path("state")).unwrap().all();
     let [image] = &*images else { panic!("{} images", images.len()) };
     let table = Table::parse(image.table()).unwrap();
-    let card = File::create(workshop.path(name)).unwrap();
-    let something = vec![0xa5; 1 << 20];
-    (0..table.header().total_bytes.div_ceil(1 << 20))
-        .for_each(|i| card.write_all_at(&something, i << 20).unwrap());
+    let path = workshop.card(table.header().total_bytes);
+    let card = File::options().write(true).open(&path).unwrap();
     for entry in table.iter() {
         let mut stored = vec![0; entry.stored as usize];
         image.chunks().read_exact_at(&mut stored, entry.position).unwrap();
@@ -44,21 +41,7 @@ fn one_image_for_every_card() {
     workshop.add(&["pi.img.xz"]);
     let (_, found) = workshop.kept();
     let state = workshop.path("state");
-    let mut serve = Command::new(binaries::piman());
-    serve.args([
-        "serve",
-        "--listen",
-        "127.0.0.1",
-        "--control-port",
-        "0",
-        "--rootfs-port",
-        "0",
-        "--fetch-port",
-        "0",
-    ]);
-    serve.arg("--state").arg(&state);
-    let server = Server::start_by(&mut serve, &state);
-    server.wait_log("for cards of all sizes is ready");
+    let server = workshop.serve();
     assert!(!server.log().contains("ERROR"), "{}", server.log());
     server.terminate();
     drop(server);
@@ -69,7 +52,7 @@ fn one_image_for_every_card() {
     assert_eq!((header.total_bytes, header.proof_offset), (found.bytes, found.proof_offset));
     assert!(header.used_bytes < found.used_bytes() * 102 / 100 + 4096);
     assert_eq!((images[0].size(), header.entries), (0, 0));
-    written(&workshop, "card");
+    written(&workshop);
     workshop.assert_same_files("card", &[("boot", 8192), ("root", 90112)]);
     let mut proof = [0; 4096];
     File::open(workshop.path("card")).unwrap().read_exact_at(&mut proof, header.proof_offset).unwrap();
@@ -99,7 +82,7 @@ fn what_is_signed_is_one_table() {
     assert!(ok && text.lines().filter(|line| line.starts_with("table ")).count() == 1, "{text}");
     let table = Images::open(&workshop.path("state")).unwrap().all()[0].hash();
     assert!(text.contains(&format!("table 0 {table}")), "{text}");
-    written(&workshop, "card");
+    written(&workshop);
     workshop.assert_same_files("card", &[("boot", 8192), ("root", 90112)]);
 }
 
@@ -133,16 +116,8 @@ fn what_an_agent_makes_of_it() {
     workshop.image("gpt.img", 145, table, &[("boot", 8192), ("root", 90112)]);
     for name in ["mbr.img", "gpt.img"] {
         workshop.add(&[name]);
-        let state = workshop.path("state");
-        let mut serve = Command::new(binaries::piman());
-        serve.args(["serve", "--listen", "127.0.0.1", "--policy", "foreign=install", "--state"]).arg(&state);
-        serve.args(["--control-port", "0", "--rootfs-port", "0", "--fetch-port", "0"]);
-        let server = Server::start_by(&mut serve, &state);
-        server.wait_log("for cards of all sizes is ready");
-        let card = workshop.path("card");
-        let file = File::create(&card).unwrap();
-        let something = vec![0xa5; 1 << 20];
-        (0..300).for_each(|i| file.write_all_at(&something, i << 20).unwrap());
+        let server = workshop.serve();
+        let card = workshop.card(300 << 20);
         let outcome = attempt(&lab::plan(&server, &card, "auto")).unwrap();
         assert!(matches!(outcome, Outcome::Installed { .. }), "{name}: {outcome:?}");
         workshop.assert_same_files("card", &[("boot", 8192), ("root", 90112)]);
