@@ -106,6 +106,13 @@ fn layers_that_are_none() {
     let mut bomb = Tar::new();
     bomb.header(&Header { name: b"bomb", size: 1 << 41, ..Header::default() });
     one("more than any card holds", Layer::new(GZIP, &bomb.end()));
+    // Few names with directories that no entry describes, all of them apart.
+    let mut many = Tar::new();
+    for number in 0..2600 {
+        let name = format!("{number:06}/{}x", "a/".repeat(440));
+        many.pax(b'x', &[("path", name.as_bytes())]).file(b"long", b"");
+    }
+    one("as more than a million others are", Layer::new(GZIP, &many.end()));
     one("its layers hold nothing", Layer::new(GZIP, &Tar::new().end()));
     one("its layers hold nothing", Layer::new(PLAIN, b""));
 }

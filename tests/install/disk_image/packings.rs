@@ -133,6 +133,11 @@ END
     assert_eq!(used(&["pi.img.gz"]), mapped, "the one beside it is found");
     workshop.script("rm pi.bmap && cp own.bmap pi.img.bmap");
     assert_eq!(used(&["pi.img"]), mapped);
+    // Where everything says itself what it uses, a bmap changes nothing.
+    workshop.raspberry("plain.img");
+    let without = id(&workshop.add(&["plain.img"]));
+    workshop.script("sed s/pi.img/plain.img/g bmap.py >other.py && python3 other.py plain.bmap");
+    assert_eq!(id(&workshop.add(&["plain.img", "--bmap", "plain.bmap"])), without);
     // Another image than the bmap's.
     workshop.script(
         "printf X | dd of=pi.img bs=1 seek=46137345 conv=notrunc status=none && gzip -1 -f -k pi.img",

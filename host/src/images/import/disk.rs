@@ -158,6 +158,10 @@ impl Copy {
         let file = self.file.file();
         // Whole blocks are read of it.
         let whole = length.max(image.bytes).next_multiple_of(BLOCK);
+        // Where it changes nothing, as with filesystems that say themselves what they use, the copy is the same without.
+        let changes =
+            |_: &&Bmap| DiskImage::read(file, length, None).map_or(true, |plain| plain.used != image.used);
+        let bmap = order.bmap.filter(changes);
         let finish = || -> io::Result<()> {
             file.set_len(whole)?;
             for (at, bytes) in &image.repair {
@@ -168,7 +172,7 @@ impl Copy {
                 punch(file, at, start)?;
                 at = end;
             }
-            match order.bmap {
+            match bmap {
                 Some(bmap) => write_trailer(file, whole, &bmap.mapped()),
                 None => Ok(()),
             }

@@ -16,8 +16,8 @@ use super::whiteout::Whiteout;
 
 /// Symbolic links that a name may lead through.
 const LINKS_MAX: u32 = 40;
-/// As many nodes are kept: a name may have hundreds of directories that no entry describes.
-const NODES_MAX: usize = 8 << 20;
+/// As many directories may be there that only names imply and no entry describes: one name may have hundreds.
+const IMPLIED_MAX: u64 = 1 << 20;
 /// As many components of names are followed, links and all, in all layers together.
 const STEPS_MAX: u64 = 1 << 28;
 
@@ -34,6 +34,7 @@ pub(super) struct Tree {
     entries: u64,
     names: u64,
     steps: u64,
+    implied: u64,
     limits: Limits,
 }
 
@@ -86,7 +87,14 @@ pub(super) struct Names {
 
 impl Tree {
     pub(super) fn new(limits: Limits) -> Self {
-        Self { nodes: vec![Node::directory(Time::default())], entries: 0, names: 0, steps: 0, limits }
+        Self {
+            nodes: vec![Node::directory(Time::default())],
+            entries: 0,
+            names: 0,
+            steps: 0,
+            implied: 0,
+            limits,
+        }
     }
 
     /// Puts the next layer on top. No more than `room` is unpacked, and taken from it; what is read is added to `count`
@@ -189,7 +197,7 @@ impl Tree {
                 let existing = self.child(parent, &last);
                 let id = match existing.filter(|id| self.is_directory(*id)) {
                     Some(id) => id,
-                    None => self.insert(parent, last, Node::directory(entry.mtime))?,
+                    None => self.insert(parent, last, Node::directory(entry.mtime)),
                 };
                 self.describe(id, about);
                 return Ok(());
@@ -210,7 +218,7 @@ impl Tree {
             What::Other => Node::Other(source),
         };
         // Whatever was there, with all that was in it.
-        self.insert(parent, last, node)?;
+        self.insert(parent, last, node);
         Ok(())
     }
 
@@ -274,14 +282,11 @@ impl Tree {
         }
     }
 
-    fn insert(&mut self, parent: Id, name: Name, node: Node) -> Result<Id, &'static str> {
-        let id = self.nodes.len();
-        if id >= NODES_MAX {
-            return Err("is one name too many: with their directories they are more than 8 million");
-        }
+    fn insert(&mut self, parent: Id, name: Name, node: Node) -> Id {
         self.nodes.push(node);
+        let id = self.nodes.len() - 1;
         self.name(parent, name, id);
-        Ok(id)
+        id
     }
 
     fn name(&mut self, parent: Id, name: Name, id: Id) {
@@ -313,7 +318,15 @@ impl Tree {
             let at = way.last().copied().unwrap_or(ROOT);
             let id = match (self.child(at, &part), make) {
                 (Some(id), _) => id,
-                (None, Some(time)) => self.insert(at, part, Node::directory(time))?,
+                (None, Some(time)) => {
+                    self.implied += 1;
+                    if self.implied > IMPLIED_MAX {
+                        return Err(
+                            "is in a directory that no entry describes, as more than a million others are",
+                        );
+                    }
+                    self.insert(at, part, Node::directory(time))
+                }
                 (None, None) => return Ok(None),
             };
             match self.nodes.get(id) {
