@@ -91,7 +91,7 @@ pub const GAP_MAX: u64 = 16 << 20;
 
 impl DiskMarks {
     fn parse(text: &str) -> Option<Self> {
-        // How many follow is said, so that a block that was written in part is none.
+        // How many follow is said, so that a block that was written in part is not taken for a proof.
         let (root, count) = text.lines().find_map(|l| l.strip_prefix("disk "))?.split_once(' ')?;
         let (root, count) = (root.parse().ok()?, count.parse().ok()?);
         let part = |line: &str| {

@@ -136,7 +136,7 @@ fn build(args: &BuildArgs) -> anyhow::Result<()> {
         let (done, is_done) = channel::<()>();
         let progress = &progress;
         if io::stderr().is_terminal() {
-            // Only a display: without a thread for it there is none.
+            // Only a display, which a system without threads to give does not get.
             let _ = thread::Builder::new().spawn_scoped(scope, move || show(progress, &is_done));
         }
         let image = images.build(&archive, id, bytes, progress, &stop);

@@ -31,7 +31,7 @@ impl Show {
             view.update(progress.snapshot());
             view.finish_stage();
         };
-        // Only a display: without a thread for it there is none.
+        // Only a display, which a system without threads to give does not get.
         Self { stop, thread: thread::Builder::new().spawn(show).ok() }
     }
 

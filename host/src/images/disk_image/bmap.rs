@@ -149,7 +149,7 @@ fn own_checksum(text: &str, element: Option<Node<'_, '_>>) -> anyhow::Result<()>
     let want = element.text().unwrap_or_default().trim();
     let range = element.range();
     let within = text.get(range.clone()).and_then(|inner| inner.find(want)).filter(|_| want.len() == 64);
-    let at = range.start + within.context("its own checksum is none")?;
+    let at = range.start + within.context("its own checksum does not have 64 digits")?;
     let mut hasher = Sha256::new();
     hasher.update(text.get(..at).unwrap_or_default());
     hasher.update([b'0'; 64]);

@@ -53,7 +53,7 @@ impl Form {
     /// The same for what has to be an archive.
     ///
     /// # Errors
-    /// If it is none, with what it is and what to do.
+    /// If it is something else, with what it is and what to do.
     pub(super) fn of_archive(head: &[u8]) -> anyhow::Result<Self> {
         match Self::of(head)? {
             Self::Zip | Self::DiskImage => Self::tar_only(head),

@@ -61,7 +61,7 @@ struct Top {
     names: Vec<String>,
 }
 
-/// The image in a store; `None` if there is none in it, but something else.
+/// The image in a store; `None` if it has something else in it.
 ///
 /// # Errors
 /// If what there is cannot be understood, or it is not clear which image is meant.

@@ -109,7 +109,7 @@ pub(super) fn shown(text: &str) -> String {
 /// The part that a descriptor names; `None` if it is missing.
 ///
 /// # Errors
-/// If its digest is none, or it has another size.
+/// If its digest cannot be read, or it has another size.
 pub(super) fn part(store: &Store, descriptor: &Descriptor) -> anyhow::Result<Option<(Blob, Digest)>> {
     let digest = Digest::parse(&descriptor.digest)?;
     let Some(blob) = store.blob(&digest.path())? else { return Ok(None) };
@@ -163,7 +163,7 @@ pub(super) fn begin(blob: &Blob, name: &str) -> anyhow::Result<Vec<u8>> {
 /// What JSON says.
 ///
 /// # Errors
-/// If it is none, or something is missing in it.
+/// If it is not JSON, or something is missing in it.
 pub(super) fn parse<T: DeserializeOwned>(bytes: &[u8], name: &str) -> anyhow::Result<T> {
     serde_json::from_slice(bytes).with_context(|| format!("`{}` cannot be understood", shown(name)))
 }

@@ -61,7 +61,7 @@ struct Limits {
 const LIMITS: Limits = Limits { unpacked: UNPACKED_MAX, entries: 4_000_000, names: 512 << 20 };
 
 impl Container {
-    /// Chooses an image and reads it; `None` if there is none in the store, but something else. `progress` gets the
+    /// Chooses an image and reads it; `None` if the store has something else in it. `progress` gets the
     /// number of bytes that were read, half of them, since there is another half to come.
     ///
     /// # Errors

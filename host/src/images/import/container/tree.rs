@@ -227,7 +227,7 @@ impl Tree {
         matches!(self.nodes.get(ROOT), Some(Node::Directory { children, .. }) if children.is_empty())
     }
 
-    /// Whether there is something in a directory that is none.
+    /// Whether a directory has something in it beside directories.
     pub(super) fn has_files(&self, directory: Id) -> bool {
         match self.nodes.get(directory) {
             Some(Node::Directory { children, .. }) => children.values().any(|id| !self.is_directory(*id)),

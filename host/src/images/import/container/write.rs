@@ -202,7 +202,7 @@ fn header(to: &mut dyn Write, entry: &Entry, stored: u64, more: &[u8]) -> io::Re
     }
     // More than Linux's numbers fit into the fields.
     if major >= 1 << 21 || minor >= 1 << 21 {
-        return Err(io::Error::other(format!("device {major}:{minor} is none of Linux")));
+        return Err(io::Error::other(format!("Linux has no device {major}:{minor}")));
     }
     let mut header = new(kind, &entry.path, link, stored);
     header.set_mode(entry.mode);
