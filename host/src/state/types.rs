@@ -290,7 +290,7 @@ pub enum Edit {
     Add { name: String, path: PathBuf, takes_unfit: bool },
     /// Forgets an image, and that somebody gets it.
     Remove { name: String },
-    /// Makes it the default; `None`: there is none.
+    /// Makes it the default; `None`: no image is.
     Default { name: Option<String> },
     /// Gives it to a Pi or a group; `None`: no image of its own.
     Choose { who: String, is_group: bool, image: Option<String> },

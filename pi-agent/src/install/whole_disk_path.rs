@@ -100,7 +100,7 @@ pub(super) fn install(
 /// What has the proof somewhere else would never be known again.
 fn no_gap() -> Failure {
     let error = anyhow!(
-        "the chunk table of the image has no place for a proof before the first partition: add the image again on the \
+        "the chunk table of the image leaves no room in front of the first partition for a proof: add the image again on the \
          server"
     );
     Failure { stage: Stage::Commit, cause: Cause::Image, error }
@@ -110,7 +110,7 @@ fn no_gap() -> Failure {
 pub(super) fn boots_by_itself(disk: &Disk) -> Failure {
     let error = anyhow!(
         "{disk} holds an image whose root filesystem this agent cannot mount: it is a system that boots by itself; let \
-         this Pi boot from its card first, and from the network only if there is none (BOOT_ORDER in its EEPROM)"
+         this Pi boot from its card first, and from the network only without a card (BOOT_ORDER in its EEPROM)"
     );
     Failure { stage: Stage::Mount, cause: Cause::Refused, error }
 }

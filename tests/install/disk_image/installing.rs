@@ -129,7 +129,7 @@ fn a_gpt_is_moved_to_the_end_of_the_card_and_its_last_partition_grows() {
     let added = workshop.add(&["pi.img"]);
     assert!(added.contains("GPT"), "{added}");
     let server = workshop.serve();
-    // A GPT of another disk at the end of the card is none any more.
+    // A GPT of another disk at the end of the card does not count any more.
     let card = workshop.card(CARD);
     workshop.script("printf 'label: gpt\\nstart=2048, type=L\\n' | sfdisk -q card");
     let plan = plan(&server, &card, "image");
@@ -179,7 +179,7 @@ fn who_cannot_have_it_keeps_what_it_has() {
     workshop.raspberry("pi.img");
     workshop.add(&["pi.img"]);
     let server = workshop.serve();
-    // A card that is too small is told so, and an agent that is to take archives only waits.
+    // For a card that is too small the reason is said; an agent that takes only archives waits.
     let small = workshop.card(120 << 20);
     let before = fs::read(&small).unwrap();
     let failure = attempt(&plan(&server, &small, "auto")).unwrap_err();

@@ -307,7 +307,7 @@ impl Import<'_> {
         disk::Order { shown: &self.shown, state: self.state, name: self.name, bmap }
     }
 
-    /// The container image in a store; `None` if there is none.
+    /// The container image in a store; `None` if the store has something else in it.
     fn container(&self, store: &Store) -> anyhow::Result<Option<Imported>> {
         let container = Container::open(store, self.wish, self.progress)
             .with_context(|| format!("{} is not usable", self.shown))?;
