@@ -36,14 +36,16 @@ fn proof() -> impl Strategy<Value = Proof> {
     });
     let disk = (any::<u8>(), prop::collection::vec(part, 1..=PARTS_MAX));
     let disk = prop::option::of(disk.prop_map(|(root, parts)| DiskMarks { root, parts }));
-    (hash(), path, "[0-9.a-z-]{1,20}", any::<u64>(), installation, any::<u64>(), disk).prop_map(
-        |(image, path, agent, time, installation, counter, disk)| Proof {
+    let personal = prop::option::of(hash());
+    (hash(), path, "[0-9.a-z-]{1,20}", any::<u64>(), installation, any::<u64>(), personal, disk).prop_map(
+        |(image, path, agent, time, installation, counter, personal, disk)| Proof {
             image,
             path,
             agent,
             time,
             installation,
             counter,
+            personal,
             disk,
         },
     )

@@ -10,9 +10,9 @@ use piman_core::install::fetch::{Answer, Request};
 use piman_core::install::summing::ChunkHashes;
 use piman_core::install::table::Table;
 use piman_core::install::{
-    Agent, AgentStep, Can, Command, Date, Decision, Event, Fingerprint, Found, Hello, ImageOffer,
-    InstallPolicy, Installation, More, Notice, Offer, Paths, Plan, Question, Report, Session, Stage, Start,
-    Step, TEXT_MAX,
+    Agent, AgentStep, BootPersonal, Can, Command, Date, Decision, Event, Fingerprint, Found, Hello,
+    ImageOffer, InstallPolicy, Installation, More, Notice, Offer, Paths, Personal, Plan, Question, Report,
+    Session, Stage, Start, Step, TEXT_MAX,
 };
 use piman_core::line::{Framer, LINE_MAX, TooLong};
 use piman_tests::memory::{ROOM, Script, World};
@@ -178,14 +178,14 @@ fn golden_bytes_of_revision_1() {
         ..Hello::default()
     };
     assert_eq!((found, found.to_string()), (want, hello.clone()));
-    for (signed, answer, disk, field) in [
-        (false, true, false, " can=answer"),
-        (true, true, false, " can=signed+answer"),
-        (false, true, true, " can=answer+disk"),
-        (true, true, true, " can=signed+answer+disk"),
-        (false, false, false, ""),
+    for ([signed, answer, disk, personal], field) in [
+        ([false, true, false, false], " can=answer"),
+        ([true, true, false, false], " can=signed+answer"),
+        ([false, true, true, false], " can=answer+disk"),
+        ([true, true, true, true], " can=signed+answer+disk+personal"),
+        ([false; 4], ""),
     ] {
-        let asks = Hello { can: Can { signed, answer, disk }, ..want };
+        let asks = Hello { can: Can { signed, answer, disk, personal }, ..want };
         let line = hello.replace(" can=signed", field);
         assert_eq!(asks.to_string(), line);
         assert_eq!(Report::parse(line.as_bytes()), Report::Ours(Notice::Hello(asks)));
@@ -202,7 +202,7 @@ fn golden_bytes_of_revision_1() {
         entries: 34_878,
         counter: 1_795_231_447,
         installation: Some(Installation(0xaa)),
-        erase: None,
+        ..More::default()
     };
     let offer = Offer { more, ..offer() };
     let line = format!(
@@ -286,6 +286,11 @@ impl InstallPolicy for Whims {
 fn any_plan() -> impl Strategy<Value = Plan> {
     prop_oneof![
         Just(Plan::Boot),
+        Just(Plan::Personalise(BootPersonal {
+            personal: Personal { hash: Hash([5; 32]), bytes: 17 },
+            fetch_port: 4445,
+            installation: None,
+        })),
         Just(Plan::Format(None)),
         Just(Plan::Format(Some(offer()))),
         (any::<u16>(), any::<u8>()).prop_map(|(seconds, percent)| Plan::Wait { seconds, percent }),
@@ -455,6 +460,7 @@ fn talk() -> impl Strategy<Value = Vec<u8>> {
         Just(b"reinstall\n".to_vec()),
         Just(b"PIMAN/1 hello serial=".to_vec()),
         Just(b"PIMAN/1 offer id=".to_vec()),
+        Just(b"boot\nPIMAN/1 personal personal=".to_vec()),
         Just(b"busybox date -s 2026".to_vec()),
         prop::collection::vec(any::<u8>(), 0..40),
     ];
@@ -466,10 +472,12 @@ fn hash() -> impl Strategy<Value = Hash> {
 }
 
 fn more() -> impl Strategy<Value = More> {
-    let numbers =
-        (any::<u16>(), any::<u32>(), any::<u32>(), any::<[u64; 3]>(), any::<Option<u64>>(), any::<u64>());
-    numbers.prop_map(
-        |(revision, sums_chunk, manifest_bytes, [unpacked_bytes, entries, counter], n, erase)| More {
+    let personal =
+        prop::option::of((hash(), any::<u32>()).prop_map(|(hash, bytes)| Personal { hash, bytes }));
+    let numbers = (any::<u16>(), any::<[u32; 2]>(), any::<[u64; 4]>(), any::<Option<u64>>(), any::<u64>());
+    (numbers, personal).prop_map(|((revision, [sums_chunk, manifest_bytes], sizes, n, erase), personal)| {
+        let [unpacked_bytes, entries, counter, boot_bytes] = sizes;
+        More {
             revision,
             sums_chunk,
             manifest_bytes,
@@ -478,8 +486,10 @@ fn more() -> impl Strategy<Value = More> {
             counter,
             installation: n.map(Installation),
             erase: Fingerprint::new(erase),
-        },
-    )
+            personal,
+            boot_bytes,
+        }
+    })
 }
 
 proptest! {

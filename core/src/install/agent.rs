@@ -1,7 +1,7 @@
 //! The Pi's side of the control connection, as pure steps.
 
 use super::command::{Date, END, Word};
-use super::ours::{self, Clock, Hello, Offer};
+use super::ours::{self, BootPersonal, Clock, Hello, Offer};
 use super::report::{Milestone, Report};
 
 /// What a Pi says first.
@@ -38,6 +38,8 @@ pub enum Decision {
     /// Boot what is on the card.
     #[default]
     Boot,
+    /// Do this to what is on the card, and boot it.
+    Personalise(BootPersonal),
     /// Install; `None` from a server that does not say what.
     Format(Option<Offer>),
     /// Install, but this agent cannot read what: nothing may be done. The next talk may tell.
@@ -121,7 +123,7 @@ impl Agent {
                 Pending::Wipe => Step::Wipe,
                 Pending::Decision => {
                     let milestone = match self.decision {
-                        Decision::Boot => Some(Milestone::ReceivedBoot),
+                        Decision::Boot | Decision::Personalise(_) => Some(Milestone::ReceivedBoot),
                         Decision::Format(_) => Some(Milestone::ReceivedFormat),
                         Decision::Wait { .. } | Decision::Never | Decision::Unclear => None,
                     };
@@ -160,6 +162,11 @@ impl Agent {
                     self.decision = Decision::Unclear;
                 }
             }
+            (Some((b"personal", fields)), Pending::Decision, decision @ Decision::Boot) => {
+                if let Some(personal) = BootPersonal::parse(fields) {
+                    *decision = Decision::Personalise(personal);
+                }
+            }
             (Some((b"wait", fields)), ..) => {
                 let (fields, reason) = ours::split_text(fields);
                 let seconds = ours::number(fields, "seconds").unwrap_or(5);
@@ -187,7 +194,7 @@ impl Agent {
 mod tests {
     use super::*;
     use crate::hash::Hash;
-    use crate::install::Command;
+    use crate::install::{Command, Installation, Personal};
     use std::string::ToString;
 
     type Decided = (Option<Milestone>, Decision);
@@ -235,6 +242,30 @@ mod tests {
         let line = block.lines().next().unwrap();
         assert_eq!(agent.handle(line.as_bytes()), Step::Reason(text.as_bytes()));
         assert_eq!(talk(&mut agent, "EOM"), Some(want));
+    }
+
+    #[test]
+    fn a_card_is_made_one_pis_own_before_it_boots() {
+        let personal = BootPersonal {
+            personal: Personal { hash: Hash([4; 32]), bytes: 700 },
+            fetch_port: 4445,
+            installation: Some(Installation(3)),
+        };
+        let block = Command::Personalise(personal).to_string();
+        let hash = "04".repeat(32);
+        let line = std::format!(
+            "PIMAN/1 personal personal={hash} personal-bytes=700 fetch=4445 installation=0000000000000003"
+        );
+        assert_eq!(block, std::format!("boot\n{line}\nEOM\n"));
+        let want = (Some(Milestone::ReceivedBoot), Decision::Personalise(personal));
+        assert_eq!(talk(&mut Agent::new(), &block), Some(want));
+        let boot = (Some(Milestone::ReceivedBoot), Decision::Boot);
+        for block in ["boot\nPIMAN/1 personal fetch=1\nEOM", "PIMAN/1 personal fetch=1\nboot\nEOM"] {
+            assert_eq!(talk(&mut Agent::new(), block), Some(boot), "{block}");
+        }
+        let other = std::format!("format\n{line}\nEOM");
+        let format = (Some(Milestone::ReceivedFormat), Decision::Format(None));
+        assert_eq!(talk(&mut Agent::new(), &other), Some(format));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use core::fmt;
 
-use super::ours::{self, Clock, Offer};
+use super::ours::{self, BootPersonal, Clock, Offer};
 use crate::text::{self, Sink, ToText};
 
 /// The line that ends a block of commands.
@@ -15,6 +15,8 @@ pub(super) const END: &[u8] = b"EOM";
 pub enum Command<'a> {
     /// Boot what is on the card.
     Boot,
+    /// Ours: do this to what is on the card, and boot it.
+    Personalise(BootPersonal),
     /// Partition, format, install; for our own agents with what to install.
     Format(Option<Offer>),
     /// Wipe the root filesystem, report `IS_UNINSTALLED` and wait.
@@ -73,6 +75,10 @@ impl ToText for Command<'_> {
     fn write_text(&self, to: &mut impl Sink) {
         match self {
             Self::Boot => to.text("boot"),
+            Self::Personalise(personal) => {
+                to.text("boot\n");
+                personal.write_text(to);
+            }
             Self::Format(None) => to.text("format"),
             Self::Format(Some(offer)) => {
                 to.text("format\n");

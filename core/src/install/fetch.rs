@@ -10,8 +10,8 @@
 //! | `wait PLACE` | all slots are taken, so many Pis are first; another answer follows |
 //! | `no REASON` | there is no such object or range; asking again does not help |
 //!
-//! `KIND` is `archive`, `table` or `chunks`, and since revision 1 of our lines `sums` and
-//! `manifest`; a server that has the newer ones says so in its offer.
+//! `KIND` is `archive`, `table` or `chunks`, since revision 1 of our lines `sums` and
+//! `manifest`, and since revision 2 `personal`; a server that has the newer ones says so in its offer.
 
 use core::fmt::{self, Display};
 use core::str;
@@ -32,10 +32,13 @@ pub enum Kind {
     Sums,
     /// The signed manifest of an image ([`manifest`](super::manifest)); its id is the archive's.
     Manifest,
+    /// What makes a card one Pi's own ([`personal`](super::personal)); its id is its BLAKE3 hash.
+    Personal,
 }
 
 impl Kind {
-    const ALL: [Self; 5] = [Self::Archive, Self::Table, Self::Chunks, Self::Sums, Self::Manifest];
+    const ALL: [Self; 6] =
+        [Self::Archive, Self::Table, Self::Chunks, Self::Sums, Self::Manifest, Self::Personal];
 
     const fn word(self) -> &'static str {
         match self {
@@ -44,6 +47,7 @@ impl Kind {
             Self::Chunks => "chunks",
             Self::Sums => "sums",
             Self::Manifest => "manifest",
+            Self::Personal => "personal",
         }
     }
 }

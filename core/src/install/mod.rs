@@ -11,6 +11,7 @@
 //! | `fetch` | ranges of archives and images on the fetch connection |
 //! | `table` | the chunk table of an image |
 //! | `manifest` | what is signed of an image |
+//! | `personal` | what makes a card one Pi's own: a bundle of items |
 //! | `sums` | the chunk hashes of an archive: their format |
 //! | `summing` | the same, made and checked (feature `blake3`) |
 //! | `receipt` | the proof of a finished installation, as bytes (feature `alloc`) |
@@ -33,6 +34,7 @@ pub mod layout;
 pub mod manifest;
 pub mod mbr;
 mod ours;
+pub mod personal;
 pub mod program;
 #[cfg(feature = "alloc")]
 pub mod receipt;
@@ -47,8 +49,8 @@ pub use agent::{Agent, Decision, Start, Step as AgentStep};
 pub use command::{Command, Date};
 pub(crate) use ours::MARK;
 pub use ours::{
-    Can, Clock, Fingerprint, Found, Hello, ImageOffer, Installation, More, Notice, Offer, Paths, REVISION,
-    Stage, TEXT_MAX,
+    BootPersonal, Can, Clock, Fingerprint, Found, Hello, ImageOffer, Installation, More, Notice, Offer,
+    Paths, Personal, REVISION, Stage, TEXT_MAX,
 };
 pub use report::{Milestone, Report};
 pub use session::{Event, InstallPolicy, Plan, Question, Session, Step};

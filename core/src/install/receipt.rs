@@ -56,6 +56,8 @@ pub struct Proof {
     pub installation: Option<Installation>,
     /// The counter of a signed image; 0: it was not checked who made it.
     pub counter: u64,
+    /// What made the card this Pi's own: BLAKE3 of the bundle.
+    pub personal: Option<Hash>,
     /// What the image of a whole disk brought; `None`: an image of a root filesystem.
     pub disk: Option<DiskMarks>,
 }
@@ -113,15 +115,16 @@ impl Proof {
     #[must_use]
     pub fn now(image: Hash, path: Way, more: More) -> Self {
         let time = std::time::UNIX_EPOCH.elapsed().map_or(0, |t| t.as_secs());
-        let More { installation, counter, .. } = more;
-        Self { image, path, agent: env!("CARGO_PKG_VERSION").into(), time, installation, counter, disk: None }
+        let More { installation, counter, personal, .. } = more;
+        let (agent, personal) = (env!("CARGO_PKG_VERSION").into(), personal.map(|p| p.hash));
+        Self { image, path, agent, time, installation, counter, personal, disk: None }
     }
 
     /// The block.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
         let mut text = String::new();
-        let Self { image, path, agent, time, installation, counter, disk } = self;
+        let Self { image, path, agent, time, installation, counter, personal, disk } = self;
         let path = match path {
             Way::Archive => "stream",
             Way::Image => "image",
@@ -133,6 +136,9 @@ impl Proof {
         }
         if *counter > 0 {
             let _ = writeln!(text, "counter {counter}");
+        }
+        if let Some(personal) = personal {
+            let _ = writeln!(text, "personal {personal}");
         }
         if let Some(DiskMarks { root, parts }) = disk {
             let _ = writeln!(text, "disk {root} {}", parts.len().min(PARTS_MAX));
@@ -167,6 +173,7 @@ impl Proof {
             time: field("time")?.parse().ok()?,
             installation: field("installation").and_then(Installation::parse),
             counter: field("counter").and_then(|n| n.parse().ok()).unwrap_or(0),
+            personal: field("personal").and_then(Hash::parse),
             disk: DiskMarks::parse(text),
         })
     }

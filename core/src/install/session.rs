@@ -1,7 +1,7 @@
 //! piman's side of the control connection, as pure steps.
 
 use super::command::{Command, Date};
-use super::ours::{Can, Clock, Fingerprint, Found, Hello, Installation, Notice, Offer, Stage};
+use super::ours::{BootPersonal, Can, Clock, Fingerprint, Found, Hello, Installation, Notice, Offer, Stage};
 use super::report::{Milestone, Report};
 use crate::hash::Hash;
 
@@ -25,6 +25,8 @@ pub struct Question {
 pub enum Plan {
     /// Boot what is on the disk.
     Boot,
+    /// Do this to what is on the disk, and boot it. A Pi that said no hello boots.
+    Personalise(BootPersonal),
     /// Format and install; `None` as the offer: by the archive path, without a word about what.
     Format(Option<Offer>),
     /// Neither, for now: ask again. [`InstallPolicy::reason`] says why. A Pi that said no hello gets no answer and
@@ -227,6 +229,10 @@ impl Session {
         let Self { hello, found, print, .. } = *self;
         match policy.decide(&Question { installed, hello, found, print }) {
             Plan::Boot => (State::Booting, Event::Boot, Step::Send(Command::Boot)),
+            Plan::Personalise(personal) if hello => {
+                (State::Booting, Event::Boot, Step::Send(Command::Personalise(personal)))
+            }
+            Plan::Personalise(_) => (State::Booting, Event::Boot, Step::Send(Command::Boot)),
             Plan::Format(offer) => {
                 let offer = offer.filter(|_| hello);
                 (State::Formatting, Event::Format, Step::Send(Command::Format(offer)))

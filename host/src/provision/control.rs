@@ -416,10 +416,11 @@ mod tests {
             card: Some(Hash([255; 32])),
             installation: Some(Installation(u64::MAX)),
             paths: Paths { stream: true, image: true },
-            can: Can { signed: true, answer: true, disk: true },
+            can: Can { signed: true, answer: true, disk: true, personal: true },
             revision: u16::MAX,
             found: Some(Found::Incomplete),
             print: Fingerprint::new(u64::MAX),
+            personal: Some(Hash([255; 32])),
         };
         let text = "x".repeat(TEXT_MAX + 1);
         let failed = Notice::Failed { stage: Stage::Filesystem, text: &text };

@@ -341,7 +341,7 @@ impl ControlConnection<'_> {
             unpacked_bytes: facts.unpacked_bytes,
             entries: facts.entries,
             installation: self.installation,
-            erase: None,
+            ..More::default()
         }
     }
 }

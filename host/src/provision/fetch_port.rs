@@ -198,6 +198,8 @@ impl Session<'_> {
             Kind::Manifest => {
                 sign::signed(&self.service.settings().state, id).map(|s| Object::Manifest(id, s.into()))
             }
+            // No Pi was offered one.
+            Kind::Personal => None,
             Kind::Sums => archive().and_then(|a| a.facts().map(Arc::clone)).map(Object::Sums),
         }
     }

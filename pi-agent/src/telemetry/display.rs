@@ -125,6 +125,7 @@ const fn doing(stage: Stage) -> &'static str {
         Stage::Partition => "writing the partition table",
         Stage::Filesystem => "making the filesystem",
         Stage::Transfer => "waiting for the first bytes",
+        Stage::Personalise => "making the card this Pi's own",
         Stage::Sync => "writing to the card what is still in memory",
         Stage::Commit => "writing the proof of the installation",
         Stage::Mount => "mounting the root filesystem",

@@ -44,16 +44,24 @@ pub struct Can {
     pub answer: bool,
     /// It can write the image of a whole disk, with a partition table of its own.
     pub disk: bool,
+    /// It can make a card one Pi's own, as a server says.
+    pub personal: bool,
 }
 
 /// The words with `+` between them.
 impl Can {
     fn parse(text: &[u8]) -> Self {
-        Self { signed: has(text, "signed"), answer: has(text, "answer"), disk: has(text, "disk") }
+        let has = |word| has(text, word);
+        Self { signed: has("signed"), answer: has("answer"), disk: has("disk"), personal: has("personal") }
     }
 
     fn put(self, to: &mut impl Sink, key: &str) {
-        let words = [(self.signed, "signed"), (self.answer, "answer"), (self.disk, "disk")];
+        let words = [
+            (self.signed, "signed"),
+            (self.answer, "answer"),
+            (self.disk, "disk"),
+            (self.personal, "personal"),
+        ];
         let mut before = key;
         for (_, word) in words.iter().filter(|(can, _)| *can) {
             to.text(before);
@@ -99,6 +107,8 @@ pub struct Hello<'a> {
     pub found: Option<Found>,
     /// The fingerprint of that.
     pub print: Option<Fingerprint>,
+    /// What made the card this Pi's own, if anything did.
+    pub personal: Option<Hash>,
 }
 
 impl<'a> Hello<'a> {
@@ -118,6 +128,7 @@ impl<'a> Hello<'a> {
             can: field(fields, "can").map(Can::parse).unwrap_or_default(),
             found: Found::parse(fields),
             print: Fingerprint::field(fields, "print"),
+            personal: hash(fields, "personal"),
         }
     }
 }
@@ -153,6 +164,10 @@ impl ToText for Hello<'_> {
             to.text(found.word());
         }
         Fingerprint::put(to, " print=", self.print);
+        if let Some(personal) = &self.personal {
+            to.text(" personal=");
+            personal.write_text(to);
+        }
     }
 }
 

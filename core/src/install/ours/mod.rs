@@ -20,6 +20,8 @@
 //! | `offer id= bytes= rootfs= fetch= table= table-bytes= chunk-bytes=` | piman | what to install, after `format` in the same block |
 //! | ... `rev= sums= manifest-bytes= unpacked= entries= counter= installation=` | | since revision 1: chunk hashes and signature on the fetch port, sizes, against rollback, how this installation is called |
 //! | ... `erase=` | | since revision 2: the fingerprint of what is to be erased; without it nobody's data is |
+//! | ... `personal= personal-bytes= boot-bytes=` | | since revision 2: what makes the card this Pi's own ([`personal`](super::personal)); the size of a boot partition that is filled |
+//! | `personal personal= personal-bytes= fetch= installation=` | piman | after `boot` in the same block: do this to the card before |
 //! | `wait seconds= percent=` | piman | in place of `format`: not now, ask again |
 //! | ... `text=…` | | since revision 2: why, and the command that decides; to the end of the line |
 //! | ... `never=1` | | since revision 2: what there is will never have room on this disk: an agent that can ends |
@@ -28,6 +30,7 @@ mod clock;
 mod found;
 mod hello;
 mod offer;
+mod personal;
 
 use core::fmt;
 use core::str;
@@ -39,6 +42,7 @@ pub use clock::Clock;
 pub use found::{Fingerprint, Found};
 pub use hello::{Can, Hello, Paths};
 pub use offer::{ImageOffer, More, Offer};
+pub use personal::{BootPersonal, Personal};
 
 /// The revision of our lines that this code speaks.
 pub const REVISION: u16 = 2;
@@ -214,6 +218,8 @@ pub enum Stage {
     Filesystem,
     /// Fetching, and extracting or writing at the same time.
     Transfer,
+    /// Making the card this Pi's own.
+    Personalise,
     /// Bringing everything to the medium.
     Sync,
     /// Writing the proof.
@@ -226,12 +232,13 @@ pub enum Stage {
 
 impl Stage {
     /// All stages, in their order.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Disk,
         Self::Prepare,
         Self::Partition,
         Self::Filesystem,
         Self::Transfer,
+        Self::Personalise,
         Self::Sync,
         Self::Commit,
         Self::Mount,
@@ -247,6 +254,7 @@ impl Stage {
             Self::Partition => "partition",
             Self::Filesystem => "filesystem",
             Self::Transfer => "transfer",
+            Self::Personalise => "personalise",
             Self::Sync => "sync",
             Self::Commit => "commit",
             Self::Mount => "mount",
@@ -464,6 +472,8 @@ mod tests {
             counter: 1_795_231_447,
             installation: Some(Installation(1)),
             erase: Fingerprint::new(1),
+            personal: Some(Personal { hash: Hash([8; 32]), bytes: 8 << 20 }),
+            boot_bytes: 512 << 20,
         };
         let image =
             ImageOffer { table: Hash([7; 32]), table_bytes: 28_000, chunk_bytes: 1 << 33, whole_disk: true };

@@ -2,7 +2,7 @@
 
 use core::fmt;
 
-use super::{Fingerprint, Installation, MARK, hash, number, put, put_installation};
+use super::{Fingerprint, Installation, MARK, Personal, hash, number, put, put_installation};
 use crate::hash::Hash;
 use crate::text::{Sink, ToText};
 
@@ -46,6 +46,11 @@ pub struct More {
     pub installation: Option<Installation>,
     /// What the server has seen on the disk and orders to be erased, since revision 2.
     pub erase: Option<Fingerprint>,
+    /// What makes the card this Pi's own, since revision 2.
+    pub personal: Option<Personal>,
+    /// The size of the boot partition, which gets the boot files of the root filesystem, in bytes; 0: the agent's own
+    /// small one, which stays empty. Since revision 2.
+    pub boot_bytes: u64,
 }
 
 /// Where the chunk table of an image is.
@@ -85,11 +90,13 @@ impl Offer {
             ("unpacked", &mut more.unpacked_bytes),
             ("entries", &mut more.entries),
             ("counter", &mut more.counter),
+            ("boot-bytes", &mut more.boot_bytes),
         ] {
             *value = number(fields, key).unwrap_or(0);
         }
         more.installation = Installation::field(fields);
         more.erase = Fingerprint::field(fields, "erase");
+        more.personal = Personal::field(fields);
         Some(())
     }
 }
@@ -122,7 +129,9 @@ impl ToText for Offer {
                 to.text(" whole-disk=1");
             }
         }
-        let More { revision, sums_chunk, manifest_bytes, unpacked_bytes, entries, counter, .. } = self.more;
+        let More {
+            revision, sums_chunk, manifest_bytes, unpacked_bytes, entries, counter, boot_bytes, ..
+        } = self.more;
         for (key, value) in [
             (" rev=", revision.into()),
             (" sums=", sums_chunk.into()),
@@ -130,13 +139,15 @@ impl ToText for Offer {
             (" unpacked=", unpacked_bytes),
             (" entries=", entries),
             (" counter=", counter),
+            (" boot-bytes=", boot_bytes),
         ] {
             if value > 0 {
                 put(to, key, value);
             }
         }
         put_installation(to, self.more.installation);
-        Fingerprint::put(to, " erase=", self.more.erase)
+        Fingerprint::put(to, " erase=", self.more.erase);
+        Personal::put(to, self.more.personal)
     }
 }
 
