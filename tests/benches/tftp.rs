@@ -11,7 +11,7 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use piman::netboot::tftp::{Folder, Limits, serve};
+use piman::netboot::tftp::{Folder, Limits, Rules, serve};
 
 const BYTES: usize = 32 << 20;
 const ROUNDS: usize = 3;
@@ -29,7 +29,9 @@ fn main() {
     let ours = socket.local_addr().unwrap();
     let folder = Folder::new(dir.path());
     let limits = Limits { per_address: 64, ..Limits::default() };
-    runtime.spawn(async move { serve(socket, folder, limits, None, Arc::new(|_| {})).await.unwrap() });
+    runtime.spawn(
+        async move { serve(socket, folder, limits, Rules::default(), Arc::new(|_| {})).await.unwrap() },
+    );
     let mut servers = vec![("piman", ours, None)];
     let root = dir.path().display();
     for (name, port, line) in [

@@ -8,7 +8,7 @@ use std::process::Command;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use piman::netboot::tftp::{Folder, Limits, Report, What, serve};
+use piman::netboot::tftp::{Folder, Limits, Report, Rules, What, serve};
 use piman_tests::disk::run;
 use piman_tests::wait::until;
 use tempfile::TempDir;
@@ -34,7 +34,7 @@ impl Server {
         let told = Arc::clone(&reports);
         let tell = Arc::new(move |report| told.lock().unwrap().push(report));
         let folder = Folder::new(&dir.path().join("boot"));
-        runtime.spawn(async move { serve(socket, folder, limits, None, tell).await.unwrap() });
+        runtime.spawn(async move { serve(socket, folder, limits, Rules::default(), tell).await.unwrap() });
         Self { dir, at, reports, _runtime: runtime }
     }
 

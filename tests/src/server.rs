@@ -109,6 +109,7 @@ impl Server {
         let mut ports = BTreeMap::new();
         // What was asked for beyond the install service has a line of its own.
         let more = [
+            "--netboot",
             "--transfer-dir",
             "--telemetry-dir",
             "--rpc-port",

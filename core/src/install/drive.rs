@@ -297,7 +297,7 @@ const PIECE: usize = 128;
 
 /// How much of a command is written at once, in bytes: a server holds this room for each Pi.
 /// All that old peers are told fits.
-const COMMAND_PIECE: usize = 352;
+const COMMAND_PIECE: usize = 320;
 
 /// Writes a text, `N` bytes at once, so that most leave in one segment: `words` is called until it
 /// has been taken whole.

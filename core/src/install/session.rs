@@ -138,6 +138,7 @@ enum State {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 #[must_use]
+#[expect(clippy::large_enum_variant, reason = "there is one for each connection, and no allocator")]
 pub enum Step {
     /// Nothing: read on.
     Read,

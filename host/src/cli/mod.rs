@@ -12,6 +12,7 @@ pub mod image;
 pub mod install;
 pub mod key;
 pub mod messages;
+pub mod netboot;
 pub mod policy;
 pub mod reinstall;
 pub mod state_arg;
@@ -25,12 +26,12 @@ use clap::{Parser, Subcommand};
 use piman_core::rpc::{FUNCTIONS, Function};
 
 use crate::config::{Options, Settings, check, state_folder};
+use crate::rpc;
 use crate::server::Server;
 use crate::state::{self, Preview};
 use crate::text::duration::HumanDuration;
 use crate::text::human::print;
 use crate::transfer::TransferError;
-use crate::{netboot, rpc};
 use catalog::GroupCommand;
 #[cfg(feature = "demo")]
 use demo::DemoArgs;
@@ -74,7 +75,7 @@ enum Command {
     },
     /// Make the folder that Pis boot from
     #[command(subcommand)]
-    Netboot(Netboot),
+    Netboot(netboot::NetbootCommand),
     /// Check, before Pis do, whether a server with these options would work, and say what to do
     Doctor {
         /// Configuration file
@@ -200,17 +201,6 @@ enum Command {
     Demo(DemoArgs),
 }
 
-/// What can be done about booting from the network.
-#[derive(Debug, Subcommand)]
-enum Netboot {
-    /// Make the folder for `piman serve --netboot`: agent, kernel, firmware and their configuration
-    #[command(
-        after_help = "The same input gives the same bytes. A Pi with the serial number ...abcdef01 looks \
-        for abcdef01/NAME first, so files in such a folder are for it alone."
-    )]
-    Build(netboot::build::Ingredients),
-}
-
 impl Cli {
     /// Sends the log to standard error.
     pub fn start_log(&self) {
@@ -289,9 +279,7 @@ impl Cli {
             Command::Status { state, json, timeout } => {
                 outcome(call::status(&state.path()?, timeout.0, json)?)
             }
-            Command::Netboot(Netboot::Build(ingredients)) => {
-                print(&netboot::build::build(&ingredients)?.describe())
-            }
+            Command::Netboot(command) => print(&netboot::run(command)?),
             Command::Doctor { config, options } => {
                 let file = config.as_deref().map(Options::read).transpose()?.unwrap_or_default();
                 let checkup = doctor::examine(options.or(file));

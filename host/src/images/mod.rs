@@ -8,14 +8,18 @@
 //! | [`build_queue`] | images that are being built |
 //! | [`disk_image`] | raw disk images: what is on them, what of them is used |
 //! | [`ext4`] | an ext4 image out of an archive |
+//! | [`extract`] | single files of an image |
 //! | [`fitness`] | whether what an archive holds can run on a Pi |
+//! | `output` | the folder that single files are written into |
 //! | [`sign`] | signed manifests |
 
 pub mod build_queue;
 pub mod catalog;
 pub mod disk_image;
 pub mod ext4;
+pub mod extract;
 pub mod fitness;
 pub mod import;
+mod output;
 pub mod sign;
 pub mod source;

@@ -7,16 +7,20 @@
 //! | [`dhcp`] | tells Pis where they are, and gives addresses |
 //! | [`ready`] | waits for the interface and the addresses |
 //! | [`kernel`] | which kernels the folder has |
+//! | [`who_asks`] | who asks for a file |
+//! | [`image_folder`] | which Pi boots from the folder of its own image |
 //! | [`only_known`] | who is answered with `--only-known` |
 //! | [`boot_events`] | notes what each Pi was told and sent |
 
 pub mod boot_events;
 pub mod build;
 pub mod dhcp;
+pub mod image_folder;
 pub mod kernel;
 pub mod only_known;
 pub mod ready;
 pub mod tftp;
+pub mod who_asks;
 
 use std::future::Future;
 use std::io::ErrorKind;
@@ -30,6 +34,7 @@ use tokio::task::JoinHandle;
 
 use crate::state::{Recorder, State};
 use boot_events::Timeline;
+use image_folder::ImageFolders;
 use only_known::OnlyKnown;
 
 /// What the services for booting are told.
@@ -90,7 +95,9 @@ impl Bound {
     /// Starts to answer.
     #[must_use]
     pub fn start(self, recorder: Arc<Recorder>, state: Arc<dyn State>, on: &Runtime) -> Vec<JoinHandle<()>> {
-        let only_known = self.only_known.then(|| Arc::new(OnlyKnown::new(Arc::clone(&state))));
+        let who_asks = Arc::default();
+        let images = ImageFolders::new(Arc::clone(&state), Arc::clone(&who_asks));
+        let only_known = self.only_known.then(|| Arc::new(OnlyKnown::new(Arc::clone(&state), who_asks)));
         let timeline = Arc::new(Timeline::new(recorder, state));
         let sent = Arc::clone(&timeline);
         let tell: tftp::Tell = Arc::new(move |report| sent.tftp(&report));
@@ -98,7 +105,7 @@ impl Bound {
             self.socket,
             self.folder,
             self.limits,
-            only_known.clone(),
+            tftp::Rules { only_known: only_known.clone(), images: Some(images) },
             tell,
         )))];
         if let Some(dhcp) = self.dhcp {

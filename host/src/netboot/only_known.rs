@@ -4,31 +4,24 @@
 //! A request that names no serial number, from a hardware address of which the state knows none, is answered: it may
 //! be a listed Pi's first. What it says of itself is believed.
 
-use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use super::dhcp::Who;
 use super::dhcp::message::Ask;
-use super::dhcp::probe::hardware_address;
-use super::tftp::folder::own_part;
+use super::who_asks::{Asker, WhoAsks, last_8};
 use crate::state::{Device, ListedPi, State};
 use crate::sys::lock::lock;
 
 /// How old what is known may be.
 const FRESH: Duration = Duration::from_secs(2);
-/// Of how many addresses is remembered who asked.
-const ADDRESSES_MAX: usize = 1000;
-/// For how long after the last request: no file of a boot takes longer, and no address goes to another Pi sooner.
-const REMEMBERED: Duration = Duration::from_secs(300);
 
 /// Decides who is answered.
 pub struct OnlyKnown {
     state: Arc<dyn State>,
     known: Mutex<Option<(Instant, Arc<Known>)>>,
-    /// Who an address said it is: a boot ROM asks for the same file without its serial number next.
-    said: Mutex<HashMap<IpAddr, (String, Instant)>>,
+    who_asks: Arc<WhoAsks>,
 }
 
 /// What is known of all Pis.
@@ -36,12 +29,6 @@ pub struct OnlyKnown {
 struct Known {
     devices: Vec<Device>,
     listed: Vec<ListedPi>,
-}
-
-/// The last 8 digits of a serial number.
-fn last_8(name: &str) -> Option<&str> {
-    let is_serial = matches!(name.len(), 8 | 16) && name.bytes().all(|b| b.is_ascii_hexdigit());
-    name.get(name.len().checked_sub(8)?..).filter(|_| is_serial)
 }
 
 impl Known {
@@ -73,8 +60,8 @@ impl Known {
 impl OnlyKnown {
     /// By the device list of this state.
     #[must_use]
-    pub fn new(state: Arc<dyn State>) -> Self {
-        Self { state, known: Mutex::default(), said: Mutex::default() }
+    pub fn new(state: Arc<dyn State>, who_asks: Arc<WhoAsks>) -> Self {
+        Self { state, known: Mutex::default(), who_asks }
     }
 
     /// What is known; without the state nobody is.
@@ -93,37 +80,8 @@ impl OnlyKnown {
 
     /// The name under which whoever asks for this file is refused; `None`: it is answered.
     pub fn refuses_tftp(&self, ip: IpAddr, asked: &str) -> Option<String> {
-        let own = own_part(asked).map(|(own, _)| own.to_ascii_lowercase());
-        let own = self.remembered(ip, own, Instant::now());
-        let mac = match ip {
-            IpAddr::V4(ip) => hardware_address(ip),
-            IpAddr::V6(_) => None,
-        };
-        let (serial, named) = match own {
-            Some(own) if last_8(&own).is_some() => (Some(own), None),
-            Some(own) => (None, Some(own.replace('-', ":"))),
-            None => (None, None),
-        };
-        self.known().refuses(serial.as_deref(), named.as_deref().or(mac.as_deref()), Some(ip))
-    }
-
-    /// Who asks from this address: who the request names, else who the last one from there named.
-    fn remembered(&self, ip: IpAddr, named: Option<String>, now: Instant) -> Option<String> {
-        let mut said = lock(&self.said);
-        if let Some(name) = named {
-            if said.len() >= ADDRESSES_MAX {
-                said.clear();
-            }
-            said.insert(ip, (name.clone(), now));
-            return Some(name);
-        }
-        let (name, last) = said.get_mut(&ip)?;
-        if now.saturating_duration_since(*last) >= REMEMBERED {
-            said.remove(&ip);
-            return None;
-        }
-        *last = now;
-        Some(name.clone())
+        let Asker { serial, mac } = self.who_asks.of(ip, asked);
+        self.known().refuses(serial.as_deref(), mac.as_deref(), Some(ip))
     }
 
     /// The name under which this client of DHCP is refused; `None`: it is answered.
@@ -170,7 +128,7 @@ mod tests {
             ("10000000abcdef07", [true, false, false]),
         ] {
             state.add_listed(&[(listed.into(), None)], "test").unwrap();
-            let known = OnlyKnown::new(Arc::clone(&state) as _);
+            let known = OnlyKnown::new(Arc::clone(&state) as _, Arc::default());
             let asks = [
                 ask(Kind::Discover, 1, &rom()),
                 // It says no serial number, and none is known of its hardware address.
@@ -180,23 +138,6 @@ mod tests {
             assert_eq!(asks.map(|ask| known.refuses_dhcp(&ask).is_some()), refused, "{listed}");
             state.remove_listed(&[listed.into()]).unwrap();
         }
-    }
-
-    #[test]
-    fn an_address_that_goes_to_another_pi_is_not_the_first_one_for_ever() {
-        let folder = tempfile::tempdir().unwrap();
-        let known = OnlyKnown::new(Arc::new(Sqlite::serve(folder.path()).unwrap()));
-        let (ip, begin) = (IpAddr::from([10, 0, 0, 9]), Instant::now());
-        let after = |named: Option<&str>, seconds| {
-            known.remembered(ip, named.map(Into::into), begin + Duration::from_secs(seconds))
-        };
-        assert_eq!(after(None, 0), None);
-        assert_eq!(after(Some("abcdef01"), 0).as_deref(), Some("abcdef01"));
-        assert_eq!(after(None, 299).as_deref(), Some("abcdef01"));
-        assert_eq!(after(None, 500).as_deref(), Some("abcdef01"));
-        assert_eq!(after(None, 800), None);
-        assert_eq!(after(None, 801), None);
-        assert_eq!(after(Some("abcdef02"), 802).as_deref(), Some("abcdef02"));
     }
 
     #[test]

@@ -250,7 +250,7 @@ impl Batch {
 }
 
 /// An archive with a name.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 #[expect(missing_docs, reason = "the names say it; times in milliseconds since 1970")]
 pub struct Registered {
     pub name: String,

@@ -3,13 +3,19 @@
 
 use std::io::{self, ErrorKind, Read, Seek, SeekFrom, Write};
 
+use anyhow::{Context, ensure};
 use fatfs::{FileSystem, FsOptions};
 
 use super::area::Area;
 use super::fat;
+use crate::images::output::Output;
 
 /// As much is read of it in all, in bytes.
 const READ_MAX: u64 = 64 << 20;
+/// As much is read when files are taken from it.
+const EXTRACT_MAX: u64 = 4 << 30;
+/// Folders in one another that are looked into.
+const DEPTH_MAX: u32 = 8;
 /// The longest file that is read, in bytes.
 const FILE_MAX: u64 = 64 << 10;
 
@@ -56,6 +62,35 @@ impl Write for Disk<'_> {
     }
 }
 
+/// `None` if it is not sound. At most `most` bytes are read of it.
+fn open(partition: Area<'_>, most: u64) -> Option<FileSystem<Disk<'_>>> {
+    let sound = fat::is_sound(&partition);
+    sound.then(|| FileSystem::new(Disk { area: partition, at: 0, left: most }, FsOptions::new()).ok())?
+}
+
+/// Takes the files that are wanted; they are called as in the booted system, at `boot/firmware/`.
+pub(super) fn extract(partition: Area<'_>, output: &mut Output<'_>) -> anyhow::Result<()> {
+    let fs = open(partition, EXTRACT_MAX).context("the boot partition is damaged")?;
+    let mut folders = vec![(fs.root_dir(), "boot/firmware".to_owned(), 0)];
+    while let Some((folder, path, depth)) = folders.pop() {
+        for entry in folder.iter() {
+            let entry = entry.context("reading the boot partition")?;
+            let (name, bytes) = (entry.file_name(), entry.len());
+            let path = format!("{path}/{name}");
+            if matches!(&*name, "." | "..") {
+                continue;
+            }
+            if entry.is_dir() {
+                ensure!(depth < DEPTH_MAX, "there are too many folders in one another in the boot partition");
+                folders.push((entry.to_dir(), path, depth + 1));
+            } else if let Some(to) = output.wants(&path) {
+                output.put(to, bytes, &mut entry.to_file())?;
+            }
+        }
+    }
+    Ok(())
+}
+
 /// What the boot partition says.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct BootFiles {
@@ -68,11 +103,7 @@ pub(super) struct BootFiles {
 impl BootFiles {
     /// `None` if it cannot be read.
     pub(super) fn read(partition: Area<'_>) -> Option<Self> {
-        if !fat::is_sound(&partition) {
-            return None;
-        }
-        let disk = Disk { area: partition, at: 0, left: READ_MAX };
-        let fs = FileSystem::new(disk, FsOptions::new()).ok()?;
+        let fs = open(partition, READ_MAX)?;
         let mut files = Self::default();
         for entry in fs.root_dir().iter() {
             let entry = entry.ok()?;

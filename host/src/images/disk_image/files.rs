@@ -3,6 +3,7 @@
 
 use std::cell::Cell;
 use std::collections::VecDeque;
+use std::io;
 
 use anyhow::{Context, bail, ensure};
 use mkext4::reader::{FileExtent, Fs};
@@ -13,6 +14,7 @@ use piman_core::hosted::ext4::reader;
 
 use super::area::Area;
 use super::ext4;
+use crate::images::output::Output;
 
 /// As many blocks describe where one file is.
 const MAP_MAX: usize = 4096;
@@ -83,6 +85,18 @@ impl<'f> Files<'f> {
         let apart = map.is_sorted_by(|a, b| end(a) <= u64::from(b.logical));
         ensure!(apart, "parts of a file overlap");
         Ok(map)
+    }
+
+    /// Takes the files that are wanted.
+    pub(super) fn extract(&self, output: &mut Output<'_>) -> anyhow::Result<()> {
+        self.walk(|path, _, inode| {
+            let wanted = std::str::from_utf8(path).ok().filter(|_| inode.file_type() == FileType::Regular);
+            let Some(name) = wanted.and_then(|path| output.wants(path)) else { return Ok(()) };
+            output.put_made(name, inode.size, &mut || {
+                let most = usize::try_from(inode.size).map_err(io::Error::other)?;
+                self.head(inode, most).map_err(io::Error::other)
+            })
+        })
     }
 
     /// The first bytes of a file, at most this many.

@@ -38,6 +38,7 @@ use piman_core::hosted::unpack::packing;
 use piman_core::install::table::{CHUNK_MAX, CHUNKS_MAX};
 
 use crate::images::fitness::Fitness;
+use crate::images::output::Output;
 use area::Area;
 pub(crate) use area::is_zero;
 pub use bmap::Bmap;
@@ -172,6 +173,27 @@ impl DiskImage {
     pub fn used_bytes(&self) -> u64 {
         self.used.iter().map(|(start, end)| end - start).sum()
     }
+}
+
+/// Takes the files that are wanted out of the root filesystem and the partition that boots it.
+///
+/// # Errors
+/// If the image is none that can be read here, or something cannot be written.
+pub(super) fn extract(file: &File, output: &mut Output<'_>) -> anyhow::Result<()> {
+    let length = file.metadata().context("looking at it")?.len();
+    let (length, _) = trailer::split(file, length).context("reading its end")?;
+    let image = Area::new(file, length);
+    let partitions: Vec<Part> = Table::read(&image)?.slots.iter().map(|slot| part(&image, slot)).collect();
+    let system = system::System::find(&image, &partitions);
+    ensure!(
+        system.files.is_some() || system.boot.is_some(),
+        "it has neither a root filesystem nor a boot partition that can be read here"
+    );
+    if let Some(files) = &system.files {
+        files.extract(output)?;
+    }
+    let boot = partitions.iter().find(|part| Some(part.number) == system.boot);
+    boot.map_or(Ok(()), |part| boot_files::extract(image.part(part.start, part.length), output))
 }
 
 fn part(image: &Area<'_>, slot: &table::Slot) -> Part {

@@ -7,6 +7,7 @@ use std::path::Path;
 use flate2::read::MultiGzDecoder;
 
 use super::Packing;
+use crate::netboot::tftp::folder::IMAGES;
 use crate::sys::mac::Mac;
 
 /// The largest initramfs that is not warned of: boot ROMs load it slowly, and old ones not at all.
@@ -164,9 +165,21 @@ fn value<'a>(config: &'a str, option: &str) -> Option<&'a str> {
     config.lines().find_map(|line| line.strip_prefix(option)?.strip_prefix('='))
 }
 
-/// Looks whether a folder has everything that each model needs.
+/// Looks whether a folder, and each for the Pis of one image in it, has everything that each model needs.
 #[must_use]
 pub fn folder(path: &Path) -> Vec<Finding> {
+    let mut found = one(path);
+    let images = std::fs::read_dir(path.join(IMAGES)).into_iter().flatten().flatten();
+    for image in images.filter(|image| image.path().is_dir()) {
+        let name = Path::new(IMAGES).join(image.file_name());
+        let named =
+            |finding: Finding| Finding { text: format!("{}: {}", name.display(), finding.text), ..finding };
+        found.extend(one(&image.path()).into_iter().map(named));
+    }
+    found
+}
+
+fn one(path: &Path) -> Vec<Finding> {
     let mut found = Vec::new();
     let has = |name: &str| path.join(name).is_file();
     let initramfs = Packing::ALL.map(Packing::file).into_iter().find(|name| has(name));

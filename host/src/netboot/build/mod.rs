@@ -3,6 +3,7 @@
 //! The same input gives the same bytes: no times, owners or order of a folder get in.
 
 pub mod cpio;
+pub mod from_image;
 pub mod lint;
 pub mod modules;
 
@@ -80,7 +81,7 @@ pub struct Ingredients {
     #[arg(long, value_name = "FILE")]
     pub public_key: Option<PathBuf>,
     /// Module of the kernel's folder, taken with all that it depends on; repeat
-    #[arg(long, value_name = "NAME", requires = "modules")]
+    #[arg(long, value_name = "NAME")]
     pub module: Vec<String>,
     /// How the initramfs is packed
     #[arg(long, value_name = "HOW", default_value = "gzip")]
@@ -121,6 +122,11 @@ impl Built {
 /// If something cannot be read or written, or could not boot any Pi.
 pub fn build(from: &Ingredients) -> anyhow::Result<Built> {
     let agent = read(&from.agent)?;
+    if let (None, Some(name)) = (&from.modules, from.module.first()) {
+        bail!(
+            "--module {name} is looked up in the folder of --modules, or in an image with --from-image: name one"
+        );
+    }
     let modules = from.modules.as_deref().map(|folder| modules::collect(folder, &from.module));
     let modules = modules.transpose()?.unwrap_or_default();
     let mut secrets = Vec::new();
@@ -190,11 +196,8 @@ fn write(folder: &Path, name: &str, bytes: &[u8]) -> anyhow::Result<()> {
 }
 
 fn firmware(folder: &Path, own_kernel: bool) -> anyhow::Result<Vec<(String, Vec<u8>)>> {
-    let mut files = matching(folder, |name| {
-        let is = |start: &str, end: &str| name.starts_with(start) && name.ends_with(end);
-        let kernel = is("kernel", ".img") && !own_kernel;
-        kernel || is("start", ".elf") || is("fixup", ".dat") || is("", ".dtb") || name == "bootcode.bin"
-    })?;
+    let mut files =
+        matching(folder, |name| is_firmware(name) && !(own_kernel && name.starts_with("kernel")))?;
     if files.is_empty() {
         bail!(
             "{} has no firmware: it needs the folder `boot` of the Raspberry Pi firmware, with start4.elf and others",
@@ -203,10 +206,21 @@ fn firmware(folder: &Path, own_kernel: bool) -> anyhow::Result<Vec<(String, Vec<
     }
     let overlays = folder.join(OVERLAYS);
     if overlays.is_dir() {
-        let found = matching(&overlays, |name| name.ends_with(".dtbo") || name.ends_with(".dtb"))?;
+        let found = matching(&overlays, is_overlay)?;
         files.extend(found.into_iter().map(|(name, bytes)| (format!("{OVERLAYS}/{name}"), bytes)));
     }
     Ok(files)
+}
+
+/// Whether a Pi's firmware, or the kernel that it starts, asks for a file of this name.
+fn is_firmware(name: &str) -> bool {
+    let is = |start: &str, end: &str| name.starts_with(start) && name.ends_with(end);
+    let loads = is("kernel", ".img") || is("start", ".elf") || is("fixup", ".dat") || is("", ".dtb");
+    loads || name == "bootcode.bin"
+}
+
+fn is_overlay(name: &str) -> bool {
+    !name.contains('/') && (name.ends_with(".dtbo") || name.ends_with(".dtb"))
 }
 
 /// The files of a folder whose names are wanted.

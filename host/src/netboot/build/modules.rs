@@ -48,6 +48,27 @@ pub fn collect(folder: &Path, names: &[String]) -> anyhow::Result<Vec<(String, V
     Ok(modules)
 }
 
+/// Those of these names that the kernel of this folder has as modules: neither built in nor unknown to it.
+///
+/// # Errors
+/// If the folder is no kernel's.
+pub fn present(folder: &Path, names: &[&str]) -> anyhow::Result<Vec<String>> {
+    let tree = Tree::open(folder)?;
+    let has = |name: &&&str| {
+        let name = plain(name);
+        !tree.built_in.contains(&name) && (tree.files.contains_key(&name) || tree.aliases.contains_key(&name))
+    };
+    Ok(names.iter().filter(has).map(|name| (*name).to_owned()).collect())
+}
+
+/// The files of these modules and of all that they need, in the order in which they are loaded; they need not be there.
+///
+/// # Errors
+/// If the kernel of this folder does not have one.
+pub fn files(folder: &Path, names: &[String]) -> anyhow::Result<Vec<PathBuf>> {
+    Tree::open(folder)?.resolve(names)
+}
+
 /// As its file `order` says, or by name.
 fn listed(folder: &Path) -> anyhow::Result<Vec<PathBuf>> {
     let mut names: Vec<String> = match fs::read_to_string(folder.join("order")) {
@@ -113,6 +134,12 @@ struct Tree {
 }
 
 impl Tree {
+    fn open(folder: &Path) -> anyhow::Result<Self> {
+        let dep = folder.join("modules.dep");
+        let dep = fs::read_to_string(&dep).with_context(|| format!("reading {}", dep.display()))?;
+        Ok(Self::read(folder, &dep))
+    }
+
     fn read(folder: &Path, dep: &str) -> Self {
         let read = |name: &str| fs::read_to_string(folder.join(name)).unwrap_or_default();
         let name = |path: &str| stem(Path::new(path)).map(|(name, _)| plain(name));

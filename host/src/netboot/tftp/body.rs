@@ -19,8 +19,13 @@ pub(super) enum Body {
 }
 
 impl Body {
-    pub(super) fn open(folder: &Folder, request: &Request) -> Result<(Self, String), NoFile> {
-        let found = folder.open(&request.name)?;
+    /// `image`: which one is meant for whoever asks.
+    pub(super) fn open(
+        folder: &Folder,
+        request: &Request,
+        image: Option<&str>,
+    ) -> Result<(Self, String), NoFile> {
+        let found = folder.open(&request.name, image)?;
         match request.mode {
             Mode::Octet => Ok((Self::File(found.file, found.length), found.name)),
             Mode::Netascii if found.length > TEXT_MAX => {

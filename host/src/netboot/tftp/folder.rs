@@ -14,6 +14,9 @@ use crate::sys::mac::Mac;
 #[derive(Debug, Clone)]
 pub struct Folder(PathBuf);
 
+/// The folder of those with the files of single images.
+pub const IMAGES: &str = "images";
+
 /// An open file.
 #[derive(Debug)]
 pub struct Found {
@@ -67,16 +70,32 @@ impl Folder {
     }
 
     /// Opens what is called `asked`. If that is `SERIAL/NAME`, it is looked for there first, and
-    /// then as `NAME` in the folder itself.
+    /// then as `NAME`: in the folder of the image that is meant for whoever asks, if there is one, else in the folder
+    /// itself. Kernel and modules of one system and device trees of another would not boot, so it is never in both.
     ///
     /// # Errors
     /// [`NoFile`] if there is no such file, or it must not be sent.
-    pub fn open(&self, asked: &str) -> Result<Found, NoFile> {
+    pub fn open(&self, asked: &str, image: Option<&str>) -> Result<Found, NoFile> {
         let name = clean(asked)?;
-        match (self.open_exactly(&name), own_part(&name)) {
-            (Err(NoFile::Missing), Some((_, common))) => self.open_exactly(common),
-            (found, _) => found,
+        let own = own_part(&name);
+        if own.is_some() {
+            match self.open_exactly(&name) {
+                Err(NoFile::Missing) => {}
+                found => return found,
+            }
         }
+        let common = own.map_or(&*name, |(_, common)| common);
+        match image.and_then(|image| self.of_image(image)) {
+            Some(folder) => self.open_exactly(&format!("{folder}/{common}")),
+            None => self.open_exactly(common),
+        }
+    }
+
+    /// The folder of an image, as it is called in this one; `None`: there is none.
+    fn of_image(&self, image: &str) -> Option<String> {
+        let is_name = !image.is_empty() && image != "." && image != ".." && !image.contains('/');
+        let name = format!("{IMAGES}/{image}");
+        (is_name && self.0.join(&name).is_dir()).then_some(name)
     }
 
     fn open_exactly(&self, name: &str) -> Result<Found, NoFile> {
@@ -163,7 +182,7 @@ mod tests {
     }
 
     fn text(folder: &Folder, name: &str) -> Option<(String, String)> {
-        let mut found = folder.open(name).ok()?;
+        let mut found = folder.open(name, None).ok()?;
         let mut text = String::new();
         io::Read::read_to_string(&mut found.file, &mut text).unwrap();
         assert_eq!(found.length, text.len() as u64);
@@ -184,6 +203,33 @@ mod tests {
     }
 
     #[test]
+    fn all_files_of_one_image_or_none() {
+        let (_dir, folder) = folder();
+        let lab = folder.path().join("images/lab");
+        fs::create_dir_all(&lab).unwrap();
+        fs::write(lab.join("kernel8.img"), "lab's").unwrap();
+        let text = |asked: &str, image: &str| {
+            let mut found = folder.open(asked, Some(image)).ok()?;
+            let mut text = String::new();
+            io::Read::read_to_string(&mut found.file, &mut text).unwrap();
+            Some(text)
+        };
+        for (asked, image, content) in [
+            ("abcdef01/kernel8.img", "lab", Some("lab's")),
+            ("kernel8.img", "lab", Some("lab's")),
+            ("abcdef01/config.txt", "lab", Some("its own")),
+            ("config.txt", "lab", None),
+            ("11111111/overlays/a.dtbo", "lab", None),
+            ("11111111/overlays/a.dtbo", "other", Some("o")),
+            ("kernel8.img", "..", Some("kernel")),
+            ("kernel8.img", "", Some("kernel")),
+            ("kernel8.img", "lab/../lab", Some("kernel")),
+        ] {
+            assert_eq!(text(asked, image).as_deref(), content, "{asked} of {image}");
+        }
+    }
+
+    #[test]
     fn there_is_no_way_out() {
         let (_dir, folder) = folder();
         for name in [
@@ -199,12 +245,20 @@ mod tests {
             "a\nb",
             "11111111/out",
         ] {
-            assert!(matches!(folder.open(name), Err(NoFile::Outside)), "{name}: {:?}", folder.open(name));
+            assert!(
+                matches!(folder.open(name, None), Err(NoFile::Outside)),
+                "{name}: {:?}",
+                folder.open(name, None)
+            );
         }
         for name in
             ["secret", "/etc/passwd", "abcdef01", "overlays", "", "/", "config.txt/x", "abcdef01/none"]
         {
-            assert!(matches!(folder.open(name), Err(NoFile::Missing)), "{name}: {:?}", folder.open(name));
+            assert!(
+                matches!(folder.open(name, None), Err(NoFile::Missing)),
+                "{name}: {:?}",
+                folder.open(name, None)
+            );
         }
     }
 

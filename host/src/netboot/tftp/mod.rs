@@ -23,7 +23,7 @@ pub mod transfer;
 
 pub use admission::Load;
 pub use folder::Folder;
-pub use server::{Limits, Report, Tell, What, serve};
+pub use server::{Limits, Report, Rules, Tell, What, serve};
 
 /// The port that clients expect.
 pub const PORT: u16 = 69;

@@ -18,6 +18,7 @@ use super::line::Line;
 use super::packet::{self, Bad, Reply, Request, code};
 use super::path::{self, Paths};
 use super::transfer::{Outcome, Send, Terms, Transfer};
+use crate::netboot::image_folder::ImageFolders;
 use crate::netboot::only_known::OnlyKnown;
 
 /// The longest request that is looked at.
@@ -109,7 +110,16 @@ struct Server {
     tell: Tell,
     gate: Arc<Admission>,
     paths: Paths,
-    only_known: Option<Arc<OnlyKnown>>,
+    rules: Rules,
+}
+
+/// Who gets what.
+#[derive(Default)]
+pub struct Rules {
+    /// Those alone are answered that it does not refuse; `None`: all.
+    pub only_known: Option<Arc<OnlyKnown>>,
+    /// Who boots from the folder of an image; `None`: nobody.
+    pub images: Option<ImageFolders>,
 }
 
 impl Server {
@@ -118,7 +128,7 @@ impl Server {
     }
 }
 
-/// Answers requests on `socket` for ever; with `only_known` those alone that it does not refuse.
+/// Answers requests on `socket` for ever.
 ///
 /// # Errors
 /// If the socket cannot be used at all.
@@ -126,7 +136,7 @@ pub async fn serve(
     socket: std::net::UdpSocket,
     folder: Folder,
     limits: Limits,
-    only_known: Option<Arc<OnlyKnown>>,
+    rules: Rules,
     tell: Tell,
 ) -> anyhow::Result<()> {
     socket.set_nonblocking(true).context("the TFTP socket")?;
@@ -139,7 +149,7 @@ pub async fn serve(
         tell,
         gate: Admission::new(limits),
         paths: Paths::default(),
-        only_known,
+        rules,
     });
     let mut buffer = vec![0; 64 * REQUEST_MAX];
     loop {
@@ -225,9 +235,15 @@ async fn answer(server: Arc<Server>, turn: Turn, request: Request, here: IpAddr)
         }
     };
     let begun = Instant::now();
-    let refused = server.only_known.as_ref().and_then(|known| known.refuses_tftp(peer.ip(), &request.name));
-    let opened =
-        if refused.is_some() { Err(NoFile::NotListed) } else { Body::open(&server.folder, &request) };
+    let Rules { only_known, images } = &server.rules;
+    let refused = only_known.as_ref().and_then(|known| known.refuses_tftp(peer.ip(), &request.name));
+    let opened = match refused {
+        Some(_) => Err(NoFile::NotListed),
+        None => {
+            let image = images.as_ref().and_then(|images| images.of(peer.ip(), &request.name));
+            Body::open(&server.folder, &request, image.as_deref())
+        }
+    };
     let (refusal, what) = match opened {
         Ok((body, name)) => {
             let what = match send(&server, &request, &body, here, peer).await {
