@@ -22,17 +22,19 @@ impl Hash {
     /// Reads exactly 64 hexadecimal digits of either case; anything else is `None`.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
-        Self::from_hex(text.as_bytes())
+        let mut hash = Self::default();
+        hash.read_hex(text.as_bytes()).then_some(hash)
     }
 
-    pub(crate) fn from_hex(digits: &[u8]) -> Option<Self> {
-        let digits: &[u8; 64] = digits.try_into().ok()?;
-        let mut bytes = [0; 32];
-        for (byte, pair) in bytes.iter_mut().zip(digits.chunks_exact(2)) {
-            let [high, low] = pair else { return None };
+    /// Reads 64 digits into it; `false` if it is something else.
+    pub(crate) fn read_hex(&mut self, digits: &[u8]) -> bool {
+        let mut pairs = digits.chunks(2);
+        let read = |byte: &mut u8| {
+            let [high, low] = pairs.next()? else { return None };
             *byte = text::nibble(*high)? << 4 | text::nibble(*low)?;
-        }
-        Some(Self(bytes))
+            Some(())
+        };
+        self.0.iter_mut().map(read).all(|read| read.is_some()) && digits.len() == 64
     }
 }
 

@@ -152,22 +152,29 @@ impl Agent {
     }
 
     fn extra<'a>(&mut self, line: &'a [u8]) -> Step<'a> {
-        let ours = ours::split(line);
-        self.ours |= ours.is_some();
-        match (ours, self.pending, &mut self.decision) {
-            (Some((b"offer", fields)), Pending::Decision, Decision::Format(offer)) => {
+        let Some((verb, fields)) = ours::split(line) else {
+            let is_quiet = line.is_empty() || line.starts_with(b"PIMAN/");
+            return if is_quiet { Step::Read } else { Step::Unknown(line) };
+        };
+        self.ours = true;
+        match (Verb::parse(verb), self.pending, &mut self.decision) {
+            (Some(Verb::Offer), Pending::Decision, Decision::Format(offer)) => {
                 Offer::read(fields, offer);
                 // Without it this would look like an old server, which sends what nobody checks.
                 if offer.is_none() {
                     self.decision = Decision::Unclear;
                 }
             }
-            (Some((b"personal", fields)), Pending::Decision, decision @ Decision::Boot) => {
-                if let Some(personal) = BootPersonal::parse(fields) {
-                    *decision = Decision::Personalise(personal);
+            (Some(Verb::Personal), Pending::Decision, decision @ Decision::Boot) => {
+                // In its place, since a copy costs more than reading it.
+                *decision = Decision::Personalise(BootPersonal::default());
+                if let Decision::Personalise(personal) = decision
+                    && !personal.read(fields)
+                {
+                    *decision = Decision::Boot;
                 }
             }
-            (Some((b"wait", fields)), ..) => {
+            (Some(Verb::Wait), ..) => {
                 let (fields, reason) = ours::split_text(fields);
                 let seconds = ours::number(fields, "seconds").unwrap_or(5);
                 let percent = ours::number(fields, "percent").unwrap_or(0);
@@ -177,16 +184,36 @@ impl Agent {
                     return Step::Reason(reason);
                 }
             }
-            (Some((b"hello", fields)), ..) => {
+            (Some(Verb::Hello), ..) => {
                 if let Some(clock) = Clock::parse(fields) {
                     return Step::SetClock(clock);
                 }
             }
-            (Some(_), ..) => {}
-            (None, ..) if line.is_empty() || line.starts_with(b"PIMAN/") => {}
-            (None, ..) => return Step::Unknown(line),
+            _ => {}
         }
         Step::Read
+    }
+}
+
+/// What a server says to our own agents.
+#[derive(Clone, Copy)]
+enum Verb {
+    Offer,
+    Personal,
+    Wait,
+    Hello,
+}
+
+impl Verb {
+    fn parse(verb: &[u8]) -> Option<Self> {
+        // One comparison in a loop, not one for each.
+        const VERBS: &[(&[u8], Verb)] = &[
+            (b"offer", Verb::Offer),
+            (b"personal", Verb::Personal),
+            (b"wait", Verb::Wait),
+            (b"hello", Verb::Hello),
+        ];
+        VERBS.iter().find(|(word, _)| *word == verb).map(|(_, verb)| *verb)
     }
 }
 

@@ -112,7 +112,15 @@ fn up_to(fields: &[u8], key: &str, max: u32) -> Option<u32> {
 }
 
 fn hash(fields: &[u8], key: &str) -> Option<Hash> {
-    Hash::from_hex(field(fields, key)?)
+    let mut hash = Hash::default();
+    hash.read(fields, key).then_some(hash)
+}
+
+impl Hash {
+    /// Reads a field into it, where it stays; `false` if it is missing or no hash.
+    fn read(&mut self, fields: &[u8], key: &str) -> bool {
+        field(fields, key).is_some_and(|digits| self.read_hex(digits))
+    }
 }
 
 /// Writes the key, as ` key=`, and a number.
@@ -193,14 +201,17 @@ pub(super) fn split_text(fields: &[u8]) -> (&[u8], Option<&[u8]>) {
 
 /// Writes `text` on one line, at most [`TEXT_MAX`] bytes of it.
 pub(super) fn put_text(to: &mut impl Sink, text: &str) {
-    let mut room = TEXT_MAX;
-    let text = text.trim_ascii();
-    for (at, c) in text.char_indices() {
-        let piece = if c.is_control() { Some(" ") } else { text.get(at..at + c.len_utf8()) };
-        let piece = piece.unwrap_or_default();
-        let Some(left) = room.checked_sub(piece.len()) else { break };
-        room = left;
-        to.text(piece);
+    let (mut rest, mut room) = (text.trim_ascii(), TEXT_MAX);
+    while let Some(first) = rest.as_bytes().first() {
+        // The first byte of a character says how long it is: none is cut at the end.
+        let length = [1, 1, 2, 3, 4].get(first.leading_ones() as usize).unwrap_or(&1);
+        let (Some((character, after)), true) = (rest.split_at_checked(*length), *length <= room) else {
+            break;
+        };
+        // Control characters are one byte, or two from 0xC2 0x80 to 0xC2 0x9F.
+        let is_control = first.is_ascii_control() || character.as_bytes() < &[0xC2, 0xA0] && *length == 2;
+        to.text(if is_control { " " } else { character });
+        (rest, room) = (after, room - length);
     }
 }
 

@@ -1,11 +1,11 @@
 //! Where the bundle is that makes a card one Pi's own.
 
-use super::{Installation, hash, number, put, put_installation};
+use super::{Installation, number, put, put_installation};
 use crate::hash::Hash;
 use crate::text::{Sink, ToText};
 
 /// A bundle on the fetch port ([`personal`](crate::install::personal)).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct Personal {
     /// BLAKE3 of it, which names it when fetching.
@@ -15,8 +15,10 @@ pub struct Personal {
 }
 
 impl Personal {
-    pub(super) fn field(fields: &[u8]) -> Option<Self> {
-        Some(Self { hash: hash(fields, "personal")?, bytes: number(fields, "personal-bytes")? })
+    /// Reads the fields into `place`, where they stay; `false` if one is missing.
+    pub(super) fn read(&mut self, fields: &[u8]) -> bool {
+        self.bytes = number(fields, "personal-bytes").unwrap_or(0);
+        self.bytes > 0 && self.hash.read(fields, "personal")
     }
 
     pub(super) fn put(to: &mut impl Sink, personal: Option<Self>) {
@@ -28,7 +30,7 @@ impl Personal {
 }
 
 /// A bundle for the system that is on the card, before it boots.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct BootPersonal {
     /// The bundle.
@@ -40,13 +42,11 @@ pub struct BootPersonal {
 }
 
 impl BootPersonal {
-    /// `None` if a field is missing.
-    pub(in crate::install) fn parse(fields: &[u8]) -> Option<Self> {
-        Some(Self {
-            personal: Personal::field(fields)?,
-            fetch_port: number(fields, "fetch")?,
-            installation: Installation::field(fields),
-        })
+    /// Reads the fields into it, where they stay; `false` if one is missing.
+    pub(in crate::install) fn read(&mut self, fields: &[u8]) -> bool {
+        self.fetch_port = number(fields, "fetch").unwrap_or(0);
+        self.installation = Installation::field(fields);
+        self.fetch_port > 0 && self.personal.read(fields)
     }
 }
 
