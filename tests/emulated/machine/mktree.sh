@@ -7,6 +7,26 @@
 # As root; it takes some minutes, most of them for programs of another processor.
 . "$(dirname "$0")/common.sh"
 KIND=${1:-}
+
+# What mmdebstrap calls this script for, with the folder of the tree.
+case $KIND in
+--before-packages)
+    # What the initramfs has: so little that it is loaded quickly.
+    mkdir -p "$2/etc/initramfs-tools/conf.d" "$2/usr/share/initramfs-tools/modules.d" "$2/boot/firmware"
+    printf 'MODULES=list\nCOMPRESS=gzip\nCOMPRESSLEVEL=1\n' >"$2/etc/initramfs-tools/conf.d/small"
+    printf '%s\n' crc32c_generic ext4 bcm2835 sdhci-iproc mmc_block phy-generic >"$2/usr/share/initramfs-tools/modules.d/pi"
+    exit 0 ;;
+--after-packages)
+    rm -rf "$2"/var/lib/apt/lists/* "$2"/var/cache/apt/* "$2"/var/cache/debconf/*-old "$2"/var/log/*.log "$2/etc/dpkg/dpkg.cfg.d"/*
+    printf '[Match]\nName=e*\n[Network]\nDHCP=yes\n' >"$2/etc/systemd/network/wired.network"
+    chroot "$2" systemctl --quiet enable systemd-networkd ssh
+    chroot "$2" systemctl --quiet disable systemd-networkd-wait-online e2scrub_reap \
+        apt-daily.timer apt-daily-upgrade.timer e2scrub_all.timer
+    printf '127.0.0.1\tlocalhost\n127.0.1.1\traspberrypi\n' >"$2/etc/hosts"
+    echo raspberrypi >"$2/etc/hostname"
+    exit 0 ;;
+esac
+
 case $KIND in plain) OTHERS=() ;; cloud) OTHERS=(cloud-init cloud-guest-utils) ;; *) die "see the head of $0" ;; esac
 need mmdebstrap sha256sum
 OUT=$CACHE/disks/$KIND.tar
@@ -30,31 +50,11 @@ for module in "${MODULES[@]}"; do
 done
 for folder in man doc locale info lintian bash-completion zoneinfo/right; do DPKG+=(--dpkgopt="path-exclude=/usr/share/$folder/*"); done
 
-# What the initramfs has: so few modules that it is loaded quickly, and those are loaded in this order.
-small_initramfs() {
-    local folder=$1/etc/initramfs-tools/conf.d modules=$1/usr/share/initramfs-tools/modules.d
-    mkdir -p "$folder" "$modules" "$1/boot/firmware"
-    printf 'MODULES=list\nCOMPRESS=gzip\nCOMPRESSLEVEL=1\n' >"$folder/small"
-    printf '%s\n' crc32c_generic ext4 bcm2835 sdhci-iproc mmc_block phy-generic >"$modules/pi"
-}
-export -f small_initramfs
-
-tidy() {
-    # No two systems have the same of these; what makes them otherwise is under test, so each tree comes with some.
-    rm -rf "$1"/var/lib/apt/lists/* "$1"/var/cache/apt/* "$1"/var/cache/debconf/*-old "$1"/var/log/*.log "$1/etc/dpkg/dpkg.cfg.d"/*
-    printf '[Match]\nName=e*\n[Network]\nDHCP=yes\n' >"$1/etc/systemd/network/wired.network"
-    chroot "$1" systemctl enable systemd-networkd ssh
-    chroot "$1" systemctl disable systemd-networkd-wait-online e2scrub_reap apt-daily.timer apt-daily-upgrade.timer e2scrub_all.timer
-    printf '127.0.0.1\tlocalhost\n127.0.1.1\traspberrypi\n' >"$1/etc/hosts"
-    echo raspberrypi >"$1/etc/hostname"
-}
-export -f tidy
-
 nice -n 5 mmdebstrap --quiet --architectures=arm64 --variant=minbase --components=main,non-free-firmware --format=tar \
     --aptopt='Acquire::Languages "none"' --aptopt='APT::Install-Recommends "false"' "${DPKG[@]}" \
     --include="systemd-sysv dbus udev kmod iproute2 openssh-server sudo e2fsprogs fdisk util-linux dosfstools tzdata" \
     --include="linux-image-arm64 initramfs-tools busybox raspi-firmware ${OTHERS[*]-}" \
-    --essential-hook='small_initramfs "$1"' --customize-hook='tidy "$1"' \
+    --essential-hook="'$HERE/mktree.sh' --before-packages \"\$1\"" --customize-hook="'$HERE/mktree.sh' --after-packages \"\$1\"" \
     "$(suite)" "$OUT.new" "$MIRROR" >&2
 mv "$OUT.new" "$OUT"
 echo "$RECIPE" >"$OUT.by"
