@@ -59,7 +59,8 @@ pub(crate) fn facts(disk: &Path, part: &Part) -> BTreeMap<String, String> {
     blkid.args(["--probe", "--output", "export"]);
     blkid.args(["--offset", &part.start.to_string(), "--size", &part.length.to_string()]).arg(disk);
     let text = String::from_utf8(run(&mut blkid).stdout).unwrap();
-    text.lines().filter_map(|line| line.split_once('=')).map(|(k, v)| (k.into(), v.into())).collect()
+    let facts = text.lines().filter_map(|line| line.split_once('=')).filter(|(key, _)| *key != "DEVNAME");
+    facts.map(|(key, value)| (key.into(), value.into())).collect()
 }
 
 /// Judges the filesystem of a partition.
