@@ -1,7 +1,7 @@
 //! The partition table of either kind, and the boot partition's file system.
 
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::Read;
 use std::os::unix::fs::FileExt;
 
 use anyhow::{Context, bail};
@@ -9,9 +9,9 @@ use fatfs::{FatType, FileSystem, FormatVolumeOptions, FsOptions};
 use piman_core::install::gpt::{self, Copy, Gpt};
 use piman_core::install::layout::{Extent, Layout, SECTOR};
 use piman_core::install::mbr::{self, FAT32_LBA, LINUX, Mbr};
-use rustix::rand::{GetRandomFlags, getrandom};
 
 use super::{Disk, RootArea, Window};
+use crate::card::random::guid;
 
 /// The numbers of the partitions in a table of ours, from 0.
 const BOOT: usize = 0;
@@ -286,17 +286,6 @@ fn gpt_of(
         gpt::Partition::NONE,
     ];
     Ok(Table::Gpt(Gpt { disk, partitions }))
-}
-
-/// An identifier by chance (UUID version 4), as it is on a disk.
-fn guid() -> io::Result<gpt::Guid> {
-    let mut id = [0; 16];
-    if getrandom(&mut id, GetRandomFlags::empty())? != id.len() {
-        return Err(io::Error::other("the system has too few random numbers"));
-    }
-    let [_, _, _, _, _, _, _, version, variant, ..] = &mut id;
-    (*version, *variant) = (*version & 0x0f | 0x40, *variant & 0x3f | 0x80);
-    Ok(id)
 }
 
 /// The MBR that is there, if it says what the new one does; one whose root partition is withheld says it, too. What
