@@ -24,6 +24,7 @@ const DEPTH_MAX: usize = 128;
 /// A filesystem of a partition. Nobody else may use it meanwhile.
 pub(crate) struct Fat<'d> {
     fs: FileSystem<Window<'d>>,
+    disk: &'d File,
 }
 
 /// What a name in a folder is.
@@ -43,7 +44,7 @@ impl<'d> Fat<'d> {
         let what = || format!("the FAT filesystem at byte {}", area.offset);
         check::check(&window()).with_context(|| format!("{} is damaged: fsck.fat repairs it", what()))?;
         let fs = FileSystem::new(window(), FsOptions::new()).with_context(what)?;
-        Ok(Self { fs })
+        Ok(Self { fs, disk })
     }
 
     /// What is at this path; `None`: nothing.
@@ -99,7 +100,7 @@ impl<'d> Fat<'d> {
     ///
     /// # Errors
     /// The disk's; if it is full, or a name is none that FAT can have.
-    pub(crate) fn write(&self, path: &str, disk: &File, mut bytes: &[u8]) -> anyhow::Result<()> {
+    pub(crate) fn write(&self, path: &str, mut bytes: &[u8]) -> anyhow::Result<()> {
         if self.read(path, bytes.len() as u64).ok().flatten().as_deref() == Some(bytes) {
             return Ok(());
         }
@@ -108,7 +109,7 @@ impl<'d> Fat<'d> {
         let folder = self.folder(folder)?;
         absent_or(folder.remove(NEW))?;
         copy(&mut bytes, &folder, NEW)?;
-        disk.sync_data()?;
+        self.disk.sync_data()?;
         absent_or(folder.remove(name))?;
         folder.rename(NEW, &folder, name)?;
         Ok(())

@@ -37,13 +37,13 @@ fn files_and_folders_of_every_kind_of_fat() {
         let disk = disk.as_file();
         let fat = Fat::open(disk, &area).unwrap();
         let large: Vec<u8> = (0..200_000_u32).map(|n| (n % 251) as u8).collect();
-        fat.write("/cmdline.txt", disk, b"one\n").unwrap();
-        fat.write("/overlays/deep/A long name.dtbo", disk, &large).unwrap();
+        fat.write("/cmdline.txt", b"one\n").unwrap();
+        fat.write("/overlays/deep/A long name.dtbo", &large).unwrap();
         for n in 0..60 {
-            fat.write(&format!("/overlays/file-with-a-long-name-{n}"), disk, b"x").unwrap();
+            fat.write(&format!("/overlays/file-with-a-long-name-{n}"), b"x").unwrap();
         }
         for text in [&b"two words\n"[..], b"", b"3"] {
-            fat.write("/CMDLINE.TXT", disk, text).unwrap();
+            fat.write("/CMDLINE.TXT", text).unwrap();
             assert_eq!(fat.read("/cmdline.txt", 100).unwrap().unwrap(), text);
         }
         assert_eq!(fat.read("/overlays/deep/a long name.DTBO", 1 << 20).unwrap().unwrap(), large);
@@ -56,10 +56,10 @@ fn files_and_folders_of_every_kind_of_fat() {
         names.sort();
         assert_eq!(names, ["CMDLINE.TXT", "overlays"]);
         for bad in ["/a:b", "/x?/y", "/end.", "/..", "/\u{1f600}"] {
-            assert!(fat.write(bad, disk, b"").is_err(), "{bad}");
+            assert!(fat.write(bad, b"").is_err(), "{bad}");
         }
         for odd in ["/.hidden", "/\u{e4}\u{4e2d}", "/a.b.c.d", "/~", "/+,;=[]", "/aux"] {
-            fat.write(odd, disk, odd.as_bytes()).unwrap();
+            fat.write(odd, odd.as_bytes()).unwrap();
             assert_eq!(fat.read(odd, 100).unwrap().unwrap(), odd.as_bytes(), "{odd}");
         }
         let before = fat.free().unwrap();
@@ -69,7 +69,7 @@ fn files_and_folders_of_every_kind_of_fat() {
         assert!(fat.free().unwrap() > before + 200_000 && fat.kind("/overlays").unwrap().is_none());
         // A full one says so, and the old file is still there.
         let full = vec![1; usize::try_from(fat.free().unwrap()).unwrap() + 1];
-        assert!(fat.write("/cmdline.txt", disk, &full).is_err());
+        assert!(fat.write("/cmdline.txt", &full).is_err());
         assert_eq!(fat.read("/cmdline.txt", 100).unwrap().unwrap(), b"3");
         fat.remove(&format!("/{NEW}")).unwrap();
         fat.close().unwrap();
@@ -83,8 +83,8 @@ fn a_chain_without_an_end_and_what_belongs_to_two_are_found() {
         let (disk, area) = made(bytes, kind);
         let disk = disk.as_file();
         let fat = Fat::open(disk, &area).unwrap();
-        fat.write("/folder/file", disk, &[7; 5000]).unwrap();
-        fat.write("/other", disk, &[8; 5000]).unwrap();
+        fat.write("/folder/file", &[7; 5000]).unwrap();
+        fat.write("/other", &[8; 5000]).unwrap();
         fat.close().unwrap();
         let mut sector = [0; 512];
         disk.read_exact_at(&mut sector, area.offset).unwrap();
@@ -125,7 +125,7 @@ fn any_bytes_are_a_filesystem_or_none() {
     let (disk, area) = made(2 << 20, FatType::Fat12);
     let disk = disk.as_file();
     let fat = Fat::open(disk, &area).unwrap();
-    fat.write("/a/b/c", disk, &[7; 9000]).unwrap();
+    fat.write("/a/b/c", &[7; 9000]).unwrap();
     fat.close().unwrap();
     let mut good = vec![0; 64 << 10];
     disk.read_exact_at(&mut good, area.offset).unwrap();
@@ -143,7 +143,7 @@ fn any_bytes_are_a_filesystem_or_none() {
         disk.write_all_at(&bytes, area.offset).unwrap();
         if let Ok(fat) = Fat::open(disk, &area) {
             let _ = fat.read("/a/b/c", 1 << 20);
-            let _ = fat.write("/a/new", disk, b"text");
+            let _ = fat.write("/a/new", b"text");
             let _ = fat.remove("/a");
         }
     }
