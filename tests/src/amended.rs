@@ -3,6 +3,7 @@
 
 use std::io::{self, BufRead, BufReader, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
@@ -10,7 +11,7 @@ use pi_agent::control;
 use piman_core::hash::Hash;
 use piman_core::install::fetch::{Answer, Kind, Request};
 
-use crate::server::Server;
+use crate::server::{Server, wait_until};
 
 /// What is added.
 #[derive(Debug, Clone, Default)]
@@ -47,6 +48,7 @@ pub struct Amended {
     rootfs: u16,
     more: Arc<Mutex<More>>,
     heard: Arc<Mutex<Vec<String>>>,
+    talks: Arc<AtomicUsize>,
 }
 
 impl Amended {
@@ -64,6 +66,7 @@ impl Amended {
             rootfs: server.port("rootfs"),
             more: Arc::new(Mutex::new(more)),
             heard: Arc::default(),
+            talks: Arc::default(),
         };
         let (to, here) = (server.port("control"), it.clone());
         listen(control, move |agent| here.talk(agent, to, fetch_port));
@@ -86,12 +89,13 @@ impl Amended {
         *self.more.lock().expect("no panic") = more;
     }
 
-    /// The lines that agents said on the control connection since this was asked last.
+    /// The lines that agents said on the control connection since this was asked last, when they have closed it.
     ///
     /// # Panics
     /// If it did.
     #[must_use]
     pub fn take_heard(&self) -> Vec<String> {
+        wait_until("the end of a talk", || self.talks.load(SeqCst) == 0);
         std::mem::take(&mut self.heard.lock().expect("no panic"))
     }
 
@@ -101,7 +105,8 @@ impl Amended {
 
     fn talk(&self, agent: TcpStream, to: u16, fetch_port: u16) -> io::Result<()> {
         let server = TcpStream::connect(("127.0.0.1", to))?;
-        let (from, heard) = (agent.try_clone()?, Arc::clone(&self.heard));
+        let (from, heard, talks) = (agent.try_clone()?, Arc::clone(&self.heard), Arc::clone(&self.talks));
+        talks.fetch_add(1, SeqCst);
         let mut forward = server.try_clone()?;
         thread::spawn(move || {
             for line in BufReader::new(from).lines().map_while(Result::ok) {
@@ -111,6 +116,7 @@ impl Amended {
                 }
             }
             let _ = forward.shutdown(Shutdown::Write);
+            talks.fetch_sub(1, SeqCst);
         });
         let mut agent = agent;
         for line in BufReader::new(server).lines() {

@@ -41,6 +41,6 @@ mod tests {
         assert_eq!(uuid(&id), "01234567-89ab-cdef-fedc-ba9876543210");
         assert_eq!(guid(&id), "67452301-ab89-efcd-fedc-ba9876543210");
         assert_eq!(serial(0x1a2b_0c0d), "1A2B-0C0D");
-        assert_eq!(partition(0x5f5d_7a3, 10), "05f5d7a3-0a");
+        assert_eq!(partition(0x05f5_d7a3, 10), "05f5d7a3-0a");
     }
 }

@@ -28,7 +28,7 @@ use anyhow::anyhow;
 use piman_core::hash::Hash;
 use piman_core::install::layout::Layout;
 use piman_core::install::{
-    BootPersonal, Can, Decision, Fingerprint, Hello, More, Notice, Offer, Paths, REVISION, Stage, Start,
+    Can, Decision, Fingerprint, Hello, More, Notice, Offer, Paths, REVISION, Stage, Start,
 };
 
 pub use consent::Consent;
@@ -228,7 +228,7 @@ pub fn attempt(plan: &Plan, machine: &mut Machine, progress: &Arc<Progress>) -> 
         }
         (talk, Decision::Personalise(of)) => {
             let reporter = Reporter::new(talk, plan, hello, progress);
-            return personalise(plan, &disk, found.card.clone(), of, (reporter, as_root), progress);
+            return personal::boot(plan, &disk, found.card.clone(), of, (reporter, as_root), progress);
         }
         (talk, _) => {
             return boot(plan, &disk, found.card.clone(), Reporter::new(talk, plan, hello, progress));
@@ -355,35 +355,6 @@ fn refuse(reporter: Reporter<'_>, error: anyhow::Error) -> Failure {
     let failure = Failure { stage: Stage::Disk, cause: Cause::Refused, error };
     reporter.failed(&failure);
     failure
-}
-
-/// Does to the card what the server says, and boots it. A card that worked is not lost: where that fails, the server is
-/// told, and what is there is booted.
-fn personalise(
-    plan: &Plan,
-    disk: &Disk,
-    card: Card,
-    of: BootPersonal,
-    (reporter, as_root): (Reporter<'_>, bool),
-    progress: &Progress,
-) -> Result<Outcome, Failure> {
-    progress.begin(Stage::Personalise, 0);
-    let card = match personal::again(plan, disk, &card, of, as_root) {
-        Ok(proof) => {
-            let told = reporter.personalised(proof.image, proof.installation);
-            log::info!(
-                "{disk} is this Pi's own now{}",
-                if told { "" } else { ", which the server sees when it asks again" }
-            );
-            Card::Installed(proof)
-        }
-        Err(failure) => {
-            log::warn!("{failure}; the card boots as it is");
-            reporter.tell_failed(&failure);
-            card
-        }
-    };
-    boot(plan, disk, card, reporter)
 }
 
 fn boot(plan: &Plan, disk: &Disk, card: Card, reporter: Reporter<'_>) -> Result<Outcome, Failure> {

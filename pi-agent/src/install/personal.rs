@@ -8,7 +8,8 @@ use piman_core::install::personal::{BYTES_MAX, Bundle};
 use piman_core::install::receipt::Proof;
 use piman_core::install::{BootPersonal, Offer, Personal, Stage};
 
-use super::{Plan, dial};
+use super::reporter::Reporter;
+use super::{Outcome, Plan, dial};
 use crate::card::content::table::Table;
 use crate::card::disk::{Begun, Disk, Planned, RootArea};
 use crate::card::inspect::{self, Card};
@@ -137,17 +138,43 @@ impl Personality {
     }
 }
 
+/// Does to the card what the server says, and boots it. A card that worked is not lost: where that fails, the server is
+/// told, and what is there is booted.
+///
+/// # Errors
+/// [`Failure`] if it cannot be booted.
+pub(super) fn boot(
+    plan: &Plan,
+    disk: &Disk,
+    card: Card,
+    of: BootPersonal,
+    (reporter, as_root): (Reporter<'_>, bool),
+    progress: &Progress,
+) -> Result<Outcome, Failure> {
+    progress.begin(Stage::Personalise, 0);
+    let card = match again(plan, disk, &card, of, as_root) {
+        Ok(proof) => {
+            let told = reporter.personalised(proof.image, proof.installation);
+            log::info!(
+                "{disk} is this Pi's own now{}",
+                if told { "" } else { ", which the server sees when it asks again" }
+            );
+            Card::Installed(proof)
+        }
+        Err(failure) => {
+            log::warn!("{failure}; the card boots as it is");
+            reporter.tell_failed(&failure);
+            card
+        }
+    };
+    super::boot(plan, disk, card, reporter)
+}
+
 /// Does to a card that is installed what the server says, and writes it into its proof: what that says then.
 ///
 /// # Errors
 /// [`Failure`]; what was installed is still installed then.
-pub(super) fn again(
-    plan: &Plan,
-    disk: &Disk,
-    card: &Card,
-    of: BootPersonal,
-    as_root: bool,
-) -> Result<Proof, Failure> {
+fn again(plan: &Plan, disk: &Disk, card: &Card, of: BootPersonal, as_root: bool) -> Result<Proof, Failure> {
     let (Card::Installed(proof) | Card::Damaged { proof, mounts: true, .. }) = card else {
         return Err(refusal("the card holds no installation of piman's to make this Pi's own"));
     };

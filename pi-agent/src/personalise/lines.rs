@@ -62,12 +62,6 @@ fn words_of(line: &[u8]) -> Vec<&[u8]> {
     line.split(is_end).filter(|word| !word.is_empty()).collect()
 }
 
-/// The first word of a command line that begins with `key=`, without that.
-#[cfg(test)]
-pub(super) fn word_of<'a>(line: &'a [u8], key: &[u8]) -> Option<&'a [u8]> {
-    words_of(line).into_iter().find_map(|word| word.strip_prefix(key)?.strip_prefix(b"="))
-}
-
 /// A table of filesystems (fstab) that mounts `device` at `place`: the line that mounts something there names it, and the
 /// type where it says another; without one there is one at the end, with these `options`.
 pub(super) fn with_mount(bytes: &[u8], device: &str, place: &str, (kind, options): (&str, &str)) -> Vec<u8> {

@@ -18,6 +18,8 @@ const ENTRY: usize = 32;
 const FOLDER: u8 = 0x10;
 const LABEL: u8 = 0x08;
 const LONG_NAME: u8 = 0x0f;
+/// The first byte of an entry that is free.
+const DELETED: u8 = 0xe5;
 
 /// What the first sector says, and the table of clusters.
 struct Volume<'w, 'd> {
@@ -39,7 +41,40 @@ struct Volume<'w, 'd> {
 /// # Errors
 /// If it is no FAT filesystem, or it is damaged; says how.
 pub(super) fn check(window: &Window<'_>) -> anyhow::Result<()> {
+    walk(&Volume::read(window)?, &mut |_, _| Ok(()))
+}
+
+/// Gives folders that the library has made their first two entries as others expect them: it puts long names before
+/// them, and has the second one name the root folder of a FAT32 by its cluster.
+///
+/// # Errors
+/// Like [`check`], or if the disk cannot be written.
+pub(super) fn tidy(window: &Window<'_>) -> anyhow::Result<()> {
     let volume = Volume::read(window)?;
+    walk(&volume, &mut |first, content| {
+        let Some((head, _)) = content.split_first_chunk::<{ 4 * ENTRY }>() else { return Ok(()) };
+        let [long, own, long_too, above] = head.as_chunks().0 else { return Ok(()) };
+        let is_named = |entry: &[u8; ENTRY], name: &[u8]| entry.starts_with(name) && entry[11] & FOLDER != 0;
+        let is_long = |entry: &[u8; ENTRY]| entry[11] & LONG_NAME == LONG_NAME;
+        if !(is_long(long) && is_named(own, b".  ") && is_long(long_too) && is_named(above, b"..  ")) {
+            return Ok(());
+        }
+        let mut above = *above;
+        if volume.cluster_in(&above) == volume.root_cluster {
+            let places = above.iter_mut().enumerate().filter(|(at, _)| matches!(at, 20 | 21 | 26 | 27));
+            places.for_each(|(_, byte)| *byte = 0);
+        }
+        let mut free = [0; ENTRY];
+        free[0] = DELETED;
+        let entries = [*own, above, free, free].concat();
+        Ok(window.write_all_at(volume.place(first), &entries)?)
+    })
+}
+
+/// What is done with a folder other than the root: its first cluster and what is in it.
+type Visit<'v> = dyn FnMut(u32, &[u8]) -> anyhow::Result<()> + 'v;
+
+fn walk(volume: &Volume<'_, '_>, visit: &mut Visit<'_>) -> anyhow::Result<()> {
     let mut seen = vec![0_u8; usize::try_from(volume.clusters / 8).unwrap_or(0) + 1];
     let mut folders = Vec::new();
     if volume.bits == 32 {
@@ -47,12 +82,14 @@ pub(super) fn check(window: &Window<'_>) -> anyhow::Result<()> {
         volume.look_into(&volume.content(&chain)?, &mut seen, &mut folders)?;
     } else {
         let mut bytes = vec![0; volume.root.1];
-        window.read_exact_at(volume.root.0, &mut bytes).context("reading the root folder")?;
+        volume.window.read_exact_at(volume.root.0, &mut bytes).context("reading the root folder")?;
         volume.look_into(&bytes, &mut seen, &mut folders)?;
     }
     while let Some(first) = folders.pop() {
         let chain = volume.chain(first, &mut seen)?;
-        volume.look_into(&volume.content(&chain)?, &mut seen, &mut folders)?;
+        let content = volume.content(&chain)?;
+        volume.look_into(&content, &mut seen, &mut folders)?;
+        visit(first, &content)?;
     }
     Ok(())
 }
@@ -141,13 +178,23 @@ impl<'w, 'd> Volume<'w, 'd> {
         Ok(chain)
     }
 
+    /// Where a cluster is, in bytes.
+    fn place(&self, cluster: u32) -> u64 {
+        self.data + u64::from(cluster.saturating_sub(2)) * self.cluster_bytes as u64
+    }
+
+    /// The first cluster that an entry names.
+    fn cluster_in(&self, entry: &[u8; ENTRY]) -> u32 {
+        let high = if self.bits == 32 { u16::from_le_bytes([entry[20], entry[21]]) } else { 0 };
+        u32::from(high) << 16 | u32::from(u16::from_le_bytes([entry[26], entry[27]]))
+    }
+
     /// What is in the clusters of a folder.
     fn content(&self, chain: &[u32]) -> anyhow::Result<Vec<u8>> {
         let length = chain.len().checked_mul(self.cluster_bytes).filter(|length| *length <= FOLDER_MAX);
         let mut bytes = vec![0; length.context("a folder is longer than one can be")?];
         for (cluster, piece) in chain.iter().zip(bytes.chunks_mut(self.cluster_bytes)) {
-            let at = self.data + u64::from(cluster - 2) * self.cluster_bytes as u64;
-            self.window.read_exact_at(at, piece).context("reading a folder")?;
+            self.window.read_exact_at(self.place(*cluster), piece).context("reading a folder")?;
         }
         Ok(bytes)
     }
@@ -159,15 +206,14 @@ impl<'w, 'd> Volume<'w, 'd> {
             match entry[0] {
                 0 => break,
                 // Deleted; the folder itself and the one above.
-                0xe5 => continue,
+                DELETED => continue,
                 b'.' if attributes & FOLDER != 0 => continue,
                 _ => {}
             }
             if attributes & LONG_NAME == LONG_NAME || attributes & LABEL != 0 {
                 continue;
             }
-            let high = if self.bits == 32 { u16::from_le_bytes([entry[20], entry[21]]) } else { 0 };
-            let first = u32::from(high) << 16 | u32::from(u16::from_le_bytes([entry[26], entry[27]]));
+            let first = self.cluster_in(entry);
             match (attributes & FOLDER != 0, first) {
                 (true, 0) => bail!("a folder is nowhere"),
                 (true, _) => folders.push(first),

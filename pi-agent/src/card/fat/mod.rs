@@ -6,6 +6,7 @@
 
 mod check;
 
+use std::cell::Cell;
 use std::fs::File;
 use std::io::{self, ErrorKind, Read, Write};
 
@@ -25,6 +26,9 @@ const DEPTH_MAX: usize = 128;
 pub(crate) struct Fat<'d> {
     fs: FileSystem<Window<'d>>,
     disk: &'d File,
+    area: RootArea,
+    /// Whether a folder was made.
+    untidy: Cell<bool>,
 }
 
 /// What a name in a folder is.
@@ -44,7 +48,7 @@ impl<'d> Fat<'d> {
         let what = || format!("the FAT filesystem at byte {}", area.offset);
         check::check(&window()).with_context(|| format!("{} is damaged: fsck.fat repairs it", what()))?;
         let fs = FileSystem::new(window(), FsOptions::new()).with_context(what)?;
-        Ok(Self { fs, disk })
+        Ok(Self { fs, disk, area: *area, untidy: Cell::new(false) })
     }
 
     /// What is at this path; `None`: nothing.
@@ -133,6 +137,9 @@ impl<'d> Fat<'d> {
         let mut folder = self.fs.root_dir();
         for name in path.split('/').filter(|name| !name.is_empty()) {
             check_name(name)?;
+            if find(&folder, name)?.is_none() {
+                self.untidy.set(true);
+            }
             folder = folder.create_dir(name).with_context(|| format!("making the folder {path}"))?;
         }
         Ok(folder)
@@ -169,8 +176,13 @@ impl<'d> Fat<'d> {
     ///
     /// # Errors
     /// The disk's.
-    pub(crate) fn close(self) -> io::Result<()> {
-        self.fs.unmount()
+    pub(crate) fn close(self) -> anyhow::Result<()> {
+        let Self { fs, disk, area, untidy } = self;
+        fs.unmount()?;
+        if untidy.get() {
+            check::tidy(&Window::new(disk, area.offset, area.length))?;
+        }
+        Ok(())
     }
 
     /// The folder of a path, if it is there, and the name in it.

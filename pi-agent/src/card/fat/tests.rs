@@ -67,11 +67,21 @@ fn files_and_folders_of_every_kind_of_fat() {
         fat.remove("/overlays").unwrap();
         fat.remove("/cmdline.txt/no").unwrap();
         assert!(fat.free().unwrap() > before + 200_000 && fat.kind("/overlays").unwrap().is_none());
+        // What stays is judged, too.
+        fat.write("/stays/deep/er/file", b"x").unwrap();
+        fat.folder("/stays/empty").unwrap();
         // A full one says so, and the old file is still there.
         let full = vec![1; usize::try_from(fat.free().unwrap()).unwrap() + 1];
         assert!(fat.write("/cmdline.txt", &full).is_err());
         assert_eq!(fat.read("/cmdline.txt", 100).unwrap().unwrap(), b"3");
         fat.remove(&format!("/{NEW}")).unwrap();
+        fat.close().unwrap();
+        assert_sound(disk, &area);
+        let fat = Fat::open(disk, &area).unwrap();
+        assert_eq!(fat.read("/stays/deep/er/file", 1).unwrap().unwrap(), b"x");
+        assert_eq!(fat.names("/stays/empty").unwrap(), [""; 0]);
+        fat.write("/stays/empty/new", b"y").unwrap();
+        fat.remove("/stays/deep").unwrap();
         fat.close().unwrap();
         assert_sound(disk, &area);
     }
