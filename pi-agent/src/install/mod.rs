@@ -284,7 +284,8 @@ fn who(plan: &Plan) -> Hello<'_> {
             signed: plan.key.is_some(),
             answer: true,
             disk: plan.choice != Choice::Archive,
-            personal: false,
+            // It mounts.
+            personal: rustix::process::geteuid().is_root(),
         },
         serial: plan.identity.serial.as_deref(),
         mac: plan.identity.mac.as_deref(),
