@@ -17,5 +17,6 @@ pub mod disk_image;
 pub mod ext4;
 pub mod fitness;
 pub mod import;
+pub mod personalise;
 pub mod sign;
 pub mod source;
