@@ -17,13 +17,13 @@ use super::disk_report::report;
 use crate::cli::state_arg::{DevicesArgs, StateFolder};
 use crate::images::disk_image::{self, DiskImage};
 use crate::images::ext4::{Images, Progress};
-use crate::images::fitness::Finding;
+use crate::images::fitness::{BOOT_MAX, BootFrom, Finding};
 use crate::images::import::{Form, Imported, Input, Wish, import, sweep};
 use crate::images::sign::{self, Password};
 use crate::images::source::Archive;
 use crate::state::archive_facts::Content;
 use crate::state::resolve::resolve;
-use crate::state::{Catalogue, Edit, Sqlite, State as _};
+use crate::state::{About, Catalogue, Edit, Sqlite, State as _};
 use crate::sys::clock::now_ms;
 use crate::text::human::{self, bytes, columns};
 
@@ -63,8 +63,49 @@ pub struct AddArgs {
     /// Take it although it cannot boot a Pi as far as can be seen
     #[arg(long)]
     force: bool,
+    /// What it is for
+    #[arg(long, value_name = "TEXT", value_parser = remark)]
+    description: Option<String>,
+    /// Which version of it this is
+    #[arg(long, value_name = "TEXT", value_parser = remark)]
+    release: Option<String>,
+    /// From what cards with it boot [default: the card, if its files are enough for that]
+    #[arg(long, value_name = "FROM")]
+    boot: Option<BootFrom>,
+    /// How large the boot partition of such a card is, as 512M, at least 64M [default: 512M where the distribution expects
+    /// that, else by its boot files]
+    #[arg(long, value_name = "SIZE", value_parser = boot_size)]
+    boot_size: Option<u64>,
     #[command(flatten)]
     whom: Whom,
+}
+
+/// A line of text for a table.
+fn remark(text: &str) -> Result<String, String> {
+    match text.chars().any(char::is_control) || text.len() > 200 {
+        true => Err("write one line of at most 200 bytes".into()),
+        false => Ok(text.to_owned()),
+    }
+}
+
+/// The size of a boot partition that is filled.
+fn boot_size(text: &str) -> Result<u64, String> {
+    let size = human::size(text)?;
+    match (64 << 20..=BOOT_MAX).contains(&size) {
+        true => Ok(size),
+        false => Err(format!("{text} is no size of a boot partition: it has 64M to {}G", BOOT_MAX >> 30)),
+    }
+}
+
+impl AddArgs {
+    fn about(&self) -> About {
+        About {
+            description: self.description.clone(),
+            release: self.release.clone(),
+            boot: self.boot,
+            boot_bytes: self.boot_size,
+        }
+    }
 }
 
 /// Who gets an image.
@@ -161,7 +202,12 @@ pub fn add(args: &AddArgs) -> anyhow::Result<String> {
             content.id,
         ),
     };
-    state.edit(&Edit::Add { name: name.clone(), path: path.clone(), takes_unfit: args.force })?;
+    state.edit(&Edit::Add {
+        name: name.clone(),
+        path: path.clone(),
+        takes_unfit: args.force,
+        about: args.about(),
+    })?;
     if let Some(kept) = kept {
         kept.keep()?;
         // Writing to a string does not fail.

@@ -262,7 +262,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::state::{Edit, Sqlite};
+    use crate::state::{About, Edit, Sqlite};
 
     fn pack(path: &Path, text: &str) {
         let file = File::create(path).unwrap();
@@ -283,7 +283,14 @@ mod tests {
         }
         let state: Arc<dyn State> = Arc::new(Sqlite::serve(folder.path()).unwrap());
         let add = |name: &str| {
-            state.edit(&Edit::Add { name: name.into(), path: path(name), takes_unfit: true }).unwrap()
+            state
+                .edit(&Edit::Add {
+                    name: name.into(),
+                    path: path(name),
+                    takes_unfit: true,
+                    about: About::default(),
+                })
+                .unwrap()
         };
         assert!(add("b"));
         let (told, news) = mpsc::channel();

@@ -195,6 +195,9 @@ impl Recorder {
 
     /// Marks those of these orders as completed that were given as this installation.
     fn mark(&self, open: &[OpenOrder], number: Option<Installation>) -> usize {
+        if let Some(number) = number {
+            lock(&self.notes).rest.personalised.push((number, now_ms()));
+        }
         let done = || open.iter().filter(|o| o.claimed && (number.is_none() || o.installation == number));
         let now = now_ms();
         for order in done() {
@@ -291,6 +294,7 @@ impl Notes {
             }
         }
         self.rest.completed.splice(..0, old.completed);
+        self.rest.personalised.splice(..0, old.personalised);
         for (kind, text) in old.alerts {
             if !self.rest.alerts.iter().any(|(k, _)| *k == kind) {
                 self.rest.alerts.push((kind, text));

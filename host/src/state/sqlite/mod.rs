@@ -7,29 +7,31 @@
 //! | `rules` | what happens by what is on a disk |
 //! | `listed` | the device list: who is served with `--only-known` |
 //! | `preview` | a look at it that changes nothing |
+//! | `personal` | profiles, the numbers and host names of Pis, orders to apply profiles |
 //! | `catalogue` | images, who gets which, and what is known of archives |
 
 mod catalogue;
 mod listed;
 mod orders;
+mod personal;
 mod preview;
 mod rules;
 mod save;
 
-use std::fs;
+use std::fs::{self, OpenOptions, Permissions};
 use std::io;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use piman_core::install::Fingerprint;
+use piman_core::install::{Fingerprint, Installation};
 use rusqlite::{Connection, ErrorCode, OpenFlags, Row, ffi};
 
 use super::{
-    Batch, Catalogue, Device, DeviceEvent, Edit, Identity, Listed, ListedPi, OpenOrder, Order, Ordered,
-    State, StateError,
+    About, Batch, Catalogue, Device, DeviceEvent, Edit, Identity, Listed, ListedPi, OpenOrder, Order,
+    Ordered, PersonalFacts, PersonalOrder, State, StateError, StoredProfile, Written,
 };
 use crate::state::archive_facts::{Content, Stamp};
 use crate::state::decision::{Ask, Cancelled, Claimed, Policy, Rule, Scope};
@@ -42,7 +44,7 @@ use save::save;
 pub const FILE: &str = "piman.db";
 
 /// The version of the tables below.
-const FORMAT: i64 = 4;
+const FORMAT: i64 = 5;
 /// How many events of a device are kept.
 const HAPPENINGS_KEPT: i64 = 500;
 /// How many devices are kept.
@@ -78,7 +80,7 @@ CREATE INDEX IF NOT EXISTS happenings_of ON happenings (device, id);
 CREATE TABLE IF NOT EXISTS troubles (kind TEXT PRIMARY KEY, at_ms INTEGER NOT NULL, text TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS images (
     name TEXT PRIMARY KEY, path BLOB NOT NULL, is_default INTEGER NOT NULL DEFAULT 0, added_ms INTEGER NOT NULL,
-    takes_unfit INTEGER NOT NULL DEFAULT 0
+    takes_unfit INTEGER NOT NULL DEFAULT 0, description TEXT, release TEXT, boot TEXT, boot_bytes INTEGER
 );
 CREATE TABLE IF NOT EXISTS choices (
     who TEXT NOT NULL, is_group INTEGER NOT NULL, image TEXT NOT NULL, PRIMARY KEY (who, is_group)
@@ -95,6 +97,19 @@ CREATE TABLE IF NOT EXISTS rules (
 CREATE TABLE IF NOT EXISTS listed (
     name TEXT PRIMARY KEY, label TEXT, added_ms INTEGER NOT NULL, source TEXT NOT NULL
 );
+CREATE TABLE IF NOT EXISTS profiles (
+    who TEXT NOT NULL, is_group INTEGER NOT NULL, text TEXT NOT NULL, profile TEXT NOT NULL,
+    changed_ms INTEGER NOT NULL, source TEXT NOT NULL, PRIMARY KEY (who, is_group)
+);
+CREATE TABLE IF NOT EXISTS own (
+    device TEXT PRIMARY KEY, ordinal INTEGER NOT NULL UNIQUE, hostname TEXT COLLATE NOCASE UNIQUE
+);
+CREATE TABLE IF NOT EXISTS personal_orders (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL, ordered_ms INTEGER NOT NULL,
+    source TEXT NOT NULL, installation TEXT, completed_ms INTEGER, cancelled_ms INTEGER
+);
+CREATE UNIQUE INDEX IF NOT EXISTS open_personal_orders ON personal_orders (name)
+    WHERE completed_ms IS NULL AND cancelled_ms IS NULL;
 ";
 
 /// What turns tables of format 1 into those of 2.
@@ -116,6 +131,14 @@ ALTER TABLE devices ADD COLUMN waits TEXT;
 const IMAGES_FROM_2: &str = "
 ALTER TABLE images ADD COLUMN takes_unfit INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE archives ADD COLUMN fitness TEXT NOT NULL DEFAULT '';
+";
+
+/// What turns the table of images of formats 2 to 4 into that of 5; the other tables of 5 are new.
+const IMAGES_FROM_4: &str = "
+ALTER TABLE images ADD COLUMN description TEXT;
+ALTER TABLE images ADD COLUMN release TEXT;
+ALTER TABLE images ADD COLUMN boot TEXT;
+ALTER TABLE images ADD COLUMN boot_bytes INTEGER;
 ";
 
 /// The tables without which there is no state.
@@ -286,6 +309,7 @@ fn open_or_replace(file: &Path) -> Result<(Connection, Connection), StateError> 
 }
 
 fn open(file: &Path, how: Check) -> Result<(Connection, Connection), StateError> {
+    keep_private(file)?;
     let connect = |wait: Duration| -> rusqlite::Result<Connection> {
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
             | OpenFlags::SQLITE_OPEN_CREATE
@@ -293,7 +317,9 @@ fn open(file: &Path, how: Check) -> Result<(Connection, Connection), StateError>
         let connection = Connection::open_with_flags(file, flags)?;
         connection.busy_timeout(wait)?;
         connection.execute_batch(
-            "PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL; PRAGMA cache_size = -256;",
+            // What is deleted may have been a secret.
+            "PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL; PRAGMA cache_size = -256;
+             PRAGMA secure_delete = ON;",
         )?;
         Ok(connection)
     };
@@ -318,7 +344,8 @@ fn open(file: &Path, how: Check) -> Result<(Connection, Connection), StateError>
     if found < FORMAT || !has_tables {
         let change = match found {
             1 if has_tables => format!("{FROM_1} {FROM_2}"),
-            2 if has_tables => format!("{FROM_2} {IMAGES_FROM_2}"),
+            2 if has_tables => format!("{FROM_2} {IMAGES_FROM_2} {IMAGES_FROM_4}"),
+            3 | 4 if has_tables => IMAGES_FROM_4.to_owned(),
             _ => String::new(),
         };
         let all = format!("BEGIN IMMEDIATE; {change} {TABLES} PRAGMA user_version = {FORMAT}; COMMIT;");
@@ -326,6 +353,25 @@ fn open(file: &Path, how: Check) -> Result<(Connection, Connection), StateError>
     }
     let reader = connect(READER_WAIT).map_err(|e| sort(file, &e))?;
     Ok((reader, writer))
+}
+
+/// Passwords are in it: it is made for its owner alone, and of one that was made before others may read nothing more.
+/// SQLite gives its log the same permissions.
+fn keep_private(file: &Path) -> Result<(), StateError> {
+    let made = OpenOptions::new().append(true).create(true).mode(0o600).open(file);
+    let mode = made.and_then(|file| file.metadata()).map_err(|e| read_only(file, &e))?.permissions().mode();
+    if mode & 0o007 == 0 {
+        return Ok(());
+    }
+    for path in [file.to_owned(), file.with_extension("db-wal"), file.with_extension("db-shm")] {
+        // Another one's file is his own to protect.
+        if let Err(e) = fs::set_permissions(&path, Permissions::from_mode(mode & 0o770))
+            && e.kind() != io::ErrorKind::NotFound
+        {
+            tracing::warn!("everybody may read {}, which has passwords in it: {e}", path.display());
+        }
+    }
+    Ok(())
 }
 
 /// SQLite has no unsigned numbers of 64 bits.
@@ -402,6 +448,64 @@ impl State for Sqlite {
         self.read(|db| catalogue::image_of(db, pi))
     }
 
+    fn about(&self, path: &Path) -> Result<About, StateError> {
+        self.read(|db| catalogue::about(db, path))
+    }
+
+    fn profiles(&self) -> Result<Vec<StoredProfile>, StateError> {
+        self.read(personal::profiles)
+    }
+
+    fn set_profile(
+        &self,
+        scope: &Scope,
+        written: &Written,
+        source: &str,
+    ) -> Result<Option<String>, StateError> {
+        self.write_durably(|db| personal::set(db, scope, written, source))
+    }
+
+    fn remove_profile(&self, scope: &Scope) -> Result<bool, StateError> {
+        self.write_durably(|db| personal::remove(db, scope))
+    }
+
+    fn personal_of(&self, pi: &Identity) -> Result<PersonalFacts, StateError> {
+        let (profile, group, ordinal) = self.read(|db| personal::facts(db, pi))?;
+        let ordinal = match ordinal {
+            Some(ordinal) => ordinal,
+            None => self.write_durably(|db| personal::number(db, pi))?,
+        };
+        Ok(PersonalFacts { profile, group, ordinal })
+    }
+
+    fn give_host_name(&self, pi: &Identity, name: &str) -> Result<Option<String>, StateError> {
+        self.write_durably(|db| personal::give_host_name(db, pi, name))
+    }
+
+    fn order_personal(&self, name: &str, source: &str) -> Result<Ordered, StateError> {
+        self.write_durably(|db| personal::order(db, name, source))
+    }
+
+    fn cancel_personal(&self, name: &str) -> Result<bool, StateError> {
+        self.write_durably(|db| personal::cancel(db, name))
+    }
+
+    fn personal_orders(&self) -> Result<Vec<PersonalOrder>, StateError> {
+        self.read(personal::orders)
+    }
+
+    fn is_personal_ordered(&self, pi: &Identity) -> Result<bool, StateError> {
+        self.read(|db| personal::is_ordered(db, pi))
+    }
+
+    fn begin_personal(
+        &self,
+        pi: &Identity,
+        number: Installation,
+    ) -> Result<Option<Installation>, StateError> {
+        self.write_durably(|db| personal::begin(db, pi, number))
+    }
+
     fn known(&self, path: &Path) -> Result<Option<(Stamp, Content)>, StateError> {
         self.read(|db| catalogue::known(db, path))
     }
@@ -437,8 +541,11 @@ impl State for Sqlite {
                     done_bytes, total_bytes, image, first_seen_ms, last_seen_ms, last_error, last_error_ms,
                     found, disk, print, waits,
                     EXISTS (SELECT 1 FROM orders WHERE name IN (serial, mac, address)
-                        AND completed_ms IS NULL AND cancelled_ms IS NULL)
-                 FROM devices ORDER BY last_seen_ms DESC, key",
+                        AND completed_ms IS NULL AND cancelled_ms IS NULL),
+                    EXISTS (SELECT 1 FROM personal_orders WHERE name IN (serial, mac, address)
+                        AND completed_ms IS NULL AND cancelled_ms IS NULL),
+                    ordinal, hostname
+                 FROM devices LEFT JOIN own ON device = key ORDER BY last_seen_ms DESC, key",
             )?;
             let rows = query.query_map([], |row| {
                 Ok(Device {
@@ -464,6 +571,9 @@ impl State for Sqlite {
                     print: row.get(19)?,
                     waits: row.get(20)?,
                     reinstall_ordered: row.get(21)?,
+                    personalise_ordered: row.get(22)?,
+                    ordinal: row.get(23)?,
+                    hostname: row.get(24)?,
                 })
             })?;
             rows.collect()
