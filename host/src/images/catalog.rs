@@ -9,7 +9,7 @@ use std::thread::JoinHandle;
 use piman_core::hash::Hash;
 
 use crate::images::source::{Archive, Source, SourceState};
-use crate::state::{Catalogue, Identity, State, StateError};
+use crate::state::{About, Catalogue, Identity, State, StateError};
 use crate::sys::lock::lock;
 
 /// What became of an archive.
@@ -214,6 +214,14 @@ impl Catalog {
         (good.len() == self.lock().sources.len()).then(|| good.into_iter().map(|(_, id)| id).collect())
     }
 
+    /// What an operator says of an image.
+    ///
+    /// # Errors
+    /// [`StateError`] if the state cannot be read.
+    pub fn about(&self, archive: &Archive) -> Result<About, StateError> {
+        self.state.about(archive.path())
+    }
+
     /// The one with this hash, if it is good.
     pub fn by_id(&self, id: Hash) -> Option<Arc<Archive>> {
         self.good().into_iter().find(|(_, found)| *found == id).map(|(archive, _)| archive)
@@ -262,7 +270,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::state::{About, Edit, Sqlite};
+    use crate::state::{Edit, Sqlite};
 
     fn pack(path: &Path, text: &str) {
         let file = File::create(path).unwrap();

@@ -246,8 +246,8 @@ pub struct Batch {
     pub changes: Vec<Change>,
     /// Orders that are completed, and when.
     pub completed: Vec<(OpenOrder, u64)>,
-    /// Installations that are complete, and when: so are the orders to apply a profile that were begun as these.
-    pub personalised: Vec<(Installation, u64)>,
+    /// Pis whose profile, as it was at this moment, was applied: so are the orders that were made until then.
+    pub personalised: Vec<(Identity, u64)>,
     /// The server's own alerts: a word, and what is the matter (`None`: it is over).
     pub alerts: Vec<(String, Option<String>)>,
 }

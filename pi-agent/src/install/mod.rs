@@ -269,7 +269,12 @@ pub fn attempt(plan: &Plan, machine: &mut Machine, progress: &Arc<Progress>) -> 
 fn who(plan: &Plan) -> Hello<'_> {
     Hello {
         revision: REVISION,
-        can: Can { signed: plan.key.is_some(), answer: true, disk: plan.choice != Choice::Archive, personal: false },
+        can: Can {
+            signed: plan.key.is_some(),
+            answer: true,
+            disk: plan.choice != Choice::Archive,
+            personal: false,
+        },
         serial: plan.identity.serial.as_deref(),
         mac: plan.identity.mac.as_deref(),
         model: plan.identity.model.as_deref(),

@@ -147,6 +147,16 @@ impl Boot {
         if self.missing.is_empty() { BootFrom::Card } else { BootFrom::Network }
     }
 
+    /// Of a disk image, which brings its boot partition: how it boots is its own affair.
+    fn of_disk(names: &[String]) -> Self {
+        let mut boot = Self::of(&names.iter().map(|name| (name.clone(), 0)).collect::<Vec<_>>(), true);
+        boot.missing = match names.iter().any(|name| is_firmware(name)) {
+            true => Vec::new(),
+            false => vec!["a boot partition with firmware or its config.txt".to_owned()],
+        };
+        boot
+    }
+
     /// Out of the names and sizes of boot files. `is_expected`: the distribution has a large partition for them.
     fn of(files: &[(String, u64)], is_expected: bool) -> Self {
         let has = |name: &str| files.iter().any(|(file, _)| file == name);
@@ -159,7 +169,7 @@ impl Boot {
         };
         let needed: [(&str, bool); 4] = [
             ("a kernel (kernel8.img)", any(&is_kernel)),
-            ("firmware or its config.txt", any(&is_firmware)),
+            ("firmware or its config.txt", any(&|name| is_firmware(name))),
             ("device trees (*.dtb)", any(&|name| name.ends_with(".dtb"))),
             ("cmdline.txt", has("cmdline.txt")),
         ];
@@ -175,6 +185,11 @@ impl Boot {
         let partition_bytes = bytes.checked_next_multiple_of(BOOT_GRAIN).unwrap_or(BOOT_MAX).min(BOOT_MAX);
         Self { missing: missing.collect(), not_for: not_for.collect(), partition_bytes }
     }
+}
+
+/// Whether a boot file is firmware, or says how firmware boots.
+fn is_firmware(name: &str) -> bool {
+    matches!(name, "config.txt" | "bootcode.bin") || name.starts_with("start") && name.ends_with(".elf")
 }
 
 /// What is known of a system.
@@ -210,7 +225,8 @@ impl System {
         };
         let kind = kind(&is_there, &files);
         let is_expected = folder == "/boot/firmware" || kind != Kind::Plain;
-        Self { kind, has, boot: Boot::of(&files, is_expected) }
+        let boot = boot.map_or_else(|| Boot::of(&files, is_expected), Boot::of_disk);
+        Self { kind, has, boot }
     }
 
     /// Of a disk image whose root filesystem cannot be read here: by the names of its partitions and of its boot files.
@@ -220,7 +236,7 @@ impl System {
             true => Kind::HomeAssistant,
             false => kind(&|_| false, &files),
         };
-        Self { kind, has: BTreeSet::new(), boot: Boot::of(&files, true) }
+        Self { kind, has: BTreeSet::new(), boot: Boot::of_disk(boot) }
     }
 }
 

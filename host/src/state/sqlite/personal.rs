@@ -303,13 +303,18 @@ pub(super) fn begin(
     Ok(Some(Installation::parse(&first).unwrap_or(number)))
 }
 
-pub(super) fn complete(work: &Connection, done: &[(Installation, u64)]) -> rusqlite::Result<()> {
-    for (number, at) in done {
-        work.prepare_cached(
-            "UPDATE personal_orders SET completed_ms = ?2
-             WHERE installation = ?1 AND completed_ms IS NULL AND cancelled_ms IS NULL",
-        )?
-        .execute(params![number.to_string(), signed(*at)])?;
+pub(super) fn complete(work: &Connection, done: &[(Identity, u64)]) -> rusqlite::Result<()> {
+    for (pi, until) in done {
+        work.prepare_cached(&format!(
+            "UPDATE personal_orders SET completed_ms = ?4 WHERE {OPEN} AND ordered_ms <= ?5"
+        ))?
+        .execute(params![
+            pi.serial,
+            pi.mac,
+            pi.address.to_string(),
+            signed(now_ms()),
+            signed(*until)
+        ])?;
     }
     if !done.is_empty() {
         work.execute(
