@@ -21,5 +21,6 @@ mod orders; // to reinstall, exactly once
 mod original_servers; // in Python, as they were
 mod our_agent;
 mod partition;
+mod profiles; // what makes a card one Pi's own, on the server
 mod programs;
 mod signature; // of images; also against the minisign tool

@@ -425,8 +425,9 @@ fn what_the_card_shows_to_be_done_is_not_done_again() {
     let say = |installation| {
         let (card, paths) = (Some(Hash([3; 32])), Paths { stream: true, image: false });
         let (revision, found) = (2, Some(Found::Ours));
-        let hello =
-            Hello { serial: Some(SERIAL), revision, found, card, installation, paths, ..Hello::default() };
+        let can = Can { personal: true, ..Can::default() };
+        let serial = Some(SERIAL);
+        let hello = Hello { serial, revision, found, card, installation, paths, can, ..Hello::default() };
         format!("{}\nIS_INSTALLED\n", Notice::Hello(hello))
     };
     lab.state.real.order(SERIAL, "test", None).unwrap();

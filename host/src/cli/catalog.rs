@@ -14,13 +14,15 @@ use piman_core::install::layout::{Layout, SECTOR, filesystem_bytes};
 use piman_core::install::manifest::{self, Draft, Manifest};
 
 use super::disk_report::report;
+use super::image_about::{AboutArgs, described};
 use crate::cli::state_arg::{DevicesArgs, StateFolder};
 use crate::images::disk_image::{self, DiskImage};
 use crate::images::ext4::{Images, Progress};
-use crate::images::fitness::{BOOT_MAX, BootFrom, Finding};
+use crate::images::fitness::Finding;
 use crate::images::import::{Form, Imported, Input, Wish, import, sweep};
 use crate::images::sign::{self, Password};
 use crate::images::source::Archive;
+use crate::provision::personal::boot_of;
 use crate::state::archive_facts::Content;
 use crate::state::resolve::resolve;
 use crate::state::{About, Catalogue, Edit, Sqlite, State as _};
@@ -63,49 +65,10 @@ pub struct AddArgs {
     /// Take it although it cannot boot a Pi as far as can be seen
     #[arg(long)]
     force: bool,
-    /// What it is for
-    #[arg(long, value_name = "TEXT", value_parser = remark)]
-    description: Option<String>,
-    /// Which version of it this is
-    #[arg(long, value_name = "TEXT", value_parser = remark)]
-    release: Option<String>,
-    /// From what cards with it boot [default: the card, if its files are enough for that]
-    #[arg(long, value_name = "FROM")]
-    boot: Option<BootFrom>,
-    /// How large the boot partition of such a card is, as 512M, at least 64M [default: 512M where the distribution expects
-    /// that, else by its boot files]
-    #[arg(long, value_name = "SIZE", value_parser = boot_size)]
-    boot_size: Option<u64>,
+    #[command(flatten)]
+    about: AboutArgs,
     #[command(flatten)]
     whom: Whom,
-}
-
-/// A line of text for a table.
-fn remark(text: &str) -> Result<String, String> {
-    match text.chars().any(char::is_control) || text.len() > 200 {
-        true => Err("write one line of at most 200 bytes".into()),
-        false => Ok(text.to_owned()),
-    }
-}
-
-/// The size of a boot partition that is filled.
-fn boot_size(text: &str) -> Result<u64, String> {
-    let size = human::size(text)?;
-    match (64 << 20..=BOOT_MAX).contains(&size) {
-        true => Ok(size),
-        false => Err(format!("{text} is no size of a boot partition: it has 64M to {}G", BOOT_MAX >> 30)),
-    }
-}
-
-impl AddArgs {
-    fn about(&self) -> About {
-        About {
-            description: self.description.clone(),
-            release: self.release.clone(),
-            boot: self.boot,
-            boot_bytes: self.boot_size,
-        }
-    }
 }
 
 /// Who gets an image.
@@ -202,12 +165,9 @@ pub fn add(args: &AddArgs) -> anyhow::Result<String> {
             content.id,
         ),
     };
-    state.edit(&Edit::Add {
-        name: name.clone(),
-        path: path.clone(),
-        takes_unfit: args.force,
-        about: args.about(),
-    })?;
+    let about = About::from(&args.about);
+    out.push_str(&described(&content, &about));
+    state.edit(&Edit::Add { name: name.clone(), path: path.clone(), takes_unfit: args.force, about })?;
     if let Some(kept) = kept {
         kept.keep()?;
         // Writing to a string does not fail.
@@ -348,13 +308,19 @@ pub fn list(folder: &Path, state: &Sqlite) -> anyhow::Result<String> {
         rows.push([
             image.name,
             id.map_or("-".into(), |id| format!("{id:.12}")),
-            known.map_or("-".into(), |c| bytes(c.unpacked_bytes)),
+            known.as_ref().map_or("-".into(), |c| bytes(c.unpacked_bytes)),
+            known.as_ref().map_or("-".into(), |c| c.fitness.system.kind.to_string()),
+            known.map_or("-".into(), |c| boot_of(&c, &image.about).0.to_string()),
             signed,
             if whom.is_empty() { "nobody".into() } else { whom.join(", ") },
+            image.about.release.unwrap_or_else(|| "-".into()),
+            image.about.description.unwrap_or_else(|| "-".into()),
             image.path.display().to_string(),
         ]);
     }
-    Ok(columns(["IMAGE", "ID", "UNPACKED", "SIGNED", "FOR", "FILE"], rows.into_iter()))
+    let heading =
+        ["IMAGE", "ID", "UNPACKED", "KIND", "BOOT", "SIGNED", "FOR", "RELEASE", "DESCRIPTION", "FILE"];
+    Ok(columns(heading, rows.into_iter()))
 }
 
 /// `piman image sign`.

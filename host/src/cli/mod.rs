@@ -9,6 +9,7 @@ pub mod devices;
 mod disk_report;
 pub mod doctor;
 pub mod image;
+pub mod image_about;
 pub mod install;
 pub mod key;
 pub mod messages;

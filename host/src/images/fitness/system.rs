@@ -152,7 +152,7 @@ impl Boot {
         let mut boot = Self::of(&names.iter().map(|name| (name.clone(), 0)).collect::<Vec<_>>(), true);
         boot.missing = match names.iter().any(|name| is_firmware(name)) {
             true => Vec::new(),
-            false => vec!["a boot partition with firmware or its config.txt".to_owned()],
+            false => vec!["boot partition with firmware or its config.txt".to_owned()],
         };
         boot
     }
@@ -168,8 +168,8 @@ impl Boot {
                 || name.starts_with("start") && name.ends_with(".elf")
         };
         let needed: [(&str, bool); 4] = [
-            ("a kernel (kernel8.img)", any(&is_kernel)),
-            ("firmware or its config.txt", any(&|name| is_firmware(name))),
+            ("kernel (kernel8.img)", any(&is_kernel)),
+            ("firmware and no config.txt", any(&|name| is_firmware(name))),
             ("device trees (*.dtb)", any(&|name| name.ends_with(".dtb"))),
             ("cmdline.txt", has("cmdline.txt")),
         ];
@@ -302,7 +302,7 @@ mod tests {
         assert_eq!(boot.not_for.len(), 2);
         assert!(boot.not_for[1].starts_with("Pi 5 (bcm2712"), "{:?}", boot.not_for);
         for (without, says) in
-            [(0, "a kernel"), (2, "cmdline.txt"), (5, "device trees")].map(|(n, says)| (all[n], says))
+            [(0, "kernel"), (2, "cmdline.txt"), (5, "device trees")].map(|(n, says)| (all[n], says))
         {
             let rest: Vec<&str> = all.into_iter().filter(|name| *name != without).collect();
             let boot = Boot::of(&files(&rest), false);

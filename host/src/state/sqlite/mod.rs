@@ -2,6 +2,7 @@
 //!
 //! | file | what lives there |
 //! |---|---|
+//! | `open`, `tables` | opening it, and its tables |
 //! | `save` | what happened |
 //! | `orders` | orders to reinstall, and the claims of Pis on them |
 //! | `rules` | what happens by what is on a disk |
@@ -12,22 +13,22 @@
 
 mod catalogue;
 mod listed;
+mod open;
 mod orders;
 mod personal;
 mod preview;
 mod rules;
 mod save;
+mod tables;
 
-use std::fs::{self, OpenOptions, Permissions};
+use std::fs;
 use std::io;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
 use piman_core::install::{Fingerprint, Installation};
-use rusqlite::{Connection, ErrorCode, OpenFlags, Row, ffi};
+use rusqlite::{Connection, Row, ffi};
 
 use super::{
     About, Batch, Catalogue, Device, DeviceEvent, Edit, Identity, Listed, ListedPi, OpenOrder, Order,
@@ -35,115 +36,21 @@ use super::{
 };
 use crate::state::archive_facts::{Content, Stamp};
 use crate::state::decision::{Ask, Cancelled, Claimed, Policy, Rule, Scope};
-use crate::sys::clock::now_ms;
 use crate::sys::lock::lock;
+use open::{Check, inode, open, open_or_replace, read_only, sort};
 pub use preview::preview;
 use save::save;
+use tables::NEEDED;
 
 /// The name of the database in the state folder.
 pub const FILE: &str = "piman.db";
 
-/// The version of the tables below.
-const FORMAT: i64 = 5;
 /// How many events of a device are kept.
 const HAPPENINGS_KEPT: i64 = 500;
 /// How many devices are kept.
 const DEVICES_KEPT: i64 = 20_000;
 /// How many orders that are over are kept.
 const ORDERS_KEPT: i64 = 5_000;
-
-/// How long a writer waits for another one, such as `piman reinstall`.
-const WRITER_WAIT: Duration = Duration::from_secs(5);
-/// How long a decision may wait. Readers do not wait for writers, except while a log is repaired.
-const READER_WAIT: Duration = Duration::from_millis(100);
-
-const TABLES: &str = "
-CREATE TABLE IF NOT EXISTS devices (
-    key TEXT PRIMARY KEY, serial TEXT, mac TEXT, address TEXT NOT NULL, model TEXT, agent TEXT,
-    disk_bytes INTEGER NOT NULL DEFAULT 0, root_bytes INTEGER NOT NULL DEFAULT 0, card TEXT,
-    stage TEXT, done_bytes INTEGER NOT NULL DEFAULT 0, total_bytes INTEGER NOT NULL DEFAULT 0,
-    image TEXT, first_seen_ms INTEGER NOT NULL, last_seen_ms INTEGER NOT NULL,
-    last_error TEXT, last_error_ms INTEGER, found TEXT, disk TEXT, print TEXT, waits TEXT
-) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS orders (
-    id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL, ordered_ms INTEGER NOT NULL,
-    source TEXT NOT NULL, claimed_ms INTEGER, completed_ms INTEGER, cancelled_ms INTEGER,
-    claimed_by TEXT, installation TEXT, print TEXT
-);
-CREATE UNIQUE INDEX IF NOT EXISTS open_orders ON orders (name)
-    WHERE completed_ms IS NULL AND cancelled_ms IS NULL;
-CREATE TABLE IF NOT EXISTS happenings (
-    id INTEGER PRIMARY KEY AUTOINCREMENT, device TEXT NOT NULL, at_ms INTEGER NOT NULL,
-    kind TEXT NOT NULL, text TEXT NOT NULL
-);
-CREATE INDEX IF NOT EXISTS happenings_of ON happenings (device, id);
-CREATE TABLE IF NOT EXISTS troubles (kind TEXT PRIMARY KEY, at_ms INTEGER NOT NULL, text TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS images (
-    name TEXT PRIMARY KEY, path BLOB NOT NULL, is_default INTEGER NOT NULL DEFAULT 0, added_ms INTEGER NOT NULL,
-    takes_unfit INTEGER NOT NULL DEFAULT 0, description TEXT, release TEXT, boot TEXT, boot_bytes INTEGER
-);
-CREATE TABLE IF NOT EXISTS choices (
-    who TEXT NOT NULL, is_group INTEGER NOT NULL, image TEXT NOT NULL, PRIMARY KEY (who, is_group)
-);
-CREATE TABLE IF NOT EXISTS members (device TEXT PRIMARY KEY, family TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS archives (
-    path BLOB PRIMARY KEY, stamp TEXT NOT NULL, id TEXT NOT NULL, unpacked_bytes INTEGER NOT NULL,
-    entries INTEGER NOT NULL, sums BLOB NOT NULL, fitness TEXT NOT NULL DEFAULT ''
-);
-CREATE TABLE IF NOT EXISTS rules (
-    who TEXT NOT NULL, is_group INTEGER NOT NULL, found TEXT NOT NULL, action TEXT NOT NULL,
-    PRIMARY KEY (who, is_group, found)
-);
-CREATE TABLE IF NOT EXISTS listed (
-    name TEXT PRIMARY KEY, label TEXT, added_ms INTEGER NOT NULL, source TEXT NOT NULL
-);
-CREATE TABLE IF NOT EXISTS profiles (
-    who TEXT NOT NULL, is_group INTEGER NOT NULL, text TEXT NOT NULL, profile TEXT NOT NULL,
-    changed_ms INTEGER NOT NULL, source TEXT NOT NULL, PRIMARY KEY (who, is_group)
-);
-CREATE TABLE IF NOT EXISTS own (
-    device TEXT PRIMARY KEY, ordinal INTEGER NOT NULL UNIQUE, hostname TEXT COLLATE NOCASE UNIQUE
-);
-CREATE TABLE IF NOT EXISTS personal_orders (
-    id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL, ordered_ms INTEGER NOT NULL,
-    source TEXT NOT NULL, installation TEXT, completed_ms INTEGER, cancelled_ms INTEGER
-);
-CREATE UNIQUE INDEX IF NOT EXISTS open_personal_orders ON personal_orders (name)
-    WHERE completed_ms IS NULL AND cancelled_ms IS NULL;
-";
-
-/// What turns tables of format 1 into those of 2.
-const FROM_1: &str = "
-ALTER TABLE orders ADD COLUMN given_to TEXT;
-ALTER TABLE orders ADD COLUMN installation TEXT;
-";
-/// What turns tables of format 2 into those of 3, before what is missing is made; 4 has one more table alone.
-const FROM_2: &str = "
-ALTER TABLE orders RENAME COLUMN given_ms TO claimed_ms;
-ALTER TABLE orders RENAME COLUMN given_to TO claimed_by;
-ALTER TABLE orders ADD COLUMN print TEXT;
-ALTER TABLE devices ADD COLUMN found TEXT;
-ALTER TABLE devices ADD COLUMN disk TEXT;
-ALTER TABLE devices ADD COLUMN print TEXT;
-ALTER TABLE devices ADD COLUMN waits TEXT;
-";
-/// The same for the tables that format 1 did not have.
-const IMAGES_FROM_2: &str = "
-ALTER TABLE images ADD COLUMN takes_unfit INTEGER NOT NULL DEFAULT 0;
-ALTER TABLE archives ADD COLUMN fitness TEXT NOT NULL DEFAULT '';
-";
-
-/// What turns the table of images of formats 2 to 4 into that of 5; the other tables of 5 are new.
-const IMAGES_FROM_4: &str = "
-ALTER TABLE images ADD COLUMN description TEXT;
-ALTER TABLE images ADD COLUMN release TEXT;
-ALTER TABLE images ADD COLUMN boot TEXT;
-ALTER TABLE images ADD COLUMN boot_bytes INTEGER;
-";
-
-/// The tables without which there is no state.
-const NEEDED: &str =
-    "SELECT count(*) = 4 FROM sqlite_schema WHERE name IN ('devices', 'orders', 'happenings', 'troubles')";
 
 /// A state folder's database. Readers and the writer have a connection each: with a write-ahead
 /// log they do not wait for each other, and neither waits for `piman reinstall`.
@@ -256,122 +163,6 @@ impl Sqlite {
         writer.inode = inode(&self.file);
         Ok(())
     }
-}
-
-fn inode(file: &Path) -> u64 {
-    fs::metadata(file).map_or(0, |m| m.ino())
-}
-
-fn read_only(path: &Path, e: &io::Error) -> StateError {
-    StateError::ReadOnly { path: path.display().to_string(), reason: e.to_string() }
-}
-
-/// Sorts what SQLite says by what to do about it.
-fn sort(file: &Path, cause: &rusqlite::Error) -> StateError {
-    let (path, reason) = (file.display().to_string(), cause.to_string());
-    match cause.sqlite_error_code() {
-        Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => StateError::Damaged { path, reason },
-        Some(ErrorCode::ReadOnly | ErrorCode::PermissionDenied | ErrorCode::CannotOpen) => {
-            StateError::ReadOnly { path, reason }
-        }
-        Some(ErrorCode::DiskFull | ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => {
-            StateError::Busy { path, reason }
-        }
-        _ => StateError::Other { path, reason },
-    }
-}
-
-/// How much of a database is looked at before it is used.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Check {
-    /// Its header and its tables.
-    Nothing,
-    /// Every page.
-    Everything,
-}
-
-fn open_or_replace(file: &Path) -> Result<(Connection, Connection), StateError> {
-    let damage = match open(file, Check::Everything) {
-        Err(e @ StateError::Damaged { .. }) => e,
-        other => return other,
-    };
-    let aside = file.with_extension(format!("damaged-{}", now_ms()));
-    fs::rename(file, &aside).map_err(|e| read_only(file, &e))?;
-    for log in ["db-wal", "db-shm"] {
-        // The log of the damaged database must not be replayed into the new one.
-        let _ = fs::rename(file.with_extension(log), aside.with_extension(format!("{log}-{}", now_ms())));
-    }
-    tracing::error!(
-        "{damage}; it is kept as {}, and a new one is begun: reinstalls that were ordered have to be ordered again, images to be added again",
-        aside.display()
-    );
-    open(file, Check::Nothing)
-}
-
-fn open(file: &Path, how: Check) -> Result<(Connection, Connection), StateError> {
-    keep_private(file)?;
-    let connect = |wait: Duration| -> rusqlite::Result<Connection> {
-        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
-            | OpenFlags::SQLITE_OPEN_CREATE
-            | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-        let connection = Connection::open_with_flags(file, flags)?;
-        connection.busy_timeout(wait)?;
-        connection.execute_batch(
-            // What is deleted may have been a secret.
-            "PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL; PRAGMA cache_size = -256;
-             PRAGMA secure_delete = ON;",
-        )?;
-        Ok(connection)
-    };
-    let check = |connection: &Connection| -> rusqlite::Result<i64> {
-        let found = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
-        if how == Check::Nothing {
-            return Ok(found);
-        }
-        let sound: String = connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
-        if sound == "ok" {
-            return Ok(found);
-        }
-        let code = ffi::Error::new(ffi::SQLITE_CORRUPT);
-        Err(rusqlite::Error::SqliteFailure(code, Some(sound)))
-    };
-    let writer = connect(WRITER_WAIT).map_err(|e| sort(file, &e))?;
-    let found = check(&writer).map_err(|e| sort(file, &e))?;
-    if found > FORMAT {
-        return Err(StateError::Newer { path: file.display().to_string(), found, known: FORMAT });
-    }
-    let has_tables: bool = writer.query_row(NEEDED, [], |row| row.get(0)).map_err(|e| sort(file, &e))?;
-    if found < FORMAT || !has_tables {
-        let change = match found {
-            1 if has_tables => format!("{FROM_1} {FROM_2}"),
-            2 if has_tables => format!("{FROM_2} {IMAGES_FROM_2} {IMAGES_FROM_4}"),
-            3 | 4 if has_tables => IMAGES_FROM_4.to_owned(),
-            _ => String::new(),
-        };
-        let all = format!("BEGIN IMMEDIATE; {change} {TABLES} PRAGMA user_version = {FORMAT}; COMMIT;");
-        writer.execute_batch(&all).map_err(|e| sort(file, &e))?;
-    }
-    let reader = connect(READER_WAIT).map_err(|e| sort(file, &e))?;
-    Ok((reader, writer))
-}
-
-/// Passwords are in it: it is made for its owner alone, and of one that was made before others may read nothing more.
-/// SQLite gives its log the same permissions.
-fn keep_private(file: &Path) -> Result<(), StateError> {
-    let made = OpenOptions::new().append(true).create(true).mode(0o600).open(file);
-    let mode = made.and_then(|file| file.metadata()).map_err(|e| read_only(file, &e))?.permissions().mode();
-    if mode & 0o007 == 0 {
-        return Ok(());
-    }
-    for path in [file.to_owned(), file.with_extension("db-wal"), file.with_extension("db-shm")] {
-        // Another one's file is his own to protect.
-        if let Err(e) = fs::set_permissions(&path, Permissions::from_mode(mode & 0o770))
-            && e.kind() != io::ErrorKind::NotFound
-        {
-            tracing::warn!("everybody may read {}, which has passwords in it: {e}", path.display());
-        }
-    }
-    Ok(())
 }
 
 /// SQLite has no unsigned numbers of 64 bits.

@@ -12,7 +12,8 @@ use std::time::Duration;
 use rusqlite::{Connection, OpenFlags};
 use rustix::fs::{Access, access};
 
-use super::{FILE, FORMAT, read_only, sort};
+use super::tables::FORMAT;
+use super::{FILE, read_only, sort};
 use crate::state::{Preview, StateError};
 
 /// How often, and after how long, is looked again at what seems damaged: a command may be writing.
