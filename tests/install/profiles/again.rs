@@ -95,7 +95,7 @@ fn who_cannot_apply_it_boots_all_the_same() {
     let able = lab.pi(2, ABLE).installed();
     let serial = able.serial.clone();
     lab.done(&["personalise", &serial]);
-    let record = |says: &str| wait_until(says, || lab.done(&["device", &serial]).contains(says));
+    let record = |says: &str| wait_until(says, || lab.piman(&["device", &serial]).1.contains(says));
     Pi { can: Can::default(), ..lab.pi(2, ABLE).with_card(able.card) }.boots();
     record("the agent on this Pi is too old");
     Pi { can: Can { signed: true, ..ABLE }, ..lab.pi(2, ABLE).with_card(able.card) }.boots();
