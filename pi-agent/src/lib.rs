@@ -6,6 +6,7 @@
 //! | [`card`] | the card: disks, partitions, filesystems, and what is on them |
 //! | [`unpack`] | archive path: entries out of a compressed archive, onto the card |
 //! | [`image`] | image path: chunks fetched, checked, written at their place |
+//! | `personalise` | what makes a card one Pi's own, and able to boot by itself |
 //! | [`fetch`] | ranges from the server, over as many connections as it takes |
 //! | [`control`] | the control connection |
 //! | [`trust`] | whose images are installed |
@@ -41,6 +42,7 @@ pub mod identity;
 pub mod image;
 pub mod init;
 pub mod install;
+pub(crate) mod personalise;
 pub mod rpc;
 pub mod telemetry;
 pub mod trust;

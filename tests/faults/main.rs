@@ -7,6 +7,7 @@ mod decisions; // Pi and server are killed around a decision
 mod durable; // what was acknowledged, after a power cut of the server and with its disk full
 mod no_threads; // the system gives none
 mod power_cut; // what a card may hold after its power was cut
+mod power_cut_personal; // while a card is made one Pi's own
 mod resume; // connections cut, servers killed, bits flipped
 mod right_disk; // cards that lie, broken filesystems, killed agents
 mod server_faults;

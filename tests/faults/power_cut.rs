@@ -27,12 +27,12 @@ use piman_tests::lab::{self, CARD, Root};
 /// Cuts of one test.
 const CUTS: usize = 60;
 
-fn cuts() -> usize {
+pub(crate) fn cuts() -> usize {
     std::env::var("PIMAN_POWER_CUTS").ok().and_then(|n| n.parse().ok()).unwrap_or(CUTS)
 }
 
 /// Installs onto a card that writes down what happens to it.
-fn record(before: Vec<u8>, plan: impl Fn(&Path) -> Plan) -> (Vec<Event>, Vec<u8>) {
+pub(crate) fn record(before: Vec<u8>, plan: impl Fn(&Path) -> Plan) -> (Vec<Event>, Vec<u8>) {
     let card = Card::new(before, Lie::None);
     let outcome = lab::attempt(&plan(card.path())).unwrap();
     assert!(matches!(outcome, Outcome::Installed { .. }), "{outcome:?}");
@@ -67,15 +67,9 @@ struct Tally {
     not_installed: usize,
 }
 
-/// Cuts the power at all the moments; after each the Pi starts again.
-fn cut_and_start_again(
-    before: Vec<u8>,
-    events: &[Event],
-    roots: &[&Root],
-    plan: impl Fn(&Path) -> Plan,
-) -> Tally {
+/// Cuts the power at all the moments; gives the card as it is after each to `start`, with what happened.
+pub(crate) fn each_cut(before: Vec<u8>, events: &[Event], start: &mut dyn FnMut(&Path, &str)) {
     let mut medium = Medium::new(before);
-    let mut tally = Tally::default();
     let mut advanced = 0;
     let folder = lab::memory();
     let path = folder.path().join("card.img");
@@ -88,22 +82,34 @@ fn cut_and_start_again(
         let file = File::options().read(true).write(true).create(true).truncate(false).open(&path).unwrap();
         medium.cut(&events[advanced..at], cut, &file);
         drop(file);
-        let what = format!("after event {at} of {}, {cut:?} of the cached writes", events.len());
-        match lab::attempt(&plan(&path)).unwrap_or_else(|e| panic!("{what}: {e}")) {
-            Outcome::Boot { card: Found::Installed(proof), .. } => {
-                println!("{what}: installed");
-                tally.installed += 1;
-                let root = roots.iter().find(|r| r.id == proof.image).expect("one of the two");
-                root.assert_on(&path);
-            }
-            Outcome::Installed { image, .. } => {
-                tally.not_installed += 1;
-                assert_eq!(image, roots[0].id);
-                roots[0].assert_on(&path);
-            }
-            other => panic!("{what}: {other:?}"),
-        }
+        start(&path, &format!("after event {at} of {}, {cut:?} of the cached writes", events.len()));
     }
+}
+
+/// Cuts the power at all the moments; after each the Pi starts again.
+fn cut_and_start_again(
+    before: Vec<u8>,
+    events: &[Event],
+    roots: &[&Root],
+    plan: impl Fn(&Path) -> Plan,
+) -> Tally {
+    let mut tally = Tally::default();
+    each_cut(before, events, &mut |path, what| match lab::attempt(&plan(path))
+        .unwrap_or_else(|e| panic!("{what}: {e}"))
+    {
+        Outcome::Boot { card: Found::Installed(proof), .. } => {
+            println!("{what}: installed");
+            tally.installed += 1;
+            let root = roots.iter().find(|r| r.id == proof.image).expect("one of the two");
+            root.assert_on(path);
+        }
+        Outcome::Installed { image, .. } => {
+            tally.not_installed += 1;
+            assert_eq!(image, roots[0].id);
+            roots[0].assert_on(path);
+        }
+        other => panic!("{what}: {other:?}"),
+    });
     println!("{tally:?}");
     tally
 }

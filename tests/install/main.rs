@@ -21,5 +21,7 @@ mod orders; // to reinstall, exactly once
 mod original_servers; // in Python, as they were
 mod our_agent;
 mod partition;
+mod personalise; // what makes a card one Pi's own, and able to boot by itself
+mod profiles; // what makes a card one Pi's own, on the server
 mod programs;
 mod signature; // of images; also against the minisign tool

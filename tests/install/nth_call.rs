@@ -9,18 +9,19 @@ use std::time::Duration;
 
 use piman::config::live::Live;
 use piman::config::{OldPis, Options, Settings};
+use piman::images::personalise::profile::{Profile, Secret};
 use piman::images::source::Source;
 use piman::net::drain::Drain;
 use piman::provision::{Bound, Running, Shared};
 use piman::state::archive_facts::{Content, Stamp};
 use piman::state::decision::{Ask, Cancelled, Claimed, Policy, Rule, Scope};
 use piman::state::{
-    Batch, Catalogue, Device, DeviceEvent, Edit, Identity, Listed, ListedPi, OpenOrder, Order, Ordered,
-    Recorder, Sqlite, State, StateError,
+    About, Batch, Catalogue, Device, DeviceEvent, Edit, Identity, Listed, ListedPi, OpenOrder, Order,
+    Ordered, PersonalFacts, PersonalOrder, Recorder, Sqlite, State, StateError, StoredProfile, Written,
 };
 use piman::sys::clock::now_ms;
 use piman_core::hash::Hash;
-use piman_core::install::{Fingerprint, Found, Hello, Installation, Notice, Paths};
+use piman_core::install::{Can, Fingerprint, Found, Hello, Installation, Notice, Paths};
 use piman_tests::server::{connect_from, wait_until};
 use piman_tests::tar;
 use tokio::runtime::{Builder, Runtime};
@@ -84,6 +85,48 @@ impl Faulty {
 impl State for Faulty {
     fn open_orders(&self, pi: &Identity) -> Result<Vec<OpenOrder>, StateError> {
         self.call("open_orders", |real| real.open_orders(pi))
+    }
+    fn personal_of(&self, pi: &Identity) -> Result<PersonalFacts, StateError> {
+        self.call("personal_of", |real| real.personal_of(pi))
+    }
+    fn give_host_name(&self, pi: &Identity, name: &str) -> Result<Option<String>, StateError> {
+        self.call("give_host_name", |real| real.give_host_name(pi, name))
+    }
+    fn is_personal_ordered(&self, pi: &Identity) -> Result<bool, StateError> {
+        self.call("is_personal_ordered", |real| real.is_personal_ordered(pi))
+    }
+    fn begin_personal(
+        &self,
+        pi: &Identity,
+        number: Installation,
+    ) -> Result<Option<Installation>, StateError> {
+        self.call("begin_personal", |real| real.begin_personal(pi, number))
+    }
+    fn about(&self, path: &Path) -> Result<About, StateError> {
+        self.call("about", |real| real.about(path))
+    }
+    fn profiles(&self) -> Result<Vec<StoredProfile>, StateError> {
+        self.real.profiles()
+    }
+    fn set_profile(
+        &self,
+        scope: &Scope,
+        written: &Written,
+        source: &str,
+    ) -> Result<Option<String>, StateError> {
+        self.real.set_profile(scope, written, source)
+    }
+    fn remove_profile(&self, scope: &Scope) -> Result<bool, StateError> {
+        self.real.remove_profile(scope)
+    }
+    fn order_personal(&self, name: &str, source: &str) -> Result<Ordered, StateError> {
+        self.real.order_personal(name, source)
+    }
+    fn cancel_personal(&self, name: &str) -> Result<bool, StateError> {
+        self.real.cancel_personal(name)
+    }
+    fn personal_orders(&self) -> Result<Vec<PersonalOrder>, StateError> {
+        self.real.personal_orders()
     }
     fn policy_of(&self, pi: &Identity, base: Policy) -> Result<Policy, StateError> {
         self.call("policy_of", |real| real.policy_of(pi, base))
@@ -192,8 +235,11 @@ impl Lab {
         };
         let settings = Settings::try_from(options).unwrap();
         let calls = Calls { fault: Fault::None, made: Vec::new(), name: String::new(), cancelled: None };
-        let state =
-            Arc::new(Faulty { real: Sqlite::serve(folder.path()).unwrap(), calls: Mutex::new(calls) });
+        let real = Sqlite::serve(folder.path()).unwrap();
+        let text = "hostname = 'lab-{ordinal}'";
+        let written = Written { text: Secret::new(text), profile: Profile::parse(text).unwrap() };
+        real.set_profile(&Scope::Device(SERIAL.into()), &written, "test").unwrap();
+        let state = Arc::new(Faulty { real, calls: Mutex::new(calls) });
         let shared: Arc<dyn State> = Arc::clone(&state) as _;
         let (recorder, _) = Recorder::start(Arc::clone(&shared)).unwrap();
         let runtimes =
@@ -272,7 +318,8 @@ struct Case {
 fn cases() -> Vec<Case> {
     let ours = |hello: Hello<'_>, report: &str| {
         let paths = Paths { stream: true, image: false };
-        let hello = Hello { serial: Some(SERIAL), paths, ..hello };
+        let can = Can { personal: true, ..Can::default() };
+        let hello = Hello { serial: Some(SERIAL), paths, can, ..hello };
         format!("{}\n{report}\n", Notice::Hello(hello))
     };
     let found = |found, report| {
@@ -378,8 +425,9 @@ fn what_the_card_shows_to_be_done_is_not_done_again() {
     let say = |installation| {
         let (card, paths) = (Some(Hash([3; 32])), Paths { stream: true, image: false });
         let (revision, found) = (2, Some(Found::Ours));
-        let hello =
-            Hello { serial: Some(SERIAL), revision, found, card, installation, paths, ..Hello::default() };
+        let can = Can { personal: true, ..Can::default() };
+        let serial = Some(SERIAL);
+        let hello = Hello { serial, revision, found, card, installation, paths, can, ..Hello::default() };
         format!("{}\nIS_INSTALLED\n", Notice::Hello(hello))
     };
     lab.state.real.order(SERIAL, "test", None).unwrap();

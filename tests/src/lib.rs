@@ -1,5 +1,6 @@
 //! What the tests share.
 
+pub mod amended;
 pub mod bench;
 pub mod binaries;
 pub mod cable;

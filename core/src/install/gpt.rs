@@ -345,6 +345,34 @@ pub fn fit(
     Some(Fitted { first: copy(1, end, array_first), last: copy(end, 1, array_copy), array_copy })
 }
 
+/// Gives a GPT other identifiers: the `disk`, and each partition for which `id` has one; partitions are counted from 1.
+/// `header` is one of its copies, which lies in the sector `at`, and `array` all entries that it names, which are changed
+/// there. Returns that header; `None` if it is no GPT, or its checksums are wrong: then nothing is changed.
+pub fn renew(
+    header: &[u8; HEADER],
+    at: u64,
+    array: &mut [u8],
+    disk: Guid,
+    mut id: impl FnMut(u32, &Partition) -> Option<Guid>,
+) -> Option<[u8; HEADER]> {
+    let Header { entries, entry_bytes, array_sum, .. } = Header::read(header, at)?;
+    let size = usize::try_from(entry_bytes).ok().filter(|size| *size >= ENTRY)?;
+    let bytes = usize::try_from(entries).ok()?.checked_mul(size)?;
+    if array.len() != bytes || crc32(array.iter().copied()) != array_sum {
+        return None;
+    }
+    for (number, entry) in (1_u32..).zip(array.chunks_exact_mut(size)) {
+        let partition = Partition::read(entry.first_chunk()?);
+        if let Some(id) = Some(partition).filter(Partition::is_used).and_then(|p| id(number, &p)) {
+            entry.iter_mut().skip(ID).zip(id).for_each(|(place, byte)| *place = byte);
+        }
+    }
+    let sum = crc32(array.iter().copied()).to_le_bytes();
+    Some(with_fields(header, &[(56, &disk), (88, &sum)]))
+}
+
+/// Where an entry has its identifier.
+const ID: usize = 16;
 /// Where an entry says which is its last sector.
 const LAST: usize = 40;
 
@@ -410,6 +438,31 @@ mod tests {
             assert_eq!(fit(&[0; HEADER], &mut array, 512, sectors, true), None);
             array[..PARTITIONS * ENTRY].copy_from_slice(&table.entries());
             assert_eq!(fit(&table.header(Copy::First, 512, small), &mut array, 512, sectors, true), None);
+        }
+    }
+
+    #[test]
+    fn a_table_gets_other_identifiers() {
+        let table = table();
+        let sectors = 1 << 34;
+        let mut array = [0; ARRAY];
+        array[..PARTITIONS * ENTRY].copy_from_slice(&table.entries());
+        let mut want = table.clone();
+        (want.disk, want.partitions[1].id) = ([9; 16], [8; 16]);
+        for copy in [Copy::First, Copy::Last] {
+            let (header, at) = (table.header(copy, 512, sectors), header_at(copy, sectors));
+            let mut array = array;
+            let id = |number, _: &Partition| (number != 1).then_some([8; 16]);
+            let renewed = renew(&header, at, &mut array, [9; 16], id).unwrap();
+            assert_eq!(
+                (renewed, &array[..PARTITIONS * ENTRY]),
+                (want.header(copy, 512, sectors), &want.entries()[..])
+            );
+            let again = array;
+            assert_eq!(renew(&header, at, &mut array, [7; 16], id), None, "the array is another one's");
+            assert_eq!(renew(&renewed, at + 1, &mut array, [7; 16], id), None);
+            assert_eq!(renew(&renewed, at, &mut array[1..], [7; 16], id), None);
+            assert_eq!(array, again);
         }
     }
 

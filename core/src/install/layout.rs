@@ -135,7 +135,26 @@ const ROOT_MIN: u64 = 64 << 11;
 /// What the partition that is kept and the end before a GPT's copy are a multiple of, in sectors (1 MiB).
 const GRAIN: u64 = 2048;
 
+/// What the root partition begins on a multiple of behind a boot partition that is filled, in sectors (4 MiB).
+const BOOT_GRAIN: u64 = 8192;
+
 impl Layout {
+    /// The same with a boot partition of `bytes` at least, and the root partition behind it; both end or begin on a
+    /// multiple of 4 MiB. 0: the layout as it is.
+    #[must_use]
+    pub const fn with_boot(self, bytes: u64) -> Self {
+        if bytes == 0 {
+            return self;
+        }
+        let end = self.boot_start.saturating_add(bytes.div_ceil(SECTOR));
+        // What is too large to be rounded up is too large for every disk.
+        let root_start = match end.checked_next_multiple_of(BOOT_GRAIN) {
+            Some(root_start) => root_start,
+            None => end,
+        };
+        Self { boot_sectors: root_start.saturating_sub(self.boot_start), root_start, ..self }
+    }
+
     /// Sectors of the root partition on a disk of `disk_bytes` with sectors of 512 bytes.
     ///
     /// # Errors
@@ -246,6 +265,24 @@ mod tests {
         assert_eq!(early.places(1 << 40, 512), Err(SizeError::Overlap));
         assert_eq!(Layout { boot_start: 34, ..early }.places(1 << 40, 4096), Err(SizeError::Overlap));
         assert!(Layout { boot_start: 34, ..early }.places(1 << 40, 512).is_ok());
+    }
+
+    #[test]
+    fn a_boot_partition_as_large_as_wanted() {
+        let layout = Layout::default();
+        assert_eq!(layout.with_boot(0), layout);
+        for (bytes, root_start) in
+            [(1, 16_384), (512 << 20, 8192 + (512 << 11)), ((512 << 20) + 1, 8192 + (516 << 11))]
+        {
+            let large = layout.with_boot(bytes);
+            assert_eq!((large.root_start, large.boot_start), (root_start, layout.boot_start));
+            assert_eq!(large.boot_start + large.boot_sectors, root_start);
+            assert!(large.boot_sectors * SECTOR >= bytes && large.places(1 << 34, 512).is_ok());
+            assert!(large.places(1 << 34, 4096).is_ok());
+        }
+        for bytes in [u64::MAX, u64::MAX - 511, 1 << 63, 4 << 40] {
+            assert!(layout.with_boot(bytes).places(64 << 30, 512).is_err());
+        }
     }
 
     #[test]

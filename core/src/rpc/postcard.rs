@@ -29,6 +29,16 @@ const OBJECT: u8 = 12;
 const BYTE_ARRAY: u8 = 13;
 const FROZEN_SET: u8 = 14;
 
+/// What is made of several values.
+const GROUPS: [(u8, Kind); 6] = [
+    (TUPLE, Kind::Tuple),
+    (LIST, Kind::List),
+    (SET, Kind::Set),
+    (DICT, Kind::Dict),
+    (OBJECT, Kind::Object),
+    (FROZEN_SET, Kind::FrozenSet),
+];
+
 /// Reads one whole message, in a time in proportion to its length.
 ///
 /// # Errors
@@ -159,33 +169,9 @@ impl<'m> Reader<'m> {
 
     /// One value; `depth` more may lie in each other.
     fn value(&mut self, depth: u8) -> Result<Id, DecodeError> {
-        let inner = match self.rest.byte()? {
-            NONE => Ok(Inner::None),
-            BOOL => match self.rest.byte()? {
-                value @ 0..=1 => Ok(Inner::Bool(value == 1)),
-                _ => return Err(DecodeError::Malformed),
-            },
-            INT => Ok(Inner::Int(self.rest.int()?)),
-            FLOAT => {
-                let bytes = self.rest.take(8)?.try_into().map_err(|_| DecodeError::Truncated)?;
-                Ok(Inner::Float(f64::from_le_bytes(bytes)))
-            }
-            BYTES => Ok(Inner::Bytes(self.arena.span(self.rest.counted()?))),
-            BYTE_ARRAY => Ok(Inner::ByteArray(self.arena.span(self.rest.counted()?))),
-            STR => return self.str(),
-            ERROR => return self.error(),
-            CLASS => Ok(Inner::Class { module: self.str()?, name: self.str()? }),
-            OBJECT => Err(Kind::Object),
-            TUPLE => Err(Kind::Tuple),
-            LIST => Err(Kind::List),
-            SET => Err(Kind::Set),
-            FROZEN_SET => Err(Kind::FrozenSet),
-            DICT => Err(Kind::Dict),
-            other => return Err(DecodeError::Unknown(other)),
-        };
-        let kind = match inner {
-            Ok(inner) => return self.arena.add(inner),
-            Err(kind) => kind,
+        let tag = self.rest.byte()?;
+        let Some((_, kind)) = GROUPS.into_iter().find(|(group, _)| *group == tag) else {
+            return self.single(tag);
         };
         let depth = depth.checked_sub(1).ok_or(DecodeError::TooDeep)?;
         let count = self.rest.count()?;
@@ -198,6 +184,31 @@ impl<'m> Reader<'m> {
             self.arena.append(group, member)?;
         }
         Ok(group)
+    }
+
+    /// A value that is no group.
+    fn single(&mut self, tag: u8) -> Result<Id, DecodeError> {
+        let inner = match tag {
+            NONE => Inner::None,
+            BOOL => match self.rest.byte()? {
+                value @ 0..=1 => Inner::Bool(value == 1),
+                _ => return Err(DecodeError::Malformed),
+            },
+            INT => Inner::Int(self.rest.int()?),
+            FLOAT => {
+                let bytes = self.rest.take(8)?.try_into().map_err(|_| DecodeError::Truncated)?;
+                Inner::Float(f64::from_le_bytes(bytes))
+            }
+            BYTES | BYTE_ARRAY => {
+                let span = self.arena.span(self.rest.counted()?);
+                if tag == BYTES { Inner::Bytes(span) } else { Inner::ByteArray(span) }
+            }
+            STR => return self.str(),
+            ERROR => return self.error(),
+            CLASS => Inner::Class { module: self.str()?, name: self.str()? },
+            other => return Err(DecodeError::Unknown(other)),
+        };
+        self.arena.add(inner)
     }
 
     fn error(&mut self) -> Result<Id, DecodeError> {
@@ -242,10 +253,27 @@ impl<'b> Writer<'b> {
         self.out.put(&[value as u8])
     }
 
-    /// A length, and as many bytes.
-    fn counted(&mut self, bytes: &[u8]) -> Result<(), NoRoom> {
-        self.number(u32::try_from(bytes.len()).map_err(|_| NoRoom)?.into())?;
+    /// A tag and a count.
+    fn tag(&mut self, tag: u8, count: usize) -> Result<(), NoRoom> {
+        self.out.put(&[tag])?;
+        self.count(count)
+    }
+
+    fn count(&mut self, count: usize) -> Result<(), NoRoom> {
+        self.number(u32::try_from(count).map_err(|_| NoRoom)?.into())
+    }
+
+    /// A tag, a length, and as many bytes.
+    fn counted(&mut self, tag: u8, bytes: &[u8]) -> Result<(), NoRoom> {
+        self.tag(tag, bytes.len())?;
         self.out.put(bytes)
+    }
+
+    /// A tag and two texts.
+    fn pair(&mut self, tag: u8, first: &str, second: &str) -> Result<(), NoRoom> {
+        self.counted(tag, first.as_bytes())?;
+        self.count(second.len())?;
+        self.out.put(second.as_bytes())
     }
 }
 
@@ -270,31 +298,20 @@ impl Out for Writer<'_> {
     }
 
     fn bytes(&mut self, value: &[u8]) -> Result<(), NoRoom> {
-        self.out.put(&[BYTES])?;
-        self.counted(value)
+        self.counted(BYTES, value)
     }
 
     fn byte_array(&mut self, value: &[u8]) -> Result<(), NoRoom> {
-        self.out.put(&[BYTE_ARRAY])?;
-        self.counted(value)
+        self.counted(BYTE_ARRAY, value)
     }
 
     fn str(&mut self, value: &str) -> Result<(), NoRoom> {
-        self.out.put(&[STR])?;
-        self.counted(value.as_bytes())
+        self.counted(STR, value.as_bytes())
     }
 
     fn begin(&mut self, kind: Kind, count: usize) -> Result<(), NoRoom> {
-        let tag = match kind {
-            Kind::Tuple => TUPLE,
-            Kind::Object => OBJECT,
-            Kind::List => LIST,
-            Kind::Set => SET,
-            Kind::FrozenSet => FROZEN_SET,
-            Kind::Dict => DICT,
-        };
-        self.out.put(&[tag])?;
-        self.number(u32::try_from(count).map_err(|_| NoRoom)?.into())
+        let tag = GROUPS.into_iter().find(|(_, group)| *group == kind).map_or(TUPLE, |(tag, _)| tag);
+        self.tag(tag, count)
     }
 
     fn end(&mut self, _kind: Kind, _count: usize) -> Result<(), NoRoom> {
@@ -302,15 +319,11 @@ impl Out for Writer<'_> {
     }
 
     fn error(&mut self, class: &str, message: &str) -> Result<(), NoRoom> {
-        self.out.put(&[ERROR])?;
-        self.counted(class.as_bytes())?;
-        self.counted(message.as_bytes())
+        self.pair(ERROR, class, message)
     }
 
     fn class(&mut self, class: Class<'_>) -> Result<(), NoRoom> {
-        self.out.put(&[CLASS])?;
-        self.counted(class.module.as_bytes())?;
-        self.counted(class.name.as_bytes())
+        self.pair(CLASS, class.module, class.name)
     }
 }
 

@@ -14,6 +14,7 @@ use piman_core::install::layout::{Layout, SECTOR, filesystem_bytes};
 use piman_core::install::manifest::{self, Draft, Manifest};
 
 use super::disk_report::report;
+use super::image_about::{AboutArgs, described};
 use crate::cli::state_arg::{DevicesArgs, StateFolder};
 use crate::images::disk_image::{self, DiskImage};
 use crate::images::ext4::{Images, Progress};
@@ -21,9 +22,10 @@ use crate::images::fitness::Finding;
 use crate::images::import::{Form, Imported, Input, Wish, import, sweep};
 use crate::images::sign::{self, Password};
 use crate::images::source::Archive;
+use crate::provision::personal::boot_of;
 use crate::state::archive_facts::Content;
 use crate::state::resolve::resolve;
-use crate::state::{Catalogue, Edit, Sqlite, State as _};
+use crate::state::{About, Catalogue, Edit, Sqlite, State as _};
 use crate::sys::clock::now_ms;
 use crate::text::human::{self, bytes, columns};
 
@@ -63,6 +65,8 @@ pub struct AddArgs {
     /// Take it although it cannot boot a Pi as far as can be seen
     #[arg(long)]
     force: bool,
+    #[command(flatten)]
+    about: AboutArgs,
     #[command(flatten)]
     whom: Whom,
 }
@@ -161,7 +165,9 @@ pub fn add(args: &AddArgs) -> anyhow::Result<String> {
             content.id,
         ),
     };
-    state.edit(&Edit::Add { name: name.clone(), path: path.clone(), takes_unfit: args.force })?;
+    let about = About::from(&args.about);
+    out.push_str(&described(&content, &about));
+    state.edit(&Edit::Add { name: name.clone(), path: path.clone(), takes_unfit: args.force, about })?;
     if let Some(kept) = kept {
         kept.keep()?;
         // Writing to a string does not fail.
@@ -302,13 +308,19 @@ pub fn list(folder: &Path, state: &Sqlite) -> anyhow::Result<String> {
         rows.push([
             image.name,
             id.map_or("-".into(), |id| format!("{id:.12}")),
-            known.map_or("-".into(), |c| bytes(c.unpacked_bytes)),
+            known.as_ref().map_or("-".into(), |c| bytes(c.unpacked_bytes)),
+            known.as_ref().map_or("-".into(), |c| c.fitness.system.kind.to_string()),
+            known.map_or("-".into(), |c| boot_of(&c, &image.about).0.to_string()),
             signed,
             if whom.is_empty() { "nobody".into() } else { whom.join(", ") },
+            image.about.release.unwrap_or_else(|| "-".into()),
+            image.about.description.unwrap_or_else(|| "-".into()),
             image.path.display().to_string(),
         ]);
     }
-    Ok(columns(["IMAGE", "ID", "UNPACKED", "SIGNED", "FOR", "FILE"], rows.into_iter()))
+    let heading =
+        ["IMAGE", "ID", "UNPACKED", "KIND", "BOOT", "SIGNED", "FOR", "RELEASE", "DESCRIPTION", "FILE"];
+    Ok(columns(heading, rows.into_iter()))
 }
 
 /// `piman image sign`.

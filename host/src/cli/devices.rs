@@ -49,6 +49,9 @@ pub fn all(state: &dyn State, json: bool) -> anyhow::Result<String> {
         if d.reinstall_ordered {
             stage.push_str(", reinstall ordered");
         }
+        if d.personalise_ordered {
+            stage.push_str(", profile to be applied");
+        }
         [
             d.key.clone(),
             d.address.clone(),
@@ -100,6 +103,12 @@ pub fn one(state: &dyn State, name: &str, json: bool) -> anyhow::Result<String> 
         ["stage".into(), dash(&device.stage)],
         ["progress".into(), progress(&device)],
         ["reinstall ordered".into(), if device.reinstall_ordered { "yes" } else { "no" }.into()],
+        [
+            "profile ordered".into(),
+            if device.personalise_ordered { "to be applied at the next boot" } else { "no" }.into(),
+        ],
+        ["number".into(), device.ordinal.map_or_else(|| "-".into(), |n| n.to_string())],
+        ["host name".into(), dash(&device.hostname)],
         ["first seen".into(), clock(device.first_seen_ms)],
         [
             "last seen".into(),

@@ -9,11 +9,14 @@ pub mod devices;
 mod disk_report;
 pub mod doctor;
 pub mod image;
+pub mod image_about;
 pub mod install;
 pub mod key;
 pub mod messages;
 pub mod netboot;
+pub mod personalise;
 pub mod policy;
+pub mod profile;
 pub mod reinstall;
 pub mod state_arg;
 pub mod telemetry;
@@ -116,6 +119,14 @@ enum Command {
         another disk in it, the Pi waits again and says so."
     )]
     Install(install::InstallArgs),
+    /// Say what Pis have of their own: host names, accounts, Wi-Fi, files, scripts
+    Profile(profile::ProfileArgs),
+    /// Order that Pis apply their profiles when they boot next, without being installed anew
+    #[command(
+        after_help = "The system that is on the card stays, and so do its identity and its data. A Pi that cannot \
+        do it boots all the same, says why, and tries again at its next boot."
+    )]
+    Personalise(personalise::PersonaliseArgs),
     /// Show or set what happens by what is on a Pi's disk
     #[command(
         after_help = "The Pi's own rule wins over its group's, that over everybody's, and that over the \
@@ -249,6 +260,8 @@ impl Cli {
             }
             Command::Install(args) => print(&install::run(&args)?),
             Command::Policy(args) => print(&policy::run(&args)?),
+            Command::Profile(args) => profile::run(&args),
+            Command::Personalise(args) => print(&personalise::run(&args)?),
             Command::Devices { state, list: Some(command), .. } => print(&device_list::run(command, state)?),
             Command::Devices { state, pending: true, .. } => print(&device_list::pending(&state.open()?)?),
             Command::Devices { state, history: true, .. } => {

@@ -69,7 +69,7 @@ fn merge(now: &mut Settings, new: Settings) -> Reloaded {
     }
     fields!(
         take
-            date: "no-date", allow_unfit: "allow-unfit", policy: "policy", old_pis_wait: "old-pis", slots: "slots",
+            date: "no-date", allow_unfit: "allow-unfit", policy: "policy", old_pis_wait: "old-pis", identity: "identity", slots: "slots",
             timeouts: LIMITS, stall: LIMITS, ours: LIMITS, old: LIMITS, shutdown: "shutdown-timeout";
         restart
             rootfs: "rootfs", listen: "listen", control_port: "control-port", rootfs_port: "rootfs-port",

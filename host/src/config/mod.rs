@@ -17,6 +17,7 @@ use piman_core::telemetry::PORT as TELEMETRY_PORT;
 use piman_core::transfer::PORT as TRANSFER_PORT;
 use serde::Deserialize;
 
+use crate::images::personalise::profile::IdentityMode;
 use crate::messages;
 use crate::net::min_rate::{Limits, SLOWEST, UNANSWERED};
 use crate::net::timeout::Timeouts;
@@ -87,6 +88,10 @@ pub struct Options {
     /// Serve nobody but the Pis of the device list (`piman devices add`)
     #[arg(long, num_args = 0..=1, default_missing_value = "true", require_equals = true, value_name = "BOOL")]
     pub only_known: Option<bool>,
+    /// What no two Pis may share (machine-id, SSH host keys, identifiers of disks) is made new with an installation, or
+    /// kept as the image has it, if no profile says it [default: renew]
+    #[arg(long, value_name = "WHAT")]
+    pub identity: Option<IdentityMode>,
     /// File of IPv4 addresses, one per line, that are to be reinstalled; emptied when taken in
     #[arg(long, value_name = "FILE")]
     pub reinstall_file: Option<PathBuf>,
@@ -237,6 +242,8 @@ pub struct Settings {
     pub old_pis_wait: bool,
     /// Whether nobody is served who is not in the device list.
     pub only_known: bool,
+    /// What is done about the identity of cards if no profile says it.
+    pub identity: IdentityMode,
     pub reinstall_file: Option<PathBuf>,
     /// 0: no limit.
     pub slots: usize,
@@ -294,6 +301,7 @@ impl Options {
             policy: first(self.policy, file.policy),
             old_pis: self.old_pis.or(file.old_pis),
             only_known: self.only_known.or(file.only_known),
+            identity: self.identity.or(file.identity),
             reinstall_file: self.reinstall_file.or(file.reinstall_file),
             slots: self.slots.or(file.slots),
             connections: self.connections.or(file.connections),
@@ -401,6 +409,7 @@ impl TryFrom<Options> for Settings {
             policy: Policy::default().with(&o.policy),
             old_pis_wait: o.old_pis == Some(OldPis::Ask),
             only_known: o.only_known.unwrap_or(false),
+            identity: o.identity.unwrap_or(IdentityMode::Renew),
             reinstall_file: o.reinstall_file,
             slots: o.slots.unwrap_or(0),
             connections: o.connections.unwrap_or(16_384),

@@ -9,7 +9,7 @@ use std::thread::JoinHandle;
 use piman_core::hash::Hash;
 
 use crate::images::source::{Archive, Source, SourceState};
-use crate::state::{Catalogue, Identity, State, StateError};
+use crate::state::{About, Catalogue, Identity, State, StateError};
 use crate::sys::lock::lock;
 
 /// What became of an archive.
@@ -214,6 +214,14 @@ impl Catalog {
         (good.len() == self.lock().sources.len()).then(|| good.into_iter().map(|(_, id)| id).collect())
     }
 
+    /// What an operator says of an image.
+    ///
+    /// # Errors
+    /// [`StateError`] if the state cannot be read.
+    pub fn about(&self, archive: &Archive) -> Result<About, StateError> {
+        self.state.about(archive.path())
+    }
+
     /// The one with this hash, if it is good.
     pub fn by_id(&self, id: Hash) -> Option<Arc<Archive>> {
         self.good().into_iter().find(|(_, found)| *found == id).map(|(archive, _)| archive)
@@ -283,7 +291,14 @@ mod tests {
         }
         let state: Arc<dyn State> = Arc::new(Sqlite::serve(folder.path()).unwrap());
         let add = |name: &str| {
-            state.edit(&Edit::Add { name: name.into(), path: path(name), takes_unfit: true }).unwrap()
+            state
+                .edit(&Edit::Add {
+                    name: name.into(),
+                    path: path(name),
+                    takes_unfit: true,
+                    about: About::default(),
+                })
+                .unwrap()
         };
         assert!(add("b"));
         let (told, news) = mpsc::channel();

@@ -21,5 +21,6 @@ pub mod extract;
 pub mod fitness;
 pub mod import;
 mod output;
+pub mod personalise;
 pub mod sign;
 pub mod source;

@@ -11,6 +11,7 @@ use crate::net::drain::Drain;
 use crate::net::queue::{FairQueue, Permit, QueuePlace};
 use crate::provision::bounded_cache::BoundedCache;
 use crate::provision::legacy::{Advance, Installs};
+use crate::provision::personal::Bundles;
 use crate::state::{Change, DeviceEvent, Identity, Listed, Recorder};
 use crate::sys::clock::now_ms;
 
@@ -26,6 +27,8 @@ pub struct InstallContext {
     pub catalog: Arc<Catalog>,
     /// The same as images.
     pub builds: Arc<BuildQueue>,
+    /// What makes cards their Pis' own.
+    pub bundles: Bundles,
     /// What is remembered.
     pub recorder: Arc<Recorder>,
     /// Who may transfer.

@@ -22,7 +22,7 @@ use crate::net::timeout::TalkState;
 use crate::net::timeout::Timed;
 use crate::provision::context::InstallContext;
 use crate::provision::legacy::Advance;
-use crate::state::{Change, DeviceEvent, Facts, Identity};
+use crate::state::{About, Change, DeviceEvent, Facts, Identity};
 use crate::sys::clock::now_ms;
 
 /// How many events of one connection are kept, and one more for each second it lasts.
@@ -91,6 +91,12 @@ pub(super) struct ControlConnection<'a> {
     pub(super) orders: usize,
     /// Why it is not known whether an order is completed by what is on its disk.
     pub(super) unread: Option<String>,
+    /// What an operator says of the image that it gets.
+    pub(super) about: About,
+    /// When what makes its card its own was rendered last, in milliseconds since 1970; 0: it was not.
+    pub(super) rendered_ms: u64,
+    /// Whether that is applied to what is on its card already.
+    pub(super) personalising: bool,
 }
 
 /// How far a Pi is that was told to boot.
@@ -112,6 +118,11 @@ pub(super) struct PiInfo {
     pub(super) signed: bool,
     /// It can write the image of a whole disk.
     pub(super) whole_disk: bool,
+    /// It can make a card its own.
+    pub(super) personal: bool,
+    /// The image on its card, and as which installation it has it.
+    pub(super) card: Option<Hash>,
+    pub(super) installation: Option<Installation>,
 }
 
 impl<'a> ControlConnection<'a> {
@@ -133,6 +144,9 @@ impl<'a> ControlConnection<'a> {
             installation: None,
             orders: 0,
             unread: None,
+            about: About::default(),
+            rendered_ms: 0,
+            personalising: false,
         }
     }
 
@@ -170,6 +184,9 @@ impl<'a> ControlConnection<'a> {
             image: hello.paths.image,
             signed: hello.can.signed,
             whole_disk: hello.can.disk && hello.paths.image,
+            personal: hello.can.personal,
+            card: hello.card,
+            installation: hello.installation,
         }));
         let facts = Facts {
             model: hello.model.map(Into::into),
@@ -230,9 +247,19 @@ impl<'a> ControlConnection<'a> {
         self.happened("disk", text, change);
     }
 
+    /// Its profile was applied to what was on its card.
+    fn personalised(&mut self) {
+        self.service.recorder.personalised(&self.pi(), self.rendered_ms);
+        let change = Change { stage: Some("personalised".into()), error: Some(None), ..self.change() };
+        self.happened("personalised", "its profile is applied, as ordered".into(), change);
+    }
+
     fn installed(&mut self, id: Hash, number: Option<Installation>) {
         self.installing = None;
         let pi = self.pi();
+        if self.rendered_ms > 0 {
+            self.service.recorder.personalised(&pi, self.rendered_ms);
+        }
         let ordered = if self.service.recorder.complete(&pi, number) > 0 { " as ordered" } else { "" };
         let change = Change {
             stage: Some("installed".into()),
@@ -285,7 +312,9 @@ impl InstallPolicy for ControlConnection<'_> {
                 self.boot = Boot::Told;
                 let change = Change { progress: Some((0, 0)), waits: Some(None), ..self.change() };
                 let change = stage("booting", change);
-                self.happened("boot", "told to boot".into(), change);
+                let text =
+                    if self.personalising { "told to apply its profile and to boot" } else { "told to boot" };
+                self.happened("boot", text.into(), change);
             }
             Event::Format => self.told_to_format(),
             Event::Wait => self.told_to_wait(),
@@ -305,6 +334,7 @@ impl InstallPolicy for ControlConnection<'_> {
                     self.service.recorder.news(change);
                 }
             }
+            Event::Committed { .. } if self.personalising => self.personalised(),
             Event::Committed { id, installation } => self.installed(id, installation),
             Event::Failed { stage: at, text } => self.failed(at, text),
             Event::Formatted => {

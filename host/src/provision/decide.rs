@@ -8,13 +8,16 @@ use std::sync::Arc;
 use piman_core::hash::Hash;
 use piman_core::install::layout::filesystem_bytes;
 use piman_core::install::manifest::{self, Manifest};
-use piman_core::install::{Found, ImageOffer, More, Offer, Plan, Question, REVISION, sums};
+use piman_core::install::{Found, ImageOffer, Installation, More, Offer, Plan, Question, REVISION, sums};
 
 use super::control::ControlConnection;
+use super::personal::{Refusal, boot_of, taken_by_boot};
 use crate::images::build_queue::Availability;
+use crate::images::personalise::Occasion;
 use crate::images::sign;
 use crate::images::source::{Archive, SourceState};
 use crate::provision::context::not_listed;
+use crate::state::archive_facts::Content;
 use crate::state::decision::{Action, Policy};
 use crate::state::{Identity, Listed, OpenOrder};
 
@@ -116,6 +119,7 @@ impl ControlConnection<'_> {
     pub(super) fn decide_once(&mut self, question: &Question) -> Plan {
         self.wrong.clear();
         (self.orders, self.installation, self.image) = (0, None, None);
+        (self.rendered_ms, self.personalising) = (0, false);
         let pi = self.pi();
         let settings = self.service.settings();
         let recorder = &self.service.recorder;
@@ -157,7 +161,7 @@ impl ControlConnection<'_> {
                     let text = format!("boots a damaged installation: {}", self.disk);
                     self.alert("its disk", &text);
                 }
-                Plan::Boot
+                self.boot()
             }
             Intent::Wait(reason) => {
                 self.wrong = reason;
@@ -181,11 +185,27 @@ impl ControlConnection<'_> {
 
     /// Installs if there is something to install, and if that is on record.
     fn install(&mut self, question: &Question, policy: Option<&str>) -> Plan {
+        let wanted = match self.wanted() {
+            Ok(wanted) => wanted,
+            Err(refusal) => return self.without_profile(question, refusal),
+        };
         let Available { archive, id, image } = match self.available(question) {
             Ok(Some(available)) => available,
             Ok(None) => return self.claim(question, policy).unwrap_or(Plan::Format(None)),
             Err(plan) => return *plan,
         };
+        // It has them as long as it is good.
+        let Some(content) = archive.facts().cloned() else {
+            return self.impossible(
+                question,
+                "nothing can be installed",
+                "the archive is not known any more",
+            );
+        };
+        let checked = wanted.as_ref().map_or(Ok(()), |w| self.check(w, &content, Occasion::Install));
+        if let Err(refusal) = checked {
+            return self.without_profile(question, refusal);
+        }
         if let Some(plan) = self.claim(question, policy) {
             return plan;
         }
@@ -193,9 +213,41 @@ impl ControlConnection<'_> {
         if !question.hello {
             return Plan::Format(None);
         }
-        let more = More { erase: question.print, ..self.more(&archive) };
+        let number = self.installation.unwrap_or(Installation(0));
+        let personal = wanted.map(|wanted| self.bundle(&wanted, &content, Occasion::Install, number));
+        let personal = match personal.transpose() {
+            Ok(personal) => personal.flatten(),
+            Err(refusal) => return self.without_profile(question, refusal),
+        };
+        let boot_bytes = self.boot_bytes(&content);
+        let more = More { erase: question.print, personal, boot_bytes, ..self.more(&archive) };
         let (rootfs_port, fetch_port) = (self.service.rootfs_port, self.service.fetch_port);
         Plan::Format(Some(Offer { id, bytes: archive.bytes(), rootfs_port, fetch_port, image, more }))
+    }
+
+    /// What makes its card its own cannot be made: a system that is there boots, another one is not installed without.
+    fn without_profile(&mut self, question: &Question, refusal: Refusal) -> Plan {
+        match refusal {
+            Refusal::Reason(reason) => self.impossible(question, "its profile cannot be applied", &reason),
+            Refusal::State(e) => {
+                self.alert("nothing is installed", &format!("reading or writing what is its own: {e}"));
+                without_state(question)
+            }
+        }
+    }
+
+    /// How large the boot partition is that its agent fills, in bytes; 0: it knows of none, or the image has its own.
+    fn boot_bytes(&self, content: &Content) -> u64 {
+        if self.said.as_ref().is_none_or(|said| !said.personal) {
+            return 0;
+        }
+        boot_of(content, &self.about).1
+    }
+
+    /// The room for a root filesystem on its card with this image, in bytes; 0: it does not say.
+    fn root_bytes(&self, archive: &Archive) -> u64 {
+        let boot = archive.facts().map_or(0, |content| self.boot_bytes(content));
+        self.said.as_ref().map_or(0, |said| said.root_bytes.saturating_sub(taken_by_boot(boot)))
     }
 
     /// What it would get. `None`: an old Pi without a system, whose download waits for a good archive. An error is
@@ -222,6 +274,13 @@ impl ControlConnection<'_> {
                 return Err(Box::new(self.impossible(question, "nothing can be installed", &reason)));
             }
         };
+        match self.service.catalog.about(&archive) {
+            Ok(about) => self.about = about,
+            Err(e) => {
+                self.alert("nothing is installed", &format!("reading what is said of its image: {e}"));
+                return Err(Box::new(without_state(question)));
+            }
+        }
         match self.prepare(&archive, id) {
             Availability::Ready(image) => Ok(Some(Available { archive, id, image: Some(image) })),
             Availability::Archive => Ok(Some(Available { archive, id, image: None })),
@@ -277,14 +336,20 @@ impl ControlConnection<'_> {
         if archive.is_disk() {
             return self.prepare_disk(archive, id);
         }
+        let root_bytes = self.root_bytes(archive);
         match &self.said {
+            Some(said) if said.root_bytes > 0 && root_bytes == 0 => Availability::TooSmall(format!(
+                "{} boots from the card, and its boot partition leaves no room for it: use a larger card, or add it with \
+                 --boot network",
+                archive.path().display()
+            )),
             // It takes what is signed, and no image that is made only now.
             Some(said) if said.signed => {
-                let signed = self.signed_image(id, filesystem_bytes(said.root_bytes));
+                let signed = self.signed_image(id, filesystem_bytes(root_bytes));
                 signed.filter(|_| said.image).map_or(Availability::Archive, Availability::Ready)
             }
-            Some(said) if said.image && said.root_bytes > 0 => {
-                self.service.builds.prepare(archive, id, filesystem_bytes(said.root_bytes))
+            Some(said) if said.image && root_bytes > 0 => {
+                self.service.builds.prepare(archive, id, filesystem_bytes(root_bytes))
             }
             _ => Availability::Archive,
         }

@@ -68,6 +68,7 @@ enum Object {
     Chunks(Arc<Image>),
     Sums(Arc<Content>),
     Manifest(Hash, Arc<[u8]>),
+    Personal(Hash, Arc<[u8]>),
 }
 
 impl Object {
@@ -76,7 +77,7 @@ impl Object {
             (Self::Archive(own, _), Kind::Archive) => *own == id,
             (Self::Table(image), Kind::Table) | (Self::Chunks(image), Kind::Chunks) => image.hash() == id,
             (Self::Sums(facts), Kind::Sums) => facts.id == id,
-            (Self::Manifest(own, _), Kind::Manifest) => *own == id,
+            (Self::Manifest(own, _), Kind::Manifest) | (Self::Personal(own, _), Kind::Personal) => *own == id,
             _ => false,
         }
     }
@@ -88,7 +89,7 @@ impl Object {
             Self::Table(image) => image.table().len() as u64,
             Self::Chunks(image) => image.header().stored_bytes,
             Self::Sums(facts) => facts.sums.len() as u64,
-            Self::Manifest(_, signed) => signed.len() as u64,
+            Self::Manifest(_, bytes) | Self::Personal(_, bytes) => bytes.len() as u64,
         }
     }
 }
@@ -164,7 +165,9 @@ impl Session<'_> {
             }
             Object::Table(image) => self.part(image.table(), offset, length).await?,
             Object::Sums(facts) => self.part(&facts.sums, offset, length).await?,
-            Object::Manifest(_, signed) => self.part(signed, offset, length).await?,
+            Object::Manifest(_, bytes) | Object::Personal(_, bytes) => {
+                self.part(bytes, offset, length).await?;
+            }
         }
         self.held = Some(object);
         Ok(())
@@ -198,8 +201,7 @@ impl Session<'_> {
             Kind::Manifest => {
                 sign::signed(&self.service.settings().state, id).map(|s| Object::Manifest(id, s.into()))
             }
-            // No Pi was offered one.
-            Kind::Personal => None,
+            Kind::Personal => self.service.bundles.find(&self.pi, id).map(|b| Object::Personal(id, b)),
             Kind::Sums => archive().and_then(|a| a.facts().map(Arc::clone)).map(Object::Sums),
         }
     }

@@ -7,6 +7,7 @@ pub mod control;
 mod decide;
 pub mod fetch_port;
 pub mod legacy;
+pub mod personal;
 pub mod reinstall_file;
 
 use std::cmp::Reverse;
@@ -37,6 +38,7 @@ use crate::sys::clock::now_ms;
 use bounded_cache::BoundedCache;
 use context::InstallContext;
 use legacy::Installs;
+use personal::Bundles;
 
 /// How long a Pi is expected to come back, in milliseconds: 30 days.
 const LATELY_MS: u64 = 30 * 24 * 3600 * 1000;
@@ -141,6 +143,7 @@ impl Bound {
             fetch_port: addresses.fetch.port(),
             catalog,
             builds,
+            bundles: Bundles::default(),
             recorder,
             slots: FairQueue::new(settings.slots),
             drain,

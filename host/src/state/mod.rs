@@ -12,7 +12,7 @@ mod types;
 
 use std::path::{Path, PathBuf};
 
-use piman_core::install::Fingerprint;
+use piman_core::install::{Fingerprint, Installation};
 
 use archive_facts::{Content, Stamp};
 use decision::{Ask, Cancelled, Claimed, Policy, Rule, Scope};
@@ -20,8 +20,8 @@ use decision::{Ask, Cancelled, Claimed, Policy, Rule, Scope};
 pub use recorder::Recorder;
 pub use sqlite::{FILE, Sqlite, preview};
 pub use types::{
-    Batch, Catalogue, Change, Choice, Device, DeviceEvent, Edit, Facts, Identity, Listed, ListedPi,
-    OpenOrder, Order, Ordered, Preview, Registered,
+    About, Batch, Catalogue, Change, Choice, Device, DeviceEvent, Edit, Facts, Identity, Listed, ListedPi,
+    OpenOrder, Order, Ordered, PersonalFacts, PersonalOrder, Preview, Registered, StoredProfile, Written,
 };
 
 /// Why the state cannot be read or written.
@@ -216,6 +216,82 @@ pub trait State: Send + Sync {
     /// # Errors
     /// [`StateError`] if the state cannot be read.
     fn image_of(&self, pi: &Identity) -> Result<Option<PathBuf>, StateError>;
+
+    /// What an operator says of the image at this path.
+    ///
+    /// # Errors
+    /// [`StateError`] if the state cannot be read.
+    fn about(&self, path: &Path) -> Result<About, StateError>;
+
+    /// All profiles: the server's, then those of Pis, then those of groups.
+    ///
+    /// # Errors
+    /// [`StateError`] if the state cannot be read.
+    fn profiles(&self) -> Result<Vec<StoredProfile>, StateError>;
+
+    /// Sets a profile in the place of the one that was there; that of a Pi may give it a number. Returns the Pi that has
+    /// this number and a host name with it already: then nothing is changed. It is on the disk when this returns.
+    ///
+    /// # Errors
+    /// [`StateError`] if the state cannot be written.
+    fn set_profile(
+        &self,
+        scope: &Scope,
+        written: &Written,
+        source: &str,
+    ) -> Result<Option<String>, StateError>;
+
+    /// Takes a profile away, and a Pi's number and host name with it; returns whether there was anything. It is on the
+    /// disk when this returns.
+    ///
+    /// # Errors
+    /// [`StateError`] if the state cannot be written.
+    fn remove_profile(&self, scope: &Scope) -> Result<bool, StateError>;
+
+    /// What this Pi's bundle depends on. A Pi without a number gets one, behind those that were seen before it.
+    ///
+    /// # Errors
+    /// [`StateError`] if the state cannot be read, or the number cannot be written.
+    fn personal_of(&self, pi: &Identity) -> Result<PersonalFacts, StateError>;
+
+    /// Gives a host name to a Pi; returns the Pi that has it already: then nothing is changed.
+    ///
+    /// # Errors
+    /// [`StateError`] if the state cannot be written.
+    fn give_host_name(&self, pi: &Identity, name: &str) -> Result<Option<String>, StateError>;
+
+    /// Orders that the Pi with exactly this name applies its profile at its next boot. It is on the disk when this
+    /// returns.
+    ///
+    /// # Errors
+    /// [`StateError`] if the state cannot be written.
+    fn order_personal(&self, name: &str, source: &str) -> Result<Ordered, StateError>;
+
+    /// Cancels that; returns whether it was ordered.
+    ///
+    /// # Errors
+    /// [`StateError`] if the state cannot be written.
+    fn cancel_personal(&self, name: &str) -> Result<bool, StateError>;
+
+    /// All orders to apply a profile that are kept, the newest first.
+    ///
+    /// # Errors
+    /// [`StateError`] if the state cannot be read.
+    fn personal_orders(&self) -> Result<Vec<PersonalOrder>, StateError>;
+
+    /// Whether this Pi is ordered to apply its profile.
+    ///
+    /// # Errors
+    /// [`StateError`] if the state cannot be read.
+    fn is_personal_ordered(&self, pi: &Identity) -> Result<bool, StateError>;
+
+    /// Notes that what is ordered for this Pi is begun as this installation, and returns how it is called: as it was
+    /// when it was begun first, or `number`. `None`: nothing is ordered any more.
+    ///
+    /// # Errors
+    /// [`StateError`] if the state cannot be written.
+    fn begin_personal(&self, pi: &Identity, number: Installation)
+    -> Result<Option<Installation>, StateError>;
 
     /// What is known of the archive at this path, and of which version of it.
     ///

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use piman_core::install::{Installation, Question};
 
 use super::decision::{Ask, Claimed, Policy};
-use super::{Batch, Change, Identity, Listed, OpenOrder, State, StateError};
+use super::{Batch, Change, Identity, Listed, OpenOrder, PersonalFacts, State, StateError};
 use crate::sys::clock::now_ms;
 use crate::sys::lock::lock;
 use crate::sys::random;
@@ -205,6 +205,48 @@ impl Recorder {
         done().count()
     }
 
+    /// What this Pi's bundle depends on.
+    ///
+    /// # Errors
+    /// [`StateError`] if the state cannot be read, or the Pi's number cannot be written.
+    pub fn personal_of(&self, pi: &Identity) -> Result<PersonalFacts, StateError> {
+        self.state.personal_of(pi)
+    }
+
+    /// Gives a host name to a Pi; returns the Pi that has it already.
+    ///
+    /// # Errors
+    /// [`StateError`] if the state cannot be written.
+    pub fn give_host_name(&self, pi: &Identity, name: &str) -> Result<Option<String>, StateError> {
+        self.state.give_host_name(pi, name)
+    }
+
+    /// Whether this Pi is ordered to apply its profile.
+    ///
+    /// # Errors
+    /// [`StateError`] if the state cannot be read.
+    pub fn is_personal_ordered(&self, pi: &Identity) -> Result<bool, StateError> {
+        self.state.is_personal_ordered(pi)
+    }
+
+    /// Notes that this is begun, and returns how it is called; `None`: it is not ordered any more.
+    ///
+    /// # Errors
+    /// [`StateError`] if the state cannot be written.
+    pub fn begin_personal(&self, pi: &Identity) -> Result<Option<Installation>, StateError> {
+        self.state.begin_personal(pi, new_number())
+    }
+
+    /// A profile as it was at this moment was applied: so is what had been ordered before.
+    pub fn personalised(&self, pi: &Identity, rendered_ms: u64) {
+        let mut notes = lock(&self.notes);
+        if notes.rest.personalised.len() < DEVICES_MAX {
+            notes.rest.personalised.push((pi.clone(), rendered_ms));
+        }
+        drop(notes);
+        self.wake.notify_all();
+    }
+
     /// Waits until all notes taken so far are saved, or the time is up.
     pub fn flush(&self, at_most: Duration) {
         let end = Instant::now() + at_most;
@@ -291,6 +333,7 @@ impl Notes {
             }
         }
         self.rest.completed.splice(..0, old.completed);
+        self.rest.personalised.splice(..0, old.personalised);
         for (kind, text) in old.alerts {
             if !self.rest.alerts.iter().any(|(k, _)| *k == kind) {
                 self.rest.alerts.push((kind, text));

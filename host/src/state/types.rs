@@ -9,6 +9,9 @@ use piman_core::install::{Fingerprint, Found, Installation};
 use serde::Serialize;
 use tracing::Level;
 
+use crate::images::fitness::BootFrom;
+use crate::images::personalise::profile::{Profile, Secret};
+use crate::state::decision::Scope;
 use crate::sys::clock::now_ms;
 
 /// Who a Pi is: its serial number, then its hardware address, then its address.
@@ -144,6 +147,12 @@ pub struct Device {
     pub last_error_ms: Option<u64>,
     /// Whether a reinstall is ordered by one of its names.
     pub reinstall_ordered: bool,
+    /// Whether it is ordered to apply its profile at the next boot.
+    pub personalise_ordered: bool,
+    /// Its number among all Pis, once it has one.
+    pub ordinal: Option<u32>,
+    /// The host name that it was given last.
+    pub hostname: Option<String>,
 }
 
 /// What a Pi said of itself.
@@ -237,6 +246,8 @@ pub struct Batch {
     pub changes: Vec<Change>,
     /// Orders that are completed, and when.
     pub completed: Vec<(OpenOrder, u64)>,
+    /// Pis whose profile, as it was at this moment, was applied: so are the orders that were made until then.
+    pub personalised: Vec<(Identity, u64)>,
     /// The server's own alerts: a word, and what is the matter (`None`: it is over).
     pub alerts: Vec<(String, Option<String>)>,
 }
@@ -245,7 +256,10 @@ impl Batch {
     /// Whether there is nothing to save.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.changes.is_empty() && self.completed.is_empty() && self.alerts.is_empty()
+        self.changes.is_empty()
+            && self.completed.is_empty()
+            && self.personalised.is_empty()
+            && self.alerts.is_empty()
     }
 }
 
@@ -260,6 +274,20 @@ pub struct Registered {
     pub added_ms: u64,
     /// Whether it is installed although it cannot boot as far as can be seen.
     pub takes_unfit: bool,
+    pub about: About,
+}
+
+/// What an operator says of an image.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct About {
+    /// What it is for.
+    pub description: Option<String>,
+    /// Which version of it this is.
+    pub release: Option<String>,
+    /// From what cards with it boot, whatever its files say.
+    pub boot: Option<BootFrom>,
+    /// How large the boot partition is to be, in bytes.
+    pub boot_bytes: Option<u64>,
 }
 
 /// Which image a Pi or a group gets.
@@ -287,7 +315,7 @@ pub struct Catalogue {
 #[expect(missing_docs, reason = "the names say it")]
 pub enum Edit {
     /// Gives an archive a name; one of that name gets this path.
-    Add { name: String, path: PathBuf, takes_unfit: bool },
+    Add { name: String, path: PathBuf, takes_unfit: bool, about: About },
     /// Forgets an image, and that somebody gets it.
     Remove { name: String },
     /// Makes it the default; `None`: no image is.
@@ -358,6 +386,54 @@ pub enum Ordered {
         /// Whether it is now for another content of the disk than it was.
         rebound: bool,
     },
+}
+
+/// A profile as an operator wrote it, and what it means.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Written {
+    /// The TOML.
+    pub text: Secret,
+    /// The same, with the files in it that it names.
+    pub profile: Profile,
+}
+
+/// A profile of the state.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the names say it; times in milliseconds since 1970")]
+pub struct StoredProfile {
+    /// For whom.
+    pub scope: Scope,
+    pub written: Written,
+    pub changed_ms: u64,
+    /// By whom.
+    pub source: String,
+}
+
+/// What a Pi's bundle depends on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PersonalFacts {
+    /// The server's, its group's and its own profile as one; `None`: there is none of them.
+    pub profile: Option<Profile>,
+    /// Its group.
+    pub group: Option<String>,
+    /// Its number among all Pis.
+    pub ordinal: u32,
+}
+
+/// An order to apply a Pi's profile at its next boot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[expect(missing_docs, reason = "the names say it; times in milliseconds since 1970")]
+pub struct PersonalOrder {
+    pub id: i64,
+    /// A serial number, hardware address or address.
+    pub name: String,
+    pub ordered_ms: u64,
+    /// By whom.
+    pub source: String,
+    /// As what it was begun.
+    pub installation: Option<String>,
+    pub completed_ms: Option<u64>,
+    pub cancelled_ms: Option<u64>,
 }
 
 #[cfg(test)]

@@ -89,6 +89,12 @@ impl Card {
         self.proof().and_then(|proof| proof.installation)
     }
 
+    /// What made it one Pi's own, if anything did.
+    #[must_use]
+    pub fn personal(&self) -> Option<Hash> {
+        self.proof().and_then(|proof| proof.personal)
+    }
+
     /// The counter of the signed image that is installed; 0: there is none.
     #[must_use]
     pub fn counter(&self) -> u64 {

@@ -7,7 +7,9 @@
 //! since has others.
 
 use std::fs::File;
+use std::os::unix::fs::FileExt;
 
+use anyhow::{Context, anyhow};
 use piman_core::install::receipt::{DiskMarks, GAP_MAX, PARTS_MAX, PartMark, Proof, SIZE};
 
 use super::content::filesystem::{detect, is_ext};
@@ -64,6 +66,16 @@ pub(crate) fn proof_at(disk: &File, bytes: u64) -> Result<Option<u64>, Unreadabl
         false => proof_in_gap(&whole, &table::read(&whole)?)?,
     };
     Ok(found.map(|(at, _)| at))
+}
+
+/// Writes another proof in place of the one that is there.
+///
+/// # Errors
+/// If there is none, or the disk cannot be read or written.
+pub(crate) fn replace_proof(disk: &File, bytes: u64, proof: &Proof) -> anyhow::Result<()> {
+    let at = proof_at(disk, bytes).map_err(|wrong| anyhow!("{wrong}"))?.context("there is none")?;
+    disk.write_all_at(&proof.encode(), at)?;
+    Ok(disk.sync_data()?)
 }
 
 /// Whether a proof may lie there, on a disk with this table: where it is looked for, and nothing else is.

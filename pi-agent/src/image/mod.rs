@@ -184,6 +184,31 @@ pub fn commit(medium: &impl Medium, pending: &Pending, proof: &[u8]) -> Result<(
     Ok(())
 }
 
+/// Writes the first block before the proof, so that the filesystem can be mounted; whoever does that has seen to it that
+/// the card does not count as installed.
+///
+/// # Errors
+/// [`Cause::Disk`] if the disk fails.
+pub(crate) fn write_first(medium: &impl Medium, pending: &Pending) -> Result<(), Failure> {
+    write(medium, 0, &pending.first).and_then(|()| medium.sync()).or_fail(
+        Stage::Personalise,
+        Cause::Disk,
+        "writing the first block",
+    )
+}
+
+/// Takes the first block as it is on the medium for the one that is to be written last.
+///
+/// # Errors
+/// [`Cause::Disk`] if the disk fails.
+pub(crate) fn read_first(medium: &impl Medium, pending: &mut Pending) -> Result<(), Failure> {
+    let mut buffer = Aligned::new(BLOCK as usize);
+    let read = medium.read_at(0, buffer.first_mut(BLOCK as usize));
+    read.or_fail(Stage::Personalise, Cause::Disk, "reading the first block")?;
+    pending.first = buffer.first(BLOCK as usize).to_vec();
+    Ok(())
+}
+
 /// Writes from an aligned copy.
 fn write(medium: &impl Medium, offset: u64, bytes: &[u8]) -> std::io::Result<()> {
     let mut buffer = Aligned::new(bytes.len());

@@ -10,6 +10,7 @@ use piman_core::install::sums::CHUNK;
 use piman_core::install::{Offer, Stage};
 
 use super::erase::{erase_proof, now};
+use super::personal::Personality;
 use super::{Done, Plan, readback, room};
 use crate::card::disk::{Disk, RootArea};
 use crate::card::mount::Mounted;
@@ -25,7 +26,7 @@ pub(super) fn install(
     plan: &Plan,
     disk: &Disk,
     kept: Option<RootArea>,
-    offer: Option<Offer>,
+    (offer, personal): (Option<Offer>, &Personality),
     progress: &Arc<Progress>,
 ) -> Result<Done, Failure> {
     let checked = offer.is_some_and(|offer| offer.more.sums_chunk == CHUNK);
@@ -45,7 +46,7 @@ pub(super) fn install(
     let connect = |port| move || super::dial(plan, port);
     let supply = Supply::open(connect, plan, offer, &link)?;
     progress.begin(Stage::Partition, 0);
-    let (root, begun) = erase_proof(disk, plan, kept)?;
+    let (root, mut begun) = erase_proof(disk, plan, kept)?;
     progress.begin(Stage::Filesystem, 0);
     let entries = offer.map_or(0, |o| o.more.entries);
     ext4::format(disk.file(), root.offset, root.length, entries, "root", now()).or_fail(
@@ -66,6 +67,7 @@ pub(super) fn install(
         let error = anyhow!("the archive has no entries: there is nothing to install");
         return Err(Failure { stage: Stage::Transfer, cause: Cause::Image, error });
     }
+    personal.archive((plan, disk), &mut begun, &mounted, progress)?;
 
     progress.begin(Stage::Sync, 0);
     mounted.sync().or_fail(Stage::Sync, Cause::Disk, format!("bringing everything to {disk}"))?;

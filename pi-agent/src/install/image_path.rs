@@ -6,6 +6,7 @@ use piman_core::install::table::Scope;
 use piman_core::install::{ImageOffer, Offer, Stage};
 
 use super::erase::erase_proof;
+use super::personal::Personality;
 use super::{Done, Plan};
 use crate::card::disk::{Disk, RootArea};
 use crate::card::mount::Mounted;
@@ -18,7 +19,7 @@ pub(super) fn install(
     plan: &Plan,
     disk: &Disk,
     kept: Option<RootArea>,
-    (offer, image): (&Offer, &ImageOffer),
+    (offer, image, personal): (&Offer, &ImageOffer, &Personality),
     progress: &Arc<Progress>,
 ) -> Result<Done, Failure> {
     let root = disk.root_area(&plan.layout)?;
@@ -33,7 +34,10 @@ pub(super) fn install(
         begun = Some(erase_proof(disk, plan, kept)?.1);
         Ok(())
     };
-    let pending = image::install(connect, &order, &area, erase)?;
+    let mut pending = image::install(connect, &order, &area, erase)?;
+    if let Some(begun) = &mut begun {
+        personal.image((plan, disk), begun, (&area, root), &mut pending, progress)?;
+    }
     progress.begin(Stage::Commit, 0);
     let proof = Proof::now(offer.id, Way::Image, offer.more).encode();
     image::commit(&area, &pending, &proof)?;

@@ -9,6 +9,7 @@ mod consent;
 mod erase;
 mod image_path;
 mod keep;
+mod personal;
 mod readback;
 mod reporter;
 mod retry;
@@ -46,6 +47,7 @@ use crate::rpc::unit::Enrol;
 use crate::telemetry::progress::Progress;
 use crate::trust::{self, Key};
 use crate::unsaid::{self, Unsaid};
+use personal::Personality;
 use piman_core::hosted::causes::in_one_line;
 use piman_core::install::receipt::Way;
 use reporter::Reporter;
@@ -200,6 +202,7 @@ pub fn attempt(plan: &Plan, machine: &mut Machine, progress: &Arc<Progress>) -> 
         card: card.image(),
         card_id: card_id.as_deref(),
         installation: card.installation(),
+        personal: card.personal(),
         found: Some(card.kind(plan.trust_unmarked)),
         print: Fingerprint::new(found.print),
         paths: Paths {
@@ -223,6 +226,10 @@ pub fn attempt(plan: &Plan, machine: &mut Machine, progress: &Arc<Progress>) -> 
             );
             return Err(refuse(Reporter::new(talk, plan, hello, progress), error));
         }
+        (talk, Decision::Personalise(of)) => {
+            let reporter = Reporter::new(talk, plan, hello, progress);
+            return personal::boot(plan, &disk, found.card.clone(), of, (reporter, as_root), progress);
+        }
         (talk, _) => {
             return boot(plan, &disk, found.card.clone(), Reporter::new(talk, plan, hello, progress));
         }
@@ -231,6 +238,9 @@ pub fn attempt(plan: &Plan, machine: &mut Machine, progress: &Arc<Progress>) -> 
     let reporter = Reporter::new(talk, plan, hello, progress);
     let ordered = offer.and_then(|o| o.more.erase);
     let whole_disk = offer.and_then(|o| o.image).is_some_and(|image| image.whole_disk);
+    // The image of a whole disk has a layout of its own.
+    let boot_bytes = offer.filter(|_| !whole_disk).map_or(0, |o| o.more.boot_bytes);
+    let plan = &Plan { layout: plan.layout.with_boot(boot_bytes), ..plan.clone() };
     let done = plan.erase.check(&disk, &found, ordered, plan).and_then(|()| {
         let kept = keep::check(plan, &disk, &found, ordered, whole_disk)?;
         // It may have waited for hours.
@@ -241,7 +251,8 @@ pub fn attempt(plan: &Plan, machine: &mut Machine, progress: &Arc<Progress>) -> 
         if whole_disk && offer.is_none_or(|o| o.image.is_none()) {
             return Err(unsigned());
         }
-        Ok((format(plan, &disk, (offer, kept), as_root, progress)?, offer))
+        let personal = Personality::offered(plan, offer.as_ref(), as_root)?;
+        Ok((format(plan, &disk, (offer, kept, &personal), as_root, progress)?, offer))
     });
     let (done, offer) = match done {
         Ok(done) => done,
@@ -273,7 +284,8 @@ fn who(plan: &Plan) -> Hello<'_> {
             signed: plan.key.is_some(),
             answer: true,
             disk: plan.choice != Choice::Archive,
-            personal: false,
+            // It mounts.
+            personal: rustix::process::geteuid().is_root(),
         },
         serial: plan.identity.serial.as_deref(),
         mac: plan.identity.mac.as_deref(),
@@ -445,7 +457,7 @@ fn unsigned() -> Failure {
 fn format(
     plan: &Plan,
     disk: &Disk,
-    (offer, kept): (Option<Offer>, Option<RootArea>),
+    (offer, kept, personal): (Option<Offer>, Option<RootArea>, &Personality),
     as_root: bool,
     progress: &Arc<Progress>,
 ) -> Result<Done, Failure> {
@@ -462,10 +474,10 @@ fn format(
             refuse("the server has the image of a whole disk for this Pi, which no archive replaces")
         }
         (Choice::Auto | Choice::Image, Some((offer, image))) if image.whole_disk => {
-            whole_disk_path::install(plan, disk, as_root, (&offer, &image), progress)
+            whole_disk_path::install(plan, disk, as_root, (&offer, &image, personal), progress)
         }
         (Choice::Auto | Choice::Image, Some((offer, image))) => {
-            image_path::install(plan, disk, kept, (&offer, &image), progress)
+            image_path::install(plan, disk, kept, (&offer, &image, personal), progress)
         }
         (Choice::Image, None) => refuse(if plan.key.is_some() {
             "the server offers no image for this disk that is signed: `piman image sign --card SIZE` makes one"
@@ -473,7 +485,7 @@ fn format(
             "the server offers no image for this disk (its log says why)"
         }),
         (Choice::Auto | Choice::Archive, _) if as_root => {
-            archive_path::install(plan, disk, kept, offer, progress)
+            archive_path::install(plan, disk, kept, (offer, personal), progress)
         }
         (Choice::Auto, None) => {
             refuse("the server offers no image for this disk, and to extract the archive here needs root")

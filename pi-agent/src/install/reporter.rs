@@ -91,9 +91,19 @@ impl<'a> Reporter<'a> {
         })
     }
 
+    /// Says that what was to be done to the installed system is done; whether the server was told.
+    pub(super) fn personalised(&self, id: Hash, installation: Option<Installation>) -> bool {
+        self.tell(&|talk| talk.notify(Notice::Committed { id, installation }))
+    }
+
     /// Says what went wrong.
     pub(super) fn failed(mut self, failure: &Failure) {
         self.stop();
+        self.tell_failed(failure);
+    }
+
+    /// Says what went wrong with something without which the work goes on.
+    pub(super) fn tell_failed(&self, failure: &Failure) {
         let text = in_one_line(failure.error.as_ref());
         // One that was not told sees it when the Pi asks again.
         let _ = self.tell(&|talk| talk.notify(Notice::Failed { stage: failure.stage, text: &text }));

@@ -12,10 +12,11 @@ use piman_core::install::table::{Scope, WholeDisk};
 use piman_core::install::{ImageOffer, Offer, Stage};
 
 use super::capacity::probe;
+use super::personal::Personality;
 use super::{Done, Plan};
 use crate::card::content::filesystem::{is_ext, signatures};
 use crate::card::content::source::Region;
-use crate::card::content::table::{Part, Table, gpt_headers};
+use crate::card::content::table::{self, Part, Table, gpt_headers};
 use crate::card::disk::{Disk, Planned, RootArea};
 use crate::card::mount::Mounted;
 use crate::card::scratch_dir::ScratchDir;
@@ -33,7 +34,7 @@ pub(super) fn install(
     plan: &Plan,
     disk: &Disk,
     as_root: bool,
-    (offer, image): (&Offer, &ImageOffer),
+    (offer, image, personal): (&Offer, &ImageOffer, &Personality),
     progress: &Arc<Progress>,
 ) -> Result<Done, Failure> {
     let direct = disk.direct()?;
@@ -55,23 +56,24 @@ pub(super) fn install(
 
     let what = || format!("fitting the image's partition table to {disk}");
     let planned = Planned::new(disk, pending.first().to_vec(), of.grows);
-    let planned = planned.or_fail(Stage::Commit, Cause::Image, what())?;
+    let mut planned = planned.or_fail(Stage::Commit, Cause::Image, what())?;
     planned.write_rest().or_fail(Stage::Commit, Cause::Disk, what())?;
-    let region = Region::whole(&planned);
-    let (marks, table) = marks(&region, of.root).map_err(|wrong| anyhow!("{wrong}")).or_fail(
-        Stage::Commit,
-        Cause::Disk,
-        what(),
-    )?;
+    let table = table::read(&Region::whole(&planned)).map_err(|wrong| anyhow!("{wrong}"));
+    let table = table.or_fail(Stage::Commit, Cause::Disk, what())?;
     if !is_in_gap(&table, pending.proof_offset()) {
         return Err(no_gap());
     }
+    let region = Region::whole(&planned);
     wipe_left_over(disk, &region, &table, pending.covered()).or_fail(Stage::Commit, Cause::Disk, what())?;
     if of.grows {
         grow(disk, as_root, &region, &table, progress)?;
     }
     let root = root_of(&region, &table, of.root).map_err(|wrong| anyhow!("{wrong}"));
     let root = root.or_fail(Stage::Commit, Cause::Disk, what())?;
+    personal.whole_disk(disk, &mut planned, (&table, root), progress)?;
+    // Bound to the identifiers that the disk has in the end.
+    let marks = marks(&Region::whole(&planned), of.root).map_err(|wrong| anyhow!("{wrong}"));
+    let marks = marks.or_fail(Stage::Commit, Cause::Disk, what())?.0;
 
     progress.begin(Stage::Commit, 0);
     pending.set_first(planned.first().to_vec());

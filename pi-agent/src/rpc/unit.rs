@@ -1,13 +1,14 @@
 //! The service in a system that was just installed: the agent's program, a unit of systemd, and the
 //! password, each whole or not at all.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Write};
-use std::os::unix::fs::{OpenOptionsExt, symlink};
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, ensure};
 
+use crate::card::root_files::{self, Access};
 use crate::card::root_path::resolve;
 
 /// The unit's name.
@@ -69,7 +70,7 @@ impl Enrol {
             put(root, PASSWORD, 0o600, &password)?;
         }
         put(root, &format!("/etc/systemd/system/{UNIT}"), 0o644, self.unit().as_bytes())?;
-        let wants = folder(root, Path::new("/etc/systemd/system/multi-user.target.wants"))?;
+        let wants = root_files::folder(root, Path::new("/etc/systemd/system/multi-user.target.wants"))?;
         let link = wants.join(UNIT);
         match symlink(format!("/etc/systemd/system/{UNIT}"), &link) {
             Err(e) if e.kind() != io::ErrorKind::AlreadyExists => {
@@ -102,43 +103,8 @@ impl Enrol {
 
 /// Writes a file of the system at `root`, unless it is there and the same.
 fn put(root: &Path, path: &str, mode: u32, bytes: &[u8]) -> anyhow::Result<()> {
-    let what = || format!("writing {path} of the installed system");
-    let path = Path::new(path);
-    let name = path.file_name().with_context(what)?;
-    let folder = folder(root, path.parent().with_context(what)?).with_context(what)?;
-    let (file, new) = (folder.join(name), folder.join(".piman-new"));
-    let is_file = fs::symlink_metadata(&file).is_ok_and(|m| m.is_file());
-    if is_file && fs::read(&file).is_ok_and(|there| there == bytes) {
-        return Ok(());
-    }
-    let write = || -> io::Result<()> {
-        match fs::remove_file(&new) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
-            _ => {}
-        }
-        let mut out = OpenOptions::new().write(true).create_new(true).mode(mode).open(&new)?;
-        out.write_all(bytes)?;
-        rustix::fs::fchmod(&out, rustix::fs::Mode::from_raw_mode(mode))?;
-        out.sync_all()?;
-        fs::rename(&new, &file)?;
-        // The name, too: after a power cut the old file would be there.
-        File::open(&folder)?.sync_all()
-    };
-    write().with_context(what)
-}
-
-/// The folder outside of `root`, with links followed as the system itself would; made where it is missing.
-fn folder(root: &Path, path: &Path) -> io::Result<PathBuf> {
-    let mut inside = PathBuf::from("/");
-    for name in path.components().skip(1) {
-        let parent = resolve(root, &inside)?;
-        inside.push(name);
-        match resolve(root, &inside) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => fs::create_dir(parent.join(name))?,
-            found => drop(found?),
-        }
-    }
-    resolve(root, &inside)
+    let write = || root_files::write(&root_files::place(root, Path::new(path))?, Access::own(mode), bytes);
+    write().with_context(|| format!("writing {path} of the installed system"))
 }
 
 #[cfg(test)]

@@ -425,43 +425,70 @@ impl<'m> Machine<'m> {
         let (Value::Class(class), Value::Tuple(mut items)) = (view.value(class), view.value(args)) else {
             return Ok(None);
         };
-        let builtin = matches!(class.module, "builtins" | "__builtin__");
-        let count = items.len();
-        let kind = if class.name == "set" { Kind::Set } else { Kind::FrozenSet };
-        match (class.name, items.next(), items.next()) {
-            ("set" | "frozenset", None, _) if builtin => self.arena.group(kind).map(Some),
-            (
-                "set" | "frozenset",
-                Some(Value::List(_) | Value::Tuple(_) | Value::Set(_) | Value::FrozenSet(_)),
-                None,
-            ) if builtin => {
-                let list = self.first(args).ok_or(DecodeError::Malformed)?;
-                self.arena.recast(list, kind).map(Some)
-            }
-            ("bytes", None, _) if builtin => self.arena.add(Inner::Bytes(self.arena.span(&[]))).map(Some),
-            ("bytes", Some(Value::Bytes(_)), None) if builtin => Ok(self.first(args)),
-            ("bytearray", None, _) if builtin => {
-                self.arena.add(Inner::ByteArray(self.arena.span(&[]))).map(Some)
-            }
-            ("bytearray", Some(Value::Bytes(_)), None) if builtin => {
-                let bytes = self.first(args).ok_or(DecodeError::Malformed)?;
-                let Inner::Bytes(span) = self.arena.at(bytes) else { return Ok(None) };
-                self.arena.add(Inner::ByteArray(span)).map(Some)
-            }
-            (
-                name @ ("bytearray" | "encode"),
-                Some(Value::Str(_)),
-                Some(Value::Str("latin1" | "latin-1")),
-            ) if count == 2 && (builtin || class.module == "_codecs") => {
-                let text = self.first(args).ok_or(DecodeError::Malformed)?;
-                let Inner::Str(span) = self.arena.at(text) else { return Ok(None) };
-                let made = if name == "encode" { Inner::Bytes } else { Inner::ByteArray };
-                let inner = made(self.arena.latin1(span)?);
-                self.arena.add(inner).map(Some)
-            }
-            _ => Ok(None),
+        let builtin = is_one_of(class.module, &["builtins", "__builtin__"]);
+        let Some(maker) = MAKERS.iter().find(|(name, _)| *name == class.name).map(|(_, maker)| *maker) else {
+            return Ok(None);
+        };
+        let codec = maker == Maker::Encode && class.module == "_codecs";
+        let (first, second, last) = (items.next(), items.next(), items.next().is_none());
+        if !builtin && !codec {
+            return Ok(None);
         }
+        let made = match (first, second) {
+            (None, _) => match maker {
+                Maker::Group(kind) => return self.arena.group(kind).map(Some),
+                Maker::Bytes => Inner::Bytes(self.arena.span(&[])),
+                Maker::ByteArray => Inner::ByteArray(self.arena.span(&[])),
+                Maker::Encode => return Ok(None),
+            },
+            (Some(Value::List(_) | Value::Tuple(_) | Value::Set(_) | Value::FrozenSet(_)), None) => {
+                let (Maker::Group(kind), Some(list)) = (maker, self.first(args)) else { return Ok(None) };
+                return self.arena.recast(list, kind).map(Some);
+            }
+            (Some(Value::Bytes(_)), None) => match (maker, self.first(args).map(|id| self.arena.at(id))) {
+                (Maker::Bytes, _) => return Ok(self.first(args)),
+                (Maker::ByteArray, Some(Inner::Bytes(span))) => Inner::ByteArray(span),
+                _ => return Ok(None),
+            },
+            (Some(Value::Str(_)), Some(Value::Str(codec)))
+                if last && is_one_of(codec, &["latin1", "latin-1"]) =>
+            {
+                let Some(Inner::Str(text)) = self.first(args).map(|id| self.arena.at(id)) else {
+                    return Ok(None);
+                };
+                match maker {
+                    Maker::Encode => Inner::Bytes(self.arena.latin1(text)?),
+                    Maker::ByteArray => Inner::ByteArray(self.arena.latin1(text)?),
+                    Maker::Group(_) | Maker::Bytes => return Ok(None),
+                }
+            }
+            _ => return Ok(None),
+        };
+        self.arena.add(made).map(Some)
     }
+}
+
+/// What a call makes that is a plain value.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Maker {
+    Group(Kind),
+    Bytes,
+    ByteArray,
+    /// Bytes out of a text.
+    Encode,
+}
+
+/// By the name of the class; compared in a loop, since the compiler writes out each comparison elsewhere.
+const MAKERS: &[(&str, Maker)] = &[
+    ("set", Maker::Group(Kind::Set)),
+    ("frozenset", Maker::Group(Kind::FrozenSet)),
+    ("bytes", Maker::Bytes),
+    ("bytearray", Maker::ByteArray),
+    ("encode", Maker::Encode),
+];
+
+fn is_one_of(text: &str, words: &[&str]) -> bool {
+    words.contains(&text)
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! Numbers and strings of the text protocols.
 
 use crate::rpc::arena::{DecodeError, Inner};
+use crate::text as number;
 
 type Put<'p> = &'p mut dyn FnMut(u8) -> Result<(), DecodeError>;
 
@@ -11,13 +12,19 @@ pub(super) fn integer(line: &[u8], may_be_bool: bool) -> Result<Inner, DecodeErr
         b"01" if may_be_bool => return Ok(Inner::Bool(true)),
         _ => {}
     }
-    let text = str(line)?.trim();
-    let text = text.strip_suffix('L').unwrap_or(text);
-    let digits = text.strip_prefix(['-', '+']).unwrap_or(text);
-    if digits.is_empty() || !digits.bytes().all(|b| b.is_ascii_digit()) {
+    let text = line.trim_ascii();
+    let text = text.strip_suffix(b"L").unwrap_or(text);
+    let (is_negative, digits) = match text {
+        [b'-', digits @ ..] => (true, digits),
+        [b'+', digits @ ..] => (false, digits),
+        _ => (false, text),
+    };
+    if digits.is_empty() || !digits.iter().all(u8::is_ascii_digit) {
         return Err(DecodeError::Malformed);
     }
-    text.parse().map(Inner::Int).map_err(|_| DecodeError::BigInteger)
+    let size = number::parse(digits).ok_or(DecodeError::BigInteger)?;
+    let value = if is_negative { 0_i64.checked_sub_unsigned(size) } else { size.try_into().ok() };
+    value.map(Inner::Int).ok_or(DecodeError::BigInteger)
 }
 
 /// Little-endian two's complement of any length, the argument of LONG1 and LONG4.
@@ -42,7 +49,8 @@ pub(super) fn float(line: &[u8]) -> Result<f64, DecodeError> {
 
 /// The place of a memo in decimal.
 pub(super) fn index(line: &[u8]) -> Result<u32, DecodeError> {
-    str(line)?.trim().parse().map_err(|_| DecodeError::Malformed)
+    let index = number::parse(line.trim_ascii()).and_then(|index| index.try_into().ok());
+    index.ok_or(DecodeError::Malformed)
 }
 
 pub(super) fn str(bytes: &[u8]) -> Result<&str, DecodeError> {
@@ -63,7 +71,9 @@ pub(super) fn raw_unicode(mut line: &[u8], put: Put<'_>) -> Result<(), DecodeErr
         };
         let hex = rest.get(1..=digits).ok_or(DecodeError::Malformed)?;
         line = rest.get(1 + digits..).unwrap_or_default();
-        let code = u32::from_str_radix(str(hex)?, 16).map_err(|_| DecodeError::Malformed)?;
+        let code =
+            hex.iter().try_fold(0, |code: u32, digit| Some(code << 4 | u32::from(number::nibble(*digit)?)));
+        let code = code.ok_or(DecodeError::Malformed)?;
         utf8(char::from_u32(code).ok_or(DecodeError::BadText)?, put)?;
     }
     Ok(())
@@ -86,10 +96,7 @@ pub(super) fn quoted(line: &[u8], put: Put<'_>) -> Result<(), DecodeError> {
             b'r' => put(b'\r')?,
             b't' => put(b'\t')?,
             b'x' => {
-                let mut nibble = || {
-                    let digit = char::from(bytes.next()?).to_digit(16)?;
-                    u8::try_from(digit).ok()
-                };
+                let mut nibble = || number::nibble(bytes.next()?);
                 let (high, low) = nibble().zip(nibble()).ok_or(DecodeError::Malformed)?;
                 put(high << 4 | low)?;
             }

@@ -4,12 +4,15 @@ use std::fs::File;
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::FileExt;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
+use piman_core::install::table::CHUNKS_MAX;
 use rustix::fs::{SeekFrom, seek};
 use rustix::io::Errno;
 
 /// As much is read at once.
 const PIECE: usize = 1 << 20;
+/// The most runs of one kind: each becomes a chunk.
+const RUNS_MAX: usize = CHUNKS_MAX as usize;
 
 const ZEROS: [u8; 4096] = [0; 4096];
 
@@ -74,9 +77,14 @@ impl<'f> Area<'f> {
                 for block in piece.chunks(usize::try_from(size).unwrap_or(PIECE)) {
                     let past = start + block.len() as u64;
                     if !is_zero(block) {
+                        let is_full = runs.len() >= RUNS_MAX;
                         match runs.last_mut() {
                             Some((_, last)) if *last == start => *last = past,
-                            _ => runs.push((start, past)),
+                            _ if !is_full => runs.push((start, past)),
+                            _ => bail!(
+                                "before byte {start} there are more than {RUNS_MAX} runs of bytes that are not zero, and \
+                                 each is at least one chunk: no agent takes so many; give a bmap of the image"
+                            ),
                         }
                     }
                     start = past;

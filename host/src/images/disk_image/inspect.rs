@@ -11,7 +11,7 @@ use super::filesystem::FilesystemKind;
 use super::system::{System, names};
 use super::table::Table;
 use crate::images::ext4::Error;
-use crate::images::fitness::{Evidence, Finding, Fitness, Severity};
+use crate::images::fitness::{self, Evidence, Finding, Fitness, Severity};
 
 fn warning(kind: &str, text: String) -> Finding {
     Finding { severity: Severity::Warning, kind: kind.into(), text }
@@ -51,18 +51,19 @@ pub(super) fn fitness(
     }
     let root = system.command_line.as_deref().and_then(|line| missing_root(line, parts));
     findings.extend(root);
+    let unread = || fitness::System::unread(parts.iter().map(|part| part.name.as_str()), &system.boot_names);
     let judged = match (&system.files, system.root) {
-        (Some(files), Some(number)) => judge(files, parts).unwrap_or_else(|e| {
+        (Some(files), Some(number)) => judge(files, parts, &system.boot_names).unwrap_or_else(|e| {
             let text =
                 format!("the files of partition {number} cannot all be read, so it is not judged: {e:#}");
-            Fitness { findings: vec![warning("not-judged", text)], ..Fitness::default() }
+            Fitness { findings: vec![warning("not-judged", text)], system: unread(), ..Fitness::default() }
         }),
         (_, Some(number)) => {
             let text = format!(
                 "the root filesystem is partition {number}, which cannot be read here, so that nobody knows whether it \
                  can run on a Pi"
             );
-            Fitness { findings: vec![warning("not-judged", text)], ..Fitness::default() }
+            Fitness { findings: vec![warning("not-judged", text)], system: unread(), ..Fitness::default() }
         }
         (_, None) => {
             let (kind, text) = match holds_something(image, parts) {
@@ -72,6 +73,7 @@ pub(super) fn fitness(
             let severity = if kind == "empty" { Severity::Unfit } else { Severity::Warning };
             Fitness {
                 findings: vec![Finding { severity, kind: kind.into(), text: text.into() }],
+                system: unread(),
                 ..Fitness::default()
             }
         }
@@ -102,7 +104,7 @@ fn missing_root(line: &str, parts: &[Part]) -> Option<Finding> {
     })
 }
 
-fn judge(files: &Files<'_>, parts: &[Part]) -> anyhow::Result<Fitness> {
+fn judge(files: &Files<'_>, parts: &[Part], boot: &[String]) -> anyhow::Result<Fitness> {
     let mut evidence = Evidence::of_disk(parts.iter().flat_map(names).collect());
     files.walk(|path, _, inode| {
         let Some(kind) = kind(files, inode)? else { return Ok(()) };
@@ -122,7 +124,7 @@ fn judge(files: &Files<'_>, parts: &[Part]) -> anyhow::Result<Fitness> {
             noted => Ok(noted?),
         }
     })?;
-    Ok(evidence.judge())
+    Ok(evidence.judge_disk(boot))
 }
 
 fn kind(files: &Files<'_>, inode: &Inode) -> anyhow::Result<Option<Kind>> {

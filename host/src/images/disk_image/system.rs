@@ -52,6 +52,8 @@ pub(super) struct System<'f> {
     pub(super) files: Option<Files<'f>>,
     /// What the kernel's command line says, where there is one.
     pub(super) command_line: Option<String>,
+    /// The names at the top of the boot partition, in lower case.
+    pub(super) boot_names: Vec<String>,
 }
 
 impl<'f> System<'f> {
@@ -80,13 +82,13 @@ impl<'f> System<'f> {
         }
         .unzip();
         let growth = growth(parts, &boot_files, files.as_ref());
-        let command_line = boot_files.command_line;
+        let BootFiles { names: boot_names, command_line } = boot_files;
         // One that only the kernel can read, as with blocks of another size.
         let only = match *unread {
             [number] => Some(number),
             _ => None,
         };
-        Self { root: root.or(named).or(only), boot, growth, files, command_line }
+        Self { root: root.or(named).or(only), boot, growth, files, command_line, boot_names }
     }
 }
 

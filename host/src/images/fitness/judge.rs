@@ -4,7 +4,7 @@ use piman_core::install::program::{INIT_PATHS, Machine};
 
 use super::evidence::{Content, Evidence, Executable};
 use super::lookup::lookup;
-use super::{Finding, Fitness, NO_INIT, Severity};
+use super::{Finding, Fitness, NO_INIT, Severity, System};
 use crate::images::ext4::tree::{Id, Kind, ROOT};
 
 /// How many kernels are named.
@@ -15,12 +15,17 @@ const MOUNTS_MAX: usize = 8;
 impl Evidence {
     /// What is wrong with it.
     pub(crate) fn judge(&self) -> Fitness {
-        judge(self)
+        judge(self, None)
+    }
+
+    /// The same for the system of a disk image with these names, in lower case, in its boot partition.
+    pub(crate) fn judge_disk(&self, boot: &[String]) -> Fitness {
+        judge(self, Some(boot))
     }
 }
 
 /// Everything that is wrong, the most serious first.
-fn judge(evidence: &Evidence) -> Fitness {
+fn judge(evidence: &Evidence, boot: Option<&[String]>) -> Fitness {
     let mut findings = Vec::new();
     let mut machine = None;
     match init(evidence) {
@@ -40,7 +45,8 @@ fn judge(evidence: &Evidence) -> Fitness {
     findings.extend(mounts(evidence));
     findings.extend(command_line(evidence));
     findings.sort_by_key(|f| std::cmp::Reverse(f.severity));
-    Fitness { findings, machine: machine.map(|m: Machine| m.0), kernels }
+    let system = System::of(evidence, boot);
+    Fitness { findings, machine: machine.map(|m: Machine| m.0), kernels, system }
 }
 
 fn unfit(kind: &str, text: String) -> Finding {

@@ -5,16 +5,19 @@
 //! | `evidence` | what is kept of an archive while it is read |
 //! | `judge` | the findings |
 //! | `lookup` | a path in the system that the archive would become, through its links |
+//! | `system` | what kind of system it is, and whether a card with it boots by itself |
 
 mod evidence;
 mod judge;
 mod lookup;
+mod system;
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
 pub(crate) use evidence::Evidence;
+pub use system::{BOOT_MAX, Boot, BootFrom, Has, Kind, MODELS, System};
 
 /// How serious a finding is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -98,6 +101,8 @@ pub struct Fitness {
     pub machine: Option<u16>,
     /// The kernels that it has modules for (`/lib/modules`), sorted.
     pub kernels: Vec<String>,
+    /// What kind of system it is.
+    pub system: System,
 }
 
 impl Fitness {

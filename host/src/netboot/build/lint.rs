@@ -7,6 +7,7 @@ use std::path::Path;
 use flate2::read::MultiGzDecoder;
 
 use super::Packing;
+use crate::images::fitness::MODELS;
 use crate::netboot::tftp::folder::IMAGES;
 use crate::sys::mac::Mac;
 
@@ -48,13 +49,6 @@ impl fmt::Display for Finding {
         write!(f, "{weight}: {}", self.text)
     }
 }
-
-/// Which files a model needs beside kernel, initramfs and configuration.
-const MODELS: [(&str, &[&str]); 3] = [
-    ("Pi 3", &["bootcode.bin", "start.elf", "fixup.dat", "bcm2710-rpi-3-b.dtb", "bcm2710-rpi-3-b-plus.dtb"]),
-    ("Pi 4", &["start4.elf", "fixup4.dat", "bcm2711-rpi-4-b.dtb"]),
-    ("Pi 5", &["bcm2712-rpi-5-b.dtb"]),
-];
 
 /// What the agent needs of a kernel, and what for. With `m` a module would do.
 const OPTIONS: [(&str, &str); 7] = [

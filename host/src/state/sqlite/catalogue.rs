@@ -8,8 +8,9 @@ use piman_core::hash::Hash;
 use rusqlite::{Connection, OptionalExtension, Row, Transaction, TransactionBehavior, params};
 
 use super::{signed, unsigned};
+use crate::images::fitness::BootFrom;
 use crate::state::archive_facts::{Content, Stamp};
-use crate::state::{Catalogue, Choice, Edit, Identity, Registered};
+use crate::state::{About, Catalogue, Choice, Edit, Identity, Registered};
 use crate::sys::clock::now_ms;
 
 pub(super) fn path(row: &Row<'_>, at: usize) -> rusqlite::Result<PathBuf> {
@@ -21,12 +22,13 @@ fn bytes(path: &Path) -> &[u8] {
 }
 
 pub(super) fn read(db: &Connection) -> rusqlite::Result<Catalogue> {
-    let mut query =
-        db.prepare_cached("SELECT name, path, is_default, added_ms, takes_unfit FROM images ORDER BY name")?;
+    let mut query = db.prepare_cached(&format!(
+        "SELECT {ABOUT}, name, path, is_default, added_ms, takes_unfit FROM images ORDER BY name"
+    ))?;
     let images = query.query_map([], |row| {
-        let (name, is_default) = (row.get(0)?, row.get(2)?);
-        let takes_unfit = row.get(4)?;
-        Ok(Registered { name, path: path(row, 1)?, is_default, added_ms: unsigned(row, 3)?, takes_unfit })
+        let (name, is_default, takes_unfit) = (row.get(4)?, row.get(6)?, row.get(8)?);
+        let (path, added_ms) = (path(row, 5)?, unsigned(row, 7)?);
+        Ok(Registered { name, path, is_default, added_ms, takes_unfit, about: about_in(row)? })
     })?;
     let images = images.collect::<rusqlite::Result<_>>()?;
     let mut query = db.prepare_cached("SELECT who, is_group, image FROM choices ORDER BY is_group, who")?;
@@ -36,6 +38,25 @@ pub(super) fn read(db: &Connection) -> rusqlite::Result<Catalogue> {
     let mut query = db.prepare_cached("SELECT device, family FROM members ORDER BY family, device")?;
     let members = query.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?;
     Ok(Catalogue { images, choices, members: members.collect::<rusqlite::Result<_>>()? })
+}
+
+/// The columns of what an operator says of an image.
+const ABOUT: &str = "description, release, boot, boot_bytes";
+
+fn about_in(row: &Row<'_>) -> rusqlite::Result<About> {
+    let (boot, bytes): (Option<String>, Option<i64>) = (row.get(2)?, row.get(3)?);
+    Ok(About {
+        description: row.get(0)?,
+        release: row.get(1)?,
+        boot: boot.as_deref().and_then(BootFrom::from_word),
+        boot_bytes: bytes.and_then(|n| u64::try_from(n).ok()),
+    })
+}
+
+pub(super) fn about(db: &Connection, path: &Path) -> rusqlite::Result<About> {
+    let mut query =
+        db.prepare_cached(&format!("SELECT {ABOUT} FROM images WHERE path = ?1 ORDER BY name LIMIT 1"))?;
+    Ok(query.query_row([bytes(path)], about_in).optional()?.unwrap_or_default())
 }
 
 /// A Pi's own image, else its group's, else the default.
@@ -64,10 +85,21 @@ fn change(work: &Transaction<'_>, edit: &Edit) -> rusqlite::Result<usize> {
         work.query_row("SELECT count(*) FROM images WHERE name = ?1", [name], |row| row.get::<_, bool>(0))
     };
     Ok(match edit {
-        Edit::Add { name, path, takes_unfit } => work.execute(
-            "INSERT INTO images (name, path, added_ms, takes_unfit) VALUES (?1, ?2, ?3, ?4)
-             ON CONFLICT (name) DO UPDATE SET path = ?2, added_ms = ?3, takes_unfit = ?4",
-            params![name, bytes(path), signed(now_ms()), takes_unfit],
+        Edit::Add { name, path, takes_unfit, about } => work.execute(
+            "INSERT INTO images (name, path, added_ms, takes_unfit, description, release, boot, boot_bytes)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)
+             ON CONFLICT (name) DO UPDATE SET path = ?2, added_ms = ?3, takes_unfit = ?4, description = ?5,
+                release = ?6, boot = ?7, boot_bytes = ?8",
+            params![
+                name,
+                bytes(path),
+                signed(now_ms()),
+                takes_unfit,
+                about.description,
+                about.release,
+                about.boot.map(BootFrom::word),
+                about.boot_bytes.map(signed),
+            ],
         )?,
         Edit::Remove { name } => {
             work.execute("DELETE FROM choices WHERE image = ?1", [name])?;

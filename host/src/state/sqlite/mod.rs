@@ -2,125 +2,55 @@
 //!
 //! | file | what lives there |
 //! |---|---|
+//! | `open`, `tables` | opening it, and its tables |
 //! | `save` | what happened |
 //! | `orders` | orders to reinstall, and the claims of Pis on them |
 //! | `rules` | what happens by what is on a disk |
 //! | `listed` | the device list: who is served with `--only-known` |
 //! | `preview` | a look at it that changes nothing |
+//! | `personal` | profiles, the numbers and host names of Pis, orders to apply profiles |
 //! | `catalogue` | images, who gets which, and what is known of archives |
 
 mod catalogue;
 mod listed;
+mod open;
 mod orders;
+mod personal;
 mod preview;
 mod rules;
 mod save;
+mod tables;
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
-use piman_core::install::Fingerprint;
-use rusqlite::{Connection, ErrorCode, OpenFlags, Row, ffi};
+use piman_core::install::{Fingerprint, Installation};
+use rusqlite::{Connection, Row, ffi};
 
 use super::{
-    Batch, Catalogue, Device, DeviceEvent, Edit, Identity, Listed, ListedPi, OpenOrder, Order, Ordered,
-    State, StateError,
+    About, Batch, Catalogue, Device, DeviceEvent, Edit, Identity, Listed, ListedPi, OpenOrder, Order,
+    Ordered, PersonalFacts, PersonalOrder, State, StateError, StoredProfile, Written,
 };
 use crate::state::archive_facts::{Content, Stamp};
 use crate::state::decision::{Ask, Cancelled, Claimed, Policy, Rule, Scope};
-use crate::sys::clock::now_ms;
 use crate::sys::lock::lock;
+use open::{Check, inode, open, open_or_replace, read_only, sort};
 pub use preview::preview;
 use save::save;
+use tables::NEEDED;
 
 /// The name of the database in the state folder.
 pub const FILE: &str = "piman.db";
 
-/// The version of the tables below.
-const FORMAT: i64 = 4;
 /// How many events of a device are kept.
 const HAPPENINGS_KEPT: i64 = 500;
 /// How many devices are kept.
 const DEVICES_KEPT: i64 = 20_000;
 /// How many orders that are over are kept.
 const ORDERS_KEPT: i64 = 5_000;
-
-/// How long a writer waits for another one, such as `piman reinstall`.
-const WRITER_WAIT: Duration = Duration::from_secs(5);
-/// How long a decision may wait. Readers do not wait for writers, except while a log is repaired.
-const READER_WAIT: Duration = Duration::from_millis(100);
-
-const TABLES: &str = "
-CREATE TABLE IF NOT EXISTS devices (
-    key TEXT PRIMARY KEY, serial TEXT, mac TEXT, address TEXT NOT NULL, model TEXT, agent TEXT,
-    disk_bytes INTEGER NOT NULL DEFAULT 0, root_bytes INTEGER NOT NULL DEFAULT 0, card TEXT,
-    stage TEXT, done_bytes INTEGER NOT NULL DEFAULT 0, total_bytes INTEGER NOT NULL DEFAULT 0,
-    image TEXT, first_seen_ms INTEGER NOT NULL, last_seen_ms INTEGER NOT NULL,
-    last_error TEXT, last_error_ms INTEGER, found TEXT, disk TEXT, print TEXT, waits TEXT
-) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS orders (
-    id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL, ordered_ms INTEGER NOT NULL,
-    source TEXT NOT NULL, claimed_ms INTEGER, completed_ms INTEGER, cancelled_ms INTEGER,
-    claimed_by TEXT, installation TEXT, print TEXT
-);
-CREATE UNIQUE INDEX IF NOT EXISTS open_orders ON orders (name)
-    WHERE completed_ms IS NULL AND cancelled_ms IS NULL;
-CREATE TABLE IF NOT EXISTS happenings (
-    id INTEGER PRIMARY KEY AUTOINCREMENT, device TEXT NOT NULL, at_ms INTEGER NOT NULL,
-    kind TEXT NOT NULL, text TEXT NOT NULL
-);
-CREATE INDEX IF NOT EXISTS happenings_of ON happenings (device, id);
-CREATE TABLE IF NOT EXISTS troubles (kind TEXT PRIMARY KEY, at_ms INTEGER NOT NULL, text TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS images (
-    name TEXT PRIMARY KEY, path BLOB NOT NULL, is_default INTEGER NOT NULL DEFAULT 0, added_ms INTEGER NOT NULL,
-    takes_unfit INTEGER NOT NULL DEFAULT 0
-);
-CREATE TABLE IF NOT EXISTS choices (
-    who TEXT NOT NULL, is_group INTEGER NOT NULL, image TEXT NOT NULL, PRIMARY KEY (who, is_group)
-);
-CREATE TABLE IF NOT EXISTS members (device TEXT PRIMARY KEY, family TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS archives (
-    path BLOB PRIMARY KEY, stamp TEXT NOT NULL, id TEXT NOT NULL, unpacked_bytes INTEGER NOT NULL,
-    entries INTEGER NOT NULL, sums BLOB NOT NULL, fitness TEXT NOT NULL DEFAULT ''
-);
-CREATE TABLE IF NOT EXISTS rules (
-    who TEXT NOT NULL, is_group INTEGER NOT NULL, found TEXT NOT NULL, action TEXT NOT NULL,
-    PRIMARY KEY (who, is_group, found)
-);
-CREATE TABLE IF NOT EXISTS listed (
-    name TEXT PRIMARY KEY, label TEXT, added_ms INTEGER NOT NULL, source TEXT NOT NULL
-);
-";
-
-/// What turns tables of format 1 into those of 2.
-const FROM_1: &str = "
-ALTER TABLE orders ADD COLUMN given_to TEXT;
-ALTER TABLE orders ADD COLUMN installation TEXT;
-";
-/// What turns tables of format 2 into those of 3, before what is missing is made; 4 has one more table alone.
-const FROM_2: &str = "
-ALTER TABLE orders RENAME COLUMN given_ms TO claimed_ms;
-ALTER TABLE orders RENAME COLUMN given_to TO claimed_by;
-ALTER TABLE orders ADD COLUMN print TEXT;
-ALTER TABLE devices ADD COLUMN found TEXT;
-ALTER TABLE devices ADD COLUMN disk TEXT;
-ALTER TABLE devices ADD COLUMN print TEXT;
-ALTER TABLE devices ADD COLUMN waits TEXT;
-";
-/// The same for the tables that format 1 did not have.
-const IMAGES_FROM_2: &str = "
-ALTER TABLE images ADD COLUMN takes_unfit INTEGER NOT NULL DEFAULT 0;
-ALTER TABLE archives ADD COLUMN fitness TEXT NOT NULL DEFAULT '';
-";
-
-/// The tables without which there is no state.
-const NEEDED: &str =
-    "SELECT count(*) = 4 FROM sqlite_schema WHERE name IN ('devices', 'orders', 'happenings', 'troubles')";
 
 /// A state folder's database. Readers and the writer have a connection each: with a write-ahead
 /// log they do not wait for each other, and neither waits for `piman reinstall`.
@@ -235,99 +165,6 @@ impl Sqlite {
     }
 }
 
-fn inode(file: &Path) -> u64 {
-    fs::metadata(file).map_or(0, |m| m.ino())
-}
-
-fn read_only(path: &Path, e: &io::Error) -> StateError {
-    StateError::ReadOnly { path: path.display().to_string(), reason: e.to_string() }
-}
-
-/// Sorts what SQLite says by what to do about it.
-fn sort(file: &Path, cause: &rusqlite::Error) -> StateError {
-    let (path, reason) = (file.display().to_string(), cause.to_string());
-    match cause.sqlite_error_code() {
-        Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => StateError::Damaged { path, reason },
-        Some(ErrorCode::ReadOnly | ErrorCode::PermissionDenied | ErrorCode::CannotOpen) => {
-            StateError::ReadOnly { path, reason }
-        }
-        Some(ErrorCode::DiskFull | ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => {
-            StateError::Busy { path, reason }
-        }
-        _ => StateError::Other { path, reason },
-    }
-}
-
-/// How much of a database is looked at before it is used.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Check {
-    /// Its header and its tables.
-    Nothing,
-    /// Every page.
-    Everything,
-}
-
-fn open_or_replace(file: &Path) -> Result<(Connection, Connection), StateError> {
-    let damage = match open(file, Check::Everything) {
-        Err(e @ StateError::Damaged { .. }) => e,
-        other => return other,
-    };
-    let aside = file.with_extension(format!("damaged-{}", now_ms()));
-    fs::rename(file, &aside).map_err(|e| read_only(file, &e))?;
-    for log in ["db-wal", "db-shm"] {
-        // The log of the damaged database must not be replayed into the new one.
-        let _ = fs::rename(file.with_extension(log), aside.with_extension(format!("{log}-{}", now_ms())));
-    }
-    tracing::error!(
-        "{damage}; it is kept as {}, and a new one is begun: reinstalls that were ordered have to be ordered again, images to be added again",
-        aside.display()
-    );
-    open(file, Check::Nothing)
-}
-
-fn open(file: &Path, how: Check) -> Result<(Connection, Connection), StateError> {
-    let connect = |wait: Duration| -> rusqlite::Result<Connection> {
-        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
-            | OpenFlags::SQLITE_OPEN_CREATE
-            | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-        let connection = Connection::open_with_flags(file, flags)?;
-        connection.busy_timeout(wait)?;
-        connection.execute_batch(
-            "PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL; PRAGMA cache_size = -256;",
-        )?;
-        Ok(connection)
-    };
-    let check = |connection: &Connection| -> rusqlite::Result<i64> {
-        let found = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
-        if how == Check::Nothing {
-            return Ok(found);
-        }
-        let sound: String = connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
-        if sound == "ok" {
-            return Ok(found);
-        }
-        let code = ffi::Error::new(ffi::SQLITE_CORRUPT);
-        Err(rusqlite::Error::SqliteFailure(code, Some(sound)))
-    };
-    let writer = connect(WRITER_WAIT).map_err(|e| sort(file, &e))?;
-    let found = check(&writer).map_err(|e| sort(file, &e))?;
-    if found > FORMAT {
-        return Err(StateError::Newer { path: file.display().to_string(), found, known: FORMAT });
-    }
-    let has_tables: bool = writer.query_row(NEEDED, [], |row| row.get(0)).map_err(|e| sort(file, &e))?;
-    if found < FORMAT || !has_tables {
-        let change = match found {
-            1 if has_tables => format!("{FROM_1} {FROM_2}"),
-            2 if has_tables => format!("{FROM_2} {IMAGES_FROM_2}"),
-            _ => String::new(),
-        };
-        let all = format!("BEGIN IMMEDIATE; {change} {TABLES} PRAGMA user_version = {FORMAT}; COMMIT;");
-        writer.execute_batch(&all).map_err(|e| sort(file, &e))?;
-    }
-    let reader = connect(READER_WAIT).map_err(|e| sort(file, &e))?;
-    Ok((reader, writer))
-}
-
 /// SQLite has no unsigned numbers of 64 bits.
 fn signed(n: u64) -> i64 {
     i64::try_from(n).unwrap_or(i64::MAX)
@@ -402,6 +239,64 @@ impl State for Sqlite {
         self.read(|db| catalogue::image_of(db, pi))
     }
 
+    fn about(&self, path: &Path) -> Result<About, StateError> {
+        self.read(|db| catalogue::about(db, path))
+    }
+
+    fn profiles(&self) -> Result<Vec<StoredProfile>, StateError> {
+        self.read(personal::profiles)
+    }
+
+    fn set_profile(
+        &self,
+        scope: &Scope,
+        written: &Written,
+        source: &str,
+    ) -> Result<Option<String>, StateError> {
+        self.write_durably(|db| personal::set(db, scope, written, source))
+    }
+
+    fn remove_profile(&self, scope: &Scope) -> Result<bool, StateError> {
+        self.write_durably(|db| personal::remove(db, scope))
+    }
+
+    fn personal_of(&self, pi: &Identity) -> Result<PersonalFacts, StateError> {
+        let (profile, group, ordinal) = self.read(|db| personal::facts(db, pi))?;
+        let ordinal = match ordinal {
+            Some(ordinal) => ordinal,
+            None => self.write_durably(|db| personal::number(db, pi))?,
+        };
+        Ok(PersonalFacts { profile, group, ordinal })
+    }
+
+    fn give_host_name(&self, pi: &Identity, name: &str) -> Result<Option<String>, StateError> {
+        self.write_durably(|db| personal::give_host_name(db, pi, name))
+    }
+
+    fn order_personal(&self, name: &str, source: &str) -> Result<Ordered, StateError> {
+        self.write_durably(|db| personal::order(db, name, source))
+    }
+
+    fn cancel_personal(&self, name: &str) -> Result<bool, StateError> {
+        self.write_durably(|db| personal::cancel(db, name))
+    }
+
+    fn personal_orders(&self) -> Result<Vec<PersonalOrder>, StateError> {
+        self.read(personal::orders)
+    }
+
+    fn is_personal_ordered(&self, pi: &Identity) -> Result<bool, StateError> {
+        self.read(|db| personal::is_ordered(db, pi))
+    }
+
+    fn begin_personal(
+        &self,
+        pi: &Identity,
+        number: Installation,
+    ) -> Result<Option<Installation>, StateError> {
+        self.write_durably(|db| personal::begin(db, pi, number))
+    }
+
     fn known(&self, path: &Path) -> Result<Option<(Stamp, Content)>, StateError> {
         self.read(|db| catalogue::known(db, path))
     }
@@ -437,8 +332,11 @@ impl State for Sqlite {
                     done_bytes, total_bytes, image, first_seen_ms, last_seen_ms, last_error, last_error_ms,
                     found, disk, print, waits,
                     EXISTS (SELECT 1 FROM orders WHERE name IN (serial, mac, address)
-                        AND completed_ms IS NULL AND cancelled_ms IS NULL)
-                 FROM devices ORDER BY last_seen_ms DESC, key",
+                        AND completed_ms IS NULL AND cancelled_ms IS NULL),
+                    EXISTS (SELECT 1 FROM personal_orders WHERE name IN (serial, mac, address)
+                        AND completed_ms IS NULL AND cancelled_ms IS NULL),
+                    ordinal, hostname
+                 FROM devices LEFT JOIN own ON device = key ORDER BY last_seen_ms DESC, key",
             )?;
             let rows = query.query_map([], |row| {
                 Ok(Device {
@@ -464,6 +362,9 @@ impl State for Sqlite {
                     print: row.get(19)?,
                     waits: row.get(20)?,
                     reinstall_ordered: row.get(21)?,
+                    personalise_ordered: row.get(22)?,
+                    ordinal: row.get(23)?,
+                    hostname: row.get(24)?,
                 })
             })?;
             rows.collect()

@@ -12,7 +12,8 @@ use std::time::Duration;
 use rusqlite::{Connection, OpenFlags};
 use rustix::fs::{Access, access};
 
-use super::{FILE, FORMAT, read_only, sort};
+use super::tables::FORMAT;
+use super::{FILE, read_only, sort};
 use crate::state::{Preview, StateError};
 
 /// How often, and after how long, is looked again at what seems damaged: a command may be writing.
@@ -121,7 +122,7 @@ fn read(file: &Path, opened: rusqlite::Result<Connection>) -> Result<Preview, St
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::state::{Edit, Sqlite, State as _};
+    use crate::state::{About, Edit, Sqlite, State as _};
 
     fn names(folder: &Path) -> Vec<(std::ffi::OsString, Vec<u8>)> {
         let mut all: Vec<_> = fs::read_dir(folder)
@@ -141,7 +142,9 @@ mod tests {
         assert!(!folder.exists());
         let add = |state: &Sqlite, name: &str| {
             let path = format!("/{name}").into();
-            state.edit(&Edit::Add { name: name.into(), path, takes_unfit: false }).unwrap();
+            state
+                .edit(&Edit::Add { name: name.into(), path, takes_unfit: false, about: About::default() })
+                .unwrap();
         };
         let state = Sqlite::serve(&folder).unwrap();
         add(&state, "one");

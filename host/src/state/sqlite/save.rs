@@ -2,7 +2,7 @@
 
 use rusqlite::{Connection, params};
 
-use super::{DEVICES_KEPT, HAPPENINGS_KEPT, ORDERS_KEPT, signed};
+use super::{DEVICES_KEPT, HAPPENINGS_KEPT, ORDERS_KEPT, personal, signed};
 use crate::state::{Batch, Change, Identity};
 use crate::sys::clock::now_ms;
 
@@ -17,6 +17,7 @@ pub(super) fn save(db: &mut Connection, batch: &Batch) -> rusqlite::Result<()> {
         )?
         .execute(params![order.id, signed(order.ordered_ms), signed(*at)])?;
     }
+    personal::complete(&work, &batch.personalised)?;
     if !batch.completed.is_empty() {
         work.execute(
             "DELETE FROM orders WHERE id <= (SELECT max(id) FROM orders) - ?1
@@ -118,6 +119,7 @@ fn adopt(work: &Connection, pi: &Identity, key: &str) -> rusqlite::Result<()> {
         let gone = work.prepare_cached("DELETE FROM devices WHERE key = ?1")?.execute([&old])?;
         if gone > 0 {
             work.execute("UPDATE happenings SET device = ?1 WHERE device = ?2", [key, &old])?;
+            personal::adopt(work, key, &old)?;
         }
     }
     Ok(())
@@ -136,5 +138,5 @@ fn forget_the_oldest(work: &Connection) -> rusqlite::Result<()> {
         [DEVICES_KEPT / 10],
     )?;
     work.execute("DELETE FROM happenings WHERE device NOT IN (SELECT key FROM devices)", [])?;
-    Ok(())
+    personal::forget(work)
 }

@@ -9,6 +9,7 @@ use piman_core::install::mbr::{self, Mbr};
 
 use super::Disk;
 use crate::card::content::source::Source;
+use crate::card::random;
 
 /// The largest array of a GPT's entries that is taken, in bytes.
 const ARRAY_MAX: u64 = 1 << 20;
@@ -107,6 +108,59 @@ impl<'d> Planned<'d> {
         end.iter_mut().skip(header_at).zip(last).for_each(|(to, from)| *to = from);
         self.rest.push((array_copy * sector, end));
         Ok(())
+    }
+
+    /// Gives the disk another number in its MBR: the old one and the new one.
+    ///
+    /// # Errors
+    /// If the system has no random numbers.
+    pub(crate) fn renew_mbr(&mut self) -> anyhow::Result<(u32, u32)> {
+        let sector = self.first.first_chunk::<{ mbr::BYTES }>().context("the first block is too short")?;
+        let mut mbr = Mbr::read(sector)?;
+        let (old, new) = (mbr.disk_id, random::number()?);
+        mbr.disk_id = new;
+        self.put(0, &mbr.write());
+        Ok((old, new))
+    }
+
+    /// Gives the disk and those of its partitions that are to have others new identifiers in both copies of the GPT: the
+    /// old and the new ones of the partitions. Written by [`Self::write_rest`].
+    ///
+    /// # Errors
+    /// If the GPT is damaged, or the system has no random numbers.
+    pub(crate) fn renew_gpt(
+        &mut self,
+        of: &dyn Fn(u32) -> bool,
+    ) -> anyhow::Result<Vec<(gpt::Guid, gpt::Guid)>> {
+        let (sector, end) = (self.disk.sector, (self.disk.bytes / self.disk.sector).saturating_sub(1));
+        let disk = random::guid()?;
+        let mut renewed = Vec::<(gpt::Guid, gpt::Guid)>::new();
+        for at in [1, end] {
+            let mut header = [0; HEADER];
+            self.read(at * sector, &mut header)?;
+            let found = gpt::Header::read(&header, at).context("a header of the GPT is damaged")?;
+            let length = u64::from(found.entries).saturating_mul(found.entry_bytes.into());
+            ensure!(length <= ARRAY_MAX, "the GPT has {} partitions", found.entries);
+            let mut array = vec![0; usize::try_from(length)?];
+            let place = found.array.checked_mul(sector).context("the GPT's partitions are nowhere")?;
+            self.read(place, &mut array)?;
+            // The copy gets what the first one got.
+            let id = |number, partition: &gpt::Partition| {
+                if !of(number) {
+                    return None;
+                }
+                let known = renewed.iter().find(|(old, _)| *old == partition.id).map(|(_, new)| *new);
+                known.or_else(|| {
+                    let new = random::guid().ok()?;
+                    renewed.push((partition.id, new));
+                    Some(new)
+                })
+            };
+            let header = gpt::renew(&header, at, &mut array, disk, id).context("the GPT is damaged")?;
+            self.put(at * sector, &header);
+            self.put(place, &array);
+        }
+        Ok(renewed)
     }
 
     /// Notes what is to be written somewhere: in the first block, and behind it.

@@ -248,6 +248,15 @@ impl Disk {
         self.file.sync_all().or_fail(stage, Cause::Disk, format!("bringing everything to {self}"))
     }
 
+    /// Forgets what the kernel has cached of the disk as a whole, after something was written by way of a partition.
+    pub(crate) fn forget_cache(&self) {
+        if self.device
+            && let Err(e) = ioctl::forget_cache(&self.file)
+        {
+            log::warn!("what is cached of {self} cannot be forgotten: {e}");
+        }
+    }
+
     /// The exclusive use, if it was not taken yet. When it is dropped the kernel can mount a
     /// partition of the disk, which stays locked for programs that ask.
     fn take_claim(&self) -> Option<File> {

@@ -1,7 +1,7 @@
 //! The partition table of either kind, and the boot partition's file system.
 
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::Read;
 use std::os::unix::fs::FileExt;
 
 use anyhow::{Context, bail};
@@ -9,9 +9,9 @@ use fatfs::{FatType, FileSystem, FormatVolumeOptions, FsOptions};
 use piman_core::install::gpt::{self, Copy, Gpt};
 use piman_core::install::layout::{Extent, Layout, SECTOR};
 use piman_core::install::mbr::{self, FAT32_LBA, LINUX, Mbr};
-use rustix::rand::{GetRandomFlags, getrandom};
 
 use super::{Disk, RootArea, Window};
+use crate::card::random::guid;
 
 /// The numbers of the partitions in a table of ours, from 0.
 const BOOT: usize = 0;
@@ -288,17 +288,6 @@ fn gpt_of(
     Ok(Table::Gpt(Gpt { disk, partitions }))
 }
 
-/// An identifier by chance (UUID version 4), as it is on a disk.
-fn guid() -> io::Result<gpt::Guid> {
-    let mut id = [0; 16];
-    if getrandom(&mut id, GetRandomFlags::empty())? != id.len() {
-        return Err(io::Error::other("the system has too few random numbers"));
-    }
-    let [_, _, _, _, _, _, _, version, variant, ..] = &mut id;
-    (*version, *variant) = (*version & 0x0f | 0x40, *variant & 0x3f | 0x80);
-    Ok(id)
-}
-
 /// The MBR that is there, if it says what the new one does; one whose root partition is withheld says it, too. What
 /// else is in it differs from one program to another: places in cylinders, which nobody reads any more, and which
 /// partition is active.
@@ -334,6 +323,30 @@ impl Disk {
         Ok(())
     }
 
+    /// Makes the filesystem of a boot partition that the firmware is to boot from, whatever is there: where it is.
+    ///
+    /// # Errors
+    /// If the disk cannot be written.
+    pub(crate) fn make_boot(&self, layout: &Layout, serial: u32) -> anyhow::Result<RootArea> {
+        let area = RootArea { offset: layout.boot_start * SECTOR, length: layout.boot_sectors * SECTOR };
+        let sectors = u32::try_from(area.length / self.sector())?;
+        let mut options = FormatVolumeOptions::new()
+            .total_sectors(sectors)
+            .bytes_per_sector(u16::try_from(self.sector())?)
+            .volume_id(serial)
+            .volume_label(*b"bootfs     ");
+        if self.sector() == SECTOR {
+            options = shape(options, sectors);
+            // Fewer clusters are written faster; a FAT32 has 65,525 at least.
+            let clusters = |bytes: u32| u64::from(sectors) * SECTOR / u64::from(bytes);
+            if let Some(bytes) = [4096, 2048, 1024].into_iter().find(|bytes| clusters(*bytes) > 66_600) {
+                options = options.bytes_per_cluster(bytes.max(cluster_min(sectors)));
+            }
+        }
+        fatfs::format_volume(Window::new(&self.file, area.offset, area.length), options)?;
+        Ok(area)
+    }
+
     /// Whether there is a FAT filesystem in the boot partition's place that ends in it.
     pub(super) fn has_boot_filesystem(&self, layout: &Layout) -> bool {
         let window = Window::new(&self.file, layout.boot_start * SECTOR, layout.boot_sectors * SECTOR);
@@ -352,6 +365,16 @@ fn shape(options: FormatVolumeOptions, sectors: u32) -> FormatVolumeOptions {
         _ => options,
     };
     if sectors > 66_600 && sectors < 532_480 { options.bytes_per_cluster(512) } else { options }
+}
+
+/// The smallest clusters of a filesystem of more than 8 GiB, in bytes, as others make them.
+fn cluster_min(sectors: u32) -> u32 {
+    match sectors {
+        ..16_777_217 => 512,
+        16_777_217..33_554_433 => 8192,
+        33_554_433..67_108_865 => 16_384,
+        _ => 32_768,
+    }
 }
 
 /// Reads the table in a disk's first sector.

@@ -37,6 +37,17 @@ impl<'d> Window<'d> {
         }
     }
 
+    /// Writes at a position from the start of the window.
+    ///
+    /// # Errors
+    /// The disk's; `UnexpectedEof` behind the end of the window.
+    pub(crate) fn write_all_at(&self, at: u64, bytes: &[u8]) -> io::Result<()> {
+        match at.checked_add(bytes.len() as u64) {
+            Some(end) if end <= self.length => self.file.write_all_at(bytes, self.offset + at),
+            _ => Err(io::ErrorKind::UnexpectedEof.into()),
+        }
+    }
+
     fn room(&self, wanted: usize) -> usize {
         let left = self.length.saturating_sub(self.at);
         wanted.min(usize::try_from(left).unwrap_or(usize::MAX))

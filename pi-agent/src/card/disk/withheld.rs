@@ -7,6 +7,7 @@
 //! after the proof is on the medium. So an installation that is broken off anywhere leaves a disk that is known for
 //! what it is.
 
+use std::io;
 use std::os::unix::fs::FileExt;
 
 use piman_core::hosted::ext4;
@@ -16,6 +17,8 @@ use piman_core::install::layout::{Layout, SECTOR};
 
 use super::table::{Planned, Table};
 use super::{Disk, RootArea, wipe};
+use crate::card::identifier as text;
+use crate::card::random;
 use crate::failure::{Cause, Failure, OrFail};
 
 /// An installation that is under way.
@@ -30,6 +33,31 @@ pub struct Begun {
     keep_boot: bool,
     /// Whether the partition for data that is there stays.
     keep_data: bool,
+}
+
+impl Begun {
+    /// Has the disk get another number with its root partition: the old one and the new one. A GPT was made with random
+    /// identifiers.
+    ///
+    /// # Errors
+    /// If the system has no random numbers.
+    pub(crate) fn renew(&mut self) -> io::Result<Option<(u32, u32)>> {
+        let Table::Mbr(mbr) = &mut self.table else { return Ok(None) };
+        let (old, new) = (mbr.disk_id, random::number()?);
+        mbr.disk_id = new;
+        Ok(Some((old, new)))
+    }
+
+    /// What a partition, counted from 1, is called after `PARTUUID=`.
+    pub(crate) fn part_uuid(&self, number: u32) -> Option<String> {
+        match &self.table {
+            Table::Mbr(mbr) => Some(text::partition(mbr.disk_id, number)),
+            Table::Gpt(gpt) => {
+                let index = usize::try_from(number.checked_sub(1)?).ok()?;
+                gpt.partitions.get(index).map(|partition| text::guid(&partition.id))
+            }
+        }
+    }
 }
 
 impl Disk {

@@ -1,0 +1,63 @@
+//! Writing items, with errors that say which one.
+
+use piman_core::install::personal::{BadBundle, Draft, Item, Place};
+
+use super::profile::{Owner, Profile};
+use super::render::Subject;
+
+/// Who owns what a profile says no owner of.
+pub(super) const ROOT: &str = "0:0";
+
+/// What went wrong while a profile was rendered, for people.
+pub(super) type Done = Result<(), String>;
+
+/// What is left to be done of a profile for a Pi, and the items so far.
+pub(super) struct Work<'s> {
+    /// What no item was written for yet.
+    pub(super) rest: Profile,
+    pub(super) subject: &'s Subject<'s>,
+    pub(super) draft: Draft,
+}
+
+impl Work<'_> {
+    pub(super) fn add(&mut self, item: &Item<'_>) -> Done {
+        self.draft.add(item).map_err(|e| match (e, item) {
+            (BadBundle::TooLarge, _) => format!("{e}: take files out of the profile"),
+            (_, Item::File { path, .. } | Item::Folder { path, .. } | Item::Line { path, .. }) => {
+                format!("{path} cannot be written so on a card")
+            }
+            (_, Item::User(user)) => format!("account {} cannot be made so", user.name),
+            _ => e.to_string(),
+        })
+    }
+
+    /// A file of root.
+    pub(super) fn file(&mut self, place: Place, path: &str, mode: u32, content: &[u8]) -> Done {
+        self.add(&Item::File { place, mode, owner: ROOT, path, content })
+    }
+
+    /// A file of the root filesystem that everybody may read.
+    pub(super) fn root_file(&mut self, path: &str, content: &str) -> Done {
+        self.file(Place::Root, path, 0o644, content.as_bytes())
+    }
+
+    pub(super) fn remove(&mut self, path: &str) -> Done {
+        self.add(&Item::Remove { place: Place::Root, path })
+    }
+
+    /// `KEY=VALUE` in a file.
+    pub(super) fn setting(&mut self, place: Place, path: &str, key: &str, value: &str) -> Done {
+        self.add(&Item::Line { place, separator: b'=', path, key, text: &format!("{key}={value}") })
+    }
+
+    /// Enables a unit of systemd as `systemctl enable` does.
+    pub(super) fn enable(&mut self, unit: &str, target: &str) -> Done {
+        let path = format!("/etc/systemd/system/multi-user.target.wants/{unit}");
+        self.add(&Item::Link { path: &path, target })
+    }
+}
+
+/// An owner as items have it.
+pub(super) fn owner(of: Option<&Owner>) -> String {
+    of.map_or_else(|| ROOT.to_owned(), Owner::whole)
+}

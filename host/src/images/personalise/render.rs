@@ -1,0 +1,115 @@
+//! A profile and the facts of a Pi to a bundle. Nothing is read and nothing is random: the same input gives the same
+//! bytes.
+
+use std::fmt;
+
+use piman_core::install::Installation;
+use piman_core::install::personal::{Draft, Item, Renew};
+
+use super::draft::Work;
+use super::profile::{IdentityMode, Profile};
+use super::template::{Facts, Template};
+use super::{cloud_init, custom_toml, dietpi, home_assistant, plain, user_conf};
+use crate::images::fitness::{Kind, System};
+
+/// When a bundle is carried out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Occasion {
+    /// With an installation: the system has never started on this card.
+    Install,
+    /// Once more, on a system that has been running.
+    Again,
+}
+
+/// For what a bundle is.
+#[derive(Debug, Clone)]
+pub struct Subject<'s> {
+    /// What is known of the Pi; without a host name.
+    pub facts: Facts,
+    /// What kind of system it gets.
+    pub system: &'s System,
+    /// Whether that comes as the image of a whole disk, with partitions of its own.
+    pub is_disk: bool,
+    /// Whether the card boots by itself.
+    pub boots_from_card: bool,
+    /// When it is carried out.
+    pub occasion: Occasion,
+    /// How the installation is called: the same one gives the same bundle.
+    pub installation: Installation,
+    /// What is done about the identity if the profile does not say it.
+    pub identity: IdentityMode,
+}
+
+/// A bundle, and what it says of the Pi.
+#[derive(Clone)]
+pub struct Rendered {
+    /// The bundle.
+    pub draft: Draft,
+    /// The host name that the Pi gets, if the profile says one.
+    pub hostname: Option<String>,
+}
+
+/// Its size alone: passwords are in it.
+impl fmt::Debug for Rendered {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Rendered({:?}, {:?})", self.hostname, self.draft)
+    }
+}
+
+/// Renders a profile for a Pi.
+///
+/// # Errors
+/// What of it cannot be done for this Pi or with this image, for people.
+pub fn render(profile: &Profile, subject: &Subject<'_>) -> Result<Rendered, String> {
+    let mut subject = subject.clone();
+    let pattern = profile.hostname.as_deref().map(Template::host_name).transpose()?;
+    let hostname = pattern.map(|pattern| pattern.fill(&subject.facts)).transpose()?;
+    subject.facts.hostname.clone_from(&hostname);
+    let mut work = Work { rest: profile.clone(), subject: &subject, draft: Draft::default() };
+    identity(&mut work)?;
+    check_verbatim(profile, subject.system.kind)?;
+    match subject.system.kind {
+        Kind::Plain => {}
+        Kind::CloudInit => cloud_init::write(&mut work)?,
+        Kind::CustomToml => custom_toml::write(&mut work)?,
+        Kind::UserConf => user_conf::write(&mut work)?,
+        Kind::DietPi => dietpi::write(&mut work)?,
+        Kind::HomeAssistant => {
+            home_assistant::write(&mut work)?;
+            return Ok(Rendered { draft: work.draft, hostname });
+        }
+    }
+    plain::write(&mut work)?;
+    Ok(Rendered { draft: work.draft, hostname })
+}
+
+fn identity(work: &mut Work<'_>) -> Result<(), String> {
+    let subject = work.subject;
+    let mode = work.rest.identity.take().unwrap_or(subject.identity);
+    // Home Assistant OS makes its own, and its boot loader finds its partitions by identifiers that nobody may change.
+    let is_wanted = mode == IdentityMode::Renew
+        && subject.occasion == Occasion::Install
+        && subject.system.kind != Kind::HomeAssistant;
+    if !is_wanted {
+        return Ok(());
+    }
+    work.add(&Item::Identity(Renew { machine: true, host_keys: true, disk: true }))
+}
+
+/// Files as they are belong to the kind of system that reads them.
+fn check_verbatim(profile: &Profile, kind: Kind) -> Result<(), String> {
+    let is_wrong = |is_there: bool, reader| is_there && kind != reader;
+    for (key, is_there, reader) in [
+        ("cloud-init", profile.cloud_init.is_some(), Kind::CloudInit),
+        ("custom-toml", profile.custom_toml.is_some(), Kind::CustomToml),
+    ] {
+        if is_wrong(is_there, reader) {
+            return Err(format!("{key}: the image is of the kind `{kind}`, which does not read that"));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+#[path = "render/tests.rs"]
+mod tests;

@@ -1,0 +1,285 @@
+//! The filesystem that the firmware boots from, read and written without the kernel, which need not know it.
+//!
+//! | file | what lives there |
+//! |---|---|
+//! | `check` | whether one is whole enough to be changed |
+
+mod check;
+
+use std::cell::Cell;
+use std::fs::File;
+use std::io::{self, ErrorKind, Read, Write};
+
+use anyhow::{Context, bail, ensure};
+use fatfs::{Dir, FileSystem, FsOptions};
+
+use super::disk::{RootArea, Window};
+
+/// What a file is called until it is whole.
+const NEW: &str = "piman.new";
+/// How much is copied at once, in bytes.
+const PIECE: usize = 64 << 10;
+/// How deep folders may be in each other.
+const DEPTH_MAX: usize = 128;
+
+/// A filesystem of a partition. Nobody else may use it meanwhile.
+pub(crate) struct Fat<'d> {
+    fs: FileSystem<Window<'d>>,
+    disk: &'d File,
+    area: RootArea,
+    /// Whether a folder was made.
+    untidy: Cell<bool>,
+}
+
+/// What a name in a folder is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    File,
+    Folder,
+}
+
+impl<'d> Fat<'d> {
+    /// Looks at all of it before it is used.
+    ///
+    /// # Errors
+    /// If there is none, or it is damaged.
+    pub(crate) fn open(disk: &'d File, area: &RootArea) -> anyhow::Result<Self> {
+        let window = || Window::new(disk, area.offset, area.length);
+        let what = || format!("the FAT filesystem at byte {}", area.offset);
+        check::check(&window()).with_context(|| format!("{} is damaged: fsck.fat repairs it", what()))?;
+        let fs = FileSystem::new(window(), FsOptions::new()).with_context(what)?;
+        Ok(Self { fs, disk, area: *area, untidy: Cell::new(false) })
+    }
+
+    /// What is at this path; `None`: nothing.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub(crate) fn kind(&self, path: &str) -> io::Result<Option<Kind>> {
+        let Some((parent, name)) = self.parent(path)? else { return Ok(None) };
+        match find(&parent, name)? {
+            Some((true, _)) => Ok(Some(Kind::Folder)),
+            Some((false, _)) => Ok(Some(Kind::File)),
+            None => Ok(None),
+        }
+    }
+
+    /// The names in a folder; none if it is not there.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub(crate) fn names(&self, path: &str) -> io::Result<Vec<String>> {
+        let root = self.fs.root_dir();
+        let folder = match path.trim_matches('/') {
+            "" => root,
+            inner => match root.open_dir(inner) {
+                Ok(folder) => folder,
+                Err(_) => return Ok(Vec::new()),
+            },
+        };
+        let names = folder.iter().map(|entry| entry.map(|entry| entry.file_name()));
+        let is_real = |name: &io::Result<String>| !matches!(name.as_deref(), Ok("." | ".."));
+        names.filter(is_real).collect()
+    }
+
+    /// A file of at most `max` bytes; `None` if there is none.
+    ///
+    /// # Errors
+    /// The disk's, or if it is a folder or larger.
+    pub(crate) fn read(&self, path: &str, max: u64) -> anyhow::Result<Option<Vec<u8>>> {
+        let Some((parent, name)) = self.parent(path)? else { return Ok(None) };
+        match find(&parent, name)? {
+            None => return Ok(None),
+            Some((is_folder, length)) => {
+                ensure!(!is_folder, "{path} is a folder");
+                ensure!(length <= max, "{path} has {length} bytes, more than {max}");
+            }
+        }
+        let mut bytes = Vec::new();
+        parent.open_file(name)?.take(max).read_to_end(&mut bytes)?;
+        Ok(Some(bytes))
+    }
+
+    /// Writes a file with the folders that it needs. The old one goes when the new one is on the medium.
+    ///
+    /// # Errors
+    /// The disk's; if it is full, or a name is none that FAT can have.
+    pub(crate) fn write(&self, path: &str, mut bytes: &[u8]) -> anyhow::Result<()> {
+        if self.read(path, bytes.len() as u64).ok().flatten().as_deref() == Some(bytes) {
+            return Ok(());
+        }
+        let (folder, name) = path.rsplit_once('/').unwrap_or(("", path));
+        check_name(name)?;
+        let folder = self.folder(folder)?;
+        absent_or(folder.remove(NEW))?;
+        copy(&mut bytes, &folder, NEW)?;
+        self.disk.sync_data()?;
+        absent_or(folder.remove(name))?;
+        folder.rename(NEW, &folder, name)?;
+        Ok(())
+    }
+
+    /// Copies a file that is not there yet, for a filesystem that nobody uses before all of it is there.
+    ///
+    /// # Errors
+    /// Like [`Self::write`].
+    pub(crate) fn copy(&self, path: &str, from: &mut impl Read) -> anyhow::Result<()> {
+        let (folder, name) = path.rsplit_once('/').unwrap_or(("", path));
+        check_name(name)?;
+        copy(from, &self.folder(folder)?, name)
+    }
+
+    /// A folder, made with its parents.
+    ///
+    /// # Errors
+    /// Like [`Self::write`].
+    pub(crate) fn folder(&self, path: &str) -> anyhow::Result<Dir<'_, Window<'d>>> {
+        let mut folder = self.fs.root_dir();
+        for name in path.split('/').filter(|name| !name.is_empty()) {
+            check_name(name)?;
+            if find(&folder, name)?.is_none() {
+                self.untidy.set(true);
+            }
+            folder = folder.create_dir(name).with_context(|| format!("making the folder {path}"))?;
+        }
+        Ok(folder)
+    }
+
+    /// Takes away a file, or a folder with all that is in it, if it is there.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub(crate) fn remove(&self, path: &str) -> io::Result<()> {
+        let Some((parent, name)) = self.parent(path)? else { return Ok(()) };
+        let Some((is_folder, _)) = find(&parent, name)? else { return Ok(()) };
+        if is_folder {
+            empty(parent.open_dir(name)?)?;
+        }
+        parent.remove(name)
+    }
+
+    /// The room that is left, in bytes.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub(crate) fn free(&self) -> io::Result<u64> {
+        let stats = self.fs.stats()?;
+        Ok(u64::from(stats.free_clusters()) * u64::from(stats.cluster_size()))
+    }
+
+    /// The size of its clusters, in bytes.
+    pub(crate) fn cluster(&self) -> u64 {
+        self.fs.cluster_size().into()
+    }
+
+    /// Writes what is only in memory.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub(crate) fn close(self) -> anyhow::Result<()> {
+        let Self { fs, disk, area, untidy } = self;
+        fs.unmount()?;
+        if untidy.get() {
+            check::tidy(&Window::new(disk, area.offset, area.length))?;
+        }
+        Ok(())
+    }
+
+    /// The folder of a path, if it is there, and the name in it.
+    fn parent<'p>(&self, path: &'p str) -> io::Result<Option<(Dir<'_, Window<'d>>, &'p str)>> {
+        let (folder, name) = path.rsplit_once('/').unwrap_or(("", path));
+        let mut parent = self.fs.root_dir();
+        for name in folder.split('/').filter(|name| !name.is_empty()) {
+            match find(&parent, name)? {
+                Some((true, _)) => parent = parent.open_dir(name)?,
+                _ => return Ok(None),
+            }
+        }
+        Ok(Some((parent, name)))
+    }
+}
+
+/// Whether a name in a folder is a folder, and how long it is, in bytes.
+fn find(folder: &Dir<'_, Window<'_>>, name: &str) -> io::Result<Option<(bool, u64)>> {
+    for entry in folder.iter() {
+        let entry = entry?;
+        // Not by case, as whoever reads it.
+        let is_it = |other: &str| {
+            other.chars().flat_map(char::to_uppercase).eq(name.chars().flat_map(char::to_uppercase))
+        };
+        if is_it(&entry.file_name()) || is_it(&entry.short_file_name()) {
+            return Ok(Some((entry.is_dir(), entry.len())));
+        }
+    }
+    Ok(None)
+}
+
+/// Takes away all that is in a folder, the innermost first.
+fn empty(folder: Dir<'_, Window<'_>>) -> io::Result<()> {
+    let mut todo = vec![folder];
+    while let Some(folder) = todo.last() {
+        let Some((name, is_folder)) = first(folder)? else {
+            todo.pop();
+            continue;
+        };
+        // The library takes some names for paths, and follows them.
+        if check_name(&name).is_err() || todo.len() > DEPTH_MAX {
+            return Err(io::Error::new(ErrorKind::InvalidData, "a folder is damaged"));
+        }
+        match is_folder.then(|| folder.open_dir(&name)).transpose()? {
+            Some(inner) if first(&inner)?.is_some() => todo.push(inner),
+            _ => folder.remove(&name)?,
+        }
+    }
+    Ok(())
+}
+
+/// What comes first in a folder, and whether it is one itself.
+fn first(folder: &Dir<'_, Window<'_>>) -> io::Result<Option<(String, bool)>> {
+    for entry in folder.iter() {
+        let entry = entry?;
+        let name = entry.file_name();
+        if !matches!(name.as_str(), "." | "..") {
+            return Ok(Some((name, entry.is_dir())));
+        }
+    }
+    Ok(None)
+}
+
+fn copy(from: &mut impl Read, folder: &Dir<'_, Window<'_>>, name: &str) -> anyhow::Result<()> {
+    let what = || format!("writing {name} on the boot partition");
+    let mut file = folder.create_file(name).with_context(what)?;
+    file.truncate().with_context(what)?;
+    let mut piece = vec![0; PIECE];
+    loop {
+        let length = match from.read(&mut piece) {
+            Ok(0) => break,
+            Ok(length) => length,
+            Err(e) if e.kind() == ErrorKind::Interrupted => continue,
+            Err(e) => return Err(e).with_context(|| format!("reading {name}")),
+        };
+        file.write_all(piece.get(..length).unwrap_or_default()).with_context(what)?;
+    }
+    file.flush().with_context(what)
+}
+
+/// Whether FAT can have such a name; whoever made the library lets folders have others.
+fn check_name(name: &str) -> anyhow::Result<()> {
+    let is_bad = |c: char| c.is_control() || "\"*/:<>?\\|".contains(c) || u32::from(c) > 0xffff;
+    if name.is_empty()
+        || name.len() > 255
+        || name.contains(is_bad)
+        || name.ends_with(['.', ' '])
+        || name.starts_with(' ')
+    {
+        bail!("{name:?} can be no name on the boot partition, which is a FAT filesystem");
+    }
+    Ok(())
+}
+
+fn absent_or(result: io::Result<()>) -> io::Result<()> {
+    super::root_files::unless_absent(result)
+}
+
+#[cfg(test)]
+mod tests;

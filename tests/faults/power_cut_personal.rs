@@ -1,0 +1,128 @@
+//! The power is cut while a card is made one Pi's own: at its installation it never counts as installed with anything of
+//! that missing, and a card that was installed before is never lost.
+
+use std::fs;
+use std::path::Path;
+
+use pi_agent::card::inspect::{self, Card as Found};
+use pi_agent::install::{Outcome, Plan};
+use piman_core::install::personal::{Draft, Item, Place, Renew};
+use piman_core::install::receipt::Proof;
+use piman_tests::amended::{Amended, More};
+use piman_tests::card::{Card, Lie};
+use piman_tests::disk::{Mounted, e2fsck};
+use piman_tests::lab::{self, CARD, ROOT, Root};
+use piman_tests::server::Server;
+
+use crate::power_cut::{cuts, each_cut, record};
+
+const START: u64 = CARD - ROOT;
+/// Longer than a block.
+const LONG: &[u8] = &[b'l'; 9000];
+
+fn more(name: &'static [u8], renew: Renew) -> More {
+    let at = Place::Root;
+    let file = |path, content| Item::File { place: at, mode: 0o644, owner: "0:0", path, content };
+    let items = [
+        Item::Identity(renew),
+        file("/etc/hostname", name),
+        file("/etc/deep/long", LONG),
+        Item::Line { place: at, separator: b' ', path: "/etc/deep/file-3", key: "new", text: "new line" },
+        Item::Link { path: "/etc/link", target: "hostname" },
+        Item::Remove { place: at, path: "/etc/deep/er" },
+    ];
+    let mut draft = Draft::default();
+    items.iter().for_each(|item| draft.add(item).unwrap());
+    More { bundle: draft.bytes().to_vec(), ..More::default() }
+}
+
+/// Whether all of it is there, on a filesystem that is whole.
+fn assert_done(card: &Path, name: &[u8]) {
+    let mounted = Mounted::new(card, START, ROOT, "noatime");
+    let of = |path: &str| fs::read(mounted.path().join(path)).unwrap_or_else(|e| panic!("{path}: {e}"));
+    assert_eq!((of("etc/hostname"), of("etc/link")), (name.to_vec(), name.to_vec()));
+    assert_eq!(of("etc/deep/long"), LONG);
+    let line = String::from_utf8(of("etc/deep/file-3")).unwrap();
+    assert_eq!((line.matches("new line\n").count(), line.lines().count()), (1, 51));
+    assert!(!mounted.path().join("etc/deep/er").exists());
+    assert!(
+        fs::read_dir(mounted.path().join("etc")).unwrap().all(|e| e.unwrap().file_name() != ".piman-new")
+    );
+    drop(mounted);
+    e2fsck(card, START, ROOT);
+}
+
+fn proof(card: &Path) -> Option<Proof> {
+    match inspect::check(card).unwrap() {
+        Found::Installed(proof) => Some(proof),
+        _ => None,
+    }
+}
+
+fn plan(server: &Server, amended: &Amended, card: &Path, path: &str) -> Plan {
+    Plan { server: amended.server(), ..lab::plan(server, card, path) }
+}
+
+const ALL: Renew = Renew { machine: true, host_keys: true, disk: true };
+
+fn installing(path: &str) {
+    let root = Root::new("new", 300_000);
+    let server = root.serve(&[]);
+    let wanted = more(b"lab-1\n", ALL);
+    let amended = Amended::new(&server, wanted.clone());
+    let plan = |card: &Path| plan(&server, &amended, card, path);
+    let (events, _) = record(vec![0; CARD as usize], plan);
+    let (mut installed, mut not) = (0, 0);
+    each_cut(vec![0; CARD as usize], &events, &mut |card, what| {
+        match proof(card) {
+            Some(proof) => {
+                installed += 1;
+                assert_eq!(proof.personal, Some(wanted.hash()), "{what}");
+            }
+            None => not += 1,
+        }
+        lab::attempt(&plan(card)).unwrap_or_else(|e| panic!("{what}: {e}"));
+        assert_eq!(proof(card).unwrap().personal, Some(wanted.hash()), "{what}");
+        assert_done(card, b"lab-1\n");
+    });
+    assert!(installed > 1 && not > cuts() / 3, "{installed} {not}");
+}
+
+#[test]
+#[cfg_attr(lacks = "fuse", ignore = "needs root and /dev/fuse")]
+fn while_an_archive_is_installed() {
+    installing("archive");
+}
+
+#[test]
+#[cfg_attr(lacks = "fuse", ignore = "needs root and /dev/fuse")]
+fn while_an_image_is_installed() {
+    installing("image");
+}
+
+#[test]
+#[cfg_attr(lacks = "fuse", ignore = "needs root and /dev/fuse")]
+fn while_an_installed_card_gets_another_profile() {
+    let root = Root::new("new", 300_000);
+    let server = root.serve(&[]);
+    let first = more(b"lab-1\n", ALL);
+    let amended = Amended::new(&server, first.clone());
+    let (_, before) = record(vec![0; CARD as usize], |card| plan(&server, &amended, card, "image"));
+    let second = More { with_boot: true, ..more(b"lab-2\n", Renew::default()) };
+    amended.set(second.clone());
+    let card = Card::new(before.clone(), Lie::None);
+    let outcome = lab::attempt(&plan(&server, &amended, card.path(), "image")).unwrap();
+    assert!(matches!(outcome, Outcome::Boot { .. }), "{outcome:?}");
+    let events = card.take_events();
+    drop(card);
+    let mut done = 0;
+    each_cut(before, &events, &mut |card, what| {
+        let outcome =
+            lab::attempt(&plan(&server, &amended, card, "image")).unwrap_or_else(|e| panic!("{what}: {e}"));
+        let Outcome::Boot { card: Found::Installed(_), .. } = outcome else { panic!("{what}: {outcome:?}") };
+        done += 1;
+        assert_eq!(proof(card).unwrap().personal, Some(second.hash()), "{what}");
+        assert_done(card, b"lab-2\n");
+    });
+    assert!(done >= cuts(), "{done}");
+}

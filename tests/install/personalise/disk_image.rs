@@ -1,0 +1,147 @@
+//! Images of whole disks, which bring their own table.
+
+use super::*;
+use crate::disk_image::Workshop;
+use piman_tests::disk::LoopDevice;
+
+fn disk_items() -> Vec<Item<'static>> {
+    vec![
+        Item::Identity(ALL),
+        Item::File {
+            place: Place::Root,
+            mode: 0o644,
+            owner: "0:0",
+            path: "/etc/hostname",
+            content: b"lab-1\n",
+        },
+        Item::File {
+            place: Place::Boot,
+            mode: 0o644,
+            owner: "0:0",
+            path: "/user-data",
+            content: b"#cloud-config\n",
+        },
+        Item::Word { key: "ds", text: "ds=nocloud;i=1" },
+    ]
+}
+
+fn disk_plan(server: &Server, amended: &Amended, card: &Path) -> Plan {
+    Plan { server: amended.server(), ..lab::plan(server, card, "auto") }
+}
+
+#[test]
+#[cfg_attr(lacks = "root", ignore = "needs root")]
+#[cfg_attr(lacks = "filesystems", ignore = "needs mkfs.vfat")]
+fn an_mbr_image_becomes_one_pis_own() {
+    let workshop = Workshop::new();
+    let root = workshop.path("root.d");
+    fs::create_dir_all(root.join("etc/ssh")).unwrap();
+    fs::create_dir_all(root.join("usr/lib/systemd/system")).unwrap();
+    fs::write(root.join("usr/lib/systemd/systemd"), "").unwrap();
+    fs::write(root.join("usr/lib/systemd/system/regenerate_ssh_host_keys.service"), "[Unit]\n").unwrap();
+    fs::write(root.join("etc/machine-id"), "old\n").unwrap();
+    fs::write(root.join("etc/ssh/ssh_host_rsa_key"), "old").unwrap();
+    workshop.root("root", "-b 4096 -L rootfs -U 11111111-2222-4333-8444-555555555555", "96M");
+    workshop.script(
+        "printf 'UUID=11111111-2222-4333-8444-555555555555 /old ext4 noauto 0 0\\n' >>root.d/etc/fstab
+         debugfs -w -R 'rm etc/fstab' root 2>/dev/null; debugfs -w -R 'write root.d/etc/fstab etc/fstab' root 2>/dev/null",
+    );
+    workshop.raspberry("pi.img");
+    workshop.add(&["pi.img"]);
+    let server = workshop.serve();
+    let amended = Amended::new(&server, more(&disk_items(), 0));
+    let mut seen = Vec::new();
+    for device in [false, true] {
+        let card = workshop.card(300 << 20);
+        let loop_device = device.then(|| LoopDevice::of(&card));
+        let disk = loop_device.as_ref().map_or(card.as_path(), LoopDevice::path);
+        let plan = Plan { yes: true, ..disk_plan(&server, &amended, disk) };
+        installs(&plan);
+        boots(&plan);
+        drop(loop_device);
+        let id = disk_id(&card);
+        assert_eq!(proof(&card).personal, Some(more(&disk_items(), 0).hash()));
+        workshop.script("sfdisk --verify -q card 2>&1 | (! grep -i 'error\\|overlap')");
+        let line = String::from_utf8(on_fat(&card, 1, "cmdline.txt").unwrap()).unwrap();
+        let want = crate::disk_image::COMMAND_LINE.replace("5f5d7a31", &format!("{id:08x}"));
+        assert_eq!(line, format!("{want} ds=nocloud;i=1\n"));
+        assert_eq!(on_fat(&card, 1, "user-data").unwrap(), b"#cloud-config\n");
+        let uuid = uuid(&card, 2);
+        let root = mounted(&card, 2);
+        assert_eq!(
+            text(&root.path().join("etc/fstab")),
+            format!("PARTUUID={id:08x}-02 / ext4 defaults 0 1\nUUID={uuid} /old ext4 noauto 0 0\n")
+        );
+        assert_eq!(text(&root.path().join("etc/hostname")), "lab-1\n");
+        assert_eq!(text(&root.path().join("etc/machine-id")), "");
+        assert!(!root.path().join("etc/ssh/ssh_host_rsa_key").exists());
+        let link = "etc/systemd/system/multi-user.target.wants/regenerate_ssh_host_keys.service";
+        assert!(root.path().join(link).symlink_metadata().is_ok());
+        seen.push((id, uuid, serial(&card, 1)));
+    }
+    assert!(seen[0].0 != seen[1].0 && seen[0].1 != seen[1].1 && seen[0].2 != seen[1].2, "{seen:?}");
+    assert!(seen.iter().all(|(id, uuid, _)| *id != 0x5f5d_7a31 && !uuid.starts_with("11111111")));
+    // Another profile for the installed card, whose proof lies in the gap.
+    let card = workshop.path("card");
+    let other = [Item::File {
+        place: Place::Root,
+        mode: 0o644,
+        owner: "0:0",
+        path: "/etc/hostname",
+        content: b"two\n",
+    }];
+    let other = More { with_boot: true, ..more(&other, 0) };
+    amended.set(other.clone());
+    let plan = disk_plan(&server, &amended, &card);
+    boots(&plan);
+    assert_eq!(proof(&card).personal, Some(other.hash()));
+    assert_eq!(text(&mounted(&card, 2).path().join("etc/hostname")), "two\n");
+    boots(&plan);
+}
+
+#[test]
+#[cfg_attr(lacks = "root", ignore = "needs root")]
+#[cfg_attr(lacks = "filesystems", ignore = "needs mkfs.vfat")]
+fn a_gpt_image_becomes_one_pis_own_and_other_partitions_stay() {
+    let workshop = Workshop::new();
+    workshop.boot("boot", "root=PARTUUID=AAAAAAAA-1111-4222-8333-444444444444 rootwait");
+    let table = "label: gpt\nfirst-lba: 2048\nstart=8192, size=81920, uuid=BBBBBBBB-1111-4222-8333-444444444444, \
+                 type=EBD0A0A2-B9E5-4433-87C0-68B6B72699C7, name=boot\n\
+                 start=90112, size=196608, uuid=AAAAAAAA-1111-4222-8333-444444444444, name=root\n\
+                 start=286720, size=8192, uuid=CCCCCCCC-1111-4222-8333-444444444444, name=raw";
+    workshop.image("ab.img", 150, table, &[("boot", 8192), ("root", 90112)]);
+    workshop.add(&["ab.img"]);
+    let server = workshop.serve();
+    let amended = Amended::new(&server, more(&disk_items(), 0));
+    let card = workshop.card(300 << 20);
+    installs(&disk_plan(&server, &amended, &card));
+    boots(&disk_plan(&server, &amended, &card));
+    workshop.script("sfdisk --verify -q card 2>&1 | (! grep -i 'error\\|overlap\\|corrupt\\|mismatch')");
+    let dump = run(Command::new("/usr/sbin/sfdisk").arg("-d").arg(&card));
+    let dump = String::from_utf8(dump.stdout).unwrap().to_ascii_lowercase();
+    let before = run(Command::new("/usr/sbin/sfdisk").arg("-d").arg(workshop.path("ab.img")));
+    let before = String::from_utf8(before.stdout).unwrap().to_ascii_lowercase();
+    let field = |text: &str, name: &str, key: &str| {
+        let line = text.lines().find(|line| line.contains(name)).unwrap().to_owned();
+        line.split(&[',', ' '][..]).find_map(|word| word.strip_prefix(key).map(String::from)).unwrap()
+    };
+    for (name, stays) in [("name=\"boot\"", false), ("name=\"root\"", false), ("name=\"raw\"", true)] {
+        assert_eq!(field(&dump, name, "uuid=") == field(&before, name, "uuid="), stays, "{name}: {dump}");
+        assert_eq!(field(&dump, name, "type="), field(&before, name, "type="));
+    }
+    let id = |text: &str| text.lines().find(|line| line.starts_with("label-id")).unwrap().to_owned();
+    assert_ne!(id(&dump), id(&before));
+    // In the case in which it was written.
+    let root = field(&dump, "name=\"root\"", "uuid=").to_ascii_uppercase();
+    let line = {
+        let (start, bytes) = (8192 * 512, 81920 * 512);
+        let mut all = vec![0; bytes];
+        File::open(&card).unwrap().read_exact_at(&mut all, start).unwrap();
+        let fs = fatfs::FileSystem::new(std::io::Cursor::new(all), fatfs::FsOptions::new()).unwrap();
+        let mut text = String::new();
+        fs.root_dir().open_file("cmdline.txt").unwrap().read_to_string(&mut text).unwrap();
+        text
+    };
+    assert_eq!(line, format!("root=PARTUUID={root} rootwait ds=nocloud;i=1\n"));
+    e2fsck(&card, 90112 * 512, 196_608 * 512);
+}
