@@ -47,7 +47,7 @@ impl Table {
         Self { parts: parts.collect(), id: disk_id.clone() }
     }
 
-    /// The one that the firmware boots from, the root filesystem, and what else there is.
+    /// The one that the firmware boots from.
     pub(crate) fn boot(&self) -> &Part {
         &self.parts[0]
     }
@@ -90,14 +90,6 @@ pub(crate) fn take(disk: &Path, part: &Part, to: &Path) {
 pub(crate) fn boot_file(disk: &Path, name: &str) -> Option<Vec<u8>> {
     let output = mtool("mcopy", disk).args([&format!("::{name}"), "-"]).output().unwrap();
     output.status.success().then_some(output.stdout)
-}
-
-/// Puts a file there, as people do who have the card in a reader.
-pub(crate) fn put_boot_file(disk: &Path, name: &str, content: &str) {
-    let file = disk.with_extension("put");
-    fs::write(&file, content).unwrap();
-    run(mtool("mcopy", disk).arg("-o").arg(&file).arg(format!("::{name}")));
-    fs::remove_file(file).unwrap();
 }
 
 fn mtool(program: &str, disk: &Path) -> Command {
