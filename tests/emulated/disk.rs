@@ -39,10 +39,9 @@ impl Table {
             start: part["start"].as_u64().unwrap() * 512,
             length: part["size"].as_u64().unwrap() * 512,
             // In an MBR it follows from that of the disk.
-            id: part.get("uuid").map_or_else(
-                || format!("{}-{:02x}", disk_id.trim_start_matches("0x"), n + 1),
-                id,
-            ),
+            id: part
+                .get("uuid")
+                .map_or_else(|| format!("{}-{:02x}", disk_id.trim_start_matches("0x"), n + 1), id),
         });
         Self { parts: parts.collect(), id: disk_id.clone() }
     }

@@ -50,33 +50,17 @@ enum Installer {
     EmulatedPi,
 }
 
-const RASPIOS: Layout = Layout {
-    name: "raspios",
-    packing: XZ,
-    grown: (1, Grown::AtFirstBoot),
-    installer: Installer::Here,
-};
+const RASPIOS: Layout =
+    Layout { name: "raspios", packing: XZ, grown: (1, Grown::AtFirstBoot), installer: Installer::Here };
 
-const DEBIAN: Layout = Layout {
-    name: "debian",
-    packing: ZSTD,
-    grown: (1, Grown::ByAgent),
-    installer: Installer::EmulatedPi,
-};
+const DEBIAN: Layout =
+    Layout { name: "debian", packing: ZSTD, grown: (1, Grown::ByAgent), installer: Installer::EmulatedPi };
 
-const UBUNTU: Layout = Layout {
-    name: "ubuntu",
-    packing: GZIP,
-    grown: (1, Grown::AtFirstBoot),
-    installer: Installer::Here,
-};
+const UBUNTU: Layout =
+    Layout { name: "ubuntu", packing: GZIP, grown: (1, Grown::AtFirstBoot), installer: Installer::Here };
 
-const APPLIANCE: Layout = Layout {
-    name: "ab",
-    packing: ZIP,
-    grown: (3, Grown::ByAgent),
-    installer: Installer::Here,
-};
+const APPLIANCE: Layout =
+    Layout { name: "ab", packing: ZIP, grown: (3, Grown::ByAgent), installer: Installer::Here };
 
 /// What is behind the name of an image that is packed, and what packs it.
 type Packing = (&'static str, &'static str);
@@ -175,7 +159,8 @@ fn packed(image: &Path, folder: &Path, layout: Layout) -> PathBuf {
 
 /// Packs an image; `IMAGE` and `OUT` stand for the files.
 fn pack(image: &Path, packs: &str, packed: &Path) {
-    let script = packs.replace("IMAGE", &image.display().to_string()).replace("OUT", &packed.display().to_string());
+    let script =
+        packs.replace("IMAGE", &image.display().to_string()).replace("OUT", &packed.display().to_string());
     run(Command::new("bash").args(["-eo", "pipefail", "-c", &script]));
 }
 
@@ -285,11 +270,11 @@ fn boots(tools: &Tools, folder: &Path, (image, card): (&Path, &Path), layout: La
     assert!(facts.machine_id.len() == 32 && facts.machine_id != of_image.machine_id);
     assert!(facts.host_key.starts_with("ssh-ed25519 ") && facts.host_key != of_image.host_key);
     let table = Table::of(card);
-    // The plug was pulled: so that the kernel has nothing to replay, as after a shutdown.
+    // The plug was pulled. A FAT says so of itself; an ext4 filesystem has it in its journal, which the kernel replays.
     for part in table.parts.iter().filter(|part| disk::facts(card, part)["TYPE"] == "ext4") {
         card::settle_at(card, part.start);
+        disk::judge(card, part);
     }
-    table.parts.iter().for_each(|part| disk::judge(card, part));
     let (grown, by) = layout.grown;
     let start = table.parts[grown].start;
     if by == Grown::ByAgent && layout.installer == Installer::Here && !may_grow() {
@@ -311,8 +296,8 @@ fn may_grow() -> bool {
 fn log_in(tools: &Tools, folder: &Path, card: &Path, user: &str, password: &str) -> String {
     let files = BootFiles::of(card);
     files.write(card, folder);
-    let typed =
-        [("login: ", user), ("Password: ", password), (r"\$ $", LOOK)].map(|(shown, text)| (shown, text.into()));
+    let typed = [("login: ", user), ("Password: ", password), (r"\$ $", LOOK)]
+        .map(|(shown, text)| (shown, text.into()));
     let [kernel, initramfs, device_tree] =
         ["kernel", "initramfs", "device-tree"].map(|name| folder.join(name).display().to_string());
     let more = ["--machine", "raspi3b", "--kernel", &kernel, "--initrd", &initramfs, "--dtb", &device_tree];
@@ -349,7 +334,8 @@ impl Facts {
 
     fn read(console: &str) -> Self {
         let fact = |name: &str| {
-            let line = console.lines().rev().find_map(|line| Some(line.split_once(&format!("FACT {name} "))?.1));
+            let line =
+                console.lines().rev().find_map(|line| Some(line.split_once(&format!("FACT {name} "))?.1));
             line.unwrap_or_else(|| panic!("nothing is known of {name}")).trim().to_owned()
         };
         Self {
