@@ -112,6 +112,8 @@ pub(super) struct PiInfo {
     pub(super) signed: bool,
     /// It can write the image of a whole disk.
     pub(super) whole_disk: bool,
+    /// It can make an image as large as its partition.
+    pub(super) grows: bool,
 }
 
 impl<'a> ControlConnection<'a> {
@@ -170,6 +172,7 @@ impl<'a> ControlConnection<'a> {
             image: hello.paths.image,
             signed: hello.can.signed,
             whole_disk: hello.can.disk && hello.paths.image,
+            grows: hello.can.grow,
         }));
         let facts = Facts {
             model: hello.model.map(Into::into),
@@ -416,7 +419,7 @@ mod tests {
             card: Some(Hash([255; 32])),
             installation: Some(Installation(u64::MAX)),
             paths: Paths { stream: true, image: true },
-            can: Can { signed: true, answer: true, disk: true },
+            can: Can { signed: true, answer: true, disk: true, grow: true },
             revision: u16::MAX,
             found: Some(Found::Incomplete),
             print: Fingerprint::new(u64::MAX),

@@ -1,4 +1,4 @@
-//! Path B: the image that the server made for this card, chunk by chunk at its place.
+//! Path B: the image that the server made, chunk by chunk at its place, and then as large as the partition.
 
 use std::sync::Arc;
 
@@ -33,7 +33,9 @@ pub(super) fn install(
         begun = Some(erase_proof(disk, plan, kept)?.1);
         Ok(())
     };
-    let pending = image::install(connect, &order, &area, erase)?;
+    let mut pending = image::install(connect, &order, &area, erase)?;
+    progress.begin(Stage::Filesystem, 0);
+    image::grow(&area, &mut pending)?;
     progress.begin(Stage::Commit, 0);
     let proof = Proof::now(offer.id, Way::Image, offer.more).encode();
     image::commit(&area, &pending, &proof)?;

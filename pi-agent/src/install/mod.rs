@@ -269,7 +269,12 @@ pub fn attempt(plan: &Plan, machine: &mut Machine, progress: &Arc<Progress>) -> 
 fn who(plan: &Plan) -> Hello<'_> {
     Hello {
         revision: REVISION,
-        can: Can { signed: plan.key.is_some(), answer: true, disk: plan.choice != Choice::Archive },
+        can: Can {
+            signed: plan.key.is_some(),
+            answer: true,
+            disk: plan.choice != Choice::Archive,
+            grow: true,
+        },
         serial: plan.identity.serial.as_deref(),
         mac: plan.identity.mac.as_deref(),
         model: plan.identity.model.as_deref(),
@@ -463,7 +468,7 @@ fn format(
             image_path::install(plan, disk, kept, (&offer, &image), progress)
         }
         (Choice::Image, None) => refuse(if plan.key.is_some() {
-            "the server offers no image for this disk that is signed: `piman image sign --card SIZE` makes one"
+            "the server offers no image for this disk that is signed: `piman image sign` makes one"
         } else {
             "the server offers no image for this disk (its log says why)"
         }),

@@ -51,7 +51,7 @@ fn one_image_for_every_card() {
     assert_eq!(header.scope, Scope::Disk(WholeDisk { root: 2, grows: false, sector: 512 }));
     assert_eq!((header.total_bytes, header.proof_offset), (found.bytes, found.proof_offset));
     assert!(header.used_bytes < found.used_bytes() * 102 / 100 + 4096);
-    assert_eq!((images[0].size(), header.entries), (0, 0));
+    assert_eq!(header.entries, 0);
     written(&workshop);
     workshop.assert_same_files("card", &[("boot", 8192), ("root", 90112)]);
     let mut proof = [0; 4096];

@@ -44,16 +44,24 @@ pub struct Can {
     pub answer: bool,
     /// It can write the image of a whole disk, with a partition table of its own.
     pub disk: bool,
+    /// It can make the image of a root filesystem as large as the partition.
+    pub grow: bool,
 }
 
 /// The words with `+` between them.
 impl Can {
     fn parse(text: &[u8]) -> Self {
-        Self { signed: has(text, "signed"), answer: has(text, "answer"), disk: has(text, "disk") }
+        Self {
+            signed: has(text, "signed"),
+            answer: has(text, "answer"),
+            disk: has(text, "disk"),
+            grow: has(text, "grow"),
+        }
     }
 
     fn put(self, to: &mut impl Sink, key: &str) {
-        let words = [(self.signed, "signed"), (self.answer, "answer"), (self.disk, "disk")];
+        let words =
+            [(self.signed, "signed"), (self.answer, "answer"), (self.disk, "disk"), (self.grow, "grow")];
         let mut before = key;
         for (_, word) in words.iter().filter(|(can, _)| *can) {
             to.text(before);
