@@ -178,14 +178,16 @@ fn golden_bytes_of_revision_1() {
         ..Hello::default()
     };
     assert_eq!((found, found.to_string()), (want, hello.clone()));
-    for (signed, answer, disk, field) in [
-        (false, true, false, " can=answer"),
-        (true, true, false, " can=signed+answer"),
-        (false, true, true, " can=answer+disk"),
-        (true, true, true, " can=signed+answer+disk"),
-        (false, false, false, ""),
+    for (signed, answer, disk, grow, field) in [
+        (false, true, false, false, " can=answer"),
+        (true, true, false, false, " can=signed+answer"),
+        (false, true, true, false, " can=answer+disk"),
+        (true, true, true, false, " can=signed+answer+disk"),
+        (false, false, false, true, " can=grow"),
+        (true, true, true, true, " can=signed+answer+disk+grow"),
+        (false, false, false, false, ""),
     ] {
-        let asks = Hello { can: Can { signed, answer, disk }, ..want };
+        let asks = Hello { can: Can { signed, answer, disk, grow }, ..want };
         let line = hello.replace(" can=signed", field);
         assert_eq!(asks.to_string(), line);
         assert_eq!(Report::parse(line.as_bytes()), Report::Ours(Notice::Hello(asks)));

@@ -76,8 +76,6 @@ fn what_is_signed_is_one_table() {
         .output()
         .unwrap();
     assert!(key.status.success(), "{}", String::from_utf8_lossy(&key.stderr));
-    let (ok, text) = workshop.piman(&["sign", "pi", "--no-password", "--key", "key", "--card", "32G"], None);
-    assert!(!ok && text.contains("the same for all cards: leave --card out"), "{text}");
     let (ok, text) = workshop.piman(&["sign", "pi", "--no-password", "--key", "key"], None);
     assert!(ok && text.lines().filter(|line| line.starts_with("table ")).count() == 1, "{text}");
     let table = Images::open(&workshop.path("state")).unwrap().all()[0].hash();
@@ -93,10 +91,7 @@ fn it_is_no_archive() {
     workshop.raspberry("pi.img");
     for (arguments, want) in [
         (&["serve", "--rootfs", "pi.img"][..], "add it with `piman image add pi.img`"),
-        (
-            &["image", "build", "--rootfs", "pi.img", "--card", "32G", "--state", "state"],
-            "the same for all cards",
-        ),
+        (&["image", "build", "--rootfs", "pi.img", "--state", "state"], "add it with `piman image add pi.img`"),
     ] {
         let output =
             Command::new(binaries::piman()).args(arguments).current_dir(workshop.path(".")).output().unwrap();

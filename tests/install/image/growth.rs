@@ -55,13 +55,13 @@ fn cards_of_all_sizes_get_what_mke2fs_would_have_given() {
         for key in ["Block count", "Reserved block count", "First inode", "Inode size", "Blocks per group"] {
             assert_eq!(ours[key], theirs[key], "{key} on {card}");
         }
-        // mke2fs shares them out among the groups: a little more or less than one for 16 KiB.
+        // mke2fs gives a short last group fewer, and so the others; here each has as many.
         let near = |key: &str, few: u64| {
             let (ours, theirs) = (ours[key], theirs[key]);
-            assert!(ours.abs_diff(theirs) <= theirs / 32 + few, "{key} on {card}: {ours}, mke2fs {theirs}");
+            assert!(ours.abs_diff(theirs) <= theirs / 128 + few, "{key} on {card}: {ours}, mke2fs {theirs}");
         };
-        near("Free inodes", used);
-        near("Inode count", 0);
+        near("Free inodes", used + 8192);
+        near("Inode count", 8192);
         near("Free blocks", made.image.header().used_bytes / 4096 + 1024);
         assert_eq!(ours["Inodes per group"], 8192);
         assert!(ours["Reserved GDT blocks"] + room.div_ceil(16 << 30) == 128, "{ours:?}");
@@ -128,7 +128,7 @@ fn resize2fs_makes_it_larger_still() {
 
 #[test]
 fn growth_that_breaks_off_is_never_valid_and_is_done_again() {
-    let archive = noisy(6);
+    let archive = noisy(30);
     let made = made(archive.path(), 0).unwrap();
     let server = faultless(&made.image);
     let room = 40 * 128 * MIB + 7 * MIB;
