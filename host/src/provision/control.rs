@@ -108,6 +108,8 @@ pub(super) struct PiInfo {
     pi: Identity,
     pub(super) disk_bytes: u64,
     pub(super) root_bytes: u64,
+    /// It can extract an archive.
+    pub(super) stream: bool,
     pub(super) image: bool,
     pub(super) signed: bool,
     /// It can write the image of a whole disk.
@@ -169,6 +171,7 @@ impl<'a> ControlConnection<'a> {
             pi,
             disk_bytes: hello.disk_bytes,
             root_bytes: hello.root_bytes,
+            stream: hello.paths.stream,
             image: hello.paths.image,
             signed: hello.can.signed,
             whole_disk: hello.can.disk && hello.paths.image,

@@ -11,6 +11,7 @@ use piman_core::install::{Found, ImageOffer, More, Offer, Plan, Question, REVISI
 
 use super::control::ControlConnection;
 use crate::images::build_queue::{Availability, too_small};
+use crate::images::ext4::GROWS_TO;
 use crate::images::sign;
 use crate::images::source::{Archive, SourceState};
 use crate::provision::context::not_listed;
@@ -279,6 +280,8 @@ impl ControlConnection<'_> {
         match &self.said {
             // An image has to be made as large as the partition, which not every agent can.
             Some(said) if !said.image || !said.grows || said.root_bytes == 0 => Availability::Archive,
+            // Only an archive fills a larger partition.
+            Some(said) if said.stream && said.root_bytes > GROWS_TO => Availability::Archive,
             // It takes what is signed, and no image that is made only now.
             Some(said) if said.signed => {
                 self.signed_image(archive, id, said.root_bytes).unwrap_or(Availability::Archive)

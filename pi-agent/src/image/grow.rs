@@ -12,6 +12,9 @@ use super::{Pending, write};
 use crate::failure::{Cause, Failure, OrFail};
 use crate::telemetry::display::size;
 
+/// The size of a group, in bytes: more than this is never left over at the end of a partition, but behind the largest
+/// filesystem.
+const GROUP: u64 = 128 << 20;
 /// Blocks that follow each other are written together, up to so many bytes.
 const TOGETHER: usize = 256 << 10;
 
@@ -40,6 +43,12 @@ pub fn grow(medium: &impl Medium, pending: &mut Pending) -> Result<(), Failure> 
     pending.summary.written_bytes += bytes;
     pending.summary.total_bytes = shape.bytes();
     log::info!("the root filesystem has {} now", size(shape.bytes()));
+    if medium.length().saturating_sub(shape.bytes()) >= GROUP {
+        log::warn!(
+            "what is behind that stays unused, of {}: to fill it, let this Pi extract the archive (piman.path=archive)",
+            size(medium.length())
+        );
+    }
     Ok(())
 }
 

@@ -91,7 +91,10 @@ fn it_is_no_archive() {
     workshop.raspberry("pi.img");
     for (arguments, want) in [
         (&["serve", "--rootfs", "pi.img"][..], "add it with `piman image add pi.img`"),
-        (&["image", "build", "--rootfs", "pi.img", "--state", "state"], "add it with `piman image add pi.img`"),
+        (
+            &["image", "build", "--rootfs", "pi.img", "--state", "state"],
+            "add it with `piman image add pi.img`",
+        ),
     ] {
         let output =
             Command::new(binaries::piman()).args(arguments).current_dir(workshop.path(".")).output().unwrap();

@@ -122,7 +122,10 @@ fn tables_that_are_not_the_one_offered() {
     let (cause, text) = attempt(offer, Hash([1; 32]), 80 * MIB, &good);
     assert!(cause == Cause::Image && text.contains("another archive"), "{text}");
     let (cause, text) = attempt(offer, id, MIB, &good);
-    assert!(cause == Cause::TooSmall && text.contains(&format!("{} bytes", made.image.header().total_bytes)), "{text}");
+    assert!(
+        cause == Cause::TooSmall && text.contains(&format!("{} bytes", made.image.header().total_bytes)),
+        "{text}"
+    );
     let (cause, text) = attempt(ImageOffer { table_bytes: u32::MAX, ..offer }, id, 80 * MIB, &good);
     assert!(cause == Cause::Image && text.contains("too large"), "{text}");
     let (cause, text) = attempt(ImageOffer { table: Hash([2; 32]), ..offer }, id, 80 * MIB, &good);

@@ -68,6 +68,25 @@ fn cards_of_all_sizes_get_what_mke2fs_would_have_given() {
     }
 }
 
+/// The kernel's and mkext4's notions of a filesystem are not the only ones.
+#[test]
+#[cfg_attr(lacks = "root", ignore = "needs root")]
+fn an_independent_reader_reads_them() {
+    let archive = noisy(20);
+    let made = made(archive.path(), 0).unwrap();
+    let extracted = tempfile::tempdir().unwrap();
+    let mut tar = Command::new("tar");
+    run(tar.args(["-I", "zstd", "-xpf"]).arg(archive.path()).arg("-C").arg(extracted.path()));
+    // The archive does not describe it.
+    run(Command::new("touch").args(["-d", "@1700000000"]).arg(extracted.path()));
+    let want = installed(extracted.path());
+    for room in [made.image.header().total_bytes, 4 * GB, 17 << 30, 128 * GB, 2000 * GB] {
+        let disk = sparse(room);
+        install(&faultless(&made.image), &made.image, &disk);
+        piman_tests::reader::assert_reads(disk.path(), OFFSET, &want);
+    }
+}
+
 #[test]
 fn what_is_behind_two_tebibytes_is_not_used() {
     let archive = noisy(1);

@@ -212,7 +212,13 @@ fn an_image_that_was_made_after_signing_is_not_offered() {
     let server = lab.server();
     let card = lab.path("card");
     fs::File::create(&card).unwrap().set_len(160 << 20).unwrap();
-    refused(&lab, &server, "card", Some(&lab.path("one.pub")), "that is signed: `piman image sign` makes one");
+    refused(
+        &lab,
+        &server,
+        "card",
+        Some(&lab.path("one.pub")),
+        "that is signed: `piman image sign` makes one",
+    );
     lab.sign("one", &[]);
     let output = lab.install(&server, "fresh", Some(&lab.path("one.pub")));
     assert!(output.status.success(), "{}", said(&output));

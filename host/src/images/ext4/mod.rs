@@ -28,6 +28,7 @@ use std::io;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
 pub use build::{Order, build};
+pub use need::GROWS_TO;
 pub use pack::Built;
 pub use store::{FOLDER, Image, Images};
 pub use verify::{Comparison, compare};

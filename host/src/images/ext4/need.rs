@@ -11,8 +11,10 @@ use super::tree::{Kind, ROOT, Tree};
 const SHORT_LINK: usize = 59;
 /// Blocks of a group.
 const GROUP: u64 = 8 * BLOCK;
-/// Blocks for the descriptors of all groups of 2 TiB, the largest card that an image grows to.
-const DESCRIPTOR_BLOCKS: u64 = 128;
+/// The largest root filesystem that an image grows to, in bytes (2 TiB).
+pub const GROWS_TO: u64 = 2 << 40;
+/// Blocks for the descriptors of all its groups.
+const DESCRIPTOR_BLOCKS: u64 = GROWS_TO / (GROUP * BLOCK) * 32 / BLOCK;
 /// Inodes of a group, as mke2fs has it from 512 MiB on: one for 16 KiB.
 const INODES_PER_GROUP: u64 = 8192;
 /// An image is made as large as this for its inodes alone (2 GiB: every card is larger), and has more of them in each
