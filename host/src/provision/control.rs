@@ -114,6 +114,8 @@ pub(super) struct PiInfo {
     pi: Identity,
     pub(super) disk_bytes: u64,
     pub(super) root_bytes: u64,
+    /// It can extract an archive.
+    pub(super) stream: bool,
     pub(super) image: bool,
     pub(super) signed: bool,
     /// It can write the image of a whole disk.
@@ -123,6 +125,8 @@ pub(super) struct PiInfo {
     /// The image on its card, and as which installation it has it.
     pub(super) card: Option<Hash>,
     pub(super) installation: Option<Installation>,
+    /// It can make an image as large as its partition.
+    pub(super) grows: bool,
 }
 
 impl<'a> ControlConnection<'a> {
@@ -181,12 +185,14 @@ impl<'a> ControlConnection<'a> {
             pi,
             disk_bytes: hello.disk_bytes,
             root_bytes: hello.root_bytes,
+            stream: hello.paths.stream,
             image: hello.paths.image,
             signed: hello.can.signed,
             whole_disk: hello.can.disk && hello.paths.image,
             personal: hello.can.personal,
             card: hello.card,
             installation: hello.installation,
+            grows: hello.can.grow,
         }));
         let facts = Facts {
             model: hello.model.map(Into::into),
@@ -446,7 +452,7 @@ mod tests {
             card: Some(Hash([255; 32])),
             installation: Some(Installation(u64::MAX)),
             paths: Paths { stream: true, image: true },
-            can: Can { signed: true, answer: true, disk: true, personal: true },
+            can: Can { signed: true, answer: true, disk: true, grow: true, personal: true },
             revision: u16::MAX,
             found: Some(Found::Incomplete),
             print: Fingerprint::new(u64::MAX),

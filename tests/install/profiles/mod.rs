@@ -61,7 +61,7 @@ enum Told {
     Waits,
 }
 
-const ABLE: Can = Can { signed: false, answer: false, disk: false, personal: true };
+const ABLE: Can = Can { signed: false, answer: false, disk: false, grow: true, personal: true };
 
 impl Lab {
     fn new(more: &[&str]) -> Self {
