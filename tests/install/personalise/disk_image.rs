@@ -169,10 +169,10 @@ fn a_gpt_image_becomes_one_pis_own_and_other_partitions_stay() {
 fn a_boot_partition_that_goes_round_in_circles() {
     let workshop = Workshop::new();
     let boot = File::options().read(true).write(true).open(workshop.path("boot")).unwrap();
-    let mut table = vec![0; 4096];
+    let mut table = vec![0; 64 << 10];
     boot.read_exact_at(&mut table, 32 * 512).unwrap();
     let (next, _) = table.as_chunks::<4>();
-    let inner = (3..1000).find(|n| u32::from_le_bytes(next[*n as usize]) == n + 1).unwrap();
+    let inner = (3..16_000).find(|n| u32::from_le_bytes(next[*n as usize]) == n + 1).unwrap();
     boot.write_all_at(&inner.to_le_bytes(), 32 * 512 + u64::from(inner) * 4).unwrap();
     workshop.raspberry("pi.img");
     workshop.add(&["pi.img"]);
