@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
+use std::sync::Mutex;
 use std::sync::atomic::AtomicBool;
+use std::thread;
 
 use mkext4::{FsBuilder, InodeHandle, Layout, Meta, SparseSeg, SpecialKind};
 use piman_core::archive::{self, Time};
@@ -20,6 +22,7 @@ use super::scan::Scan;
 use super::spool::Spool;
 use super::tree::{Id, Kind, Name, Node, ROOT, Tree};
 use super::{Error, LOST_FOUND, PROOF, Progress, pack};
+use crate::sys::lock::lock;
 
 /// Seconds that ext4 can store.
 const SECONDS: (i64, i64) = (-(1 << 31), (1 << 34) - (1 << 31) - 1);
@@ -53,23 +56,40 @@ pub fn build(order: &Order<'_>) -> Result<Built, Error> {
     if order.id.is_some_and(|known| known != id) {
         return Err(Error::Changed);
     }
-    let plan = Plan::new(&tree)?;
     let file = tempfile::tempfile_in(order.folder).map_err(Error::io("making a temporary file"))?;
-    let mut spool = Spool::new(&file, plan.shape)?;
-    plan.write(&tree, id, &scan((25, 60)), &mut spool)?;
-    let used = spool.finish(plan.spare)?;
+    let (shape, proof, used) = apart(|| {
+        let plan = Plan::new(&tree)?;
+        let mut spool = Spool::new(&file, plan.shape)?;
+        plan.write(&tree, id, &scan((25, 60)), &mut spool)?;
+        Ok((plan.shape, plan.proof, spool.finish(plan.spare)?))
+    })?;
     check(&file, &tree)?;
     let cuts = pack::cut(used);
     let mut chunks = pack::temporary(order.folder).map_err(Error::io("making a file in the state folder"))?;
     let entries = pack::pack(&file, &cuts, None, &mut chunks, order.progress, (60, 100), order.stop)?;
     let header = Header {
-        total_bytes: plan.shape.bytes(),
+        total_bytes: shape.bytes(),
         archive: id,
-        proof_offset: plan.proof,
+        proof_offset: proof,
         entries: tree.entries,
         ..pack::header(Scope::Root { grows: true }, &entries)?
     };
     pack::finish(header, &entries, chunks)
+}
+
+/// Does this on a thread of its own, or here if the system gives none: the layout for the largest card takes 150 MB,
+/// which go back to the system with the thread.
+fn apart<T: Send>(work: impl FnOnce() -> Result<T, Error> + Send) -> Result<T, Error> {
+    let work = Mutex::new(Some(work));
+    let take = || lock(&work).take();
+    let gone = || Error::Wrong("the thread that lays it out is gone".into());
+    thread::scope(|scope| {
+        let run = || take().map(|work| work());
+        match thread::Builder::new().name("layout".into()).spawn_scoped(scope, run) {
+            Ok(thread) => thread.join().ok().flatten().ok_or_else(gone)?,
+            Err(_) => take().ok_or_else(gone)?(),
+        }
+    })
 }
 
 /// The frozen layout, and where each entry's content goes.
