@@ -197,7 +197,7 @@ impl ControlConnection<'_> {
             facts: wanted.facts.clone(),
             system: &content.fitness.system,
             is_disk: content.is_disk(),
-            boots_from_card: boot_of(content, &self.about).0 == BootFrom::Card,
+            boots_from_card: self.boot_of(content).0 == BootFrom::Card,
             occasion,
             installation,
             identity: self.service.settings().identity,
@@ -213,7 +213,7 @@ impl ControlConnection<'_> {
         occasion: Occasion,
         installation: Installation,
     ) -> Result<Option<Personal>, Refusal> {
-        self.rendered_ms = now_ms();
+        self.own().rendered_ms = now_ms();
         let rendered = self.render(wanted, content, occasion, installation)?;
         let bundle = rendered.draft.bytes();
         let is_empty = Bundle::parse(bundle).is_ok_and(|bundle| bundle.items().next().is_none());
@@ -251,7 +251,7 @@ impl ControlConnection<'_> {
         let archive = self.service.catalog.by_id(card);
         let is_checking = archive.is_none() && self.service.catalog.is_checking();
         if let Some(archive) = &archive {
-            self.about = self.service.catalog.about(archive)?;
+            self.own().about = self.service.catalog.about(archive)?;
         }
         let content = archive.and_then(|archive| archive.facts().cloned()).ok_or_else(|| {
             if is_checking {
@@ -274,10 +274,11 @@ impl ControlConnection<'_> {
             return Ok(Plan::Boot);
         }
         let Some(personal) = self.bundle(&wanted, &content, Occasion::Again, number)? else {
-            self.service.recorder.personalised(&pi, self.rendered_ms);
+            self.service.recorder.personalised(&pi, self.rendered_ms());
             return Err(Refusal::Reason("there is nothing in its profile, so the order is done".into()));
         };
-        (self.installation, self.personalising) = (Some(number), true);
+        self.installation = Some(number);
+        self.own().is_applied = true;
         let fetch_port = self.service.fetch_port;
         Ok(Plan::Personalise(BootPersonal { personal, fetch_port, installation: Some(number) }))
     }
