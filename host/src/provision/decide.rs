@@ -9,8 +9,8 @@ use piman_core::hash::Hash;
 use piman_core::install::manifest::{self, ALL_SIZES, Manifest};
 use piman_core::install::{Found, ImageOffer, Installation, More, Offer, Plan, Question, REVISION, sums};
 
-use super::control::ControlConnection;
-use super::personal::{Refusal, boot_of, taken_by_boot};
+use super::control::{ControlConnection, Own};
+use super::personal::{Refusal, taken_by_boot};
 use crate::images::build_queue::{Availability, too_small};
 use crate::images::ext4::GROWS_TO;
 use crate::images::personalise::Occasion;
@@ -118,8 +118,8 @@ impl ControlConnection<'_> {
     /// Decides for one report.
     pub(super) fn decide_once(&mut self, question: &Question) -> Plan {
         self.wrong.clear();
-        (self.orders, self.installation, self.image) = (0, None, None);
-        (self.rendered_ms, self.personalising) = (0, false);
+        (self.orders, self.installation) = (0, None);
+        *self.own() = Own::default();
         let pi = self.pi();
         let settings = self.service.settings();
         let recorder = &self.service.recorder;
@@ -209,7 +209,7 @@ impl ControlConnection<'_> {
         if let Some(plan) = self.claim(question, policy) {
             return plan;
         }
-        self.image = Some(id);
+        self.own().image = Some(id);
         if !question.hello {
             return Plan::Format(None);
         }
@@ -241,7 +241,7 @@ impl ControlConnection<'_> {
         if self.said.as_ref().is_none_or(|said| !said.personal) {
             return 0;
         }
-        boot_of(content, &self.about).1
+        self.boot_of(content).1
     }
 
     /// The room for a root filesystem on its card with this image, in bytes; 0: it does not say.
@@ -275,7 +275,7 @@ impl ControlConnection<'_> {
             }
         };
         match self.service.catalog.about(&archive) {
-            Ok(about) => self.about = about,
+            Ok(about) => self.own().about = about,
             Err(e) => {
                 self.alert("nothing is installed", &format!("reading what is said of its image: {e}"));
                 return Err(Box::new(without_state(question)));
