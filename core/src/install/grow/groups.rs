@@ -54,14 +54,10 @@ impl Groups {
     ) -> Result<Self, Failure<D::Error>> {
         let (from, seed) = (superblock.shape, superblock.seed);
         let mut groups = Self { from, to, seed, special: [None; 5], plain_sum: 0, more: 0, fewer: 0 };
-        let edges = [from.last_group(), to.last_group()];
-        let mut all = [leader(edges[0]), edges[0], leader(edges[1]), edges[1]].map(Some).into_iter();
-        let mut next = || all.next().flatten();
-        let of_spare = spare.map(|block| block / GROUP);
-        let wanted = [next(), next(), next(), next(), of_spare];
-        for (index, group) in wanted.into_iter().enumerate() {
-            let Some(group) = group.filter(|group| *group < to.groups()) else { continue };
-            if groups.special(group).is_some() {
+        let (old, new) = (from.last_group(), to.last_group());
+        let of_spare = spare.map_or(new, |block| block / GROUP);
+        for (index, group) in [leader(old), old, leader(new), new, of_spare].into_iter().enumerate() {
+            if group >= to.groups() || groups.special(group).is_some() {
                 continue;
             }
             let bitmap = groups.change(group, spare, disk)?;

@@ -26,7 +26,7 @@ use core::fmt;
 pub use bytes::Block;
 pub use shape::{Frame, Shape};
 
-use super::geometry::{BLOCK, backups};
+use super::geometry::BLOCK;
 use groups::Groups;
 use shape::{Superblock, copy_for};
 
@@ -149,7 +149,7 @@ fn resize<D: Disk>(
     superblock.write(&to, free, first).ok_or(Refusal::Superblock)?;
     reserve::write(superblock.seed, &to, spare, disk)?;
     // The descriptors of the image are read for each copy: their own place is written last.
-    for group in backups(to.groups()) {
+    for group in to.backups() {
         let start = to.frame.start(group);
         disk.write(start, &copy_for(first, group)).map_err(Failure::Disk)?;
         write_descriptors(&groups, start + 1, disk)?;

@@ -4,7 +4,7 @@
 use super::bytes::{Block, crc32c, get, le32, put, put16, put32};
 use super::shape::Shape;
 use super::{BLOCK_BYTES, Disk, Failure, Refusal};
-use crate::install::geometry::{BLOCK, INODE_SIZE, backups};
+use crate::install::geometry::{BLOCK, INODE_SIZE};
 
 const NUMBER: u32 = 7;
 /// The size of an inode, in bytes.
@@ -54,23 +54,20 @@ pub(super) fn write<D: Disk>(
 
     // Each names its counterparts in the groups with copies.
     let mut names: Block = [0; BLOCK_BYTES];
-    let mut count = 0;
     for reserved in reserved.clone() {
-        count = 0;
-        for group in sorted_backups(to.groups()) {
-            put32(&mut names, 4 * count, to.frame.start(group) + reserved);
-            count += 1;
+        for (group, name) in to.backups().zip(names.as_chunks_mut::<4>().0) {
+            put32(name, 0, to.frame.start(group) + reserved);
         }
         disk.write(reserved, &names).map_err(Failure::Disk)?;
     }
-    let mut names: Block = [0; BLOCK_BYTES];
+    names.fill(0);
     for reserved in reserved.clone() {
         // As if the first block after the superblock were number 0.
         put32(&mut names, 4 * (reserved as usize - 1), reserved);
     }
     disk.write(double, &names).map_err(Failure::Disk)?;
 
-    let blocks = 1 + (reserved.end - reserved.start) * (1 + count as u64);
+    let blocks = 1 + (reserved.end - reserved.start) * (1 + to.backups().count() as u64);
     let size = (PER_BLOCK * PER_BLOCK + PER_BLOCK + DIRECT) * BLOCK;
     put16(&mut inode, field::MODE, MODE);
     put16(&mut inode, field::LINKS, 1);
@@ -85,10 +82,4 @@ pub(super) fn write<D: Disk>(
     put16(&mut inode, field::CHECKSUM, sum.into());
     put(&mut block, PLACE, inode);
     disk.write(table, &block).map_err(Failure::Disk)
-}
-
-/// The groups with copies, in their order.
-fn sorted_backups(groups: u64) -> impl Iterator<Item = u64> {
-    let next = move |after: u64| backups(groups).filter(|group| *group > after).min();
-    core::iter::successors(next(0), move |group| next(*group))
 }

@@ -3,7 +3,7 @@
 use super::bytes::{Block, crc32c, get, le16, le32, put16, put32};
 use super::{BLOCK_BYTES, Refusal};
 use crate::install::geometry::{
-    BLOCK, DESCRIPTOR, FLEX, GROUP, INODE_SIZE, INODES_PER_BLOCK, LAST_GROUP_MIN, backups,
+    BLOCK, DESCRIPTOR, FLEX, GROUP, INODE_SIZE, INODES_PER_BLOCK, LAST_GROUP_MIN,
 };
 
 /// Where the superblock begins in the first block; a copy begins with its block.
@@ -166,8 +166,16 @@ pub(super) fn is_leader(group: u64) -> bool {
     leader(group) == group
 }
 
+/// Whether a group begins with a superblock: 0, 1 and the powers of 3, 5 and 7.
 fn has_superblock(group: u64) -> bool {
-    group == 0 || backups(group + 1).any(|backup| backup == group)
+    let is_power = |base: u64| {
+        let mut rest = group;
+        while rest > 1 && rest.is_multiple_of(base) {
+            rest /= base;
+        }
+        rest <= 1
+    };
+    [3, 5, 7].into_iter().any(is_power)
 }
 
 /// Descriptors of one block.
@@ -265,9 +273,14 @@ impl Shape {
         self.blocks_in(group).saturating_sub(used)
     }
 
+    /// The groups with a copy of the superblock, in their order.
+    pub(super) fn backups(&self) -> impl Iterator<Item = u64> + use<> {
+        (1..self.groups()).filter(|group| has_superblock(*group))
+    }
+
     /// Blocks that never hold files, but for the journal.
     pub(super) fn fixed(&self) -> u64 {
-        let supers = 1 + backups(self.groups()).count() as u64;
+        let supers = 1 + self.backups().count() as u64;
         supers * (1 + self.frame.area) + self.groups() * (2 + self.frame.table())
     }
 
