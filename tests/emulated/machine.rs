@@ -56,7 +56,7 @@ impl Until {
     }
 
     /// What is typed on the console on the way there: when it shows the first, the second.
-    fn typed(self) -> Vec<[String; 2]> {
+    fn typed(self) -> Vec<(&'static str, String)> {
         if self != Self::Up(Root::Debian) {
             return Vec::new();
         }
@@ -64,9 +64,7 @@ impl Until {
         // As the user, when the network is up and SSH answers; what is typed is shown, so it does not have the marker.
         let look = "until networkctl --no-legend | grep routable && head -c 7 </dev/tcp/127.0.0.1/22; do sleep 1; done; \
              ls /lib/modules; echo \"EMU-LOGGED-IN-$(id -un)\"";
-        [("login: ", user.as_str()), ("Password: ", &password), (r"\$ $", look)]
-            .map(|(shown, text)| [shown.to_owned(), text.to_owned()])
-            .into()
+        vec![("login: ", user), ("Password: ", password), (r"\$ $", look.to_owned())]
     }
 }
 
@@ -249,12 +247,43 @@ impl Tools {
         deadline: Duration,
         more: &[&str],
     ) -> Machine {
+        let fails = ["--fail", "piman: .* failed, and needs somebody", "--fail", "md5sum: WARNING"];
+        let more = [&["--sd-size", size][..], &fails, more].concat();
+        self.start_until(until.marker(), &until.typed(), card, deadline, &more)
+    }
+
+    /// The same, until the console shows `marker`; on the way there, when it shows the first of a pair, the second is
+    /// typed.
+    pub(crate) fn start_until(
+        &self,
+        marker: &str,
+        typed: &[(&str, String)],
+        card: &Path,
+        deadline: Duration,
+        more: &[&str],
+    ) -> Machine {
         let mut command = Command::new("python3");
-        command.arg(self.scripts.join("boot.py")).args(["--marker", until.marker(), "--sd-size", size]);
-        command.args(["--fail", "piman: .* failed, and needs somebody", "--fail", "md5sum: WARNING"]);
+        command.arg(self.scripts.join("boot.py")).args(["--marker", marker]);
         command.args(["--timeout", &deadline.as_secs().to_string(), "--sd"]).arg(card).args(more);
-        command.args(until.typed().into_iter().flat_map(|[shown, text]| ["--type".to_owned(), shown, text]));
+        command.args(typed.iter().flat_map(|(shown, text)| ["--type", shown, text]));
         Machine::start(&mut command)
+    }
+
+    /// The image of a disk in a layout of others, made if it is not there yet or was made otherwise.
+    pub(crate) fn disk_image(&self, layout: &str) -> Result<PathBuf, String> {
+        // Two layouts may need the same tree.
+        static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+        let _one = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+        if !rustix::process::geteuid().is_root() {
+            return Err("needs root for an image of a disk".into());
+        }
+        let mut command = Command::new(self.scripts.join("mkdisk.sh"));
+        let output = command.arg(layout).stderr(Stdio::inherit()).output().map_err(|e| e.to_string())?;
+        let said = String::from_utf8_lossy(&output.stdout);
+        match said.lines().last() {
+            Some(path) if output.status.success() => Ok(path.into()),
+            _ => Err(format!("mkdisk.sh {layout} failed ({})", output.status)),
+        }
     }
 
     /// Boots a machine whose kernel and initramfs QEMU loads, as far as is said, and returns its console. The machine is cut off then, as by pulling the plug.

@@ -2,14 +2,16 @@
 //! boots, a second boot leaves it as it is, an order installs it again; somebody's card waits for one, and a damaged
 //! one boots.
 //!
-//! Takes minutes, so it runs only with `PIMAN_EMULATED=1`; a word after `--` picks tests by
-//! their names. Needs QEMU, the static agent (`PIMAN_AGENT`), and Debian's apt, by which `machine/fetch.sh` brings
+//! Takes minutes, so it runs only with `PIMAN_EMULATED=1`, and what takes still longer only with `PIMAN_EMULATED=all`; a
+//! word after `--` picks tests by their names. Needs QEMU, the static agent (`PIMAN_AGENT`), and Debian's apt, by which `machine/fetch.sh` brings
 //! a kernel. A test for which something is missing is ignored, and says what it is; with `PIMAN_REQUIRE=1` it fails.
 //!
 //! Two machines run at a time: what they wait for is mostly each other's one processor.
 
 mod bluetooth;
 mod card;
+mod disk;
+mod distributions;
 mod machine;
 mod netboot;
 mod old;
@@ -33,7 +35,7 @@ use piman_tests::netns::assert_says;
 /// What one test came to: nothing, or what is missing for it.
 type Verdict = Result<(), String>;
 
-/// A test, its name, and whether it runs without being named: one that shows nothing that another
+/// A test, its name, and whether it runs without being named or asked for by `all`: one that shows little that another
 /// does not show takes time for those only who want it.
 type Test = (&'static str, bool, Run);
 
@@ -47,13 +49,18 @@ enum Run {
 }
 
 /// The longest first.
-const TESTS: [Test; 7] = [
+const TESTS: [Test; 12] = [
     ("recipe_of_the_readme_from_power_on", true, Run::Pi(netboot::recipe_of_the_readme)),
     ("tiny_on_a_raspi3b", true, Run::Pi(raspi3b)),
     ("services_over_rfcomm", true, Run::Pc(bluetooth::services_over_rfcomm)),
     ("tiny_by_stream_over_a_foreign_debian", true, Run::Pi(foreign_and_damaged)),
     ("whole_disk_is_installed_and_grown", true, Run::Pi(whole_disk::is_installed_and_grown)),
     ("tiny_from_an_old_server", true, Run::Pi(old_server)),
+    ("raspberry_pi_os_as_published", false, Run::Pi(distributions::raspios)),
+    ("debian_as_published", false, Run::Pi(distributions::debian)),
+    ("ubuntu_as_published", false, Run::Pi(distributions::ubuntu)),
+    ("appliance_with_two_systems", false, Run::Pi(distributions::appliance)),
+    ("raspberry_pi_os_in_every_packing", false, Run::Pi(distributions::in_every_packing)),
     ("netboot_tiny_from_power_on", false, Run::Pi(netboot::tiny)),
 ];
 
@@ -70,11 +77,13 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let words: Vec<_> = arguments.iter().filter(|a| !a.starts_with('-')).collect();
+    let wanted = std::env::var_os("PIMAN_EMULATED").unwrap_or_default();
     let named = |name: &str| words.iter().any(|w| name.contains(w.as_str()));
+    let of_course = |always: bool| words.is_empty() && (always || wanted == "all");
     let chosen: VecDeque<Test> =
-        TESTS.into_iter().filter(|(name, always, _)| named(name) || *always && words.is_empty()).collect();
+        TESTS.into_iter().filter(|(name, always, _)| named(name) || of_course(*always)).collect();
     let others = TESTS.len() - chosen.len();
-    if !is_set("PIMAN_EMULATED") {
+    if wanted != "1" && wanted != "all" {
         for (name, ..) in &chosen {
             println!("test emulated::{name} ... ignored, takes minutes; PIMAN_EMULATED=1 runs it");
         }
@@ -93,7 +102,8 @@ fn main() -> ExitCode {
     });
     let Counts { passed, ignored, failed } = counts.into_inner().unwrap();
     println!(
-        "emulated: {passed} passed, {failed} failed, {ignored} ignored; {others} others run if they are named"
+        "emulated: {passed} passed, {failed} failed, {ignored} ignored; {others} others run if they are named, \
+         or with PIMAN_EMULATED=all"
     );
     if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

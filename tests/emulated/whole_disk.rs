@@ -1,7 +1,6 @@
 //! The image of a whole disk, as they are published: its own table, a FAT and a root filesystem that is to grow.
 
-use std::fs::{self, File};
-use std::os::unix::fs::FileExt;
+use std::fs;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
@@ -10,6 +9,7 @@ use piman_core::install::receipt::Way;
 use piman_tests::contents::{put, with_table};
 use piman_tests::disk::{e2fsck, run};
 
+use super::disk::filesystem_bytes;
 use super::machine::{Boot, Root, Server, Tools, Until};
 use super::{Verdict, assert_installs, assert_only_boots, card, installed, new_file};
 
@@ -45,7 +45,7 @@ pub(crate) fn is_installed_and_grown(tools: &Tools) -> Verdict {
     let first = installed(&card);
     assert_eq!((first.path, first.disk.as_ref().map(|marks| marks.root)), (Way::Image, Some(2)));
     card::settle_at(&card, P2);
-    assert!(filesystem_bytes(&card) > CARD - P2 - (2 << 20), "it has not grown");
+    assert!(filesystem_bytes(&card, P2) > CARD - P2 - (2 << 20), "it has not grown");
     e2fsck(&card, P2, CARD - P2);
     assert_only_boots(&tools.boot(&Boot { until: Until::RootSwitched, ..boot }));
     assert_eq!(installed(&card), first);
@@ -63,12 +63,4 @@ fn image(archive: &Path, folder: &Path) {
     put(&disk, P1, P2 - P1, "mkfs.vfat -n BOOTFS FILE");
     put(&disk, P2, IMAGE - P2, &format!("mke2fs -q -F -t ext4 -L rootfs -d {} FILE", root.display()));
     run(Command::new("xz").arg("-0").arg(&disk));
-}
-
-/// How large the root filesystem is, by its superblock.
-fn filesystem_bytes(card: &Path) -> u64 {
-    let mut superblock = [0; 32];
-    File::open(card).unwrap().read_exact_at(&mut superblock, P2 + 1024).unwrap();
-    let number = |at: usize| u64::from(u32::from_le_bytes(superblock[at..at + 4].try_into().unwrap()));
-    number(4) * (1024 << number(24))
 }

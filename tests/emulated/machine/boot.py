@@ -11,6 +11,9 @@ a = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDes
 a.add_argument("--machine", choices=["virt", "raspi3b"], default="virt", help="virt is the faster one")
 a.add_argument("--initrd", help="the initramfs (with --uboot it comes over the network)")
 a.add_argument("--append", default="", help="added to the kernel command line")
+a.add_argument("--cmdline", help="the whole kernel command line")
+a.add_argument("--kernel", default=os.path.join(cache, "kernel8.img"))
+a.add_argument("--dtb", default=os.path.join(cache, "raspi3b.dtb"), help="raspi3b only: the device tree")
 a.add_argument("--marker", required=True, help="regular expression: seen on the console, it is a success")
 a.add_argument("--fail", action="append", default=[], help="regular expression: seen, it is a failure; repeat")
 a.add_argument("--type", action="append", default=[], nargs=2, metavar=("REGEX", "TEXT"),
@@ -52,7 +55,7 @@ if o.machine == "virt":
 else:
     # The first serial port is the Bluetooth chip's.
     console = "ttyS1,115200"
-    q += ["-dtb", os.path.join(cache, "raspi3b.dtb"), "-drive", f"if=sd,file={o.sd},format=raw",
+    q += ["-dtb", o.dtb, "-drive", f"if=sd,file={o.sd},format=raw",
           "-serial", "null", "-serial", "stdio"]
     nic = ["-device", f"usb-net,netdev=n0,mac={mac}"]
 if o.net == "user": q += ["-netdev", "user,id=n0"] + nic
@@ -60,8 +63,8 @@ elif o.net.startswith("tap:"): q += ["-netdev", f"tap,id=n0,ifname={o.net[4:]},s
 else: stop("--net is user or tap:NAME")
 if o.uboot: q += ["-bios", "/usr/lib/u-boot/qemu_arm64/u-boot.bin"]
 else:
-    q += ["-kernel", os.path.join(cache, "kernel8.img"), "-initrd", o.initrd,
-          "-append", f"console={console} rdinit=/init panic=-1 quiet {o.append}"]
+    ours = f"console={console} rdinit=/init panic=-1 quiet {o.append}"
+    q += ["-kernel", o.kernel, "-initrd", o.initrd, "-append", ours if o.cmdline is None else o.cmdline]
 if o.netns: q = ["ip", "netns", "exec", o.netns] + q
 
 good = re.compile(o.marker.encode())

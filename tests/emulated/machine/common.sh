@@ -12,3 +12,9 @@ mirror() {
     apt-get indextargets --format '$(SITE) $(CODENAME)' 'Created-By: Packages' 'Component: main' |
         awk -v suite="$(suite)" '$2 == suite && !seen { print $1; seen = 1 }'
 }
+# Has the kernel run programs for 64-bit ARM, by QEMU.
+use_foreign_programs() {
+    [ ! -e /proc/sys/fs/binfmt_misc/qemu-aarch64 ] || return 0
+    [ -e /proc/sys/fs/binfmt_misc/register ] || mount -t binfmt_misc binfmt_misc /proc/sys/fs/binfmt_misc
+    update-binfmts --enable qemu-aarch64
+}

@@ -26,10 +26,7 @@ S
     tar -C "$R" --owner=0 --group=0 -czf "$OUT" . ;;
 --debian)
     need mmdebstrap
-    if [ ! -e /proc/sys/fs/binfmt_misc/qemu-aarch64 ]; then
-        [ -e /proc/sys/fs/binfmt_misc/register ] || mount -t binfmt_misc binfmt_misc /proc/sys/fs/binfmt_misc
-        update-binfmts --enable qemu-aarch64
-    fi
+    use_foreign_programs
     RECIPE=$(realpath "$3") OUT=$(realpath -m "$OUT")
     T=$(mktemp -d); trap 'rm -rf "$T"' EXIT
     cd "$T"

@@ -5,6 +5,7 @@ mod again;
 mod disk_image;
 mod hostile;
 mod own;
+mod three_pis;
 
 use std::fs::{self, File};
 use std::io::Read;
