@@ -214,6 +214,21 @@ impl<'l, F: FnMut() -> io::Result<TcpStream>> Source<'l, F> {
         right: impl Fn(&[u8]) -> bool,
         advice: &str,
     ) -> Result<Vec<u8>, Failure> {
+        let name = format!("the chunk table of {}", self.what);
+        self.whole(&name, request, &right, advice)
+    }
+
+    /// Like [`table`](Self::table), for something that is called so.
+    ///
+    /// # Errors
+    /// Like those of [`table`](Self::table).
+    pub(crate) fn whole(
+        &mut self,
+        name: &str,
+        request: &Request,
+        right: &dyn Fn(&[u8]) -> bool,
+        advice: &str,
+    ) -> Result<Vec<u8>, Failure> {
         let mut bytes = vec![0; usize::try_from(request.length).unwrap_or(usize::MAX)];
         for _ in 0..=DAMAGED_MAX {
             while let Err(trouble) = self.connection().and_then(|c| {
@@ -226,10 +241,10 @@ impl<'l, F: FnMut() -> io::Result<TcpStream>> Source<'l, F> {
                 self.went_well();
                 return Ok(bytes);
             }
-            log::warn!("the chunk table of {} came damaged and is fetched again", self.what);
+            log::warn!("{name} came damaged and is fetched again");
         }
         let error = anyhow!("its hash is not the one that was offered; {advice}");
-        let error = error.context(format!("fetching the chunk table of {}", self.what));
+        let error = error.context(format!("fetching {name}"));
         Err(Failure { stage: Stage::Transfer, cause: Cause::Image, error })
     }
 }

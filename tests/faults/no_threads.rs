@@ -80,7 +80,7 @@ fn an_image_is_made_without_others() {
     fs::create_dir(folder.path().join("state")).unwrap();
     let build = || {
         let mut build = Command::new(binaries::piman());
-        build.args(["image", "build", "--rootfs", "r.tgz", "--state", "state", "--card", "1G"]);
+        build.args(["image", "build", "--rootfs", "r.tgz", "--state", "state"]);
         build.current_dir(folder.path());
         build
     };

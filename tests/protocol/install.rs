@@ -178,14 +178,17 @@ fn golden_bytes_of_revision_1() {
         ..Hello::default()
     };
     assert_eq!((found, found.to_string()), (want, hello.clone()));
-    for ([signed, answer, disk, personal], field) in [
-        ([false, true, false, false], " can=answer"),
-        ([true, true, false, false], " can=signed+answer"),
-        ([false, true, true, false], " can=answer+disk"),
-        ([true, true, true, true], " can=signed+answer+disk+personal"),
-        ([false; 4], ""),
+    for ([signed, answer, disk, grow, personal], field) in [
+        ([false, true, false, false, false], " can=answer"),
+        ([true, true, false, false, false], " can=signed+answer"),
+        ([false, true, true, false, false], " can=answer+disk"),
+        ([true, true, true, false, false], " can=signed+answer+disk"),
+        ([false, false, false, true, false], " can=grow"),
+        ([false, false, false, false, true], " can=personal"),
+        ([true; 5], " can=signed+answer+disk+grow+personal"),
+        ([false; 5], ""),
     ] {
-        let asks = Hello { can: Can { signed, answer, disk, personal }, ..want };
+        let asks = Hello { can: Can { signed, answer, disk, grow, personal }, ..want };
         let line = hello.replace(" can=signed", field);
         assert_eq!(asks.to_string(), line);
         assert_eq!(Report::parse(line.as_bytes()), Report::Ours(Notice::Hello(asks)));

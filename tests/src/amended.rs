@@ -122,7 +122,10 @@ impl Amended {
         for line in BufReader::new(server).lines() {
             let (line, more) = (line?, self.more());
             let said = if line.starts_with("PIMAN/1 offer ") {
-                let words = line.split(' ').map(|word| match word.strip_prefix("fetch=") {
+                // In place of what the server itself wants of the card.
+                let own = ["personal=", "personal-bytes=", "boot-bytes="];
+                let words = line.split(' ').filter(|word| !own.iter().any(|own| word.starts_with(own)));
+                let words = words.map(|word| match word.strip_prefix("fetch=") {
                     Some(_) => format!("fetch={fetch_port}"),
                     None => word.to_owned(),
                 });

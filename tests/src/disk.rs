@@ -66,6 +66,17 @@ impl LoopDevice {
         Self(String::from_utf8_lossy(&output.stdout).trim().into())
     }
 
+    /// Of this file from this byte on.
+    ///
+    /// # Panics
+    /// If it cannot be made, which needs root.
+    #[must_use]
+    pub fn of_part(file: &Path, offset: u64) -> Self {
+        let offset = offset.to_string();
+        let output = run(Command::new("losetup").args(["-o", &offset, "-f", "--show"]).arg(file));
+        Self(String::from_utf8_lossy(&output.stdout).trim().into())
+    }
+
     /// Of a new sparse file of `bytes` bytes, which goes with it.
     ///
     /// # Panics

@@ -11,12 +11,12 @@ pub(crate) const INODE_SIZE: u64 = 256;
 pub(crate) const DESCRIPTOR: usize = 32;
 
 /// The largest journal, in blocks (16 MiB): all of it has to be written.
-const JOURNAL_MAX: u64 = 4096;
-const INODES_PER_BLOCK: u64 = BLOCK / INODE_SIZE;
+pub const JOURNAL_MAX: u64 = 4096;
+pub(crate) const INODES_PER_BLOCK: u64 = BLOCK / INODE_SIZE;
 /// Groups whose bitmaps and inode tables lie together.
-const FLEX: u64 = 16;
+pub(crate) const FLEX: u64 = 16;
 /// Blocks that a short last group must have beside its own metadata, as mke2fs has it.
-const LAST_GROUP_MIN: u64 = 50;
+pub(crate) const LAST_GROUP_MIN: u64 = 50;
 /// There is no journal below this.
 const BLOCKS_MIN: u64 = 4096;
 

@@ -1,4 +1,4 @@
-//! Where the partitions of a card lie, and how large its root filesystem is.
+//! Where the partitions of a card lie.
 
 /// The size of a sector, in bytes.
 pub const SECTOR: u64 = 512;
@@ -206,18 +206,6 @@ impl Layout {
     }
 }
 
-/// The size of the filesystem in a root partition of `root_bytes`: rounded down so that
-/// cards of nearly the same size share one image; at most 1/32 of the partition stays
-/// unused. Always whole blocks of 4096 bytes.
-#[must_use]
-pub const fn filesystem_bytes(root_bytes: u64) -> u64 {
-    let step = match root_bytes.checked_ilog2() {
-        Some(log) if log > 17 => 1 << (log - 5),
-        _ => 4096,
-    };
-    root_bytes / step * step
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -300,18 +288,6 @@ mod tests {
                 };
                 assert!(layout.places(needed, sector).is_ok());
             }
-        }
-    }
-
-    #[test]
-    fn nearly_the_same_cards_share_an_image() {
-        assert_eq!(filesystem_bytes(31_864_651_776), filesystem_bytes(31_700_000_000));
-        for bytes in [0, 4095, 4096, 1 << 27, (1 << 35) - 1, 31_864_651_776, u64::MAX] {
-            let fs = filesystem_bytes(bytes);
-            assert!(
-                fs <= bytes && fs.is_multiple_of(4096) && bytes - fs <= (bytes / 32).max(4095),
-                "{bytes}"
-            );
         }
     }
 }

@@ -12,8 +12,11 @@
 //! name lab                      for people
 //! counter 1795231447            a Pi takes none with a smaller one than it has
 //! for 10000000abcdef01          only for this serial number or hardware address; any number of them
-//! table 31864651776 0f1e...     the chunk table of the image for root filesystems of this size; any number
+//! table 0 0f1e...               the chunk table of the image that was made of it; 0: for cards of all sizes
 //! ```
+//!
+//! Older servers signed an image for each size of root filesystem, with that in bytes in place of the 0; any number of
+//! these lines may be there.
 //!
 //! Anything else is refused: an agent never passes over what it does not understand. The
 //! signature is minisign's over the manifest as a file. On the fetch port (`fetch manifest ID`,
@@ -25,6 +28,9 @@ use crate::hash::Hash;
 
 /// The largest manifest with its signature, in bytes.
 pub const BYTES_MAX: usize = 256 << 10;
+
+/// In place of the size of a root filesystem: the image is for cards of all sizes.
+pub const ALL_SIZES: u64 = 0;
 
 const HEADING: &str = "piman-manifest 1";
 
@@ -79,8 +85,8 @@ impl<'a> Manifest<'a> {
         self.rest.lines().filter_map(device)
     }
 
-    /// The sizes of root filesystems that there is an image for, in bytes, and the hash of its
-    /// chunk table.
+    /// The images that were made of it: the size of the root filesystems that each is for, in bytes, or [`ALL_SIZES`],
+    /// and the hash of its chunk table.
     pub fn tables(&self) -> impl Iterator<Item = (u64, Hash)> + use<'a> {
         self.rest.lines().filter_map(table)
     }

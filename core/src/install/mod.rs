@@ -19,7 +19,8 @@
 //! | `gpt` | that of a large disk, [`gpt::Gpt`] |
 //! | `program` | whether a program can become process 1, [`program::Program`] |
 //! | `geometry` | how large a root filesystem is, and what is left in it for files |
-//! | `layout` | where the partitions of a card lie, and how large its file system is |
+//! | `grow` | an ext4 filesystem of ours made as large as its partition |
+//! | `layout` | where the partitions of a card lie |
 //!
 //! Source: the wire as old peers speak it is fixed; what is ours is marked by lines that
 //! begin with `PIMAN/1`, which an old peer takes for noise.
@@ -30,6 +31,7 @@ pub mod drive;
 pub mod fetch;
 pub mod geometry;
 pub mod gpt;
+pub mod grow;
 pub mod layout;
 pub mod manifest;
 pub mod mbr;

@@ -33,7 +33,11 @@ const DISK: [u8; 8] = *b"PIMANTB2";
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub enum Scope {
     /// The root filesystem, in a partition that the agent makes.
-    Root,
+    Root {
+        /// Whether it is as small as its content allows, and the agent makes it as large as the partition
+        /// ([`grow`](super::grow)). If not, it was made for partitions of one size.
+        grows: bool,
+    },
     /// A whole disk, with a partition table of its own.
     Disk(WholeDisk),
 }
@@ -53,7 +57,7 @@ pub struct WholeDisk {
 impl Scope {
     const fn encode(self) -> ([u8; 8], [u8; 4]) {
         match self {
-            Self::Root => (ROOT, [0; 4]),
+            Self::Root { grows } => (ROOT, [grows as u8, 0, 0, 0]),
             Self::Disk(WholeDisk { root, grows, sector }) => {
                 let [low, high] = sector.to_le_bytes();
                 (DISK, [root, grows as u8, low, high])
@@ -63,7 +67,7 @@ impl Scope {
 
     fn decode(magic: [u8; 8], fields: [u8; 4]) -> Option<Self> {
         match (magic, fields) {
-            (ROOT, [0, 0, 0, 0]) => Some(Self::Root),
+            (ROOT, [grows @ 0..=1, 0, 0, 0]) => Some(Self::Root { grows: grows == 1 }),
             (DISK, [root, grows @ 0..=1, low, high]) => {
                 let sector = u16::from_le_bytes([low, high]);
                 let disk = WholeDisk { root, grows: grows == 1, sector };
@@ -345,7 +349,7 @@ mod tests {
             entry(16 << 20, 8192, 9, 100 + u64::from(CHUNK_MAX)),
         ];
         let header = Header {
-            scope: Scope::Root,
+            scope: Scope::Root { grows: false },
             chunks: 3,
             total_bytes: 64 << 20,
             used_bytes: 4096 + (4 << 20) + 8192,

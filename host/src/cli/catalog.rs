@@ -10,14 +10,13 @@ use std::time::Instant;
 use anyhow::{Context, bail, ensure};
 use indicatif::{ProgressBar, ProgressStyle};
 use piman_core::hash::Hash;
-use piman_core::install::layout::{Layout, SECTOR, filesystem_bytes};
-use piman_core::install::manifest::{self, Draft, Manifest};
+use piman_core::install::manifest::{self, ALL_SIZES, Draft, Manifest};
 
 use super::disk_report::report;
 use super::image_about::{AboutArgs, described};
 use crate::cli::state_arg::{DevicesArgs, StateFolder};
 use crate::images::disk_image::{self, DiskImage};
-use crate::images::ext4::{Images, Progress};
+use crate::images::ext4::{Error, Images, Progress};
 use crate::images::fitness::Finding;
 use crate::images::import::{Form, Imported, Input, Wish, import, sweep};
 use crate::images::sign::{self, Password};
@@ -27,7 +26,7 @@ use crate::state::archive_facts::Content;
 use crate::state::resolve::resolve;
 use crate::state::{About, Catalogue, Edit, Sqlite, State as _};
 use crate::sys::clock::now_ms;
-use crate::text::human::{self, bytes, columns};
+use crate::text::human::{bytes, columns};
 
 /// What whoever makes a default has to know.
 const BESIDE_ROOTFS: &str = ", also instead of a server's --rootfs, which must be left out at its next start";
@@ -101,9 +100,6 @@ pub struct SignArgs {
     /// Only for this Pi; repeat
     #[arg(long = "for", value_name = "DEVICE")]
     devices: Vec<String>,
-    /// Make the image for cards of this size, too, so that it is signed; repeat
-    #[arg(long = "card", value_name = "SIZE", value_parser = human::size)]
-    cards: Vec<u64>,
     /// Only write the manifest into this file, to be signed elsewhere: minisign -S -m FILE
     #[arg(long, value_name = "FILE", conflicts_with_all = ["key", "signature"])]
     manifest_to: Option<PathBuf>,
@@ -367,25 +363,21 @@ fn draft(
     let images =
         Images::open(folder).with_context(|| format!("opening the images in {}", folder.display()))?;
     let archive = fs::File::open(path).with_context(|| format!("opening {}", path.display()))?;
-    // For a disk image there is one, whatever the card.
-    if content.is_disk() {
-        ensure!(args.cards.is_empty(), "{name} is a disk image, the same for all cards: leave --card out");
-        let stop = AtomicBool::new(false);
-        let made = images.build_by(disk_image::build, &archive, content.id, 0, &Progress::new(), &stop);
-        made.with_context(|| format!("making the chunks of {name}"))?;
-    }
-    for card in &args.cards {
-        let size = filesystem_bytes(Layout::default().root_on(*card)? * SECTOR);
-        let made = images.build(&archive, content.id, size, &Progress::new(), &AtomicBool::new(false));
-        made.with_context(|| format!("making an image for cards of {card} bytes"))?;
-    }
-    let mut tables: Vec<(u64, Hash)> = images
-        .all()
-        .iter()
-        .filter(|i| i.header().archive == content.id)
-        .map(|i| (i.size(), i.hash()))
-        .collect();
-    tables.sort_unstable();
+    let (progress, stop) = (Progress::new(), AtomicBool::new(false));
+    let made = if content.is_disk() {
+        let made = images.build_by(disk_image::build, &archive, content.id, &progress, &stop);
+        Some(made.with_context(|| format!("making the chunks of {name}"))?)
+    } else {
+        match images.build(&archive, content.id, &progress, &stop) {
+            // Pis extract it.
+            Err(e @ (Error::NotUtf8 { .. } | Error::Unsupported(_))) => {
+                tracing::warn!("only the archive is signed: {:#}", anyhow::Error::from(e));
+                None
+            }
+            made => Some(made.with_context(|| format!("making the image of {name}"))?),
+        }
+    };
+    let tables: Vec<(u64, Hash)> = made.iter().map(|image| (ALL_SIZES, image.hash())).collect();
     let known = state.devices()?;
     let devices = args.devices.iter().map(|d| Ok(resolve(d, &known)?.name));
     let devices: Vec<String> = devices.collect::<anyhow::Result<_>>()?;

@@ -11,7 +11,6 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use piman_core::hash::Hash;
-use piman_core::install::layout::{Layout, SECTOR, filesystem_bytes};
 use piman_core::install::table::Scope;
 
 use super::catalog;
@@ -30,7 +29,7 @@ pub struct ImageArgs {
 
 #[derive(Debug, clap::Subcommand)]
 enum Command {
-    /// Make the image of an archive for one size of card, or find that it is made already
+    /// Make the image of an archive, or find that it is made already; it fits cards of all sizes
     Build(BuildArgs),
     /// Give an archive or a disk image a name: reads it once, and keeps what a server has to know
     Add(catalog::AddArgs),
@@ -84,12 +83,6 @@ struct BuildArgs {
     rootfs: PathBuf,
     #[command(flatten)]
     state: StateFolder,
-    /// The size of the card, as 32G or 31914983424, with the usual layout on it
-    #[arg(long, value_name = "SIZE", value_parser = human::size, conflicts_with = "partition")]
-    card: Option<u64>,
-    /// The size of the root partition, if the layout is another one
-    #[arg(long, value_name = "SIZE", value_parser = human::size, required_unless_present = "card")]
-    partition: Option<u64>,
 }
 
 /// Runs `piman image`.
@@ -112,18 +105,13 @@ pub fn run(args: &ImageArgs) -> anyhow::Result<()> {
 }
 
 fn build(args: &BuildArgs) -> anyhow::Result<()> {
-    let partition = match (args.card, args.partition) {
-        (Some(card), _) => Layout::default().root_on(card)? * SECTOR,
-        (None, Some(partition)) => partition,
-        (None, None) => bail!("say --card SIZE or --partition SIZE"),
-    };
     let name = args.rootfs.display();
     let archive = File::open(&args.rootfs).with_context(|| format!("opening {name}"))?;
     let mut head = [0; 2048];
     let length = archive.read_at(&mut head, 0).with_context(|| format!("reading {name}"))?;
     if disk_image::begins(head.get(..length).unwrap_or_default()) {
         bail!(
-            "{name} is a disk image, which is the same for all cards: add it with `piman image add {name}`"
+            "{name} is a disk image, which is sent to cards as it is: add it with `piman image add {name}`"
         );
     }
     let mut hasher = blake3::Hasher::new();
@@ -131,7 +119,6 @@ fn build(args: &BuildArgs) -> anyhow::Result<()> {
     let id = Hash(*hasher.finalize().as_bytes());
     let images = open(&args.state.path()?)?;
     let (progress, stop) = (Progress::new(), AtomicBool::new(false));
-    let bytes = filesystem_bytes(partition);
     let image = thread::scope(|scope| {
         let (done, is_done) = channel::<()>();
         let progress = &progress;
@@ -139,14 +126,15 @@ fn build(args: &BuildArgs) -> anyhow::Result<()> {
             // Only a display, which a system without threads to give does not get.
             let _ = thread::Builder::new().spawn_scoped(scope, move || show(progress, &is_done));
         }
-        let image = images.build(&archive, id, bytes, progress, &stop);
+        let image = images.build(&archive, id, progress, &stop);
         drop(done);
         image
     });
     let image = image.with_context(|| format!("making an image of {name}"))?;
     let header = image.header();
     human::print(&format!(
-        "image {} of archive {:.16}\n{} entries, {} of {} MiB used, {} chunks of {} MiB to be sent\n",
+        "image {} of archive {:.16}\n{} entries, {} of {} MiB used; it grows to the card\n\
+         {} chunks of {} MiB to be sent\n",
         image.hash(),
         header.archive,
         header.entries,
@@ -173,8 +161,8 @@ fn list(state: &Path) -> anyhow::Result<()> {
     for image in open(state)?.all() {
         let header = image.header();
         let (of, scope) = match header.scope {
-            Scope::Root => ("archive", "filesystem"),
-            Scope::Disk(_) => ("disk   ", "whole disk"),
+            Scope::Root { .. } => ("archive", "grows to the card"),
+            Scope::Disk(_) => ("disk   ", "whole disk       "),
         };
         human::print(&format!(
             "{:.16}  {of} {:.16}  {:6} MiB {scope}  {:6} MiB stored\n",
@@ -211,30 +199,4 @@ fn check(state: &Path) -> anyhow::Result<()> {
 
 fn open(state: &Path) -> anyhow::Result<Images> {
     Images::open(state).with_context(|| format!("opening the images in {}", state.display()))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use clap::Parser;
-
-    #[derive(clap::Parser)]
-    struct Cli {
-        #[command(flatten)]
-        image: ImageArgs,
-    }
-
-    #[test]
-    fn one_of_both_sizes_is_needed() {
-        let parse = |more: &[&str]| {
-            let all = ["piman", "build", "--rootfs", "r", "--state", "s"].iter().chain(more);
-            Cli::try_parse_from(all).map(|cli| run(&cli.image))
-        };
-        assert!(parse(&[]).is_err());
-        assert!(parse(&["--card", "32G", "--partition", "1G"]).is_err());
-        let missing = parse(&["--card", "32G"]).ok().unwrap().unwrap_err();
-        assert_eq!(missing.to_string(), "opening r");
-        let small = parse(&["--card", "32M"]).ok().unwrap().unwrap_err();
-        assert!(small.to_string().contains("too small"), "{small}");
-    }
 }

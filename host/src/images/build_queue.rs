@@ -17,9 +17,6 @@ use crate::images::source::Archive;
 use crate::state::Recorder;
 use crate::sys::lock::lock;
 
-/// How many images of one archive are made at most: one for each size of card, and no more
-/// because somebody claims to have cards of all sizes.
-const IMAGES_MAX: usize = 32;
 /// After this, what could not be made is tried again: the disk may have room now.
 const AGAIN: Duration = Duration::from_secs(600);
 
@@ -54,35 +51,19 @@ pub struct BuildQueue {
 struct Work {
     waiting: VecDeque<Job>,
     now: Option<(Job, Arc<Progress>)>,
-    failed: HashMap<(Hash, u64), Failure>,
+    failed: HashMap<Hash, Failure>,
 }
 
 #[derive(Clone)]
 struct Job {
     archive: Arc<Archive>,
     id: Hash,
-    /// 0 for a disk image: that is the same for cards of all sizes.
-    filesystem_bytes: u64,
 }
 
 struct Failure {
     at: Instant,
     /// What to do about it.
     instead: Availability,
-}
-
-/// What an image of this size is for.
-fn cards(size: u64) -> String {
-    match size {
-        0 => "cards of all sizes".into(),
-        size => format!("root filesystems of {size} bytes"),
-    }
-}
-
-impl Job {
-    fn key(&self) -> (Hash, u64) {
-        (self.id, self.filesystem_bytes)
-    }
 }
 
 impl BuildQueue {
@@ -118,15 +99,15 @@ impl BuildQueue {
         self.images.as_ref()?.by_table(table)
     }
 
-    /// The image with this table, as it is offered, also if another process has made it.
-    pub fn offer_of(&self, table: Hash) -> Option<ImageOffer> {
-        self.images.as_ref()?.find_table(table).map(|image| image.offer())
+    /// The image of this archive with this table, also if another process has made it, for a root partition or disk of so
+    /// many bytes.
+    pub fn find(&self, table: Hash, archive: &Archive, room: u64) -> Option<Availability> {
+        self.images.as_ref()?.find_table(table).map(|image| fitted(&image, archive, room))
     }
 
-    /// What there is of this archive for a root filesystem of this size; of a disk image, which is the same for cards of
-    /// all sizes, whatever the size is. A missing image is begun, or put at the end of the line.
-    pub fn prepare(&self, archive: &Arc<Archive>, id: Hash, filesystem_bytes: u64) -> Availability {
-        let filesystem_bytes = if archive.is_disk() { 0 } else { filesystem_bytes };
+    /// What there is of this archive for a root partition or disk of so many bytes. A missing image is begun, or put at
+    /// the end of the line.
+    pub fn prepare(&self, archive: &Arc<Archive>, id: Hash, room: u64) -> Availability {
         let Some(images) = &self.images else {
             return if archive.is_disk() {
                 Availability::Impossible(NO_IMAGES.into())
@@ -134,51 +115,42 @@ impl BuildQueue {
                 Availability::Archive
             };
         };
-        let job = Job { archive: Arc::clone(archive), id, filesystem_bytes };
         {
             let mut work = self.lock();
             match &work.now {
-                Some((now, progress)) if now.key() == job.key() => {
+                Some((now, progress)) if now.id == id => {
                     return Availability::Making(u8::try_from(progress.percent()).unwrap_or(99).min(99));
                 }
-                _ if work.waiting.iter().any(|w| w.key() == job.key()) => return Availability::Making(0),
+                _ if work.waiting.iter().any(|w| w.id == id) => return Availability::Making(0),
                 _ => {}
             }
-            match work.failed.get(&job.key()) {
+            match work.failed.get(&id) {
                 Some(failure) if failure.at.elapsed() < AGAIN => return failure.instead.clone(),
-                Some(_) => drop(work.failed.remove(&job.key())),
+                Some(_) => drop(work.failed.remove(&id)),
                 None => {}
             }
         }
-        if let Some(image) = images.find(id, filesystem_bytes) {
-            return Availability::Ready(image.offer());
+        if let Some(image) = images.find(id) {
+            return fitted(&image, archive, room);
         }
-        let made = images.all().iter().filter(|i| i.header().archive == id).count();
         let mut work = self.lock();
-        let waiting = work.waiting.iter().filter(|w| w.id == id).count();
-        if made + waiting >= IMAGES_MAX && !archive.is_disk() {
-            tracing::warn!(
-                "no image for {filesystem_bytes} bytes: there are {IMAGES_MAX} of this archive already"
-            );
-            return Availability::Archive;
-        }
         // Another connection may have been faster.
-        if !work.waiting.iter().any(|w| w.key() == job.key()) {
-            work.waiting.push_back(job);
+        if !work.waiting.iter().any(|w| w.id == id) {
+            work.waiting.push_back(Job { archive: Arc::clone(archive), id });
         }
         drop(work);
         self.wake.notify_all();
         Availability::Making(0)
     }
 
-    /// A new archive is there: makes its images of these sizes, and forgets those that are of
-    /// none of all archives. `None`: not all are known yet.
-    pub fn renew(&self, archive: &Arc<Archive>, id: Hash, all: Option<&[Hash]>, sizes: &[u64]) {
+    /// A new archive is there: makes its image, and forgets those that are of none of all archives. `None`: not all are
+    /// known yet.
+    pub fn renew(&self, archive: &Arc<Archive>, id: Hash, all: Option<&[Hash]>) {
         let Some(images) = &self.images else { return };
         if let Some(all) = all {
             let mut work = self.lock();
             work.waiting.retain(|job| all.contains(&job.id));
-            work.failed.retain(|(of, _), _| all.contains(of));
+            work.failed.retain(|of, _| all.contains(of));
             drop(work);
             images.sweep(all);
             // It is no concern of this server any more.
@@ -186,11 +158,8 @@ impl BuildQueue {
                 return;
             }
         }
-        let one = [0];
-        for size in if archive.is_disk() { &one } else { sizes } {
-            if let Availability::Making(_) = self.prepare(archive, id, *size) {
-                tracing::info!("an image of {:.16} for {} is made ahead", id, cards(*size));
-            }
+        if let Availability::Making(_) = self.prepare(archive, id, u64::MAX) {
+            tracing::info!("the image of {id:.16} is made ahead");
         }
     }
 
@@ -220,13 +189,11 @@ impl BuildQueue {
     fn run(&self) {
         let Some(images) = &self.images else { return };
         while let Some((job, progress)) = self.next() {
-            let (id, size) = job.key();
-            let began = Instant::now();
-            let file = job.archive.file();
+            let (id, began, file) = (job.id, Instant::now(), job.archive.file());
             let made = if job.archive.is_disk() {
-                images.build_by(disk_image::build, file, id, size, &progress, &self.stop)
+                images.build_by(disk_image::build, file, id, &progress, &self.stop)
             } else {
-                images.build(file, id, size, &progress, &self.stop)
+                images.build(file, id, &progress, &self.stop)
             };
             let mut work = self.lock();
             work.now = None;
@@ -234,26 +201,48 @@ impl BuildQueue {
                 Ok(image) => {
                     let (seconds, stored) = (began.elapsed().as_secs_f64(), image.header().stored_bytes);
                     tracing::info!(
-                        "image {:.16} for {} is ready: {stored} bytes, {seconds:.1} s",
-                        image.hash(),
-                        cards(size)
+                        "image {:.16} of {id:.16} is ready: {stored} bytes, {seconds:.1} s",
+                        image.hash()
                     );
                     self.recorder.alert("image", None);
                 }
                 Err(Error::Stopped | Error::Changed) => {}
                 Err(e) => {
-                    let (stream, is_too_small) = (e.leaves_stream(), matches!(e, Error::TooSmall { .. }));
+                    let leaves_archive = e.leaves_stream() && !job.archive.is_disk();
                     let text = format!("{:#}", anyhow::Error::from(e));
-                    tracing::error!("there is no image for {}: {text}", cards(size));
-                    let instead = match (stream, is_too_small) {
-                        (true, _) if !job.archive.is_disk() => Availability::Archive,
-                        (false, true) => Availability::TooSmall(text.clone()),
-                        _ => Availability::Impossible(text.clone()),
+                    tracing::error!("there is no image of {id:.16}: {text}");
+                    let instead = match leaves_archive {
+                        true => Availability::Archive,
+                        false => Availability::Impossible(text.clone()),
                     };
                     self.recorder.alert("image", Some(text));
-                    work.failed.insert((id, size), Failure { at: Instant::now(), instead });
+                    work.failed.insert(id, Failure { at: Instant::now(), instead });
                 }
             }
         }
     }
+}
+
+/// An image for a place of so many bytes.
+fn fitted(image: &Image, archive: &Archive, room: u64) -> Availability {
+    match image.header().total_bytes {
+        needed if needed > room => Availability::TooSmall(too_small(archive, needed, room)),
+        _ => Availability::Ready(image.offer()),
+    }
+}
+
+/// What never has room on a card, in words for people.
+pub(crate) fn too_small(archive: &Archive, needed: u64, room: u64) -> String {
+    let shown = archive.path().display();
+    if archive.is_disk() {
+        return format!(
+            "{shown} needs a disk of {needed} bytes at least, and the one of this Pi has {room}: use a larger card, or \
+             assign a smaller image to it"
+        );
+    }
+    format!(
+        "the image of {shown} does not fit a root partition of {room} bytes: it needs at least {needed} bytes ({} MiB) \
+         there; use a larger card, or assign a smaller image to this Pi",
+        needed.div_ceil(1 << 20)
+    )
 }

@@ -16,12 +16,15 @@ use piman_core::text::is_shown;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
+use crate::images::fitness::BootFrom;
 use crate::net::drain::InFlight;
 use crate::net::socket::tune;
 use crate::net::timeout::TalkState;
 use crate::net::timeout::Timed;
 use crate::provision::context::InstallContext;
 use crate::provision::legacy::Advance;
+use crate::provision::personal::boot_of;
+use crate::state::archive_facts::Content;
 use crate::state::{About, Change, DeviceEvent, Facts, Identity};
 use crate::sys::clock::now_ms;
 
@@ -83,20 +86,27 @@ pub(super) struct ControlConnection<'a> {
     at: Option<Stage>,
     /// How far it is on its way into the system on its card.
     boot: Boot,
-    /// What it is told to install.
-    pub(super) image: Option<Hash>,
     /// How that is called.
     pub(super) installation: Option<Installation>,
     /// How many orders it carries out by that.
     pub(super) orders: usize,
     /// Why it is not known whether an order is completed by what is on its disk.
     pub(super) unread: Option<String>,
+    /// What is decided for its card; a Pi that says nothing has no memory for it.
+    own: Option<Box<Own>>,
+}
+
+/// What is decided for a card.
+#[derive(Default)]
+pub(super) struct Own {
+    /// What the Pi is told to install.
+    pub(super) image: Option<Hash>,
     /// What an operator says of the image that it gets.
     pub(super) about: About,
-    /// When what makes its card its own was rendered last, in milliseconds since 1970; 0: it was not.
+    /// When it was rendered last, in milliseconds since 1970; 0: it was not.
     pub(super) rendered_ms: u64,
-    /// Whether that is applied to what is on its card already.
-    pub(super) personalising: bool,
+    /// Whether it is applied to what is on the card already.
+    pub(super) is_applied: bool,
 }
 
 /// How far a Pi is that was told to boot.
@@ -114,6 +124,8 @@ pub(super) struct PiInfo {
     pi: Identity,
     pub(super) disk_bytes: u64,
     pub(super) root_bytes: u64,
+    /// It can extract an archive.
+    pub(super) stream: bool,
     pub(super) image: bool,
     pub(super) signed: bool,
     /// It can write the image of a whole disk.
@@ -123,6 +135,8 @@ pub(super) struct PiInfo {
     /// The image on its card, and as which installation it has it.
     pub(super) card: Option<Hash>,
     pub(super) installation: Option<Installation>,
+    /// It can make an image as large as its partition.
+    pub(super) grows: bool,
 }
 
 impl<'a> ControlConnection<'a> {
@@ -140,18 +154,35 @@ impl<'a> ControlConnection<'a> {
             installing: None,
             at: None,
             boot: Boot::No,
-            image: None,
             installation: None,
             orders: 0,
             unread: None,
-            about: About::default(),
-            rendered_ms: 0,
-            personalising: false,
+            own: None,
         }
     }
 
     pub(super) fn pi(&self) -> Identity {
         self.said.as_ref().map_or_else(|| Identity::of(self.address), |s| s.pi.clone())
+    }
+
+    /// What is decided for its card.
+    pub(super) fn own(&mut self) -> &mut Own {
+        self.own.get_or_insert_default()
+    }
+
+    /// When what makes its card its own was rendered last, in milliseconds since 1970; 0: it was not.
+    pub(super) fn rendered_ms(&self) -> u64 {
+        self.own.as_ref().map_or(0, |own| own.rendered_ms)
+    }
+
+    /// Whether its profile is applied to what is on its card already.
+    fn is_applied(&self) -> bool {
+        self.own.as_ref().is_some_and(|own| own.is_applied)
+    }
+
+    /// From what a card with this image boots, and how large the boot partition is that is filled for it, in bytes.
+    pub(super) fn boot_of(&self, content: &Content) -> (BootFrom, u64) {
+        boot_of(content, self.own.as_ref().map_or(&About::default(), |own| &own.about))
     }
 
     fn change(&self) -> Change {
@@ -181,12 +212,14 @@ impl<'a> ControlConnection<'a> {
             pi,
             disk_bytes: hello.disk_bytes,
             root_bytes: hello.root_bytes,
+            stream: hello.paths.stream,
             image: hello.paths.image,
             signed: hello.can.signed,
             whole_disk: hello.can.disk && hello.paths.image,
             personal: hello.can.personal,
             card: hello.card,
             installation: hello.installation,
+            grows: hello.can.grow,
         }));
         let facts = Facts {
             model: hello.model.map(Into::into),
@@ -249,7 +282,7 @@ impl<'a> ControlConnection<'a> {
 
     /// Its profile was applied to what was on its card.
     fn personalised(&mut self) {
-        self.service.recorder.personalised(&self.pi(), self.rendered_ms);
+        self.service.recorder.personalised(&self.pi(), self.rendered_ms());
         let change = Change { stage: Some("personalised".into()), error: Some(None), ..self.change() };
         self.happened("personalised", "its profile is applied, as ordered".into(), change);
     }
@@ -257,8 +290,8 @@ impl<'a> ControlConnection<'a> {
     fn installed(&mut self, id: Hash, number: Option<Installation>) {
         self.installing = None;
         let pi = self.pi();
-        if self.rendered_ms > 0 {
-            self.service.recorder.personalised(&pi, self.rendered_ms);
+        if self.rendered_ms() > 0 {
+            self.service.recorder.personalised(&pi, self.rendered_ms());
         }
         let ordered = if self.service.recorder.complete(&pi, number) > 0 { " as ordered" } else { "" };
         let change = Change {
@@ -313,7 +346,7 @@ impl InstallPolicy for ControlConnection<'_> {
                 let change = Change { progress: Some((0, 0)), waits: Some(None), ..self.change() };
                 let change = stage("booting", change);
                 let text =
-                    if self.personalising { "told to apply its profile and to boot" } else { "told to boot" };
+                    if self.is_applied() { "told to apply its profile and to boot" } else { "told to boot" };
                 self.happened("boot", text.into(), change);
             }
             Event::Format => self.told_to_format(),
@@ -334,7 +367,7 @@ impl InstallPolicy for ControlConnection<'_> {
                     self.service.recorder.news(change);
                 }
             }
-            Event::Committed { .. } if self.personalising => self.personalised(),
+            Event::Committed { .. } if self.is_applied() => self.personalised(),
             Event::Committed { id, installation } => self.installed(id, installation),
             Event::Failed { stage: at, text } => self.failed(at, text),
             Event::Formatted => {
@@ -369,7 +402,7 @@ impl ControlConnection<'_> {
         let ordered = if self.orders > 0 { ", as ordered" } else { "" };
         let text = format!("told to format{ordered}: {}", self.wrong);
         let waits = Some(None);
-        let change = Change { image: self.image, progress: Some((0, 0)), waits, ..Change::of(pi) };
+        let change = Change { image: self.own().image, progress: Some((0, 0)), waits, ..Change::of(pi) };
         self.happened("format", text, stage("formatting", change));
     }
 
@@ -446,7 +479,7 @@ mod tests {
             card: Some(Hash([255; 32])),
             installation: Some(Installation(u64::MAX)),
             paths: Paths { stream: true, image: true },
-            can: Can { signed: true, answer: true, disk: true, personal: true },
+            can: Can { signed: true, answer: true, disk: true, grow: true, personal: true },
             revision: u16::MAX,
             found: Some(Found::Incomplete),
             print: Fingerprint::new(u64::MAX),

@@ -6,13 +6,13 @@
 use std::sync::Arc;
 
 use piman_core::hash::Hash;
-use piman_core::install::layout::filesystem_bytes;
-use piman_core::install::manifest::{self, Manifest};
+use piman_core::install::manifest::{self, ALL_SIZES, Manifest};
 use piman_core::install::{Found, ImageOffer, Installation, More, Offer, Plan, Question, REVISION, sums};
 
-use super::control::ControlConnection;
-use super::personal::{Refusal, boot_of, taken_by_boot};
-use crate::images::build_queue::Availability;
+use super::control::{ControlConnection, Own};
+use super::personal::{Refusal, taken_by_boot};
+use crate::images::build_queue::{Availability, too_small};
+use crate::images::ext4::GROWS_TO;
 use crate::images::personalise::Occasion;
 use crate::images::sign;
 use crate::images::source::{Archive, SourceState};
@@ -118,8 +118,8 @@ impl ControlConnection<'_> {
     /// Decides for one report.
     pub(super) fn decide_once(&mut self, question: &Question) -> Plan {
         self.wrong.clear();
-        (self.orders, self.installation, self.image) = (0, None, None);
-        (self.rendered_ms, self.personalising) = (0, false);
+        (self.orders, self.installation) = (0, None);
+        *self.own() = Own::default();
         let pi = self.pi();
         let settings = self.service.settings();
         let recorder = &self.service.recorder;
@@ -209,7 +209,7 @@ impl ControlConnection<'_> {
         if let Some(plan) = self.claim(question, policy) {
             return plan;
         }
-        self.image = Some(id);
+        self.own().image = Some(id);
         if !question.hello {
             return Plan::Format(None);
         }
@@ -241,7 +241,7 @@ impl ControlConnection<'_> {
         if self.said.as_ref().is_none_or(|said| !said.personal) {
             return 0;
         }
-        boot_of(content, &self.about).1
+        self.boot_of(content).1
     }
 
     /// The room for a root filesystem on its card with this image, in bytes; 0: it does not say.
@@ -275,7 +275,7 @@ impl ControlConnection<'_> {
             }
         };
         match self.service.catalog.about(&archive) {
-            Ok(about) => self.about = about,
+            Ok(about) => self.own().about = about,
             Err(e) => {
                 self.alert("nothing is installed", &format!("reading what is said of its image: {e}"));
                 return Err(Box::new(without_state(question)));
@@ -343,15 +343,16 @@ impl ControlConnection<'_> {
                  --boot network",
                 archive.path().display()
             )),
+            // An image has to be made as large as the partition, which not every agent can.
+            Some(said) if !said.image || !said.grows || root_bytes == 0 => Availability::Archive,
+            // Only an archive fills a larger partition.
+            Some(said) if said.stream && root_bytes > GROWS_TO => Availability::Archive,
             // It takes what is signed, and no image that is made only now.
             Some(said) if said.signed => {
-                let signed = self.signed_image(id, filesystem_bytes(root_bytes));
-                signed.filter(|_| said.image).map_or(Availability::Archive, Availability::Ready)
+                self.signed_image(archive, id, root_bytes).unwrap_or(Availability::Archive)
             }
-            Some(said) if said.image && root_bytes > 0 => {
-                self.service.builds.prepare(archive, id, filesystem_bytes(root_bytes))
-            }
-            _ => Availability::Archive,
+            Some(_) => self.service.builds.prepare(archive, id, root_bytes),
+            None => Availability::Archive,
         }
     }
 
@@ -372,25 +373,22 @@ impl ControlConnection<'_> {
             }
         };
         if said.disk_bytes < disk.bytes {
-            return Availability::TooSmall(format!(
-                "{shown} needs a disk of {} bytes at least, and the one of this Pi has {}: use a larger card, or assign a \
-                 smaller image to it",
-                disk.bytes, said.disk_bytes
-            ));
+            return Availability::TooSmall(too_small(archive, disk.bytes, said.disk_bytes));
         }
         if !said.signed {
-            return self.service.builds.prepare(archive, id, 0);
+            return self.service.builds.prepare(archive, id, said.disk_bytes);
         }
-        let signed = self.signed_image(id, 0);
+        let signed = self.signed_image(archive, id, said.disk_bytes);
         let unsigned = || format!("{shown} is not signed, which this Pi wants: `piman image sign` does that");
-        signed.map_or_else(|| Availability::Impossible(unsigned()), Availability::Ready)
+        signed.unwrap_or_else(|| Availability::Impossible(unsigned()))
     }
 
-    /// The signed image of an archive for root filesystems of this size, if it is made; 0: of a whole disk.
-    fn signed_image(&self, id: Hash, size: u64) -> Option<ImageOffer> {
+    /// The signed image of an archive or a whole disk for a place of so many bytes, if it is made.
+    fn signed_image(&self, archive: &Archive, id: Hash, room: u64) -> Option<Availability> {
         let signed = sign::signed(&self.service.settings().state, id)?;
         let manifest = manifest::split(&signed).and_then(|(_, text)| Manifest::parse(text))?;
-        manifest.tables().filter(|(of, _)| *of == size).find_map(|(_, t)| self.service.builds.offer_of(t))
+        let mut tables = manifest.tables().filter(|(size, _)| *size == ALL_SIZES);
+        tables.find_map(|(_, table)| self.service.builds.find(table, archive, room))
     }
 
     /// What a Pi is told of an archive beyond revision 0.

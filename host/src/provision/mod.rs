@@ -10,8 +10,6 @@ pub mod legacy;
 pub mod personal;
 pub mod reinstall_file;
 
-use std::cmp::Reverse;
-use std::collections::HashMap;
 use std::future::{Future, ready};
 use std::net::SocketAddr;
 use std::path::Path;
@@ -19,7 +17,6 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use anyhow::{Context, ensure};
-use piman_core::install::layout::filesystem_bytes;
 use tokio::runtime::Runtime;
 use tokio::task::JoinHandle as Task;
 
@@ -34,16 +31,10 @@ use crate::net::listen::{Gate, accept, bind};
 use crate::net::queue::FairQueue;
 use crate::net::workers::WorkerPool;
 use crate::state::{Recorder, State};
-use crate::sys::clock::now_ms;
 use bounded_cache::BoundedCache;
 use context::InstallContext;
 use legacy::Installs;
 use personal::Bundles;
-
-/// How long a Pi is expected to come back, in milliseconds: 30 days.
-const LATELY_MS: u64 = 30 * 24 * 3600 * 1000;
-/// For how many sizes of cards images are made before anybody asks.
-const AHEAD_MAX: usize = 8;
 
 /// Where the service listens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -135,7 +126,7 @@ impl Bound {
         if let Some(file) = &settings.reinstall_file {
             threads.push(reinstall_file::watch(file, Arc::clone(&state), Arc::clone(&stop_files))?);
         }
-        let hear = hear(Arc::clone(&state), Arc::clone(&recorder), Arc::clone(&builds));
+        let hear = hear(Arc::clone(&recorder), Arc::clone(&builds));
         let catalog =
             Catalog::open(state, archive, settings.allow_unfit, hear).context("starting a thread")?;
         let service = Arc::new(InstallContext {
@@ -213,28 +204,12 @@ impl Running {
     }
 }
 
-/// The sizes of the root filesystems of Pis that were here lately, the commonest first.
-fn sizes(state: &dyn State) -> Vec<u64> {
-    let devices = state.devices().unwrap_or_else(|e| {
-        tracing::error!("no images are made ahead: {e}");
-        Vec::new()
-    });
-    let lately = now_ms().saturating_sub(LATELY_MS);
-    let mut count = HashMap::new();
-    for device in devices.iter().filter(|d| d.root_bytes > 0 && d.last_seen_ms > lately) {
-        *count.entry(filesystem_bytes(device.root_bytes)).or_insert(0_u32) += 1;
-    }
-    let mut sizes: Vec<_> = count.into_iter().collect();
-    sizes.sort_unstable_by_key(|(size, count)| (Reverse(*count), *size));
-    sizes.into_iter().map(|(size, _)| size).take(AHEAD_MAX).collect()
-}
-
-/// What is done when an archive was found good or bad: its images are made, those of others swept away.
-fn hear(state: Arc<dyn State>, recorder: Arc<Recorder>, builds: Arc<BuildQueue>) -> Tell {
+/// What is done when an archive was found good or bad: its image is made, those of others are swept away.
+fn hear(recorder: Arc<Recorder>, builds: Arc<BuildQueue>) -> Tell {
     Box::new(move |catalog, path, news| {
         if let News::Good(archive, id) = &news {
             let all = catalog.all();
-            builds.renew(archive, *id, all.as_deref(), &sizes(&*state));
+            builds.renew(archive, *id, all.as_deref());
         }
         tell(&recorder, path, &news);
         // Perhaps it was taken off the list of images before it was deleted.

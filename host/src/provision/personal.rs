@@ -1,7 +1,8 @@
 //! What makes a card one Pi's own, on the server: rendered when a Pi is told to install or to boot, and kept until it is
 //! fetched.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex};
 
 use piman_core::hash::Hash;
@@ -32,10 +33,32 @@ pub struct Bundles(Mutex<Kept>);
 
 #[derive(Default)]
 struct Kept {
-    by_hash: HashMap<Hash, (Identity, Arc<[u8]>)>,
+    by_hash: HashMap<Hash, (Owners, Arc<[u8]>)>,
     /// The oldest first.
     order: VecDeque<Hash>,
     bytes: usize,
+}
+
+/// Whose a bundle is: many Pis have the same one if nothing in it is about a Pi.
+#[derive(Default)]
+struct Owners {
+    names: HashSet<String>,
+    addresses: HashSet<IpAddr>,
+}
+
+impl Owners {
+    fn add(&mut self, pi: &Identity) {
+        // Of so many those come first again that still want it: they ask for a decision again.
+        if self.names.len() >= KEPT {
+            *self = Self::default();
+        }
+        self.names.insert(pi.key());
+        self.addresses.insert(pi.address);
+    }
+
+    fn has(&self, pi: &Identity) -> bool {
+        self.names.contains(&pi.key()) || self.addresses.contains(&pi.address)
+    }
 }
 
 /// How many: passwords are in them.
@@ -51,10 +74,11 @@ impl Bundles {
         let hash = Hash(*blake3::hash(bundle).as_bytes());
         let mut kept = lock(&self.0);
         match kept.by_hash.get_mut(&hash) {
-            // Two Pis have the same one if nothing in it is about a Pi.
-            Some((owner, _)) => *owner = pi.clone(),
+            Some((owners, _)) => owners.add(pi),
             None => {
-                kept.by_hash.insert(hash, (pi.clone(), bundle.into()));
+                let mut owners = Owners::default();
+                owners.add(pi);
+                kept.by_hash.insert(hash, (owners, bundle.into()));
                 kept.order.push_back(hash);
                 kept.bytes += bundle.len();
             }
@@ -71,8 +95,8 @@ impl Bundles {
     #[must_use]
     pub fn find(&self, pi: &Identity, hash: Hash) -> Option<Arc<[u8]>> {
         let kept = lock(&self.0);
-        let (owner, bundle) = kept.by_hash.get(&hash)?;
-        (owner.address == pi.address || owner.key() == pi.key()).then(|| Arc::clone(bundle))
+        let (owners, bundle) = kept.by_hash.get(&hash)?;
+        owners.has(pi).then(|| Arc::clone(bundle))
     }
 }
 
@@ -197,7 +221,7 @@ impl ControlConnection<'_> {
             facts: wanted.facts.clone(),
             system: &content.fitness.system,
             is_disk: content.is_disk(),
-            boots_from_card: boot_of(content, &self.about).0 == BootFrom::Card,
+            boots_from_card: self.boot_of(content).0 == BootFrom::Card,
             occasion,
             installation,
             identity: self.service.settings().identity,
@@ -213,7 +237,7 @@ impl ControlConnection<'_> {
         occasion: Occasion,
         installation: Installation,
     ) -> Result<Option<Personal>, Refusal> {
-        self.rendered_ms = now_ms();
+        self.own().rendered_ms = now_ms();
         let rendered = self.render(wanted, content, occasion, installation)?;
         let bundle = rendered.draft.bytes();
         let is_empty = Bundle::parse(bundle).is_ok_and(|bundle| bundle.items().next().is_none());
@@ -251,7 +275,7 @@ impl ControlConnection<'_> {
         let archive = self.service.catalog.by_id(card);
         let is_checking = archive.is_none() && self.service.catalog.is_checking();
         if let Some(archive) = &archive {
-            self.about = self.service.catalog.about(archive)?;
+            self.own().about = self.service.catalog.about(archive)?;
         }
         let content = archive.and_then(|archive| archive.facts().cloned()).ok_or_else(|| {
             if is_checking {
@@ -274,10 +298,11 @@ impl ControlConnection<'_> {
             return Ok(Plan::Boot);
         }
         let Some(personal) = self.bundle(&wanted, &content, Occasion::Again, number)? else {
-            self.service.recorder.personalised(&pi, self.rendered_ms);
+            self.service.recorder.personalised(&pi, self.rendered_ms());
             return Err(Refusal::Reason("there is nothing in its profile, so the order is done".into()));
         };
-        (self.installation, self.personalising) = (Some(number), true);
+        self.installation = Some(number);
+        self.own().is_applied = true;
         let fetch_port = self.service.fetch_port;
         Ok(Plan::Personalise(BootPersonal { personal, fetch_port, installation: Some(number) }))
     }
@@ -299,6 +324,12 @@ mod tests {
         assert!(bundles.find(&pi("1", 2), told.hash).is_some(), "it has another address now");
         assert!(bundles.find(&Identity::of([10, 0, 0, 1].into()), told.hash).is_some());
         assert!(bundles.find(&pi("2", 2), told.hash).is_none());
+        // Another Pi has the same one: the first still gets it.
+        assert_eq!(bundles.keep(&pi("2", 2), b"x"), told);
+        assert!(
+            bundles.find(&pi("1", 1), told.hash).is_some() && bundles.find(&pi("2", 2), told.hash).is_some()
+        );
+        assert!(bundles.find(&pi("3", 3), told.hash).is_none());
         assert!(bundles.find(&pi("1", 1), Hash([0; 32])).is_none());
     }
 

@@ -3,12 +3,14 @@
 //! | file | what lives there |
 //! |---|---|
 //! | `area` | reads and writes of the root filesystem's place on the disk |
+//! | `grow` | the root filesystem made as large as its partition |
 //! | `pipeline` | one thread that receives, others that check, decode and write |
 //!
-//! Order of writes: block 0 is zeroed, or with the image of a whole disk says that an installation is under way; all chunks but their block 0; the proof; block 0. Each
+//! Order of writes: block 0 is zeroed, or with the image of a whole disk says that an installation is under way; all chunks but their block 0; what makes the filesystem as large as the partition; the proof; block 0. Each
 //! is on the medium before the next begins, so a card without a good proof never mounts.
 
 mod area;
+mod grow;
 mod pipeline;
 
 use std::net::TcpStream;
@@ -26,6 +28,7 @@ use crate::telemetry::progress::Progress;
 pub use crate::fetch::Retry;
 pub(crate) use area::Aligned;
 pub use area::{Area, Medium};
+pub use grow::grow;
 
 use pipeline::Pipeline;
 
@@ -35,6 +38,8 @@ pub struct Pending {
     first: Vec<u8>,
     proof_offset: u64,
     covered: Vec<(u64, u64)>,
+    /// Whether the filesystem is still to be made as large as its place.
+    grows: bool,
     /// What was done so far.
     pub summary: Summary,
 }
@@ -108,7 +113,7 @@ pub struct Order<'a> {
     pub progress: &'a Progress,
 }
 
-/// Installs all of the image but what makes it valid; [`commit`] does the rest. `connect` makes
+/// Installs all of the image but what makes it valid; [`grow()`] and [`commit`] do the rest. `connect` makes
 /// a connection to the fetch port, with the caller's time-outs, and is called again when one
 /// breaks. What the card already holds is neither fetched nor written. `erase` is called when
 /// the chunk table is here and right, and before the first write: it may partition the disk. It is told what the image is

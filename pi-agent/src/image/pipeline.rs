@@ -11,7 +11,7 @@ use anyhow::anyhow;
 use piman_core::hash::Hash;
 use piman_core::install::Stage;
 use piman_core::install::fetch::{Kind, Request};
-use piman_core::install::table::{BLOCK, CHUNK_MAX, Entry, Table};
+use piman_core::install::table::{BLOCK, CHUNK_MAX, Entry, Scope, Table};
 use zstd::bulk::Decompressor;
 
 use super::area::{Aligned, Medium};
@@ -157,12 +157,13 @@ impl<'a, M: Medium> Pipeline<'a, M> {
 
     /// What is left to be done.
     pub(super) fn finish(self) -> Result<Pending, Failure> {
-        let proof_offset = self.table.header().proof_offset;
+        let header = self.table.header();
+        let (proof_offset, grows) = (header.proof_offset, header.scope == Scope::Root { grows: true });
         let covered = self.table.iter().map(|e| (e.offset, e.offset + u64::from(e.length))).collect();
         let state = self.state.into_inner().unwrap_or_else(PoisonError::into_inner);
         match state.failed {
             Some(failure) => Err(failure),
-            None => Ok(Pending { first: state.first, proof_offset, covered, summary: state.summary }),
+            None => Ok(Pending { first: state.first, proof_offset, covered, grows, summary: state.summary }),
         }
     }
 

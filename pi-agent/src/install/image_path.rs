@@ -1,4 +1,4 @@
-//! Path B: the image that the server made for this card, chunk by chunk at its place.
+//! Path B: the image that the server made, chunk by chunk at its place, and then as large as the partition.
 
 use std::sync::Arc;
 
@@ -35,6 +35,8 @@ pub(super) fn install(
         Ok(())
     };
     let mut pending = image::install(connect, &order, &area, erase)?;
+    progress.begin(Stage::Filesystem, 0);
+    image::grow(&area, &mut pending)?;
     if let Some(begun) = &mut begun {
         personal.image((plan, disk), begun, (&area, root), &mut pending, progress)?;
     }

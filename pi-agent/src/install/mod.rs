@@ -284,6 +284,7 @@ fn who(plan: &Plan) -> Hello<'_> {
             signed: plan.key.is_some(),
             answer: true,
             disk: plan.choice != Choice::Archive,
+            grow: true,
             // It mounts.
             personal: rustix::process::geteuid().is_root(),
         },
@@ -480,7 +481,7 @@ fn format(
             image_path::install(plan, disk, kept, (&offer, &image, personal), progress)
         }
         (Choice::Image, None) => refuse(if plan.key.is_some() {
-            "the server offers no image for this disk that is signed: `piman image sign --card SIZE` makes one"
+            "the server offers no image for this disk that is signed: `piman image sign` makes one"
         } else {
             "the server offers no image for this disk (its log says why)"
         }),

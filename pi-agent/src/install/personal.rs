@@ -125,6 +125,7 @@ impl Personality {
         progress.begin(Stage::Personalise, 0);
         let bundle = self.bundle()?;
         let place = ScratchDir::scratch()?;
+        let root_at = root.map(|area| area.offset);
         let mounted = root.and_then(|area| mount(disk, &area, place.path()).map(|mounted| (mounted, area)));
         let root = mounted.as_ref().map(|(mounted, area)| (mounted.place(), *area));
         let done = personalise::whole_disk(disk, (planned, table), root, &bundle);
@@ -132,6 +133,14 @@ impl Personality {
         match mounted {
             Some((mounted, _)) => unmount(disk, mounted)?,
             None => disk.sync(Stage::Personalise)?,
+        }
+        // Another system on the disk, or what one of them mounts, may name the same partitions.
+        for area in identifiers.ext4_areas().filter(|area| Some(area.offset) != root_at) {
+            if let Some(mounted) = mount(disk, &area, place.path()) {
+                let done = identifiers.rewrite_in(disk, mounted.place());
+                done.or_fail(Stage::Personalise, Cause::Image, WHAT)?;
+                unmount(disk, mounted)?;
+            }
         }
         write(disk, &identifiers)?;
         planned.write_rest().or_fail(Stage::Personalise, Cause::Disk, WHAT)
@@ -241,7 +250,7 @@ fn write(disk: &Disk, identifiers: &Identifiers) -> Result<(), Failure> {
 
 /// The bundle's bytes, which are a whole bundle that may be carried out.
 fn fetch(plan: &Plan, of: Personal, port: u16) -> Result<Vec<u8>, Failure> {
-    const WHAT: &str = "fetching what makes the card this Pi's own";
+    const NAME: &str = "what makes the card this Pi's own";
     if of.bytes as usize > BYTES_MAX {
         return Err(refusal(&format!(
             "the server wants more of the card than this agent reads: {} bytes",
@@ -251,9 +260,10 @@ fn fetch(plan: &Plan, of: Personal, port: u16) -> Result<Vec<u8>, Failure> {
     let request = Request { kind: Kind::Personal, id: of.hash, offset: 0, length: of.bytes.into() };
     let (link, retry) = (Link::default(), Retry::default().times(TRIES));
     let right = |bytes: &[u8]| blake3::hash(bytes).as_bytes() == &of.hash.0;
-    let mut source = Source::new(|| dial(plan, port), &link, retry, "the Pi's own settings");
-    let bytes = source.table(&request, right, "ask the server's administrator to render them again")?;
-    let bundle = Bundle::parse(&bytes).context(WHAT).map_err(|error| Failure {
+    let mut source = Source::new(|| dial(plan, port), &link, retry, NAME);
+    let bytes =
+        source.whole(NAME, &request, &right, "look at the server and at what is between it and this Pi")?;
+    let bundle = Bundle::parse(&bytes).context(format!("reading {NAME}")).map_err(|error| Failure {
         stage: Stage::Disk,
         cause: Cause::Image,
         error: error.context("nothing was changed: use an agent and a server of the same version"),

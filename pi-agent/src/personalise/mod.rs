@@ -68,7 +68,7 @@ pub(crate) fn own_layout(
     let mut identifiers = Identifiers::default();
     let boot = RootArea { offset: layout.boot_start * SECTOR, length: layout.boot_sectors * SECTOR };
     if renew.disk {
-        if let Some((old, new)) = begun.renew()? {
+        for (old, new) in begun.renew()? {
             identifiers.mbr(old, new, 1..=4);
         }
         if let Some(area) = shared {
@@ -105,8 +105,13 @@ pub(crate) fn whole_disk(
     let mut identifiers = Identifiers::default();
     let fats = fats(&Region::whole(planned), table);
     if renewed(bundle).disk {
-        let area = root.as_ref().map(|(_, area)| area);
-        identifiers.whole_disk(disk.file(), planned, table, area)?;
+        // Where text names disks that cannot be changed the system would not find them any more.
+        match root.as_ref().filter(|_| places::are_readable(disk.file(), &fats)) {
+            Some((_, area)) => identifiers.whole_disk(disk.file(), planned, table, area)?,
+            None => log::warn!(
+                "{disk} keeps the identifiers of the image: not all that may name them can be changed"
+            ),
+        }
     }
     change(disk, &fats, root.map(|(path, _)| path), bundle, &identifiers)?;
     Ok(identifiers)

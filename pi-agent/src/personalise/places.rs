@@ -67,6 +67,11 @@ pub(super) struct Text {
     access: Option<Access>,
 }
 
+/// Whether all these FAT filesystems can be read and changed.
+pub(super) fn are_readable(disk: &File, areas: &[RootArea]) -> bool {
+    areas.iter().all(|area| Fat::open(disk, area).is_ok())
+}
+
 impl<'d> Places<'d> {
     /// `root` is where the root filesystem is mounted, if it is; `areas` have FAT filesystems that nobody uses.
     pub(super) fn new(disk: &'d File, areas: &[RootArea], root: Option<&'d Path>) -> Self {

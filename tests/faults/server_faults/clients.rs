@@ -6,7 +6,7 @@ use super::*;
 
 #[test]
 fn noise_without_end_costs_no_memory() {
-    let lab = Lab::new(1000, &[]);
+    let lab = Lab::new(1000, &[]).settled();
     let mut noise = lab.server.connect("control");
     let mut other = lab.server.connect("control");
     let piece = vec![b'x'; 1 << 20];
@@ -31,7 +31,7 @@ fn noise_without_end_costs_no_memory() {
 
 #[test]
 fn whoever_says_nothing_is_not_waited_for() {
-    let lab = Lab::new(1000, &["--first-report-timeout", "3s", "--idle-timeout", "5s"]);
+    let lab = Lab::new(1000, &["--first-report-timeout", "3s", "--idle-timeout", "5s"]).settled();
     let tasks = || fs::read_dir(format!("/proc/{}/fd", lab.server.id())).unwrap().count();
     assert_eq!(lab.decision(), BOOT);
     wait_until("the connection is gone", || tasks() < 64);
@@ -95,7 +95,7 @@ fn a_pi_below_the_minimum_rate_is_claimed_up() {
 #[test]
 fn two_thousand_at_once() {
     raise_file_limit();
-    let lab = Lab::new(1 << 20, &["--connections-per-address", "3000"]);
+    let lab = Lab::new(1 << 20, &["--connections-per-address", "3000"]).settled();
     let mut crowd = Vec::new();
     for n in 0..2000 {
         let stream = TcpStream::connect(("127.0.0.1", lab.server.port("control")));

@@ -64,7 +64,7 @@ fn header_of(data: &[u8]) -> [u8; HEADER] {
 
 fn empty() -> Header {
     Header {
-        scope: Scope::Root,
+        scope: Scope::Root { grows: false },
         chunks: 0,
         total_bytes: 0,
         used_bytes: 0,

@@ -134,7 +134,7 @@ impl Workshop {
         serve.args(["serve", "--listen", "127.0.0.1", "--policy", "foreign=install", "--state"]).arg(&state);
         serve.args(["--control-port", "0", "--rootfs-port", "0", "--fetch-port", "0"]);
         let server = Server::start_by(&mut serve, &state);
-        server.wait_log("for cards of all sizes is ready");
+        server.wait_log(" is ready: ");
         server
     }
 

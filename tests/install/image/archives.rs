@@ -62,9 +62,9 @@ fn another_archive_than_was_said_and_being_stopped() {
     let images = Images::open(state.path()).unwrap();
     let file = File::open(archive.path()).unwrap();
     let (progress, stop) = (ext4::Progress::new(), AtomicBool::new(false));
-    let wrong = images.build(&file, Hash([7; 32]), 64 * MIB, &progress, &stop);
+    let wrong = images.build(&file, Hash([7; 32]), &progress, &stop);
     assert!(matches!(wrong, Err(Error::Changed)));
-    let stopped = images.build(&file, hash_of(&file), 64 * MIB, &progress, &AtomicBool::new(true));
+    let stopped = images.build(&file, hash_of(&file), &progress, &AtomicBool::new(true));
     assert!(matches!(stopped, Err(Error::Stopped)));
     assert_eq!(fs::read_dir(state.path().join("images")).unwrap().count(), 0);
 }

@@ -21,7 +21,7 @@ use piman_core::install::fetch::Kind;
 use piman_core::install::receipt::{Proof, Way};
 use piman_core::install::table::{HEADER, Table};
 use piman_core::install::{ImageOffer, More, Stage};
-use piman_tests::disk::{Mounted, e2fsck, run};
+use piman_tests::disk::{LoopDevice, Mounted, e2fsck, run};
 use piman_tests::fetch::{Fault, FetchServer};
 use piman_tests::tar::Tar;
 use piman_tests::tree::{assert_same, installed, without_times};
@@ -30,6 +30,7 @@ use rustix::fs::XattrFlags;
 mod archives;
 mod as_gnu_tar;
 mod faults;
+mod growth;
 mod sizes;
 
 /// Where the filesystem begins on the disks of these tests.
@@ -52,6 +53,8 @@ struct Made {
     state: tempfile::TempDir,
     image: Arc<Image>,
     archive: File,
+    /// The size of the partition that it is installed in.
+    room: u64,
 }
 
 fn hash_of(archive: &File) -> Hash {
@@ -60,17 +63,17 @@ fn hash_of(archive: &File) -> Hash {
     Hash(*hasher.finalize().as_bytes())
 }
 
-/// Makes the image; the state folder is left clean if that fails.
-fn made(archive: &Path, filesystem_bytes: u64) -> Result<Made, Error> {
+/// Makes the image, for a partition of so many bytes; the state folder is left clean if that fails.
+fn made(archive: &Path, room: u64) -> Result<Made, Error> {
     let state = tempfile::tempdir().unwrap();
     let images = Images::open(state.path()).unwrap();
     let archive = File::open(archive).unwrap();
     let (progress, stop) = (ext4::Progress::new(), AtomicBool::new(false));
-    let made = images.build(&archive, hash_of(&archive), filesystem_bytes, &progress, &stop);
+    let made = images.build(&archive, hash_of(&archive), &progress, &stop);
     let files = fs::read_dir(state.path().join("images")).unwrap().count();
     assert_eq!(files, if made.is_ok() { 2 } else { 0 }, "files in the state folder");
     assert!(made.is_err() || progress.percent() == 100);
-    Ok(Made { image: made?, state, archive })
+    Ok(Made { image: made?, state, archive, room })
 }
 
 /// A disk in a file, full of garbage where a filesystem will be.
@@ -116,8 +119,11 @@ fn proof(image: &Image) -> Vec<u8> {
 /// Installs to the end.
 fn install(server: &FetchServer, image: &Image, disk: &tempfile::NamedTempFile) -> agent::Summary {
     let file = direct(disk.path());
-    let area = area(disk.as_file(), &file, image.header().total_bytes);
-    let pending = install_on(server, image, &area).unwrap();
+    let room = disk.as_file().metadata().unwrap().len() - OFFSET;
+    let area = area(disk.as_file(), &file, room);
+    let mut pending = install_on(server, image, &area).unwrap();
+    agent::grow(&area, &mut pending).unwrap();
+    assert!(room - pending.summary.total_bytes <= room % (128 * MIB), "all of the partition is used");
     assert!(mkext4_open(disk.path()).is_err(), "a filesystem before the proof");
     agent::commit(&area, &pending, &proof(image)).unwrap();
     pending.summary

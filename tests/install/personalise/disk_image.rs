@@ -104,12 +104,19 @@ fn an_mbr_image_becomes_one_pis_own() {
 #[cfg_attr(lacks = "filesystems", ignore = "needs mkfs.vfat")]
 fn a_gpt_image_becomes_one_pis_own_and_other_partitions_stay() {
     let workshop = Workshop::new();
+    // A second system, which names the first one's partition.
+    workshop.root("root2", "-b 4096 -L rootB -O ^64bit,^metadata_csum,uninit_bg", "64M");
+    workshop.script(
+        "echo 'PARTUUID=aaaaaaaa-1111-4222-8333-444444444444 /a ext4 defaults 0 1' >fstab
+         debugfs -w -R 'rm etc/fstab' root2 2>/dev/null; debugfs -w -R 'write fstab etc/fstab' root2 2>/dev/null",
+    );
     workshop.boot("boot", "root=PARTUUID=AAAAAAAA-1111-4222-8333-444444444444 rootwait");
     let table = "label: gpt\nfirst-lba: 2048\nstart=8192, size=81920, uuid=BBBBBBBB-1111-4222-8333-444444444444, \
                  type=EBD0A0A2-B9E5-4433-87C0-68B6B72699C7, name=boot\n\
                  start=90112, size=196608, uuid=AAAAAAAA-1111-4222-8333-444444444444, name=root\n\
-                 start=286720, size=8192, uuid=CCCCCCCC-1111-4222-8333-444444444444, name=raw";
-    workshop.image("ab.img", 150, table, &[("boot", 8192), ("root", 90112)]);
+                 start=286720, size=8192, uuid=CCCCCCCC-1111-4222-8333-444444444444, name=raw\n\
+                 start=294912, size=131072, uuid=DDDDDDDD-1111-4222-8333-444444444444, name=rootB";
+    workshop.image("ab.img", 230, table, &[("boot", 8192), ("root", 90112), ("root2", 294_912)]);
     workshop.add(&["ab.img"]);
     let server = workshop.serve();
     let amended = Amended::new(&server, more(&disk_items(), 0));
@@ -125,7 +132,12 @@ fn a_gpt_image_becomes_one_pis_own_and_other_partitions_stay() {
         let line = text.lines().find(|line| line.contains(name)).unwrap().to_owned();
         line.split(&[',', ' '][..]).find_map(|word| word.strip_prefix(key).map(String::from)).unwrap()
     };
-    for (name, stays) in [("name=\"boot\"", false), ("name=\"root\"", false), ("name=\"raw\"", true)] {
+    for (name, stays) in [
+        ("name=\"boot\"", false),
+        ("name=\"root\"", false),
+        ("name=\"raw\"", true),
+        ("name=\"rootb\"", false),
+    ] {
         assert_eq!(field(&dump, name, "uuid=") == field(&before, name, "uuid="), stays, "{name}: {dump}");
         assert_eq!(field(&dump, name, "type="), field(&before, name, "type="));
     }
@@ -144,4 +156,39 @@ fn a_gpt_image_becomes_one_pis_own_and_other_partitions_stay() {
     };
     assert_eq!(line, format!("root=PARTUUID={root} rootwait ds=nocloud;i=1\n"));
     e2fsck(&card, 90112 * 512, 196_608 * 512);
+    e2fsck(&card, 294_912 * 512, 131_072 * 512);
+    let other = Mounted::new(&card, 294_912 * 512, 131_072 * 512, "noatime");
+    let want = format!("PARTUUID={} /a ext4 defaults 0 1\n", root.to_ascii_lowercase());
+    assert_eq!(text(&other.path().join("etc/fstab")), want);
+}
+
+/// A FAT whose chain has no end: what need not be written there is done, and what has to be is refused.
+#[test]
+#[cfg_attr(lacks = "root", ignore = "needs root")]
+#[cfg_attr(lacks = "filesystems", ignore = "needs mkfs.vfat")]
+fn a_boot_partition_that_goes_round_in_circles() {
+    let workshop = Workshop::new();
+    let boot = File::options().read(true).write(true).open(workshop.path("boot")).unwrap();
+    let mut table = vec![0; 64 << 10];
+    boot.read_exact_at(&mut table, 32 * 512).unwrap();
+    let (next, _) = table.as_chunks::<4>();
+    let inner = (3..16_000).find(|n| u32::from_le_bytes(next[*n as usize]) == n + 1).unwrap();
+    boot.write_all_at(&inner.to_le_bytes(), 32 * 512 + u64::from(inner) * 4).unwrap();
+    workshop.raspberry("pi.img");
+    workshop.add(&["pi.img"]);
+    let server = workshop.serve();
+    let amended = Amended::new(&server, more(&disk_items()[..2], 0));
+    let card = workshop.card(300 << 20);
+    let plan = disk_plan(&server, &amended, &card);
+    installs(&plan);
+    // Nobody can say what names them there.
+    assert_eq!(disk_id(&card), 0x5f5d_7a31);
+    assert_eq!(text(&mounted(&card, 2).path().join("etc/hostname")), "lab-1\n");
+    amended.set(more(&disk_items(), 0));
+    let failure = lab::attempt(&Plan { reinstall: true, ..plan }).unwrap_err().to_string();
+    assert!(
+        failure.contains("/user-data of the boot partition") && failure.contains("fsck.fat repairs it"),
+        "{failure}"
+    );
+    assert!(!inspect::check(&card).unwrap().is_installed(true));
 }

@@ -61,7 +61,7 @@ enum Told {
     Waits,
 }
 
-const ABLE: Can = Can { signed: false, answer: false, disk: false, personal: true };
+const ABLE: Can = Can { signed: false, answer: false, disk: false, grow: true, personal: true };
 
 impl Lab {
     fn new(more: &[&str]) -> Self {
@@ -159,7 +159,7 @@ impl Pi<'_> {
             let mut line = Vec::new();
             assert!(lines.read_until(b'\n', &mut line).unwrap() > 0, "it hung up");
             match agent.handle(line.trim_ascii_end()) {
-                AgentStep::Decided(_, Decision::Wait { .. } | Decision::Never { .. }) => {
+                AgentStep::Decided(_, Decision::Wait { .. } | Decision::Never) => {
                     return (Told::Waits, lines);
                 }
                 AgentStep::Decided(_, decision) => return (Told::Decided(*decision), lines),

@@ -18,16 +18,17 @@ use mkext4::{FsBuilder, InodeCount, Options, RegionSink, csum};
 
 use crate::install::geometry::{BLOCK, DESCRIPTOR, GROUP, Geometry, INODE_SIZE, SizeError, backups};
 
-/// What mkext4 is told, with a fresh random UUID. `now` is the time of its making, in
-/// seconds since 1970; what 32 bits cannot hold is cut to them.
+/// What mkext4 is told to make a filesystem of so many bytes with so many inodes and a journal of so many blocks, with
+/// a fresh random UUID. `now` is the time of its making, in seconds since 1970; what 32 bits cannot hold is cut to
+/// them.
 ///
 /// # Errors
-/// If the system has no random numbers.
-pub fn options(geometry: &Geometry, now: i64) -> io::Result<Options> {
+/// If the system has no random numbers, or a number has more than 32 bits.
+pub fn options(bytes: u64, inodes: u64, journal: u64, now: i64) -> io::Result<Options> {
     let epoch = now.clamp(0, u32::MAX.into());
-    let mut options = Options::new(geometry.bytes(), random_uuid()?, epoch);
-    options.inodes = InodeCount::Exact(u32::try_from(geometry.inodes()).map_err(io::Error::other)?);
-    options.journal_blocks = Some(u32::try_from(geometry.journal()).map_err(io::Error::other)?);
+    let mut options = Options::new(bytes, random_uuid()?, epoch);
+    options.inodes = InodeCount::Exact(u32::try_from(inodes).map_err(io::Error::other)?);
+    options.journal_blocks = Some(u32::try_from(journal).map_err(io::Error::other)?);
     Ok(options)
 }
 
@@ -202,7 +203,7 @@ impl RegionSink for Partition<'_> {
 pub fn format(disk: &File, offset: u64, room: u64, entries: u64, label: &str, now: i64) -> io::Result<u64> {
     let invalid = |e: SizeError| io::Error::new(io::ErrorKind::InvalidInput, e);
     let shape = Geometry::new(room, entries).map_err(invalid)?;
-    let mut options = options(&shape, now)?;
+    let mut options = options(shape.bytes(), shape.inodes(), shape.journal(), now)?;
     let end = (0..=label.len().min(16)).rev().find(|n| label.is_char_boundary(*n)).unwrap_or(0);
     options.label = label.get(..end).filter(|l| !l.is_empty()).map(str::to_owned);
     let layout = FsBuilder::new(options).and_then(FsBuilder::seal).map_err(io::Error::other)?;
@@ -224,8 +225,7 @@ mod tests {
 
     #[test]
     fn every_filesystem_has_its_own_uuid() {
-        let shape = Geometry::new(1 << 30, 0).unwrap();
-        let (a, b) = (options(&shape, 0).unwrap(), options(&shape, 0).unwrap());
+        let [a, b] = [0, 0].map(|now| options(1 << 30, 65_536, 4096, now).unwrap());
         assert_ne!(a.fs_uuid, b.fs_uuid);
         assert_eq!((a.fs_uuid[6] >> 4, a.fs_uuid[8] >> 6), (4, 2));
     }

@@ -46,13 +46,21 @@ pub struct Can {
     pub disk: bool,
     /// It can make a card one Pi's own, as a server says.
     pub personal: bool,
+    /// It can make the image of a root filesystem as large as the partition.
+    pub grow: bool,
 }
 
 /// The words with `+` between them.
 impl Can {
     fn parse(text: &[u8]) -> Self {
         let has = |word| has(text, word);
-        Self { signed: has("signed"), answer: has("answer"), disk: has("disk"), personal: has("personal") }
+        Self {
+            signed: has("signed"),
+            answer: has("answer"),
+            disk: has("disk"),
+            grow: has("grow"),
+            personal: has("personal"),
+        }
     }
 
     fn put(self, to: &mut impl Sink, key: &str) {
@@ -60,6 +68,7 @@ impl Can {
             (self.signed, "signed"),
             (self.answer, "answer"),
             (self.disk, "disk"),
+            (self.grow, "grow"),
             (self.personal, "personal"),
         ];
         let mut before = key;

@@ -13,7 +13,7 @@ use crate::images::ext4::{Built, Error, Order, pack};
 /// More runs than this are joined over the smallest gaps, so that their chunks fit in a table.
 const RUNS_MAX: usize = CHUNKS_MAX as usize / 2;
 
-/// Makes the chunks of a kept image; `order.filesystem_bytes` has no meaning here.
+/// Makes the chunks of a kept image.
 ///
 /// # Errors
 /// [`Error`]; nothing is left behind.

@@ -3,26 +3,29 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::sync::Mutex;
 use std::sync::atomic::AtomicBool;
+use std::thread;
 
-use mkext4::{FsBuilder, InodeHandle, Layout, Meta, RegionSink, SparseSeg, SpecialKind};
+use mkext4::{FsBuilder, InodeHandle, Layout, Meta, SparseSeg, SpecialKind};
 use piman_core::archive::{self, Time};
 use piman_core::hash::Hash;
 use piman_core::hosted::ext4::{self, SparseSink};
-use piman_core::install::geometry::{Geometry, SizeError};
+use piman_core::install::geometry::JOURNAL_MAX;
+use piman_core::install::grow::Shape;
 use piman_core::install::table::{BLOCK, Header, Scope};
 
+use super::need::Need;
 use super::pack::Built;
 use super::scan::Scan;
+use super::spool::Spool;
 use super::tree::{Id, Kind, Name, Node, ROOT, Tree};
 use super::{Error, LOST_FOUND, PROOF, Progress, pack};
+use crate::sys::lock::lock;
 
 /// Seconds that ext4 can store.
 const SECONDS: (i64, i64) = (-(1 << 31), (1 << 34) - (1 << 31) - 1);
-/// The longest target of a symbolic link that needs no block.
-const SHORT_LINK: usize = 59;
 /// What one block has room for in extended attributes, in bytes.
 const ATTRIBUTES_MAX: usize = 4096 - 36;
 
@@ -33,8 +36,6 @@ pub struct Order<'a> {
     pub archive: &'a File,
     /// BLAKE3 of the whole archive, if it is known already.
     pub id: Option<Hash>,
-    /// The size of the root filesystem, in bytes.
-    pub filesystem_bytes: u64,
     /// The folder for temporary files, with room for all that is unpacked.
     pub folder: &'a Path,
     /// How far it is.
@@ -55,25 +56,40 @@ pub fn build(order: &Order<'_>) -> Result<Built, Error> {
     if order.id.is_some_and(|known| known != id) {
         return Err(Error::Changed);
     }
-    let plan = Plan::new(&tree, order.filesystem_bytes)?;
-    let spool = tempfile::tempfile_in(order.folder).map_err(Error::io("making a temporary file"))?;
-    spool
-        .set_len(order.filesystem_bytes)
-        .map_err(Error::io("making a temporary file of the image's size"))?;
-    let mut ranges = Ranges { file: &spool, used: Vec::new() };
-    plan.write(&tree, id, &scan((25, 60)), &mut ranges)?;
-    check(&spool, &tree)?;
-    let cuts = pack::cut(ranges.used);
+    let file = tempfile::tempfile_in(order.folder).map_err(Error::io("making a temporary file"))?;
+    let (shape, proof, used) = apart(|| {
+        let plan = Plan::new(&tree)?;
+        let mut spool = Spool::new(&file, plan.shape)?;
+        plan.write(&tree, id, &scan((25, 60)), &mut spool)?;
+        Ok((plan.shape, plan.proof, spool.finish(plan.spare)?))
+    })?;
+    check(&file, &tree)?;
+    let cuts = pack::cut(used);
     let mut chunks = pack::temporary(order.folder).map_err(Error::io("making a file in the state folder"))?;
-    let entries = pack::pack(&spool, &cuts, None, &mut chunks, order.progress, (60, 100), order.stop)?;
+    let entries = pack::pack(&file, &cuts, None, &mut chunks, order.progress, (60, 100), order.stop)?;
     let header = Header {
-        total_bytes: order.filesystem_bytes,
+        total_bytes: shape.bytes(),
         archive: id,
-        proof_offset: plan.proof_offset()?,
+        proof_offset: proof,
         entries: tree.entries,
-        ..pack::header(Scope::Root, &entries)?
+        ..pack::header(Scope::Root { grows: true }, &entries)?
     };
     pack::finish(header, &entries, chunks)
+}
+
+/// Does this on a thread of its own, or here if the system gives none: the layout for the largest card takes 150 MB,
+/// which go back to the system with the thread.
+fn apart<T: Send>(work: impl FnOnce() -> Result<T, Error> + Send) -> Result<T, Error> {
+    let work = Mutex::new(Some(work));
+    let take = || lock(&work).take();
+    let gone = || Error::Wrong("the thread that lays it out is gone".into());
+    thread::scope(|scope| {
+        let run = || take().map(|work| work());
+        match thread::Builder::new().name("layout".into()).spawn_scoped(scope, run) {
+            Ok(thread) => thread.join().ok().flatten().ok_or_else(gone)?,
+            Err(_) => take().ok_or_else(gone)?(),
+        }
+    })
 }
 
 /// The frozen layout, and where each entry's content goes.
@@ -83,22 +99,23 @@ struct Plan {
     fills: BTreeMap<u64, Id>,
     /// By node.
     handles: Vec<Option<InodeHandle>>,
-    proof: InodeHandle,
+    /// The proof's file and where it is, in bytes.
+    proof_file: InodeHandle,
+    proof: u64,
+    /// What the image is of; the layout is for the largest card, and the rest of it is cut off.
+    shape: Shape,
+    /// The first block that nothing is in.
+    spare: u64,
 }
 
 impl Plan {
-    fn new(tree: &Tree, bytes: u64) -> Result<Self, Error> {
+    fn new(tree: &Tree) -> Result<Self, Error> {
         let need = Need::of(tree);
-        let too_small = || Error::TooSmall { have: bytes, needed: need.bytes() };
-        let shape = Geometry::new(bytes, need.inodes).map_err(|e| match e {
-            SizeError::TooManyEntries | SizeError::TooSmall { .. } => too_small(),
-            source => Error::Size { bytes, source },
-        })?;
-        if shape.free() < need.blocks {
-            return Err(too_small());
-        }
+        let frame = need.frame()?;
         let epoch = tree.newest.min(now());
-        let options = ext4::options(&shape, epoch).map_err(Error::io("making a random UUID"))?;
+        let largest = frame.with_blocks(frame.blocks_max());
+        let options = ext4::options(largest.bytes(), largest.inodes(), JOURNAL_MAX, epoch);
+        let options = options.map_err(Error::io("making a random UUID"))?;
         let mut builder = FsBuilder::new(options)?;
         let names = tree.names();
         let mut handles = vec![None; tree.nodes.len()];
@@ -143,24 +160,26 @@ impl Plan {
                 }
             }
         }
-        let proof = Meta::new(0o444, 0, 0, (epoch, 0));
-        let proof = builder.file(mkext4::ROOT, PROOF, proof, BLOCK)?;
+        // The last file that is declared is the last one in the filesystem.
+        let meta = Meta::new(0o444, 0, 0, (epoch, 0));
+        let proof_file = builder.file(mkext4::ROOT, PROOF, meta, BLOCK)?;
         let layout = builder.seal().map_err(|e| match e {
             // Everything else was checked as it was declared: what is left are attributes, and room.
-            mkext4::Error::Invalid(_) => attributes_too_large(tree, &names).unwrap_or_else(too_small),
+            mkext4::Error::Invalid(_) => {
+                attributes_too_large(tree, &names).unwrap_or_else(|| need.too_large())
+            }
             e => e.into(),
         })?;
-        Ok(Self { layout, fills, handles, proof })
-    }
-
-    fn proof_offset(&self) -> Result<u64, Error> {
-        let place = self.layout.extents(self.proof).first().copied();
-        place.map(|(offset, _)| offset).ok_or_else(|| Error::Wrong("the proof has no place".into()))
+        let place = layout.extents(proof_file).first().copied();
+        let (proof, _) = place.ok_or_else(|| Error::Wrong("the proof has no place".into()))?;
+        let spare = frame.next_for_files(proof / BLOCK + 1);
+        let shape = need.smallest(frame, spare)?;
+        Ok(Self { layout, fills, handles, proof_file, proof, shape, spare })
     }
 
     /// Writes all metadata, then each entry's content as the archive gives it.
-    fn write(&self, tree: &Tree, id: Hash, scan: &Scan<'_>, ranges: &mut Ranges<'_>) -> Result<(), Error> {
-        let mut sink = SparseSink::new(ranges);
+    fn write(&self, tree: &Tree, id: Hash, scan: &Scan<'_>, spool: &mut Spool<'_>) -> Result<(), Error> {
+        let mut sink = SparseSink::new(spool);
         let mut writer = self.layout.writer(&mut sink)?;
         let mut index = 0;
         let again = scan.run(|entry, content| {
@@ -181,7 +200,7 @@ impl Plan {
         if again != id || index != tree.entries {
             return Err(Error::Changed);
         }
-        writer.fill(self.proof, &mut io::repeat(b'\n'))?;
+        writer.fill(self.proof_file, &mut io::repeat(b'\n'))?;
         writer.finish()?;
         Ok(())
     }
@@ -244,58 +263,6 @@ fn parts(runs: &[(u64, u64)], size: u64) -> Vec<SparseSeg> {
 
 fn now() -> i64 {
     std::time::UNIX_EPOCH.elapsed().map_or(0, |t| i64::try_from(t.as_secs()).unwrap_or(i64::MAX))
-}
-
-/// What a tree needs of a filesystem.
-#[derive(Debug, Clone, Copy)]
-struct Need {
-    inodes: u64,
-    blocks: u64,
-}
-
-impl Need {
-    fn of(tree: &Tree) -> Self {
-        let names = tree.names();
-        // The root, lost+found of four blocks, the proof.
-        let mut need = Self { inodes: 13, blocks: 6 };
-        for (id, (node, names)) in tree.nodes.iter().zip(&names).enumerate() {
-            if id != ROOT && names.is_empty() {
-                continue;
-            }
-            need.inodes += 1;
-            need.blocks += match &node.kind {
-                Kind::File { size, runs: None, .. } => size.div_ceil(BLOCK),
-                Kind::File { runs: Some(runs), .. } => {
-                    // And the tree of its extents.
-                    let data: u64 = runs.iter().map(|(start, end)| (end - start).div_ceil(BLOCK)).sum();
-                    data + if runs.len() > 4 { runs.len() as u64 / 340 + 2 } else { 0 }
-                }
-                Kind::Directory(children) => {
-                    let bytes: usize = children.keys().map(|n| (n.len() + 8).next_multiple_of(4)).sum();
-                    bytes as u64 / 4000 + 1
-                }
-                Kind::Symlink(target) => u64::from(target.len() > SHORT_LINK),
-                _ => 0,
-            };
-            need.blocks += u64::from(!node.xattrs.is_empty());
-        }
-        need
-    }
-
-    /// The smallest filesystem that will do, in bytes, with some room to breathe.
-    fn bytes(&self) -> u64 {
-        const STEP: u64 = 4 << 20;
-        let mut bytes = (self.blocks * BLOCK).next_multiple_of(STEP).max(STEP);
-        while !Geometry::new(bytes, self.inodes)
-            .is_ok_and(|s| s.free() >= self.blocks + self.blocks / 100 + 64)
-        {
-            if bytes >= 16 << 40 {
-                break;
-            }
-            bytes = (bytes + bytes / 50).next_multiple_of(STEP);
-        }
-        bytes
-    }
 }
 
 /// The content of a file in whole blocks: between the parts that the archive stores there
@@ -370,36 +337,6 @@ impl Read for Blocks<'_> {
     }
 }
 
-/// Writes into a sparse file and notes which blocks are used.
-struct Ranges<'a> {
-    file: &'a File,
-    /// Beginning and end in bytes, whole blocks, mostly in ascending order.
-    used: Vec<(u64, u64)>,
-}
-
-impl Ranges<'_> {
-    fn note(&mut self, offset: u64, length: u64) {
-        let (start, end) = (offset / BLOCK * BLOCK, (offset + length).next_multiple_of(BLOCK));
-        match self.used.last_mut() {
-            Some((first, last)) if *first <= start && start <= *last => *last = end.max(*last),
-            _ => self.used.push((start, end)),
-        }
-    }
-}
-
-impl RegionSink for Ranges<'_> {
-    fn data(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()> {
-        self.note(offset, bytes.len() as u64);
-        self.file.write_all_at(bytes, offset)
-    }
-
-    fn zeros(&mut self, offset: u64, len: u64) -> io::Result<()> {
-        // The file is new: what is not written is zero.
-        self.note(offset, len);
-        Ok(())
-    }
-}
-
 /// If attributes of a file take more than a block has room for. (Some lie in its inode, so they may take more.)
 fn attributes_too_large(tree: &Tree, names: &[Vec<Name<'_>>]) -> Option<Error> {
     let bytes = |node: &Node| -> usize {
@@ -456,16 +393,6 @@ mod tests {
         ] {
             tree.nodes[0].meta.mtime = Some(Time { seconds, nanos: 7 });
             assert_eq!(meta(&tree.nodes[0], 9).mtime, want);
-        }
-    }
-
-    #[test]
-    fn the_needed_size_is_enough() {
-        for (inodes, blocks) in [(13, 6), (200_000, 200_000), (50_000, 500_000), (1000, 20_000_000)] {
-            let need = Need { inodes, blocks };
-            let shape = Geometry::new(need.bytes(), inodes).unwrap();
-            assert!(shape.free() > blocks, "{need:?}");
-            assert!(need.bytes() < blocks * BLOCK * 3 / 2 + (64 << 20), "{need:?}");
         }
     }
 }

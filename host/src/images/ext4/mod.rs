@@ -1,10 +1,12 @@
-//! Images: an archive as an ext4 filesystem in chunks, made once per root partition size.
+//! Images: an archive as an ext4 filesystem in chunks, made once for cards of all sizes.
 //!
 //! | file | what lives there |
 //! |---|---|
 //! | `tree` | what an archive says should be there |
 //! | `scan` | an archive, read once, as a tree |
+//! | `need` | how large that has to be |
 //! | `build` | a tree and its archive as a filesystem |
+//! | `spool` | that filesystem while it is made |
 //! | `pack` | the used parts of a filesystem as chunks and their table |
 //! | `store` | images in the state folder, [`Images`] |
 //! | `verify` | a filesystem compared with an archive |
@@ -14,8 +16,10 @@
 
 mod acl;
 mod build;
+mod need;
 pub(super) mod pack;
 mod scan;
+mod spool;
 mod store;
 pub(super) mod tree;
 mod verify;
@@ -24,6 +28,7 @@ use std::io;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
 pub use build::{Order, build};
+pub use need::GROWS_TO;
 pub use pack::Built;
 pub use store::{FOLDER, Image, Images};
 pub use verify::{Comparison, compare};
@@ -38,26 +43,6 @@ pub(crate) const LOST_FOUND: &str = "lost+found";
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The root partition is too small for what the archive holds.
-    #[error(
-        "the archive does not fit a root filesystem of {have} bytes: it needs at least {needed} bytes \
-         ({} MiB) there",
-        needed.div_ceil(1 << 20)
-    )]
-    TooSmall {
-        /// The size of the filesystem, in bytes.
-        have: u64,
-        /// The smallest that would do, in bytes.
-        needed: u64,
-    },
-    /// No filesystem of that size can be made.
-    #[error("a root filesystem of {bytes} bytes")]
-    Size {
-        /// The size asked for.
-        bytes: u64,
-        /// Why not.
-        source: piman_core::install::geometry::SizeError,
-    },
     /// A name that images cannot hold; extracting on the Pi can.
     #[error("`{name}` is not UTF-8, which an image cannot hold: install this archive with `--path archive`")]
     NotUtf8 {

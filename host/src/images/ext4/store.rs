@@ -1,4 +1,4 @@
-//! Images in the state folder: found by archive and size, made one at a time, swept.
+//! Images in the state folder: found by archive, made one at a time, swept.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -57,15 +57,6 @@ impl Image {
         self.header
     }
 
-    /// For root filesystems of how many bytes it is; 0: it is a whole disk, for cards of all sizes.
-    #[must_use]
-    pub fn size(&self) -> u64 {
-        match self.header.scope {
-            Scope::Root => self.header.total_bytes,
-            Scope::Disk(_) => 0,
-        }
-    }
-
     /// The chunk table as it is sent.
     #[must_use]
     pub fn table(&self) -> &[u8] {
@@ -119,6 +110,9 @@ impl Image {
             return Err(bad("the table is not the one of its name"));
         }
         let header = Table::parse(&table).map_err(|e| bad(&e.to_string()))?.header();
+        if header.scope == (Scope::Root { grows: false }) {
+            return Err(bad("it is for root partitions of one size, and there is one for all sizes now"));
+        }
         let chunks = File::open(path(folder, hash, CHUNKS))?;
         if chunks.metadata()?.len() != header.stored_bytes {
             return Err(bad("the chunks have another size than the table says"));
@@ -143,12 +137,10 @@ impl Images {
         Ok(images)
     }
 
-    /// The newest image of an archive for root filesystems of this size
-    /// (see [`filesystem_bytes`](piman_core::install::layout::filesystem_bytes)), also if
-    /// another process has made it meanwhile.
+    /// The newest image of an archive, also if another process has made it meanwhile.
     #[must_use]
-    pub fn find(&self, archive: Hash, filesystem_bytes: u64) -> Option<Arc<Image>> {
-        let wanted = |i: &&Arc<Image>| (i.header.archive, i.size()) == (archive, filesystem_bytes);
+    pub fn find(&self, archive: Hash) -> Option<Arc<Image>> {
+        let wanted = |i: &&Arc<Image>| i.header.archive == archive;
         let find = || self.lock().iter().filter(wanted).max_by_key(|i| i.made).cloned();
         find().or_else(|| {
             if let Err(e) = self.scan() {
@@ -181,9 +173,8 @@ impl Images {
         self.lock().clone()
     }
 
-    /// Gives the image of `archive` (BLAKE3 `id`) for root filesystems of `filesystem_bytes`;
-    /// makes it if there is none. Blocks for as long as that takes, and while another one is
-    /// being made; a server calls it on a thread of its own.
+    /// Gives the image of `archive` (BLAKE3 `id`); makes it if there is none. Blocks for as long as that takes, and
+    /// while another one is being made; a server calls it on a thread of its own.
     ///
     /// # Errors
     /// [`Error`]; nothing is left behind.
@@ -191,14 +182,13 @@ impl Images {
         &self,
         archive: &File,
         id: Hash,
-        filesystem_bytes: u64,
         progress: &Progress,
         stop: &AtomicBool,
     ) -> Result<Arc<Image>, Error> {
-        self.build_by(build, archive, id, filesystem_bytes, progress, stop)
+        self.build_by(build, archive, id, progress, stop)
     }
 
-    /// The same, made by `make`. What is the same for disks of all sizes has the size 0 here.
+    /// The same, made by `make`.
     ///
     /// # Errors
     /// [`Error`]; nothing is left behind.
@@ -207,16 +197,14 @@ impl Images {
         make: impl FnOnce(&Order<'_>) -> Result<Built, Error>,
         archive: &File,
         id: Hash,
-        filesystem_bytes: u64,
         progress: &Progress,
         stop: &AtomicBool,
     ) -> Result<Arc<Image>, Error> {
         let _one = lock(&self.building);
-        if let Some(image) = self.find(id, filesystem_bytes) {
+        if let Some(image) = self.find(id) {
             return Ok(image);
         }
-        let folder = &self.folder;
-        let order = Order { archive, id: Some(id), filesystem_bytes, folder, progress, stop };
+        let order = Order { archive, id: Some(id), folder: &self.folder, progress, stop };
         let image = self.keep(make(&order)?).map_err(Error::io("keeping the image"))?;
         let mut images = self.lock();
         // Whoever looked for it meanwhile may have taken it in already.
@@ -358,7 +346,7 @@ mod tests {
             hash: Hash(*blake3::hash(&chunk).as_bytes()),
         };
         let header = Header {
-            scope: Scope::Root,
+            scope: Scope::Root { grows: true },
             chunks: 1,
             total_bytes: 1 << 30,
             used_bytes: 8192,
@@ -384,16 +372,15 @@ mod tests {
     fn images_are_found_after_a_restart_and_when_new() {
         let (state, hashes) = with_images(&[1, 2]);
         let images = Images::open(state.path()).unwrap();
-        let image = images.find(Hash([2; 32]), 1 << 30).unwrap();
+        let image = images.find(Hash([2; 32])).unwrap();
         assert_eq!(image.hash(), hashes[1]);
         assert_eq!(image.offer().table_bytes as usize, image.table().len());
         assert!(image.damaged().unwrap().is_empty());
-        assert!(images.find(Hash([2; 32]), 2 << 30).is_none());
         assert!(images.by_table(hashes[0]).is_some());
-        assert!(images.find(Hash([3; 32]), 1 << 30).is_none());
+        assert!(images.find(Hash([3; 32])).is_none());
         // By another process.
         Images::open(state.path()).unwrap().keep(built(&images.folder, 3)).unwrap();
-        assert!(images.find(Hash([3; 32]), 1 << 30).is_some());
+        assert!(images.find(Hash([3; 32])).is_some());
         assert_eq!(images.all().len(), 3);
     }
 
@@ -426,7 +413,7 @@ mod tests {
         assert_eq!(images.all().iter().map(|i| i.hash()).collect::<Vec<_>>(), hashes[2..]);
         assert_eq!(fs::read_dir(&folder).unwrap().count(), 3);
         images.keep(working).unwrap();
-        assert!(images.find(Hash([9; 32]), 1 << 30).is_some());
+        assert!(images.find(Hash([9; 32])).is_some());
         // What cannot be opened at the moment is no damage, and is found when it can be again.
         let (chunks, away) = (path(&folder, hashes[2], CHUNKS), folder.join("away"));
         fs::rename(&chunks, &away).unwrap();

@@ -48,7 +48,7 @@ fn one(out: &mut String, item: &Item<'_>) -> std::fmt::Result {
             let (path, key, text) = (path.escape_debug(), key.escape_debug(), text.escape_debug());
             writeln!(out, "line      {}:{path}, that of `{key}`: {text}", name(place))
         }
-        Item::Word { key, text } if text.is_empty() => writeln!(out, "word      `{key}` taken away"),
+        Item::Word { key, text: "" } => writeln!(out, "word      `{key}` taken away"),
         Item::Word { key, text } => writeln!(out, "word      `{key}`: {text}"),
         Item::User(User { id, locked, keeps_password, name, password, shell, groups, full_name, keys }) => {
             write!(out, "user      {name}")?;

@@ -14,6 +14,7 @@ use piman_core::hosted::ext4;
 use piman_core::install::Stage;
 use piman_core::install::gpt::{self, Copy};
 use piman_core::install::layout::{Layout, SECTOR};
+use piman_core::install::mbr::Mbr;
 
 use super::table::{Planned, Table};
 use super::{Disk, RootArea, wipe};
@@ -36,16 +37,20 @@ pub struct Begun {
 }
 
 impl Begun {
-    /// Has the disk get another number with its root partition: the old one and the new one. A GPT was made with random
-    /// identifiers.
+    /// Has the disk get another number with its root partition: old ones, which text may name, and the new one. A GPT was
+    /// made with random identifiers.
     ///
     /// # Errors
     /// If the system has no random numbers.
-    pub(crate) fn renew(&mut self) -> io::Result<Option<(u32, u32)>> {
-        let Table::Mbr(mbr) = &mut self.table else { return Ok(None) };
-        let (old, new) = (mbr.disk_id, random::number()?);
+    pub(crate) fn renew(&mut self) -> io::Result<Vec<(u32, u32)>> {
+        let Table::Mbr(mbr) = &mut self.table else { return Ok(Vec::new()) };
+        let (planned, new) = (mbr.disk_id, random::number()?);
         mbr.disk_id = new;
-        Ok(Some((old, new)))
+        // A boot partition that stays was made when the disk had this one.
+        let before = self.before.iter().find(|(at, _)| *at == 0).and_then(|(_, bytes)| bytes.first_chunk());
+        let before = before.and_then(|sector| Mbr::read(sector).ok()).map(|mbr| mbr.disk_id);
+        let before = before.filter(|id| self.keep_boot && *id != 0 && *id != planned);
+        Ok([Some(planned), before].into_iter().flatten().map(|old| (old, new)).collect())
     }
 
     /// What a partition, counted from 1, is called after `PARTUUID=`.

@@ -3,7 +3,7 @@
 mod table;
 
 use std::fs::{self, File, OpenOptions};
-use std::io;
+use std::io::{self, Read, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, lchown, symlink};
 use std::path::{Path, PathBuf};
 
@@ -27,6 +27,8 @@ const SUBORDINATES: (u32, u32) = (100_000, 65_536);
 const LOCKED: &str = "*";
 /// The largest list of keys, in bytes.
 const KEYS_MAX: u64 = 1 << 20;
+/// The largest file of the skeleton, in bytes.
+const SKELETON_FILE_MAX: u64 = 16 << 20;
 /// How deep folders of the skeleton may be, and how many files it may have.
 const SKELETON: (usize, usize) = (16, 4096);
 
@@ -245,7 +247,10 @@ fn copy_skeleton(
             let flags = OFlags::NOFOLLOW.bits().cast_signed();
             let mut input = OpenOptions::new().read(true).custom_flags(flags).open(&source)?;
             let mut output = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&target)?;
-            io::copy(&mut input, &mut output)?;
+            let mut bytes = Vec::new();
+            (&mut input).take(SKELETON_FILE_MAX + 1).read_to_end(&mut bytes)?;
+            ensure!(bytes.len() as u64 <= SKELETON_FILE_MAX, "{} is too large", source.display());
+            output.write_all(&bytes)?;
             set_access(&output, Access { owner, mode: meta.mode() & 0o777 })?;
         }
     }

@@ -21,7 +21,7 @@ use super::places::Places;
 use crate::card::content::filesystem::{detect, is_ext};
 use crate::card::content::source::Region;
 use crate::card::content::table::{Kind, Table};
-use crate::card::disk::{Planned, RootArea};
+use crate::card::disk::{Disk, Planned, RootArea};
 use crate::card::identifier;
 use crate::card::random;
 use references::Pair;
@@ -67,7 +67,7 @@ impl Identifiers {
         disk: &File,
         planned: &mut Planned<'_>,
         table: &Table,
-        root: Option<&RootArea>,
+        root: &RootArea,
     ) -> anyhow::Result<()> {
         let mut known = Vec::new();
         for part in &table.parts {
@@ -75,7 +75,7 @@ impl Identifiers {
             let area = RootArea { offset: part.offset, length: part.length };
             let is_fat = matches!(detect(&region), Ok(Some(found)) if found.kind == "vfat");
             let noted = match (is_ext(&region), is_fat) {
-                (Ok(true), _) => self.ext4(disk, area, root.is_some_and(|root| root.offset == area.offset)),
+                (Ok(true), _) => self.ext4(disk, area, root.offset == area.offset),
                 (_, true) => self.fat(disk, area),
                 _ => continue,
             };
@@ -105,6 +105,19 @@ impl Identifiers {
             return Ok(());
         }
         places.each_text(TEXT_MAX, &mut |bytes| references::replace_in_file(bytes, &self.pairs))
+    }
+
+    /// Where the ext4 filesystems are that get others.
+    pub(crate) fn ext4_areas(&self) -> impl Iterator<Item = RootArea> {
+        self.ext4.iter().map(|(area, _)| *area)
+    }
+
+    /// Puts the new ones into the texts of another root filesystem on the disk, which is mounted at `root`.
+    ///
+    /// # Errors
+    /// If one cannot be read or written.
+    pub(crate) fn rewrite_in(&self, disk: &Disk, root: &Path) -> anyhow::Result<()> {
+        self.rewrite(&Places::new(disk.file(), &[], Some(root)))
     }
 
     /// Writes them into the filesystems, which nobody has mounted any more.

@@ -71,7 +71,7 @@ static START: Start<'static> = Start {
         card: Some(Hash([7; 32])),
         installation: None,
         paths: Paths { stream: true, image: false },
-        can: Can { signed: false, answer: false, disk: false, personal: false },
+        can: Can { signed: false, answer: false, disk: false, grow: false, personal: false },
         found: None,
         print: None,
         personal: None,
