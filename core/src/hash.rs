@@ -28,10 +28,9 @@ impl Hash {
 
     /// Reads 64 digits into it; `false` if it is something else.
     pub(crate) fn read_hex(&mut self, digits: &[u8]) -> bool {
-        let mut pairs = digits.chunks(2);
+        let mut all = digits.iter();
         let read = |byte: &mut u8| {
-            let [high, low] = pairs.next()? else { return None };
-            *byte = text::nibble(*high)? << 4 | text::nibble(*low)?;
+            *byte = text::nibble(*all.next()?)? << 4 | text::nibble(*all.next()?)?;
             Some(())
         };
         self.0.iter_mut().map(read).all(|read| read.is_some()) && digits.len() == 64

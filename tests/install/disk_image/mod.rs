@@ -132,7 +132,8 @@ impl Workshop {
         let state = self.path("state");
         let mut serve = Command::new(binaries::piman());
         serve.args(["serve", "--listen", "127.0.0.1", "--policy", "foreign=install", "--state"]).arg(&state);
-        serve.args(["--control-port", "0", "--rootfs-port", "0", "--fetch-port", "0"]);
+        // Cards are compared with the image, byte for byte.
+        serve.args(["--control-port", "0", "--rootfs-port", "0", "--fetch-port", "0", "--identity", "keep"]);
         let server = Server::start_by(&mut serve, &state);
         server.wait_log(" is ready: ");
         server

@@ -19,7 +19,7 @@ fn three_cards_differ_in_all_that_must_differ_and_boot_by_themselves() {
             installs(&plan);
             let heard = amended.take_heard();
             assert!(
-                heard.iter().any(|line| line.contains("can=answer+disk+personal") || path == "archive"),
+                heard.iter().any(|line| line.contains("can=answer+disk+grow+personal") || path == "archive"),
                 "{heard:?}"
             );
             let proof = proof(&card);

@@ -104,7 +104,11 @@ fn what_is_wrong_is_said_and_nothing_is_changed() {
     lab.set(&["--for", "10000000cafe0003"], "[device]\nordinal = 33");
     let pi = lab.pi(3, ABLE);
     assert_eq!(host_name(&pi.bundle(pi.offer().more.personal)), "lab-33");
-    // Two that would have one name.
+    // Two that would have one name, when both are on record.
+    wait_until("both Pis are on record", || {
+        let devices = lab.done(&["devices"]);
+        ["10000000cafe0002", "10000000cafe0003"].iter().all(|pi| devices.contains(pi))
+    });
     let warned = lab.set(&[], "hostname = 'same'");
     assert!(warned.contains("10000000cafe0002 and 10000000cafe0003 would both be called same"), "{warned}");
 }

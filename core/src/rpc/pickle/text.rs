@@ -12,8 +12,10 @@ pub(super) fn integer(line: &[u8], may_be_bool: bool) -> Result<Inner, DecodeErr
         b"01" if may_be_bool => return Ok(Inner::Bool(true)),
         _ => {}
     }
-    let text = line.trim_ascii();
-    let text = text.strip_suffix(b"L").unwrap_or(text);
+    let text = match line.trim_ascii() {
+        [text @ .., b'L'] => text,
+        text => text,
+    };
     let (is_negative, digits) = match text {
         [b'-', digits @ ..] => (true, digits),
         [b'+', digits @ ..] => (false, digits),
