@@ -5,10 +5,12 @@
 #                      this recipe
 #     raspios  as Raspberry Pi OS: MBR, 512 MiB FAT "bootfs" at 4 MiB, ext4 "rootfs", PARTUUIDs, ` resize` on the command
 #              line, which the first boot obeys, userconf.txt and ssh, which it reads; its user is pi, with no password
-#     debian   as Debian's images for Pis: MBR, labels RASPIFIRM and RASPIROOT; root has no password
+#     debian   as Debian's images for Pis: MBR, labels RASPIFIRM and RASPIROOT; root has no password. What makes the root
+#              filesystem larger in those is left out, so that whoever installs it has to
 #     ubuntu   as Ubuntu: MBR, labels system-boot and writable, cloud-init with its files on the FAT, growpart;
-#              cloud-init makes the user ubuntu
-#     ab       an appliance: GPT, a FAT, two root filesystems A and B, and one for data; A is booted; its user is admin
+#              cloud-init makes the user ubuntu with the password ubuntu
+#     ab       an appliance: GPT, a FAT, two root filesystems A and B, and one for data; A is booted; its user is admin, as is
+#              the password
 #
 # What is the same in all of one image and must not stay so on the cards is there: a machine-id, host keys, seeds.
 . "$(dirname "$0")/common.sh"
