@@ -1,7 +1,7 @@
 //! What an operator says of an image when it is added, and what was found of it.
 
+use crate::images::boot_from::boot_of;
 use crate::images::fitness::{BOOT_MAX, Boot, BootFrom};
-use crate::provision::personal::boot_of;
 use crate::state::About;
 use crate::state::archive_facts::Content;
 use crate::text::human::{self, bytes};

@@ -11,12 +11,12 @@ use piman_core::install::personal::Bundle;
 
 use crate::cli::reinstall::operator;
 use crate::cli::state_arg::StateFolder;
+use crate::images::boot_from::boot_of;
 use crate::images::fitness::BootFrom;
 use crate::images::personalise::profile::{IdentityMode, Profile, Secret, TEXT_MAX, without_secrets};
 use crate::images::personalise::template::{Facts, Template};
 use crate::images::personalise::{Occasion, Subject, items, render};
 use crate::images::source::Archive;
-use crate::provision::personal::boot_of;
 use crate::state::decision::Scope;
 use crate::state::resolve::resolve;
 use crate::state::{Device, Identity, Sqlite, State, StoredProfile, Written};

@@ -17,12 +17,12 @@ use piman_core::telemetry::PORT as TELEMETRY_PORT;
 use piman_core::transfer::PORT as TRANSFER_PORT;
 use serde::Deserialize;
 
-use crate::images::personalise::profile::IdentityMode;
 use crate::messages;
 use crate::net::min_rate::{Limits, SLOWEST, UNANSWERED};
 use crate::net::timeout::Timeouts;
 use crate::netboot::dhcp::{Fixed, Mode, Range};
 use crate::netboot::{self, dhcp};
+use crate::state::IdentityMode;
 use crate::state::decision::{Policy, Rule};
 use crate::telemetry::Rotation;
 use crate::text::duration::HumanDuration;

@@ -5,6 +5,7 @@
 //! | [`import`] | archives of other forms, made into such as Pis read |
 //! | [`source`] | an archive on disk, its versions, and what is known of them |
 //! | [`catalog`] | which archive a Pi gets |
+//! | [`boot_from`] | from what a card boots, and how much of it that takes |
 //! | [`build_queue`] | images that are being built |
 //! | [`disk_image`] | raw disk images: what is on them, what of them is used |
 //! | [`ext4`] | an ext4 image out of an archive |
@@ -13,6 +14,7 @@
 //! | `output` | the folder that single files are written into |
 //! | [`sign`] | signed manifests |
 
+pub mod boot_from;
 pub mod build_queue;
 pub mod catalog;
 pub mod disk_image;

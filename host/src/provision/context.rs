@@ -10,8 +10,8 @@ use crate::images::catalog::Catalog;
 use crate::net::drain::Drain;
 use crate::net::queue::{FairQueue, Permit, QueuePlace};
 use crate::provision::bounded_cache::BoundedCache;
+use crate::provision::bundles::Bundles;
 use crate::provision::legacy::{Advance, Installs};
-use crate::provision::personal::Bundles;
 use crate::state::{Change, DeviceEvent, Identity, Listed, Recorder};
 use crate::sys::clock::now_ms;
 

@@ -16,6 +16,7 @@ use piman_core::text::is_shown;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
+use crate::images::boot_from::boot_of;
 use crate::images::fitness::BootFrom;
 use crate::net::drain::InFlight;
 use crate::net::socket::tune;
@@ -23,7 +24,6 @@ use crate::net::timeout::TalkState;
 use crate::net::timeout::Timed;
 use crate::provision::context::InstallContext;
 use crate::provision::legacy::Advance;
-use crate::provision::personal::boot_of;
 use crate::state::archive_facts::Content;
 use crate::state::{About, Change, DeviceEvent, Facts, Identity};
 use crate::sys::clock::now_ms;

@@ -10,7 +10,8 @@ use piman_core::install::manifest::{self, ALL_SIZES, Manifest};
 use piman_core::install::{Found, ImageOffer, Installation, More, Offer, Plan, Question, REVISION, sums};
 
 use super::control::{ControlConnection, Own};
-use super::personal::{Refusal, taken_by_boot};
+use super::personal::Refusal;
+use crate::images::boot_from::taken_by_boot;
 use crate::images::build_queue::{Availability, too_small};
 use crate::images::ext4::GROWS_TO;
 use crate::images::personalise::Occasion;

@@ -2,12 +2,13 @@
 
 pub mod archive_port;
 pub mod bounded_cache;
+pub mod bundles;
 pub mod context;
 pub mod control;
 mod decide;
 pub mod fetch_port;
 pub mod legacy;
-pub mod personal;
+mod personal;
 pub mod reinstall_file;
 
 use std::future::{Future, ready};
@@ -32,9 +33,9 @@ use crate::net::queue::FairQueue;
 use crate::net::workers::WorkerPool;
 use crate::state::{Recorder, State};
 use bounded_cache::BoundedCache;
+use bundles::Bundles;
 use context::InstallContext;
 use legacy::Installs;
-use personal::Bundles;
 
 /// Where the service listens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,12 +1,5 @@
-//! What makes a card one Pi's own, on the server: rendered when a Pi is told to install or to boot, and kept until it is
-//! fetched.
+//! What makes a card one Pi's own, on the server: rendered when a Pi is told to install or to boot.
 
-use std::collections::{HashMap, HashSet, VecDeque};
-use std::net::IpAddr;
-use std::sync::{Arc, Mutex};
-
-use piman_core::hash::Hash;
-use piman_core::install::layout::{Layout, SECTOR};
 use piman_core::install::personal::Bundle;
 use piman_core::install::{BootPersonal, Installation, Personal, Plan};
 use tokio::task::block_in_place;
@@ -16,110 +9,9 @@ use crate::images::fitness::BootFrom;
 use crate::images::personalise::profile::Profile;
 use crate::images::personalise::template::Facts;
 use crate::images::personalise::{Occasion, Rendered, Subject, render};
+use crate::state::StateError;
 use crate::state::archive_facts::Content;
-use crate::state::{About, Identity, StateError};
 use crate::sys::clock::now_ms;
-use crate::sys::lock::lock;
-
-/// As many bytes of bundles are kept, and as many bundles: the oldest go first. Who comes too late asks again.
-const KEPT_BYTES: usize = 256 << 20;
-const KEPT: usize = 20_000;
-/// What the root partition begins at a multiple of, in bytes.
-const ROOT_GRAIN: u64 = 4 << 20;
-
-/// The bundles that Pis were offered.
-#[derive(Debug, Default)]
-pub struct Bundles(Mutex<Kept>);
-
-#[derive(Default)]
-struct Kept {
-    by_hash: HashMap<Hash, (Owners, Arc<[u8]>)>,
-    /// The oldest first.
-    order: VecDeque<Hash>,
-    bytes: usize,
-}
-
-/// Whose a bundle is: many Pis have the same one if nothing in it is about a Pi.
-#[derive(Default)]
-struct Owners {
-    names: HashSet<String>,
-    addresses: HashSet<IpAddr>,
-}
-
-impl Owners {
-    fn add(&mut self, pi: &Identity) {
-        // Of so many those come first again that still want it: they ask for a decision again.
-        if self.names.len() >= KEPT {
-            *self = Self::default();
-        }
-        self.names.insert(pi.key());
-        self.addresses.insert(pi.address);
-    }
-
-    fn has(&self, pi: &Identity) -> bool {
-        self.names.contains(&pi.key()) || self.addresses.contains(&pi.address)
-    }
-}
-
-/// How many: passwords are in them.
-impl std::fmt::Debug for Kept {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} bundles of {} bytes", self.order.len(), self.bytes)
-    }
-}
-
-impl Bundles {
-    /// Keeps one for a Pi, and returns what the Pi is told of it.
-    pub fn keep(&self, pi: &Identity, bundle: &[u8]) -> Personal {
-        let hash = Hash(*blake3::hash(bundle).as_bytes());
-        let mut kept = lock(&self.0);
-        match kept.by_hash.get_mut(&hash) {
-            Some((owners, _)) => owners.add(pi),
-            None => {
-                let mut owners = Owners::default();
-                owners.add(pi);
-                kept.by_hash.insert(hash, (owners, bundle.into()));
-                kept.order.push_back(hash);
-                kept.bytes += bundle.len();
-            }
-        }
-        while kept.bytes > KEPT_BYTES || kept.order.len() > KEPT {
-            let Some(oldest) = kept.order.pop_front() else { break };
-            let gone = kept.by_hash.remove(&oldest).map_or(0, |(_, bundle)| bundle.len());
-            kept.bytes = kept.bytes.saturating_sub(gone);
-        }
-        Personal { hash, bytes: u32::try_from(bundle.len()).unwrap_or(0) }
-    }
-
-    /// The one with this hash, if it is for this Pi.
-    #[must_use]
-    pub fn find(&self, pi: &Identity, hash: Hash) -> Option<Arc<[u8]>> {
-        let kept = lock(&self.0);
-        let (owners, bundle) = kept.by_hash.get(&hash)?;
-        owners.has(pi).then(|| Arc::clone(bundle))
-    }
-}
-
-/// From what a card with this image boots, and how large the boot partition is that an agent fills for it, in bytes;
-/// 0: none is filled.
-#[must_use]
-pub fn boot_of(content: &Content, about: &About) -> (BootFrom, u64) {
-    let found = &content.fitness.system.boot;
-    let from = about.boot.unwrap_or(found.from());
-    let is_filled = from == BootFrom::Card && !content.is_disk();
-    (from, if is_filled { about.boot_bytes.unwrap_or(found.partition_bytes) } else { 0 })
-}
-
-/// How many bytes a boot partition of this size takes from the root filesystem of a card as agents lay it out.
-#[must_use]
-pub fn taken_by_boot(boot_bytes: u64) -> u64 {
-    if boot_bytes == 0 {
-        return 0;
-    }
-    let start = (Layout::DEFAULT.boot_start * SECTOR).saturating_add(boot_bytes);
-    let root = start.checked_next_multiple_of(ROOT_GRAIN).unwrap_or(u64::MAX);
-    root.saturating_sub(Layout::DEFAULT.root_start * SECTOR)
-}
 
 /// What a Pi is to get of its own, before it is known as which installation.
 pub(super) struct Wanted {
@@ -305,54 +197,5 @@ impl ControlConnection<'_> {
         self.own().is_applied = true;
         let fetch_port = self.service.fetch_port;
         Ok(Plan::Personalise(BootPersonal { personal, fetch_port, installation: Some(number) }))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn pi(serial: &str, host: u8) -> Identity {
-        Identity { serial: Some(serial.into()), ..Identity::of([10, 0, 0, host].into()) }
-    }
-
-    #[test]
-    fn a_bundle_is_for_its_pi() {
-        let bundles = Bundles::default();
-        let told = bundles.keep(&pi("1", 1), b"x");
-        assert_eq!(told.bytes, 1);
-        assert!(bundles.find(&pi("1", 2), told.hash).is_some(), "it has another address now");
-        assert!(bundles.find(&Identity::of([10, 0, 0, 1].into()), told.hash).is_some());
-        assert!(bundles.find(&pi("2", 2), told.hash).is_none());
-        // Another Pi has the same one: the first still gets it.
-        assert_eq!(bundles.keep(&pi("2", 2), b"x"), told);
-        assert!(
-            bundles.find(&pi("1", 1), told.hash).is_some() && bundles.find(&pi("2", 2), told.hash).is_some()
-        );
-        assert!(bundles.find(&pi("3", 3), told.hash).is_none());
-        assert!(bundles.find(&pi("1", 1), Hash([0; 32])).is_none());
-    }
-
-    #[test]
-    fn what_is_kept_is_bounded() {
-        let bundles = Bundles::default();
-        let hashes: Vec<_> = (0..40_u8).map(|n| bundles.keep(&pi("1", 1), &vec![n; 8 << 20]).hash).collect();
-        assert!(bundles.find(&pi("1", 1), hashes[0]).is_none());
-        assert!(bundles.find(&pi("1", 1), hashes[39]).is_some());
-        assert_eq!(
-            format!("{bundles:?}"),
-            "Bundles(Mutex { data: 32 bundles of 268435456 bytes, poisoned: false, .. })"
-        );
-        for n in 0..=KEPT {
-            bundles.keep(&pi("1", 1), &n.to_le_bytes());
-        }
-        assert!(lock(&bundles.0).order.len() <= KEPT && lock(&bundles.0).by_hash.len() <= KEPT);
-    }
-
-    #[test]
-    fn how_much_a_boot_partition_takes() {
-        assert_eq!(taken_by_boot(0), 0);
-        assert_eq!(taken_by_boot(512 << 20), (516 - 48) << 20);
-        assert!(taken_by_boot(u64::MAX) > 1 << 60);
     }
 }

@@ -17,6 +17,7 @@ use piman_core::install::{Fingerprint, Installation};
 use archive_facts::{Content, Stamp};
 use decision::{Ask, Cancelled, Claimed, Policy, Rule, Scope};
 
+pub use crate::images::personalise::profile::IdentityMode;
 pub use recorder::Recorder;
 pub use sqlite::{FILE, Sqlite, preview};
 pub use types::{

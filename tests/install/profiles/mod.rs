@@ -55,6 +55,7 @@ struct Lab {
 
 /// What a Pi is told.
 #[derive(Debug, Clone, Copy, PartialEq)]
+#[expect(clippy::large_enum_variant, reason = "there is one at a time")]
 enum Told {
     Decided(Decision),
     /// To wait, for a reason that is on its record.

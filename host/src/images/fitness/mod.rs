@@ -17,7 +17,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 pub(crate) use evidence::Evidence;
-pub use system::{BOOT_MAX, Boot, BootFrom, Has, Kind, MODELS, System};
+pub use system::{BOOT_MAX, Boot, BootFrom, Has, Kind, System};
 
 /// How serious a finding is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]

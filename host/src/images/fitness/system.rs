@@ -8,13 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::evidence::Evidence;
 use super::lookup::lookup;
 use crate::images::ext4::tree::{Id, Kind as NodeKind};
-
-/// Which files a model's firmware needs beside a kernel and its configuration.
-pub const MODELS: [(&str, &[&str]); 3] = [
-    ("Pi 3", &["bootcode.bin", "start.elf", "fixup.dat", "bcm2710-rpi-3-b.dtb", "bcm2710-rpi-3-b-plus.dtb"]),
-    ("Pi 4", &["start4.elf", "fixup4.dat", "bcm2711-rpi-4-b.dtb"]),
-    ("Pi 5", &["bcm2712-rpi-5-b.dtb"]),
-];
+use crate::sys::models::MODELS;
 
 /// Where the boot files of an archive are, the first that is there.
 const BOOT_FOLDERS: [&str; 2] = ["/boot/firmware", "/boot"];

@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 use super::accounts;
 use super::draft::{Done, Work};
 use super::profile::{Profile, Secret, Sudo, User, Wifi};
-use super::render::Occasion;
+use super::subject::Occasion;
 
 /// Where NoCloud looks first, in the root filesystem.
 const SEED: &str = "/var/lib/cloud/seed/nocloud";
@@ -25,7 +25,16 @@ pub(super) fn write(work: &mut Work<'_>) -> Done {
     let hostname = work.subject.facts.hostname.clone();
     let mut files = given.clone();
     if !is_given("user-data") {
-        files.push(("user-data".to_owned(), user_data(work)?));
+        let data = user_data(work);
+        if data.is_empty() && given.is_empty() && work.rest.wifi.is_none() {
+            // The image has its own way to a first user, which stays.
+            return Ok(());
+        }
+        // What a boot partition says itself stays if the profile has nothing in its place; elsewhere cloud-init finds
+        // none of the files without this one.
+        if !data.is_empty() || !work.subject.is_disk {
+            files.push(("user-data".to_owned(), text(&Value::Object(data), "#cloud-config\n")?));
+        }
     }
     if !is_given("meta-data") {
         let mut meta = Map::from_iter([("instance-id".to_owned(), json!(instance))]);
@@ -56,7 +65,7 @@ fn text(value: &Value, heading: &str) -> Result<Vec<u8>, String> {
 }
 
 /// What cloud-init does of the profile.
-fn user_data(work: &mut Work<'_>) -> Result<Vec<u8>, String> {
+fn user_data(work: &mut Work<'_>) -> Map<String, Value> {
     let again = work.subject.occasion == Occasion::Again;
     let Profile { locale, timezone, keyboard, ntp, ssh, users, hostname, .. } = &mut work.rest;
     let mut data = Map::new();
@@ -102,7 +111,7 @@ fn user_data(work: &mut Work<'_>) -> Result<Vec<u8>, String> {
             users.clear();
         }
     }
-    text(&Value::Object(data), "#cloud-config\n")
+    data
 }
 
 fn account(user: &User) -> Value {

@@ -7,7 +7,7 @@ use toml::{Table, Value};
 
 use super::draft::{Done, Work};
 use super::profile::{Profile, User};
-use super::render::Occasion;
+use super::subject::Occasion;
 use super::user_conf;
 
 /// The program of that first boot.

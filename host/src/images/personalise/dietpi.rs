@@ -5,7 +5,7 @@ use piman_core::install::personal::Place;
 use super::accounts;
 use super::draft::{Done, Work};
 use super::profile::{Profile, Secret};
-use super::render::Occasion;
+use super::subject::Occasion;
 
 const SETTINGS: &str = "/dietpi.txt";
 const WIFI: &str = "/dietpi-wifi.txt";

@@ -2,8 +2,9 @@
 
 use piman_core::install::personal::{BadBundle, Draft, Item, Place};
 
-use super::profile::{Owner, Profile};
-use super::render::Subject;
+use super::profile::{Blob, Owner, Profile};
+use super::subject::Subject;
+use super::template::{Facts, Template};
 
 /// Who owns what a profile says no owner of.
 pub(super) const ROOT: &str = "0:0";
@@ -60,4 +61,17 @@ impl Work<'_> {
 /// An owner as items have it.
 pub(super) fn owner(of: Option<&Owner>) -> String {
     of.map_or_else(|| ROOT.to_owned(), Owner::whole)
+}
+
+/// A content, with the facts of the Pi in the place of their names if it is a template.
+pub(super) fn filled(
+    what: &str,
+    content: Option<&Blob>,
+    template: bool,
+    facts: &Facts,
+) -> Result<Vec<u8>, String> {
+    let content = content.ok_or_else(|| format!("{what} has no content"))?;
+    let Some(text) = content.text().filter(|_| template) else { return Ok(content.bytes().to_vec()) };
+    let filled = Template::file(text).and_then(|template| template.fill(facts));
+    filled.map(String::into_bytes).map_err(|e| format!("{what}: {e}"))
 }

@@ -5,6 +5,7 @@
 //! | [`profile`] | what an operator wants |
 //! | [`template`] | names in texts that stand for facts of a Pi |
 //! | [`render`](mod@render) | a profile and a Pi's facts to a bundle |
+//! | [`subject`] | for which Pi, image and occasion |
 //! | `draft` | writing items |
 //! | `cloud_init`, `custom_toml`, `user_conf`, `dietpi`, `home_assistant` | what a kind of system does by itself at its first boot |
 //! | `plain`, `accounts`, `wifi`, `scripts` | the rest, written into the system directly |
@@ -21,9 +22,11 @@ pub mod profile;
 pub mod render;
 mod scripts;
 mod shown;
+pub mod subject;
 pub mod template;
 mod user_conf;
 mod wifi;
 
-pub use render::{Occasion, Rendered, Subject, render};
+pub use render::{Rendered, render};
 pub use shown::items;
+pub use subject::{Occasion, Subject};

@@ -2,9 +2,9 @@
 
 use piman_core::install::personal::{Item, Place};
 
-use super::draft::{Done, Work, owner};
-use super::profile::{Blob, File, Folder, Mode};
-use super::template::{Facts, Template};
+use super::draft::{Done, Work, filled, owner};
+use super::profile::{File, Folder, Mode};
+use super::template::Facts;
 use super::{accounts, scripts, wifi};
 use crate::images::fitness::Has;
 
@@ -38,19 +38,6 @@ pub(super) fn files(work: &mut Work<'_>, facts: &Facts) -> Done {
         work.add(&Item::File { place: file.place(), mode, owner: &owner, path, content: &content })?;
     }
     Ok(())
-}
-
-/// A content, with the facts of the Pi in the place of their names if it is a template.
-pub(super) fn filled(
-    what: &str,
-    content: Option<&Blob>,
-    template: bool,
-    facts: &Facts,
-) -> Result<Vec<u8>, String> {
-    let content = content.ok_or_else(|| format!("{what} has no content"))?;
-    let Some(text) = content.text().filter(|_| template) else { return Ok(content.bytes().to_vec()) };
-    let filled = Template::file(text).and_then(|template| template.fill(facts));
-    filled.map(String::into_bytes).map_err(|e| format!("{what}: {e}"))
 }
 
 fn host_name(work: &mut Work<'_>, facts: &Facts) -> Done {

@@ -3,8 +3,7 @@
 
 use piman_core::install::personal::Place;
 
-use super::draft::{Done, Work};
-use super::plain::filled;
+use super::draft::{Done, Work, filled};
 use super::profile::{Blob, Locale, Name, Script};
 use super::template::Facts;
 use crate::images::fitness::Has;

@@ -6,7 +6,7 @@ use piman_core::install::personal::{Item, Place, User as Account};
 
 use super::draft::{Done, Work};
 use super::profile::{Profile, Sudo, User};
-use super::render::Occasion;
+use super::subject::Occasion;
 use super::{accounts, scripts, wifi};
 use crate::images::fitness::Has;
 

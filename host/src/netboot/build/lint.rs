@@ -7,9 +7,9 @@ use std::path::Path;
 use flate2::read::MultiGzDecoder;
 
 use super::Packing;
-use crate::images::fitness::MODELS;
 use crate::netboot::tftp::folder::IMAGES;
 use crate::sys::mac::Mac;
+use crate::sys::models::MODELS;
 
 /// The largest initramfs that is not warned of: boot ROMs load it slowly, and old ones not at all.
 const INITRAMFS_MAX: u64 = 30_000_000;

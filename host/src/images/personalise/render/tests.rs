@@ -1,10 +1,12 @@
 use std::collections::BTreeSet;
 
+use piman_core::install::Installation;
 use piman_core::install::personal::{Bundle, Place, User};
 
 use super::*;
-use crate::images::fitness::Has;
+use crate::images::fitness::{Has, System};
 use crate::images::personalise::items;
+use crate::images::personalise::template::Facts;
 
 const HASH: &str = "$6$salt$abcdefghijklmnopqrstuvwxyz";
 
@@ -224,6 +226,22 @@ fn for_cloud_init() {
     // Accounts that are there are changed directly.
     let again = Seen::of(ALL, &Subject { occasion: Occasion::Again, ..subject(&cloud) });
     assert!(again.user("op").is_some());
+}
+
+/// An image has its own way to a first user; a profile that says nothing of it must not take that away.
+#[test]
+fn what_cloud_init_finds_on_an_image_stays_if_the_profile_has_nothing_in_its_place() {
+    let cloud = debian(Kind::CloudInit);
+    let names = ["/user-data", "/meta-data", "/network-config"];
+    let there = |text: &str| {
+        let seen = Seen::of(text, &subject(&cloud));
+        (names.map(|name| seen.file(Place::Boot, name).is_some()), seen.shown.contains("ds=nocloud"))
+    };
+    assert_eq!(there(""), ([false; 3], false));
+    assert_eq!(there("identity = 'keep'"), ([false; 3], false));
+    let wifi = "[wifi]\nssid = 'x'\npsk = 'hunter2-hunter2'\ncountry = 'GB'";
+    assert_eq!(there(wifi), ([false, true, true], true));
+    assert_eq!(there("hostname = 'lab'"), ([true, true, false], true));
 }
 
 #[test]
