@@ -201,7 +201,7 @@ impl Session<'_> {
             Kind::Manifest => {
                 sign::signed(&self.service.settings().state, id).map(|s| Object::Manifest(id, s.into()))
             }
-            Kind::Personal => self.service.bundles.find(&self.pi, id).map(|b| Object::Personal(id, b)),
+            Kind::Personal => self.service.bundles.find(id).map(|b| Object::Personal(id, b)),
             Kind::Sums => archive().and_then(|a| a.facts().map(Arc::clone)).map(Object::Sums),
         }
     }

@@ -133,7 +133,7 @@ impl ControlConnection<'_> {
         let rendered = self.render(wanted, content, occasion, installation)?;
         let bundle = rendered.draft.bytes();
         let is_empty = Bundle::parse(bundle).is_ok_and(|bundle| bundle.items().next().is_none());
-        Ok((!is_empty).then(|| self.service.bundles.keep(&self.pi(), bundle)))
+        Ok((!is_empty).then(|| self.service.bundles.keep(bundle)))
     }
 
     /// A Pi boots what is on its card; if that is ordered, its profile is applied before.
