@@ -39,9 +39,11 @@ impl Bundles {
         let mut kept = lock(&self.0);
         if let Entry::Vacant(place) = kept.by_hash.entry(hash) {
             place.insert(bundle.into());
-            kept.order.push_back(hash);
             kept.bytes += bundle.len();
+        } else if let Some(place) = kept.order.iter().rposition(|kept| *kept == hash) {
+            kept.order.remove(place);
         }
+        kept.order.push_back(hash);
         while kept.bytes > KEPT_BYTES || kept.order.len() > KEPT {
             let Some(oldest) = kept.order.pop_front() else { break };
             let gone = kept.by_hash.remove(&oldest).map_or(0, |bundle| bundle.len());
@@ -81,6 +83,10 @@ mod tests {
             format!("{bundles:?}"),
             "Bundles(Mutex { data: 32 bundles of 268435456 bytes, poisoned: false, .. })"
         );
+        // The one that was offered again just now is the last to go.
+        bundles.keep(&vec![8; 8 << 20]);
+        bundles.keep(&vec![50; 8 << 20]);
+        assert!(bundles.find(hashes[8]).is_some() && bundles.find(hashes[9]).is_none());
         for n in 0..=KEPT {
             bundles.keep(&n.to_le_bytes());
         }

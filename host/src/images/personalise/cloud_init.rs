@@ -72,6 +72,10 @@ fn user_data(work: &mut Work<'_>) -> Map<String, Value> {
     let mut put = |key: &str, value: Value| {
         data.insert(key.to_owned(), value);
     };
+    if again {
+        // A new instance would get new host keys.
+        put("ssh_deletekeys", json!(false));
+    }
     if let Some(name) = hostname.take().and(work.subject.facts.hostname.as_ref()) {
         put("hostname", json!(name));
         put("preserve_hostname", json!(false));

@@ -116,14 +116,22 @@ fn change(work: &Transaction<'_>, edit: &Edit) -> rusqlite::Result<usize> {
         Edit::Choose { who, is_group, image: None } => {
             work.execute("DELETE FROM choices WHERE who = ?1 AND is_group = ?2", params![who, is_group])?
         }
-        Edit::Join { device, group: Some(group) } => work.execute(
-            "INSERT OR REPLACE INTO members (device, family) VALUES (?1, ?2)",
-            params![device, group],
-        )?,
-        Edit::Join { device, group: None } => {
-            work.execute("DELETE FROM members WHERE device = ?1", [device])?
+        Edit::Join { device, group: Some(group) } => {
+            leave(work, device)?;
+            work.execute("INSERT INTO members (device, family) VALUES (?1, ?2)", params![device, group])?
         }
+        Edit::Join { device, group: None } => leave(work, device)?,
     })
+}
+
+/// Takes a Pi out of its group, by whichever of its names it joined that.
+fn leave(work: &Transaction<'_>, device: &str) -> rusqlite::Result<usize> {
+    work.execute(
+        "WITH pi AS (SELECT key, serial, mac FROM devices WHERE ?1 IN (key, serial, mac))
+         DELETE FROM members WHERE device = ?1 OR device IN
+             (SELECT key FROM pi UNION SELECT serial FROM pi UNION SELECT mac FROM pi)",
+        [device],
+    )
 }
 
 pub(super) fn known(db: &Connection, path: &Path) -> rusqlite::Result<Option<(Stamp, Content)>> {

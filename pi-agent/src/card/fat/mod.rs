@@ -16,7 +16,9 @@ use fatfs::{Dir, FileSystem, FsOptions};
 use super::disk::{RootArea, Window};
 
 /// What a file is called until it is whole.
-const NEW: &str = "piman.new";
+const NEW: &str = ".piman-new";
+/// And of the one that it replaces.
+const OLD: &str = ".piman-old";
 /// How much is copied at once, in bytes.
 const PIECE: usize = 64 << 10;
 /// How deep folders may be in each other.
@@ -88,6 +90,7 @@ impl<'d> Fat<'d> {
     /// The disk's, or if it is a folder or larger.
     pub(crate) fn read(&self, path: &str, max: u64) -> anyhow::Result<Option<Vec<u8>>> {
         let Some((parent, name)) = self.parent(path)? else { return Ok(None) };
+        self.restore(&parent, name)?;
         match find(&parent, name)? {
             None => return Ok(None),
             Some((is_folder, length)) => {
@@ -100,7 +103,8 @@ impl<'d> Fat<'d> {
         Ok(Some(bytes))
     }
 
-    /// Writes a file with the folders that it needs. The old one goes when the new one is on the medium.
+    /// Writes a file with the folders that it needs. The old one goes when the new one is on the medium in its place:
+    /// whenever this is broken off, one of them is there, under its name or one that [`read`](Self::read) looks for.
     ///
     /// # Errors
     /// The disk's; if it is full, or a name is none that FAT can have.
@@ -111,11 +115,33 @@ impl<'d> Fat<'d> {
         let (folder, name) = path.rsplit_once('/').unwrap_or(("", path));
         check_name(name)?;
         let folder = self.folder(folder)?;
-        absent_or(folder.remove(NEW))?;
-        copy(&mut bytes, &folder, NEW)?;
+        let (new, old) = (format!("{name}{NEW}"), format!("{name}{OLD}"));
+        absent_or(folder.remove(&new))?;
+        absent_or(folder.remove(&old))?;
+        if let Err(e) = copy(&mut bytes, &folder, &new) {
+            // Of no use, and the disk may be full of it.
+            absent_or(folder.remove(&new))?;
+            return Err(e);
+        }
         self.disk.sync_data()?;
-        absent_or(folder.remove(name))?;
-        folder.rename(NEW, &folder, name)?;
+        absent_or(folder.rename(name, &folder, &old))?;
+        folder.rename(&new, &folder, name)?;
+        self.disk.sync_data()?;
+        // Nothing of it is free before nothing leads to it.
+        absent_or(folder.remove(&old))?;
+        Ok(())
+    }
+
+    /// Puts a file back that was being replaced when that was broken off.
+    fn restore(&self, folder: &Dir<'_, Window<'d>>, name: &str) -> anyhow::Result<()> {
+        if find(folder, name)?.is_none() {
+            for other in [NEW, OLD].map(|end| format!("{name}{end}")) {
+                if find(folder, &other)?.is_some() {
+                    folder.rename(&other, folder, name)?;
+                    return Ok(());
+                }
+            }
+        }
         Ok(())
     }
 

@@ -74,7 +74,7 @@ fn files_and_folders_of_every_kind_of_fat() {
         let full = vec![1; usize::try_from(fat.free().unwrap()).unwrap() + 1];
         assert!(fat.write("/cmdline.txt", &full).is_err());
         assert_eq!(fat.read("/cmdline.txt", 100).unwrap().unwrap(), b"3");
-        fat.remove(&format!("/{NEW}")).unwrap();
+        assert!(fat.names("/").unwrap().iter().all(|name| !name.contains(NEW) && !name.contains(OLD)));
         fat.close().unwrap();
         assert_sound(disk, &area);
         let fat = Fat::open(disk, &area).unwrap();
@@ -82,6 +82,30 @@ fn files_and_folders_of_every_kind_of_fat() {
         assert_eq!(fat.names("/stays/empty").unwrap(), [""; 0]);
         fat.write("/stays/empty/new", b"y").unwrap();
         fat.remove("/stays/deep").unwrap();
+        fat.close().unwrap();
+        assert_sound(disk, &area);
+    }
+}
+
+/// Whenever replacing a file is broken off, the old or the new one is found, and can be replaced again.
+#[test]
+fn a_file_that_was_being_replaced_is_not_lost() {
+    for (bytes, kind) in KINDS {
+        let (disk, area) = made(bytes, kind);
+        let disk = disk.as_file();
+        let fat = Fat::open(disk, &area).unwrap();
+        for (there, want) in
+            [(&[NEW, OLD][..], "new"), (&[OLD], "old"), (&[NEW], "new"), (&["", NEW], "whole")]
+        {
+            for end in there {
+                let content = if end.is_empty() { "whole" } else { end.strip_prefix(".piman-").unwrap() };
+                fat.write(&format!("/cmdline.txt{end}"), content.as_bytes()).unwrap();
+            }
+            assert_eq!(fat.read("/cmdline.txt", 100).unwrap().unwrap(), want.as_bytes(), "{there:?}");
+            fat.write("/cmdline.txt", b"root=/dev/mmcblk0p2").unwrap();
+            assert_eq!(fat.names("/").unwrap().iter().filter(|name| name.starts_with("cmdline")).count(), 1);
+            fat.remove("/cmdline.txt").unwrap();
+        }
         fat.close().unwrap();
         assert_sound(disk, &area);
     }

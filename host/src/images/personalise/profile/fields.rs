@@ -4,7 +4,8 @@ use std::fmt;
 use std::ops::Deref;
 
 use piman_core::install::personal;
-use serde::{Deserialize, Serialize};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::images::personalise::template::Template;
 
@@ -44,6 +45,19 @@ macro_rules! checked {
             }
         }
     )*};
+}
+
+/// The largest number of a Pi.
+const ORDINAL_MAX: u32 = 999_999;
+
+/// The number of a Pi.
+pub(super) fn ordinal<'de, D: Deserializer<'de>>(from: D) -> Result<Option<u32>, D::Error> {
+    match Option::<u32>::deserialize(from)? {
+        Some(number) if !(1..=ORDINAL_MAX).contains(&number) => {
+            Err(D::Error::custom(format!("a number of a Pi is one from 1 to {ORDINAL_MAX}")))
+        }
+        number => Ok(number),
+    }
 }
 
 checked! {

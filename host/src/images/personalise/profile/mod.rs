@@ -83,6 +83,7 @@ pub enum IdentityMode {
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct DeviceFields {
     /// Its number, in place of the one that it got at its first contact.
+    #[serde(deserialize_with = "fields::ordinal", default)]
     pub ordinal: Option<u32>,
 }
 

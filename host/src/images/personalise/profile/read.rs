@@ -198,7 +198,10 @@ impl Profile {
             let card_path = CardPath::try_from(format!("{to}/{name}")).map_err(anyhow::Error::msg)?;
             let kind = entry.file_type().with_context(|| format!("looking at {}", path.display()))?;
             let mode = entry.metadata().with_context(|| format!("looking at {}", path.display()))?;
-            let mode = Some(Mode(mode.permissions().mode() & 0o7777));
+            let mode = mode.permissions().mode() & 0o7777;
+            // What only its owner may read here is nobody else's there.
+            let secret = mode & 0o077 == 0;
+            let mode = Some(Mode(mode));
             let owner = tree.owner.clone();
             ensure!(
                 self.files.len() + self.folders.len() < FILES_MAX,
@@ -217,7 +220,7 @@ impl Profile {
                     owner,
                     mode,
                     template: false,
-                    secret: false,
+                    secret,
                 };
                 self.files.push(file);
             } else {

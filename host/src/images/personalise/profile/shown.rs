@@ -45,6 +45,12 @@ pub fn without_secrets(text: &str) -> Result<String, ProfileError> {
         }
     };
     hide(table.get_mut("wifi").and_then(|wifi| wifi.get_mut("psk")));
+    for verbatim in ["cloud-init", "custom-toml"] {
+        // Where it is the name of a file or folder, that is no secret.
+        for (_, content) in table.get_mut(verbatim).and_then(Value::as_table_mut).into_iter().flatten() {
+            *content = Value::String(HIDDEN.into());
+        }
+    }
     let mut each = |key: &str, what: &str, only_secret: bool| {
         let Some(all) = table.get_mut(key).and_then(Value::as_array_mut) else { return };
         for one in all {
@@ -66,6 +72,7 @@ mod tests {
     fn a_profile_is_shown_without_secrets() {
         let text = "# hunter2\n[wifi]\nssid = 'x'\npsk = 'hunter2-wifi' # hunter2\n
             [[users]]\nname = 'pi'\npassword-hash = '$6$hunter2$0123456789012345678901'\n
+            [cloud-init]\nuser-data = 'hunter2'\n
             [[files]]\npath = '/a'\ncontent = 'hunter2'\nsecret = true\n[[files]]\npath = '/b'\ncontent = 'open'";
         let shown = without_secrets(text).unwrap();
         assert!(
