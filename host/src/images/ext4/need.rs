@@ -17,6 +17,8 @@ pub const GROWS_TO: u64 = 2 << 40;
 const DESCRIPTOR_BLOCKS: u64 = GROWS_TO / (GROUP * BLOCK) * 32 / BLOCK;
 /// Inodes of a group, as mke2fs has it from 512 MiB on: one for 16 KiB.
 const INODES_PER_GROUP: u64 = 8192;
+/// The most that a group has room for beside its bitmaps, the descriptors and some blocks.
+const INODES_PER_GROUP_MAX: u64 = (GROUP - 16 * 2 - 1 - DESCRIPTOR_BLOCKS - 50) / 16 * 16;
 /// An image is made as large as this for its inodes alone (2 GiB: every card is larger), and has more of them in each
 /// group only if that does not do.
 const GROUPS_FOR_INODES: u64 = 16;
@@ -66,7 +68,10 @@ impl Need {
         let tables = 1 + DESCRIPTOR_BLOCKS + 16 * (2 + INODES_PER_GROUP / 16);
         let groups = (self.blocks + JOURNAL_MAX + tables).div_ceil(GROUP);
         let groups = inodes.div_ceil(INODES_PER_GROUP).min(GROUPS_FOR_INODES).max(groups);
-        let per_group = inodes.div_ceil(groups).max(INODES_PER_GROUP).next_multiple_of(16);
+        let wanted = inodes.div_ceil(groups).max(INODES_PER_GROUP).next_multiple_of(16);
+        // Where the groups of the content have too little room for them, there are more groups, up to twice as many.
+        let per_group =
+            if wanted <= 2 * INODES_PER_GROUP_MAX { wanted.min(INODES_PER_GROUP_MAX) } else { wanted };
         Frame::new(per_group, DESCRIPTOR_BLOCKS).ok_or_else(|| {
             let text =
                 format!("{} entries in so few bytes have more inodes than ext4 has room for", self.inodes);
