@@ -39,7 +39,9 @@ fn a_full_disk_orders_and_erases_nothing() {
     let mut pi = Running(room.agent(&empty, blank).stderr(Stdio::piped()).spawn().unwrap());
     let mut lines = BufReader::new(pi.stderr.take().unwrap()).lines().map_while(Result::ok);
     let waits = lines.find(|line| line.contains("has this Pi wait: ")).unwrap();
-    assert!(waits.contains("nothing is installed: recording why: ") && waits.contains("full"), "{waits}");
+    // Its number among the Pis is recorded first.
+    let what = "nothing is installed: reading or writing what is its own: ";
+    assert!(waits.contains(what) && waits.contains("full"), "{waits}");
     assert_eq!(digest(&empty), nothing, "it was erased");
     drop(pi);
     // There is room again.
