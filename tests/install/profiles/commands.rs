@@ -35,6 +35,7 @@ fn secrets_are_shown_to_whoever_asks_for_them_and_to_nobody_else() {
     let show = lab.done(&["profile", "show", "--group", "lab"]);
     let archive = lab.folder.path().join("root.tar.zst");
     lab.done(&["image", "add", archive.to_str().unwrap(), "--force", "--name", "lab", "--default"]);
+    wait_until("the Pi is on record", || lab.done(&["devices"]).contains(&*pi.serial));
     let render = lab.done(&["profile", "render", &pi.serial]);
     for text in [&set, &list, &show, &render, &lab.server.log(), &lab.done(&["device", &pi.serial])] {
         assert!(!text.contains("hunter2") && !text.contains("$6$"), "{text}");
@@ -60,6 +61,7 @@ fn what_is_rendered_is_what_a_pi_gets() {
     lab.done(&["image", "add", archive.to_str().unwrap(), "--force", "--name", "lab", "--default"]);
     let pi = lab.pi(2, ABLE);
     let bundle = pi.bundle(pi.offer().more.personal);
+    wait_until("the Pi is on record", || lab.done(&["devices"]).contains(&*pi.serial));
     let shown = lab.done(&["profile", "render", "--reveal", &pi.serial]);
     let (heading, items) = shown.split_once('\n').unwrap();
     assert!(heading.contains("number 1") && heading.contains("(plain, boots from the network)"), "{heading}");
