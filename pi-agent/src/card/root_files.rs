@@ -111,7 +111,7 @@ fn not_own(root: &Path, place: PathBuf) -> io::Result<PathBuf> {
     Ok(place)
 }
 
-/// Reads a file with links followed; `None` if there is none.
+/// Reads a file with links followed; `None` if it does not exist.
 ///
 /// # Errors
 /// The kernel's; `InvalidData` for what is no file, `FileTooLarge` for more than `max` bytes.

@@ -71,9 +71,11 @@ pub(crate) fn proof_at(disk: &File, bytes: u64) -> Result<Option<u64>, Unreadabl
 /// Writes another proof in place of the one that is there.
 ///
 /// # Errors
-/// If there is none, or the disk cannot be read or written.
+/// If the disk has no proof, or cannot be read or written.
 pub(crate) fn replace_proof(disk: &File, bytes: u64, proof: &Proof) -> anyhow::Result<()> {
-    let at = proof_at(disk, bytes).map_err(|wrong| anyhow!("{wrong}"))?.context("there is none")?;
+    let at = proof_at(disk, bytes)
+        .map_err(|wrong| anyhow!("{wrong}"))?
+        .context("the disk has no proof of an installation")?;
     disk.write_all_at(&proof.encode(), at)?;
     Ok(disk.sync_data()?)
 }

@@ -178,7 +178,7 @@ impl DiskImage {
 /// Takes the files that are wanted out of the root filesystem and the partition that boots it.
 ///
 /// # Errors
-/// If the image is none that can be read here, or something cannot be written.
+/// If the image cannot be read here, or something cannot be written.
 pub(super) fn extract(file: &File, output: &mut Output<'_>) -> anyhow::Result<()> {
     let length = file.metadata().context("looking at it")?.len();
     let (length, _) = trailer::split(file, length).context("reading its end")?;

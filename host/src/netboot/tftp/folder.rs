@@ -91,7 +91,7 @@ impl Folder {
         }
     }
 
-    /// The folder of an image, as it is called in this one; `None`: there is none.
+    /// The folder of an image, as it is called in this one; `None` if it has no folder.
     fn of_image(&self, image: &str) -> Option<String> {
         let is_name = !image.is_empty() && image != "." && image != ".." && !image.contains('/');
         let name = format!("{IMAGES}/{image}");

@@ -163,7 +163,7 @@ impl<'w, 'd> Volume<'w, 'd> {
         let (mut chain, mut cluster) = (Vec::new(), first);
         while cluster < end {
             if !(2..self.clusters.saturating_add(2)).contains(&cluster) {
-                bail!("a file or folder leads to cluster {cluster}, which is none");
+                bail!("a file or folder leads to cluster {cluster}, which does not exist");
             }
             let index = cluster - 2;
             let (byte, bit) = (usize::try_from(index / 8)?, 1 << (index % 8));

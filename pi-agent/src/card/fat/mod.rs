@@ -44,7 +44,7 @@ impl<'d> Fat<'d> {
     /// Looks at all of it before it is used.
     ///
     /// # Errors
-    /// If there is none, or it is damaged.
+    /// If there is no FAT filesystem, or it is damaged.
     pub(crate) fn open(disk: &'d File, area: &RootArea) -> anyhow::Result<Self> {
         let window = || Window::new(disk, area.offset, area.length);
         let what = || format!("the FAT filesystem at byte {}", area.offset);
@@ -84,7 +84,7 @@ impl<'d> Fat<'d> {
         names.filter(is_real).collect()
     }
 
-    /// A file of at most `max` bytes; `None` if there is none.
+    /// A file of at most `max` bytes; `None` if it does not exist.
     ///
     /// # Errors
     /// The disk's, or if it is a folder or larger.
@@ -107,7 +107,7 @@ impl<'d> Fat<'d> {
     /// whenever this is broken off, one of them is there, under its name or one that [`read`](Self::read) looks for.
     ///
     /// # Errors
-    /// The disk's; if it is full, or a name is none that FAT can have.
+    /// The disk's; if it is full, or FAT cannot have such a name.
     pub(crate) fn write(&self, path: &str, mut bytes: &[u8]) -> anyhow::Result<()> {
         if self.read(path, bytes.len() as u64).ok().flatten().as_deref() == Some(bytes) {
             return Ok(());

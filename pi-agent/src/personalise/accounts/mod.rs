@@ -70,7 +70,7 @@ pub(super) fn put(root: &Path, user: &User<'_>) -> anyhow::Result<()> {
     let mut shadow = Table::read(root, SHADOW)?;
     let mut line = line;
     set_password(user, is_new, &mut line, &mut shadow);
-    // Whoever is in passwd is in all others already, if this is broken off.
+    // The other tables are written first: after a power cut no account is in passwd alone.
     for table in [&group, &gshadow, &shadow] {
         table.write(root)?;
     }

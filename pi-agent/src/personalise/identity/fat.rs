@@ -31,7 +31,7 @@ fn sector_at(disk: &File, area: &RootArea, at: u64) -> anyhow::Result<[u8; SECTO
 /// The serial number of the filesystem in a part of a disk.
 ///
 /// # Errors
-/// If there is none.
+/// If there is no FAT filesystem.
 pub(super) fn serial(disk: &File, area: &RootArea) -> anyhow::Result<u32> {
     let sector = sector_at(disk, area, 0)?;
     serial_in(&sector).map(|(serial, _)| serial).context("it has no serial number")
@@ -40,7 +40,7 @@ pub(super) fn serial(disk: &File, area: &RootArea) -> anyhow::Result<u32> {
 /// Writes another one; also into the copy of the first sector that a FAT32 has.
 ///
 /// # Errors
-/// If there is none, or the disk cannot be written.
+/// If there is no FAT filesystem, or the disk cannot be written.
 pub(super) fn renew(disk: &File, area: &RootArea, serial: u32) -> anyhow::Result<()> {
     let sector = sector_at(disk, area, 0)?;
     let (old, at) = serial_in(&sector).context("it has no serial number")?;

@@ -79,7 +79,7 @@ impl<'de> Deserialize<'de> for Secret {
     }
 }
 
-/// The content of a file: a text, or in base64 what is none. Its `Debug` has the size alone.
+/// The content of a file: a text, or other bytes in base64. Its `Debug` has the size alone.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged, expecting = "write a text in quotes, or { base64 = \"...\" }")]
 pub enum Blob {
