@@ -29,6 +29,9 @@ use crate::text::duration::HumanDuration;
 use services::{TelemetrySettings, TransferSettings};
 pub use wait::Wait;
 
+/// A Pi reports as soon as it is connected: one that has said nothing at all for so long will not.
+const FIRST_BYTE: Duration = Duration::from_secs(30);
+
 /// What happens with old Pis that report no system.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -98,13 +101,13 @@ pub struct Options {
     /// Transfers at the same time; the others wait for their turn [default: no limit]
     #[arg(long, value_name = "N")]
     pub slots: Option<usize>,
-    /// Connections on one port in total [default: 16384]
+    /// Connections on one port in total; beyond it the idlest of the address with the most gives way [default: 16384]
     #[arg(long, value_name = "N")]
     pub connections: Option<usize>,
     /// Connections on one port from one address [default: 256]
     #[arg(long, value_name = "N")]
     pub connections_per_address: Option<usize>,
-    /// How long a Pi may take from connecting to its first report [default: 2m]
+    /// How long a Pi may take from connecting to its first report, and to its first byte at most 30 s [default: 2m]
     #[arg(long, value_name = "TIME")]
     pub first_report_timeout: Option<HumanDuration>,
     /// How long a Pi may be silent after that, while it installs, say [default: 2h]
@@ -415,6 +418,7 @@ impl TryFrom<Options> for Settings {
             connections: o.connections.unwrap_or(16_384),
             connections_per_address: o.connections_per_address.unwrap_or(256),
             timeouts: Timeouts {
+                first_byte: span(o.first_report_timeout, 120).min(FIRST_BYTE),
                 first_report: span(o.first_report_timeout, 120),
                 idle: span(o.idle_timeout, 7200),
                 write: stall.min(Duration::from_secs(60)),

@@ -2,7 +2,8 @@
 //!
 //! | module | what lives there |
 //! |---|---|
-//! | [`listen`] | ports, and how many connections each may have |
+//! | [`listen`] | ports, and accepting |
+//! | [`gate`] | how many connections each port may have, and who gives way |
 //! | [`socket`] | the options of every socket, and connections to other hosts |
 //! | [`timeout`] | a stream that fails when its peer is too slow |
 //! | [`min_rate`] | the slowest rate that a peer may read at |
@@ -12,6 +13,7 @@
 //! | [`drain`] | what a stop waits for |
 
 pub mod drain;
+pub mod gate;
 pub mod listen;
 pub mod min_rate;
 pub mod queue;

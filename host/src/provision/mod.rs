@@ -153,8 +153,7 @@ impl Bound {
             control.spawn(ended(accept(control_listener, gate("control"), move |stream, address, pass| {
                 let service = Arc::clone(&for_control);
                 async move {
-                    control::run(stream, address, service).await;
-                    drop(pass);
+                    pass.serve(control::run(stream, address, service)).await;
                 }
             })));
         let cores = std::thread::available_parallelism().map_or(2, usize::from);
@@ -164,16 +163,14 @@ impl Bound {
             bulk.spawn(ended(accept(rootfs_listener, gate("rootfs"), move |stream, address, pass| {
                 let service = Arc::clone(&for_rootfs);
                 rootfs_workers.run(stream, move |stream| async move {
-                    archive_port::send(stream, address, service).await;
-                    drop(pass);
+                    pass.serve(archive_port::send(stream, address, service)).await;
                 });
                 ready(())
             }))),
             bulk.spawn(ended(accept(fetch_listener, gate("fetch"), move |stream, address, pass| {
                 let service = Arc::clone(&for_fetch);
                 fetch_workers.run(stream, move |stream| async move {
-                    fetch_port::answer(stream, address, service).await;
-                    drop(pass);
+                    pass.serve(fetch_port::answer(stream, address, service)).await;
                 });
                 ready(())
             }))),

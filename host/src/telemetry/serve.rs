@@ -14,7 +14,8 @@ use tokio::time::timeout;
 
 use super::record_file::RecordFile;
 use super::record_store::RecordStore;
-use crate::net::listen::{Gate, accept};
+use crate::net::gate::moved;
+use crate::net::listen::{Gate, Pass, accept};
 use crate::net::socket::{LOOK, answers};
 use crate::sys::files::is_full;
 use crate::sys::lock::lock;
@@ -85,16 +86,15 @@ pub async fn run(
     who: impl Fn(IpAddr) -> String + Send + Sync + 'static,
     tune: fn(&TcpStream),
 ) -> anyhow::Result<()> {
-    let serve = move |stream: TcpStream, address, pass| {
+    let serve = move |stream: TcpStream, address, pass: Pass| {
         let (streams, who) = (streams.clone(), who(address));
-        async move {
+        pass.serve(async move {
             tune(&stream);
             tracing::info!("telemetry: {who}: connected");
             let served = streams.serve(stream, &who).await;
             let level = if served.end.is_ok() { tracing::Level::INFO } else { tracing::Level::WARN };
             crate::log_at!(level, "telemetry: {who}: {served}");
-            drop(pass);
-        }
+        })
     };
     accept(listener, gate, serve).await
 }
@@ -116,7 +116,10 @@ impl Read for Socket {
             }
             match self.0.try_read(buf) {
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
-                done => return done,
+                done => {
+                    moved();
+                    return done;
+                }
             }
         }
     }

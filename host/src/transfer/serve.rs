@@ -20,6 +20,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use super::folder::{FileRefusal, Folder};
 use super::storage::{Activity, ConnectionStorage, DiskPool, PIECE};
 use super::upload::HASH_PACE;
+use crate::net::gate::moved;
 use crate::net::min_rate::{Limits, MinRate, Watch};
 use crate::net::sendfile;
 
@@ -186,6 +187,7 @@ impl Transfers {
             let want = usize::try_from(size - at).unwrap_or(usize::MAX).min(PIECE);
             let (len, ended) = fill(stream, piece.get_mut(..want).unwrap_or_default())?;
             if len > 0 {
+                moved();
                 match storage.write(at, piece, len).await {
                     Ok(buffer) => pool.give_back(buffer),
                     Err(no) => return Ok(Err(no)),

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use piman_tests::server::{Server, connect_from, wait_until};
 
+mod control;
 mod rpc;
 
 /// How long a test waits for what must come.
