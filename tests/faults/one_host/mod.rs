@@ -10,6 +10,7 @@ use piman_tests::server::{Server, connect_from, wait_until};
 
 mod control;
 mod rpc;
+mod tftp;
 
 /// How long a test waits for what must come.
 const WITHIN: Duration = Duration::from_secs(60);
