@@ -1,6 +1,6 @@
 //! How much is kept, and what goes first: whoever makes up names pushes out nobody but what was made up.
 
-use rusqlite::{Connection, params};
+use rusqlite::{Connection, Params, params};
 
 use super::{DEVICES_KEPT, personal};
 
@@ -26,14 +26,13 @@ pub(super) fn forget_devices(work: &Connection, address: &str) -> rusqlite::Resu
     let here: i64 = work
         .prepare_cached("SELECT count(*) FROM devices WHERE address = ?1")?
         .query_row([address], |row| row.get(0))?;
-    let mut gone = 0;
     if here > AT_ADDRESS {
         // The newest first: that one says the serial number of another makes nobody forget it.
         let sql = format!(
             "DELETE FROM devices WHERE key IN (SELECT key FROM devices WHERE address = ?1 AND NOT ({NAMED})
-                ORDER BY ({PROVEN}), first_seen_ms DESC LIMIT ?2)"
+                ORDER BY ({PROVEN}), first_seen_ms DESC LIMIT ?2) RETURNING key"
         );
-        gone += work.prepare_cached(&sql)?.execute(params![address, here - AT_ADDRESS])?;
+        delete(work, &sql, params![address, here - AT_ADDRESS])?;
     }
     let count: i64 = work.prepare_cached("SELECT count(*) FROM devices")?.query_row([], |row| row.get(0))?;
     if count > DEVICES_KEPT {
@@ -42,14 +41,21 @@ pub(super) fn forget_devices(work: &Connection, address: &str) -> rusqlite::Resu
             "DELETE FROM devices WHERE key IN (SELECT key FROM
                 (SELECT *, count(*) OVER (PARTITION BY address) > ?1 AS crowded FROM devices)
                 WHERE NOT ({NAMED})
-                ORDER BY crowded DESC, ({PROVEN}), iif(crowded, -first_seen_ms, last_seen_ms) LIMIT ?2)"
+                ORDER BY crowded DESC, ({PROVEN}), iif(crowded, -first_seen_ms, last_seen_ms) LIMIT ?2)
+                RETURNING key"
         );
-        gone += work.execute(&sql, params![CROWD, DEVICES_KEPT / 10])?;
+        delete(work, &sql, params![CROWD, DEVICES_KEPT / 10])?;
     }
-    if gone > 0 {
-        work.prepare_cached("DELETE FROM happenings WHERE device NOT IN (SELECT key FROM devices)")?
-            .execute([])?;
-        personal::forget(work)?;
+    Ok(())
+}
+
+/// Deletes devices, and what is known of each.
+fn delete(work: &Connection, sql: &str, given: impl Params) -> rusqlite::Result<()> {
+    let gone: Vec<String> =
+        work.prepare_cached(sql)?.query_map(given, |row| row.get(0))?.collect::<rusqlite::Result<_>>()?;
+    for key in &gone {
+        work.prepare_cached("DELETE FROM happenings WHERE device = ?1")?.execute([key])?;
+        personal::forget(work, key)?;
     }
     Ok(())
 }
