@@ -5,7 +5,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::Settings;
+use crate::net::quota::Quotas;
+use crate::sys::reserve::Reserve;
 use crate::telemetry::Rotation;
+use crate::transfer::UploadLimits;
 
 /// What the transfer service is told.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -16,6 +19,8 @@ pub struct TransferSettings {
     pub folder: PathBuf,
     /// How long a broken upload can be resumed.
     pub keep: Duration,
+    /// What uploads leave free, and what they may bring.
+    pub limits: UploadLimits,
 }
 
 /// Settings of the telemetry service.
@@ -29,6 +34,10 @@ pub struct TelemetrySettings {
     pub sync: bool,
     /// When the next file is begun.
     pub rotation: Rotation,
+    /// What stays free on the disk.
+    pub reserve: Reserve,
+    /// What addresses may bring.
+    pub quotas: Quotas,
 }
 
 impl Settings {

@@ -7,6 +7,7 @@
 //! | [`socket`] | the options of every socket, and connections to other hosts |
 //! | [`timeout`] | a stream that fails when its peer is too slow |
 //! | [`min_rate`] | the slowest rate that a peer may read at |
+//! | [`quota`] | how much peers may bring to the disk in a day |
 //! | [`queue`] | a fair queue for a limited number of transfers |
 //! | [`workers`] | threads for work that blocks |
 //! | [`sendfile`] | file contents to a socket without a copy |
@@ -17,6 +18,7 @@ pub mod gate;
 pub mod listen;
 pub mod min_rate;
 pub mod queue;
+pub mod quota;
 pub mod sendfile;
 pub mod socket;
 pub mod tcp;

@@ -8,6 +8,7 @@ pub mod control;
 mod decide;
 pub mod fetch_port;
 pub mod legacy;
+pub mod names;
 mod personal;
 pub mod reinstall_file;
 
@@ -36,6 +37,7 @@ use bounded_cache::BoundedCache;
 use bundles::Bundles;
 use context::InstallContext;
 use legacy::Installs;
+use names::Names;
 
 /// Where the service listens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -140,6 +142,7 @@ impl Bound {
             slots: FairQueue::new(settings.slots),
             drain,
             last_identity: BoundedCache::default(),
+            names: Names::default(),
             waiting: BoundedCache::default(),
             refused: BoundedCache::default(),
             installs: Installs::default(),

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::future::Future;
 use std::io;
+use std::net::Ipv4Addr;
 use std::pin::pin;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
@@ -95,7 +96,10 @@ impl Transfers {
     pub async fn serve(&self, stream: TcpStream) -> Served {
         let began = Instant::now();
         let activity = Arc::new(Activity::default());
-        let mut storage = ConnectionStorage::new(self.folder.clone(), self.pool.clone(), activity.clone());
+        // Whoever has gone again has the address of nobody.
+        let peer = stream.peer_addr().map_or(Ipv4Addr::UNSPECIFIED.into(), |peer| peer.ip().to_canonical());
+        let mut storage =
+            ConnectionStorage::new(self.folder.clone(), self.pool.clone(), activity.clone(), peer);
         let mut io = FromTokio::new(stream);
         let mut upload = false;
         let mut server = Noting::default();

@@ -10,7 +10,9 @@ use piman_tests::server::{Server, connect_from, wait_until};
 
 mod control;
 mod rpc;
+mod telemetry;
 mod tftp;
+mod transfer;
 
 /// How long a test waits for what must come.
 const WITHIN: Duration = Duration::from_secs(60);
