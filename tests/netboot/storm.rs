@@ -121,4 +121,7 @@ fn of_installations() {
         assert_eq!(reader.join().unwrap(), length);
     }
     wait_until("the storm is over", || !server.piman(&["devices"]).contains("slots are taken"));
+    // Not one for each step of each that waits.
+    let lines = server.log().matches("waits for its turn").count();
+    assert!(lines <= PIS * 6, "{lines}");
 }

@@ -19,16 +19,15 @@ use serde::Deserialize;
 
 use crate::messages;
 use crate::net::min_rate::{Limits, SLOWEST, UNANSWERED};
-use crate::net::quota::Quotas;
+use crate::net::quota::{Allowance, Quotas};
+use crate::net::reserve::Reserve;
 use crate::net::timeout::Timeouts;
 use crate::netboot::dhcp::{Fixed, Mode, Range};
 use crate::netboot::{self, dhcp};
 use crate::state::IdentityMode;
 use crate::state::decision::{Policy, Rule};
-use crate::sys::reserve::Reserve;
 use crate::telemetry::Rotation;
 use crate::text::duration::HumanDuration;
-use crate::transfer::UploadLimits;
 use services::{TelemetrySettings, TransferSettings};
 pub use wait::Wait;
 
@@ -400,7 +399,7 @@ impl TryFrom<Options> for Settings {
             port: o.transfer_port.unwrap_or(TRANSFER_PORT),
             folder,
             keep: span(o.transfer_keep, 24 * 3600),
-            limits: UploadLimits {
+            allowance: Allowance {
                 reserve,
                 quotas: Quotas { peer: mib(o.transfer_peer_quota_mib), all: mib(o.transfer_quota_mib) },
             },
@@ -413,8 +412,10 @@ impl TryFrom<Options> for Settings {
                 bytes: u64::from(o.telemetry_rotate_mib.unwrap_or(100)) << 20,
                 age: o.telemetry_rotate_age.map_or(Duration::ZERO, |s| s.0),
             },
-            reserve,
-            quotas: Quotas { peer: mib(o.telemetry_peer_quota_mib), all: mib(o.telemetry_quota_mib) },
+            allowance: Allowance {
+                reserve,
+                quotas: Quotas { peer: mib(o.telemetry_peer_quota_mib), all: mib(o.telemetry_quota_mib) },
+            },
         });
         let listen = o.listen.unwrap_or(Ipv4Addr::UNSPECIFIED.into());
         let messages = messages::Settings::new(

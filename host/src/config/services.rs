@@ -5,10 +5,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::Settings;
-use crate::net::quota::Quotas;
-use crate::sys::reserve::Reserve;
+use crate::net::quota::Allowance;
 use crate::telemetry::Rotation;
-use crate::transfer::UploadLimits;
 
 /// What the transfer service is told.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,7 +18,7 @@ pub struct TransferSettings {
     /// How long a broken upload can be resumed.
     pub keep: Duration,
     /// What uploads leave free, and what they may bring.
-    pub limits: UploadLimits,
+    pub allowance: Allowance,
 }
 
 /// Settings of the telemetry service.
@@ -34,10 +32,8 @@ pub struct TelemetrySettings {
     pub sync: bool,
     /// When the next file is begun.
     pub rotation: Rotation,
-    /// What stays free on the disk.
-    pub reserve: Reserve,
-    /// What addresses may bring.
-    pub quotas: Quotas,
+    /// What records leave free, and what they may bring.
+    pub allowance: Allowance,
 }
 
 impl Settings {

@@ -8,6 +8,7 @@
 //! | [`timeout`] | a stream that fails when its peer is too slow |
 //! | [`min_rate`] | the slowest rate that a peer may read at |
 //! | [`quota`] | how much peers may bring to the disk in a day |
+//! | [`reserve`] | free space, and how much of it peers leave for the state |
 //! | [`queue`] | a fair queue for a limited number of transfers |
 //! | [`workers`] | threads for work that blocks |
 //! | [`sendfile`] | file contents to a socket without a copy |
@@ -19,6 +20,7 @@ pub mod listen;
 pub mod min_rate;
 pub mod queue;
 pub mod quota;
+pub mod reserve;
 pub mod sendfile;
 pub mod socket;
 pub mod tcp;

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::sync::Mutex;
 use std::time::Instant;
 
+use super::reserve::Reserve;
 use crate::sys::lock::lock;
 
 /// In this time a quota that is used up is free again, in seconds.
@@ -24,6 +25,20 @@ pub struct Quotas {
 impl Quotas {
     /// No limit.
     pub const NONE: Self = Self { peer: Some(u64::MAX), all: None };
+}
+
+/// What peers may bring, and what they leave free.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Allowance {
+    /// What stays free on the disk.
+    pub reserve: Reserve,
+    /// What addresses may bring.
+    pub quotas: Quotas,
+}
+
+impl Allowance {
+    /// No limit.
+    pub const NONE: Self = Self { reserve: Reserve::NONE, quotas: Quotas::NONE };
 }
 
 /// What they have brought.

@@ -71,7 +71,7 @@ impl Bound {
     /// If one of them cannot be used; the message says what to do.
     pub fn telemetry(settings: &TelemetrySettings, ip: IpAddr, gate: Arc<Gate>) -> anyhow::Result<Self> {
         let store = RecordStore::open(&settings.folder, settings.rotation, settings.sync)
-            .and_then(|store| store.limited(settings.reserve, settings.quotas))
+            .and_then(|store| store.limited(settings.allowance))
             .with_context(|| unusable("--telemetry-dir", &settings.folder))?;
         let streams = Arc::new(TelemetryServer::new(Arc::new(store)));
         Self::bind(ip, settings.port, "--telemetry-port", gate, Kind::Telemetry(streams))
@@ -93,7 +93,7 @@ impl Bound {
             Kind::Transfer(settings, timeouts) => {
                 let folder = Folder::open(&settings.folder)
                     .with_context(|| unusable("--transfer-dir", &settings.folder))?;
-                Some(Arc::new(Transfers::new(Arc::new(folder.limited(settings.limits)), *timeouts)))
+                Some(Arc::new(Transfers::new(Arc::new(folder.limited(settings.allowance)), *timeouts)))
             }
             Kind::Telemetry(_) => None,
         };

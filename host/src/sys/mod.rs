@@ -1,4 +1,4 @@
-//! The system below: files, locks, free space, random bytes, the clock, hardware addresses; the models of Pis.
+//! The system below: files, locks, random bytes, the clock, hardware addresses; the models of Pis.
 
 pub mod clock;
 pub(crate) mod files;
@@ -6,4 +6,3 @@ pub(crate) mod lock;
 pub mod mac;
 pub mod models;
 pub(crate) mod random;
-pub mod reserve;

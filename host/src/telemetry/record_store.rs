@@ -8,9 +8,9 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, Weak};
 
 use super::record_file::{RecordFile, Rotation};
-use crate::net::quota::{Quota, Quotas};
+use crate::net::quota::{Allowance, Quota};
+use crate::net::reserve::Reserve;
 use crate::sys::lock::lock;
-use crate::sys::reserve::Reserve;
 
 /// The folder that the files are in. Connections of the same client share its file.
 #[derive(Debug)]
@@ -35,7 +35,8 @@ impl RecordStore {
             return Err(io::ErrorKind::NotADirectory.into());
         }
         let (disk, folder) = (File::open(folder)?, folder.to_owned());
-        let (reserve, quota) = (Reserve::NONE, Quota::new(Quotas::NONE));
+        let Allowance { reserve, quotas } = Allowance::NONE;
+        let quota = Quota::new(quotas);
         Ok(Self { folder, rotation, sync, disk, reserve, quota, books: Mutex::default() })
     }
 
@@ -43,7 +44,8 @@ impl RecordStore {
     ///
     /// # Errors
     /// If the system does not say what is free.
-    pub fn limited(self, reserve: Reserve, quotas: Quotas) -> io::Result<Self> {
+    pub fn limited(self, allowance: Allowance) -> io::Result<Self> {
+        let Allowance { reserve, quotas } = allowance;
         reserve.free(&self.disk)?;
         Ok(Self { reserve, quota: Quota::new(quotas), ..self })
     }

@@ -14,10 +14,10 @@ use piman_core::transfer::{Name, Refusal};
 use rustix::fs::{Access, AtFlags, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 
-use crate::net::quota::{OverQuota, Quota, Quotas};
+use crate::net::quota::{Allowance, OverQuota, Quota};
+use crate::net::reserve::Reserve;
 use crate::sys::files::{is_full, rename_new};
 use crate::sys::lock::lock;
-use crate::sys::reserve::Reserve;
 
 /// Where uploads lie until they are complete, in the folder itself: it is the same filesystem,
 /// and no client can name it.
@@ -39,15 +39,6 @@ pub struct Folder {
     writers: Mutex<HashMap<String, (IpAddr, Instant)>>,
     reserve: Reserve,
     quota: Quota,
-}
-
-/// What uploads leave free, and what they may bring.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct UploadLimits {
-    /// What stays free on the disk.
-    pub reserve: Reserve,
-    /// What addresses may bring.
-    pub quotas: Quotas,
 }
 
 /// What one upload still needs.
@@ -144,14 +135,15 @@ impl Folder {
             _ => {}
         }
         let parts = rustix::fs::openat(&root, PARTS, flags | OFlags::NOFOLLOW, Mode::empty())?;
-        let (claims, reserve, quota) = (Mutex::default(), Reserve::NONE, Quota::new(Quotas::NONE));
-        Ok(Self { path: path.to_owned(), root, parts, claims, writers: Mutex::default(), reserve, quota })
+        let Allowance { reserve, quotas } = Allowance::NONE;
+        let (claims, writers, quota) = (Mutex::default(), Mutex::default(), Quota::new(quotas));
+        Ok(Self { path: path.to_owned(), root, parts, claims, writers, reserve, quota })
     }
 
     /// The same with these limits.
     #[must_use]
-    pub fn limited(self, limits: UploadLimits) -> Self {
-        Self { reserve: limits.reserve, quota: Quota::new(limits.quotas), ..self }
+    pub fn limited(self, allowance: Allowance) -> Self {
+        Self { reserve: allowance.reserve, quota: Quota::new(allowance.quotas), ..self }
     }
 
     /// Where it is.

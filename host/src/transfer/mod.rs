@@ -22,7 +22,7 @@ mod storage;
 mod upload;
 
 pub use client::{Deadlines, Outcome, Progress, TransferError, get, put};
-pub use folder::{FileRefusal, Folder, UploadLimits};
+pub use folder::{FileRefusal, Folder};
 pub use local::Target;
 pub use serve::{Served, Timeouts, Transfers};
 pub use service::run;

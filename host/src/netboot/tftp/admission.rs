@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 use tokio::time::timeout;
 
-use super::Limits;
+use super::limits::Limits;
 use crate::sys::lock::lock;
 
 /// Whoever gets fewer than [`SLOW_BYTES`] in this time gives way when others wait.

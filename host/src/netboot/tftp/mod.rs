@@ -15,16 +15,20 @@
 mod admission;
 mod body;
 pub mod folder;
+mod limits;
 mod line;
 pub mod packet;
 mod path;
 mod sending;
 pub mod server;
+mod service;
 pub mod transfer;
 
 pub use admission::Load;
 pub use folder::Folder;
-pub use server::{Limits, Report, Rules, Tell, What, serve};
+pub use limits::Limits;
+pub use server::serve;
+pub use service::{Report, Rules, Tell, What};
 
 /// The port that clients expect.
 pub const PORT: u16 = 69;

@@ -7,14 +7,14 @@ use std::time::Duration;
 use tokio::net::UdpSocket;
 use tokio::time::{Instant, sleep_until, timeout};
 
-use super::Limits;
 use super::admission::{Answered, Turn};
 use super::body::Body;
 use super::folder::{Folder, NoFile};
+use super::limits::Limits;
 use super::line::Line;
 use super::packet::{self, Reply, Request, code};
 use super::path;
-use super::server::{Server, What};
+use super::service::{Server, What};
 use super::transfer::{Outcome, Send, Terms, Transfer};
 
 /// A client that waits for its turn says something at least so often.

@@ -11,127 +11,17 @@ use tokio::io::Interest;
 use tokio::net::UdpSocket;
 use tokio::time::Instant;
 
-use super::admission::{Admission, Entry, Load, Turn};
-use super::folder::{Folder, NoFile, own_part};
+use super::admission::{Admission, Entry, Turn};
+use super::folder::{Folder, NoFile};
+use super::limits::Limits;
 use super::packet::{self, Bad, Request, code};
 use super::path::Paths;
 use super::sending::{Sending, Source};
+use super::service::{Rules, Server, Tell, What};
 use super::transfer::Outcome;
-use crate::netboot::image_folder::ImageFolders;
-use crate::netboot::only_known::OnlyKnown;
 
 /// The longest request that is looked at.
 const REQUEST_MAX: usize = 2048;
-
-/// What clients can have.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Limits {
-    /// Transfers at the same time; others wait.
-    pub transfers: usize,
-    /// How many may wait; more are told that the server is busy.
-    pub waiting: usize,
-    /// Transfers of one address at the same time, waiting ones included; and as many requests that the client has
-    /// not answered yet.
-    pub per_address: usize,
-    /// Requests whose clients have not answered yet; the oldest gives way to another one.
-    pub greetings: usize,
-    /// The largest block. Larger ones than 1468 bytes would travel in fragments.
-    pub blksize: u16,
-    /// The largest window.
-    pub windowsize: u16,
-    /// How long one transfer may take.
-    pub longest: Duration,
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Self {
-            transfers: 256,
-            waiting: 1024,
-            per_address: 32,
-            greetings: 1024,
-            blksize: 1468,
-            windowsize: 64,
-            longest: Duration::from_secs(3600),
-        }
-    }
-}
-
-/// What became of a request.
-#[derive(Debug, Clone)]
-pub struct Report {
-    /// Who asked.
-    pub peer: SocketAddr,
-    /// For what, as it was sent.
-    pub asked: String,
-    /// What became of it.
-    pub what: What,
-    /// Whether the client has answered: then its address is its own, and not one that somebody wrote into a packet.
-    pub proven: bool,
-    /// How much there was to do besides.
-    pub load: Load,
-}
-
-impl Report {
-    /// The serial number or hardware address in front of the name, if there is one.
-    #[must_use]
-    pub fn own_part(&self) -> Option<&str> {
-        own_part(&self.asked).map(|(own, _)| own)
-    }
-}
-
-/// What became of a request.
-#[derive(Debug, Clone)]
-pub enum What {
-    /// The client has all of it.
-    Sent {
-        /// Where the file was in the folder.
-        name: String,
-        /// Its length in bytes.
-        bytes: u64,
-        /// From the request to the last acknowledgement.
-        took: Duration,
-        /// Blocks that were sent more than once.
-        sent_twice: u64,
-    },
-    /// It waits for its turn; so many others are first. Another report follows.
-    Waiting(u32),
-    /// There is no such file, which is an everyday thing.
-    Missing,
-    /// The client asked for the size only, or changed its mind.
-    Stopped,
-    /// It is not in the device list, under this name.
-    Refused(String),
-    /// It failed, or was refused for another reason.
-    Failed(String),
-}
-
-/// Who is told of everything that happened.
-pub type Tell = Arc<dyn Fn(Report) + Send + Sync>;
-
-pub(super) struct Server {
-    pub(super) folder: Folder,
-    pub(super) limits: Limits,
-    tell: Tell,
-    gate: Arc<Admission>,
-    pub(super) paths: Paths,
-    rules: Rules,
-}
-
-/// Who gets what.
-#[derive(Default)]
-pub struct Rules {
-    /// Those alone are answered that it does not refuse; `None`: all.
-    pub only_known: Option<Arc<OnlyKnown>>,
-    /// Who boots from the folder of an image; `None`: nobody.
-    pub images: Option<ImageFolders>,
-}
-
-impl Server {
-    pub(super) fn report(&self, peer: SocketAddr, asked: String, what: What, proven: bool) {
-        (self.tell)(Report { peer, asked, what, proven, load: self.gate.load() });
-    }
-}
 
 /// Answers requests on `socket` for ever.
 ///
