@@ -16,8 +16,10 @@ const MADE_UP: u32 = 60;
 
 fn packet(number: u32, kind: Kind, asked: Option<Ipv4Addr>) -> Vec<u8> {
     let [.., high, low] = number.to_be_bytes();
-    let header =
-        Header { flags: Header::BROADCAST, ..Header::new(Op::Request, number, [0xb8, 0x27, 0xeb, 9, high, low]) };
+    let header = Header {
+        flags: Header::BROADCAST,
+        ..Header::new(Op::Request, number, [0xb8, 0x27, 0xeb, 9, high, low])
+    };
     let mut bytes = [0; 600];
     let mut builder = Builder::new(&mut bytes, &header);
     builder.option(code::KIND, &[kind.number()]);

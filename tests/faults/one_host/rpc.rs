@@ -48,7 +48,7 @@ fn before_the_login_nobody_takes_memory() {
 async fn a_pi_with_the_password_that_takes_no_call_is_bounded() {
     let folder = tempfile::tempdir().unwrap();
     let server = server(folder.path());
-    let address = ([127, 0, 0, 1], server.port("rpc")).into();
+    let address = std::net::SocketAddr::from(([127, 0, 0, 1], server.port("rpc")));
     let secret = || Secret::new(Some("secret".into()));
     forget_peak(&server);
     let before = server.memory_kb("VmHWM");

@@ -86,8 +86,17 @@ enum Stage {
 struct Seat {
     address: IpAddr,
     stage: Stage,
-    wake: Arc<Notify>,
+    wake: Arc<Wake>,
     pace: Pace,
+}
+
+/// Each has a waiter of its own: one of both would take what is meant for the other.
+#[derive(Debug, Default)]
+struct Wake {
+    /// The turn has come, or never will.
+    turn: Notify,
+    /// It has to give way.
+    out: Notify,
 }
 
 /// How a transfer moves.
@@ -123,7 +132,7 @@ pub(super) struct Turn {
     gate: Arc<Admission>,
     key: Key,
     number: u64,
-    wake: Arc<Notify>,
+    wake: Arc<Wake>,
 }
 
 /// What becomes of a request.
@@ -163,7 +172,7 @@ impl Admission {
         current.make_room_for_greeting(peer.ip(), &self.limits);
         let number = current.next;
         current.next += 1;
-        let wake = Arc::new(Notify::new());
+        let wake = Arc::new(Wake::default());
         let pace = Pace { bytes: 0, before: 0, since: Instant::now(), was_slow: false };
         let seat = Seat { address: peer.ip(), stage: Stage::Greeting, wake: Arc::clone(&wake), pace };
         current.numbers.insert(key.clone(), number);
@@ -205,7 +214,8 @@ impl Current {
 
     fn oust(&mut self, number: u64) {
         if let Some(seat) = self.take(number) {
-            seat.wake.notify_one();
+            seat.wake.out.notify_one();
+            seat.wake.turn.notify_one();
         }
     }
 
@@ -213,7 +223,7 @@ impl Current {
         if let Some(mut seat) = self.take(number) {
             seat.stage = stage;
             seat.pace.since = Instant::now();
-            seat.wake.notify_one();
+            seat.wake.turn.notify_one();
             self.put(number, seat);
         }
     }
@@ -335,7 +345,7 @@ impl Turn {
                 Some(Stage::Active) => return true,
                 Some(_) => {}
             }
-            if timeout(LOOK, self.wake.notified()).await.is_err() {
+            if timeout(LOOK, self.wake.turn.notified()).await.is_err() {
                 self.gate.lock().promote(&self.gate.limits, Instant::now());
             }
         }
@@ -344,7 +354,7 @@ impl Turn {
     /// Waits until it has to give way.
     pub(super) async fn ousted(&self) {
         while self.stage().is_some() {
-            self.wake.notified().await;
+            self.wake.out.notified().await;
         }
     }
 }
