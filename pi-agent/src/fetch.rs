@@ -307,7 +307,10 @@ impl Connection {
                 Some(Answer::Ok(length)) if length == buf.len().saturating_sub(*filled) as u64 => break,
                 Some(Answer::Ok(_)) => return Err(protocol("another length than was asked for")),
                 Some(Answer::Wait(place)) => {
-                    log::info!("the server is busy, {place} others are first");
+                    match place {
+                        0 => log::info!("the server is preparing what comes next"),
+                        _ => log::info!("the server is busy, {place} others are first"),
+                    }
                     waits = true;
                 }
                 Some(Answer::No(reason)) => return Err(Trouble::No(reason.to_owned())),

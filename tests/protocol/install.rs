@@ -188,7 +188,7 @@ fn golden_bytes_of_revision_1() {
         ([true; 5], " can=signed+answer+disk+grow+personal"),
         ([false; 5], ""),
     ] {
-        let asks = Hello { can: Can { signed, answer, disk, grow, personal }, ..want };
+        let asks = Hello { can: Can { signed, answer, disk, grow, personal, early }, ..want };
         let line = hello.replace(" can=signed", field);
         assert_eq!(asks.to_string(), line);
         assert_eq!(Report::parse(line.as_bytes()), Report::Ours(Notice::Hello(asks)));

@@ -11,7 +11,8 @@
 //! | `no REASON` | there is no such object or range; asking again does not help |
 //!
 //! `KIND` is `archive`, `table` or `chunks`, since revision 1 of our lines `sums` and
-//! `manifest`, and since revision 2 `personal`; a server that has the newer ones says so in its offer.
+//! `manifest`, and since revision 2 `personal`; a server that has the newer ones says so in its offer. `next` is for
+//! tables that say that they are not whole.
 
 use core::fmt::{self, Display};
 use core::str;
@@ -34,11 +35,14 @@ pub enum Kind {
     Manifest,
     /// What makes a card one Pi's own ([`personal`](super::personal)); its id is its BLAKE3 hash.
     Personal,
+    /// Which table has more chunks of an image that is being made ([`Next`](super::table::Next)); its id is the table
+    /// that is known. It waits until there are more.
+    Next,
 }
 
 impl Kind {
-    const ALL: [Self; 6] =
-        [Self::Archive, Self::Table, Self::Chunks, Self::Sums, Self::Manifest, Self::Personal];
+    const ALL: [Self; 7] =
+        [Self::Archive, Self::Table, Self::Chunks, Self::Sums, Self::Manifest, Self::Personal, Self::Next];
 
     const fn word(self) -> &'static str {
         match self {
@@ -48,6 +52,7 @@ impl Kind {
             Self::Sums => "sums",
             Self::Manifest => "manifest",
             Self::Personal => "personal",
+            Self::Next => "next",
         }
     }
 }

@@ -5,6 +5,9 @@
 //! what no chunk covers is free space and left as it is. Chunks are stored one
 //! after another, each compressed with zstd, or as it is where that does not help
 //! (then `stored` equals `length`). The BLAKE3 hash of the table names the image.
+//!
+//! A table that is not [whole](Header::whole) is of an image that is still being made: its chunks are the first ones
+//! of it, and [`Next`] says which table has more.
 
 use core::fmt;
 
@@ -27,6 +30,11 @@ pub const TABLE_MAX: usize = HEADER + CHUNKS_MAX as usize * ENTRY;
 const ROOT: [u8; 8] = *b"PIMANTB1";
 /// Offsets count from the start of the disk.
 const DISK: [u8; 8] = *b"PIMANTB2";
+
+/// In the scope's flags: whether the last ext4 filesystem is to grow.
+const GROWS: u8 = 1;
+/// In the same: chunks are missing.
+const BEGUN: u8 = 2;
 
 /// What an image is of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,26 +63,29 @@ pub struct WholeDisk {
 }
 
 impl Scope {
-    const fn encode(self) -> ([u8; 8], [u8; 4]) {
+    const fn encode(self, whole: bool) -> ([u8; 8], [u8; 4]) {
+        let begun = if whole { 0 } else { BEGUN };
         match self {
-            Self::Root { grows } => (ROOT, [grows as u8, 0, 0, 0]),
+            Self::Root { grows } => (ROOT, [grows as u8 | begun, 0, 0, 0]),
             Self::Disk(WholeDisk { root, grows, sector }) => {
                 let [low, high] = sector.to_le_bytes();
-                (DISK, [root, grows as u8, low, high])
+                (DISK, [root, grows as u8 | begun, low, high])
             }
         }
     }
 
-    fn decode(magic: [u8; 8], fields: [u8; 4]) -> Option<Self> {
-        match (magic, fields) {
-            (ROOT, [grows @ 0..=1, 0, 0, 0]) => Some(Self::Root { grows: grows == 1 }),
-            (DISK, [root, grows @ 0..=1, low, high]) => {
+    /// The scope, and whether no chunk is missing.
+    fn decode(magic: [u8; 8], fields: [u8; 4]) -> Option<(Self, bool)> {
+        let (scope, flags) = match (magic, fields) {
+            (ROOT, [flags, 0, 0, 0]) => (Self::Root { grows: flags & GROWS != 0 }, flags),
+            (DISK, [root, flags, low, high]) => {
                 let sector = u16::from_le_bytes([low, high]);
-                let disk = WholeDisk { root, grows: grows == 1, sector };
-                matches!(sector, 512 | 4096).then_some(Self::Disk(disk))
+                let disk = WholeDisk { root, grows: flags & GROWS != 0, sector };
+                matches!(sector, 512 | 4096).then_some((Self::Disk(disk), flags))?
             }
-            _ => None,
-        }
+            _ => return None,
+        };
+        (flags & !(GROWS | BEGUN) == 0).then_some((scope, flags & BEGUN == 0))
     }
 }
 
@@ -84,6 +95,9 @@ impl Scope {
 pub struct Header {
     /// What the image is of; what follows and the chunks are told in bytes of that.
     pub scope: Scope,
+    /// Whether no chunk is missing. If not, the two sums are of all chunks that there will be: `used_bytes` as it is
+    /// planned, `stored_bytes` as it is expected.
+    pub whole: bool,
     /// How many chunks there are.
     pub chunks: u32,
     /// The size of the filesystem, or the smallest disk that will do, in bytes.
@@ -197,11 +211,24 @@ impl<'a> Table<'a> {
         let table = Self { header, entries };
         let proof =
             table.iter().any(|e| (e.offset..e.offset + u64::from(e.length)).contains(&header.proof_offset));
-        let whole = proof
-            && header.proof_offset >= BLOCK
-            && header.proof_offset.is_multiple_of(BLOCK)
-            && (header.used_bytes, header.stored_bytes) == (used, stored);
-        if whole { Ok(table) } else { Err(BadTable::Header) }
+        let sums = if header.whole {
+            (header.used_bytes, header.stored_bytes) == (used, stored)
+        } else {
+            header.used_bytes >= used && header.stored_bytes >= stored
+        };
+        // What is missing lies behind.
+        let proof = proof || (!header.whole && (end..header.total_bytes).contains(&header.proof_offset));
+        let right =
+            proof && sums && header.proof_offset >= BLOCK && header.proof_offset.is_multiple_of(BLOCK);
+        if right { Ok(table) } else { Err(BadTable::Header) }
+    }
+
+    /// Whether this is a table of the same image, made later: all chunks of `earlier` are in it, and nothing else has
+    /// changed.
+    #[must_use]
+    pub fn continues(&self, earlier: &Self) -> bool {
+        let sums = |h: Header| Header { whole: true, chunks: 0, used_bytes: 0, stored_bytes: 0, ..h };
+        self.entries.starts_with(earlier.entries) && sums(self.header) == sums(earlier.header)
     }
 
     /// What is said once.
@@ -266,7 +293,7 @@ impl Header {
     /// The header's bytes.
     #[must_use]
     pub fn encode(&self) -> [u8; HEADER] {
-        let (magic, scope) = self.scope.encode();
+        let (magic, scope) = self.scope.encode(self.whole);
         Bytes { bytes: [0; HEADER], at: 0 }
             .put(&magic)
             .put(&self.chunks.to_le_bytes())
@@ -287,8 +314,10 @@ impl Header {
         let mut fields = Fields(bytes);
         let magic = fields.take();
         let chunks = fields.u32();
+        let (scope, whole) = Scope::decode(magic, fields.take())?;
         Some(Self {
-            scope: Scope::decode(magic, fields.take())?,
+            scope,
+            whole,
             chunks,
             total_bytes: fields.u64(),
             used_bytes: fields.u64(),
@@ -297,6 +326,34 @@ impl Header {
             proof_offset: fields.u64(),
             entries: fields.u64(),
         })
+    }
+}
+
+/// Which table has more chunks of an image that is being made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub struct Next {
+    /// BLAKE3 of that table, its id.
+    pub table: Hash,
+    /// Its size, in bytes.
+    pub table_bytes: u32,
+}
+
+impl Next {
+    /// The size of this, in bytes.
+    pub const BYTES: usize = 36;
+
+    /// Its bytes.
+    #[must_use]
+    pub fn encode(&self) -> [u8; Self::BYTES] {
+        Bytes { bytes: [0; Self::BYTES], at: 0 }.put(&self.table.0).put(&self.table_bytes.to_le_bytes()).bytes
+    }
+
+    /// Reads it.
+    #[must_use]
+    pub fn decode(bytes: &[u8; Self::BYTES]) -> Self {
+        let mut fields = Fields(bytes);
+        Self { table: Hash(fields.take()), table_bytes: fields.u32() }
     }
 }
 
@@ -350,6 +407,7 @@ mod tests {
         ];
         let header = Header {
             scope: Scope::Root { grows: false },
+            whole: true,
             chunks: 3,
             total_bytes: 64 << 20,
             used_bytes: 4096 + (4 << 20) + 8192,
@@ -381,11 +439,53 @@ mod tests {
         let raw = bytes(Header { scope: Scope::Disk(disk), ..header }, &entries);
         assert_eq!((&raw[..8], &raw[12..16]), (&b"PIMANTB2"[..], &[2, 1, 0, 16][..]));
         assert_eq!(Table::parse(&raw).unwrap().header().scope, Scope::Disk(disk));
-        for (at, byte) in [(7, b'3'), (7, b'1'), (13, 2), (14, 1), (15, 1)] {
+        for (at, byte) in [(7, b'3'), (7, b'1'), (13, 4), (14, 1), (15, 1)] {
             let mut wrong = raw.clone();
             wrong[at] = byte;
             assert_eq!(Table::parse(&wrong).unwrap_err(), BadTable::Magic, "byte {at}");
         }
+    }
+
+    /// The first chunks of an image that is being made.
+    fn begun(chunks: usize) -> Vec<u8> {
+        let (header, entries) = good();
+        bytes(Header { whole: false, chunks: chunks as u32, ..header }, &entries[..chunks])
+    }
+
+    #[test]
+    fn an_image_is_known_by_its_first_chunks_while_it_is_made() {
+        let (header, entries) = good();
+        let all = bytes(header, &entries);
+        let whole = Table::parse(&all).unwrap();
+        let (one, two) = (begun(1), begun(2));
+        let (one, two) = (Table::parse(&one).unwrap(), Table::parse(&two).unwrap());
+        assert!(!one.header().whole && whole.header().whole);
+        assert!(
+            whole.continues(&one) && whole.continues(&two) && two.continues(&one) && !one.continues(&two)
+        );
+        // Another chunk, another size, another archive.
+        let changes: [fn(&mut Header, &mut [Entry; 3]); 3] = [
+            |_, e| e[0].hash = Hash([9; 32]),
+            |h, _| h.total_bytes += 4096,
+            |h, _| h.archive = Hash([9; 32]),
+        ];
+        for change in changes {
+            let (mut header, mut entries) = good();
+            change(&mut header, &mut entries);
+            let other = bytes(header, &entries);
+            assert!(!Table::parse(&other).unwrap().continues(&one));
+        }
+        // Less than there is, or a proof in a gap between the chunks.
+        let (header, entries) = good();
+        let wrong = Header { whole: false, chunks: 1, used_bytes: 4095, ..header };
+        assert_eq!(Table::parse(&bytes(wrong, &entries[..1])).unwrap_err(), BadTable::Header);
+        let wrong = Header { whole: false, proof_offset: 8 << 20, ..header };
+        assert_eq!(Table::parse(&bytes(wrong, &entries)).unwrap_err(), BadTable::Header);
+        let wrong = Header { whole: false, proof_offset: 64 << 20, ..header };
+        assert_eq!(Table::parse(&bytes(wrong, &entries)).unwrap_err(), BadTable::Header);
+        let next = Next { table: Hash([7; 32]), table_bytes: 0x0102_0304 };
+        assert_eq!(Next::decode(&next.encode()), next);
+        assert_eq!(next.encode()[32..], [4, 3, 2, 1]);
     }
 
     #[test]

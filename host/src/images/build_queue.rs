@@ -12,7 +12,7 @@ use piman_core::hash::Hash;
 use piman_core::install::ImageOffer;
 
 use crate::images::disk_image;
-use crate::images::ext4::{Error, Image, Images, Progress};
+use crate::images::ext4::{Early, Error, Following, Image, Images, Progress};
 use crate::images::source::Archive;
 use crate::state::Recorder;
 use crate::sys::lock::lock;
@@ -30,6 +30,8 @@ pub enum Availability {
     Ready(ImageOffer),
     /// It is being made; the progress in per cent.
     Making(u8),
+    /// It is being made, and these chunks of it are there; the progress in per cent.
+    Begun(ImageOffer, u8),
     /// There is no image, but the Pi can extract the archive by itself.
     Archive,
     /// The archive cannot be installed by any path.
@@ -51,6 +53,8 @@ pub struct BuildQueue {
 struct Work {
     waiting: VecDeque<Job>,
     now: Option<(Job, Arc<Progress>)>,
+    /// What Pis may still be fetching that began with it before it was whole.
+    before: Option<Arc<Early>>,
     failed: HashMap<Hash, Failure>,
 }
 
@@ -94,9 +98,23 @@ impl BuildQueue {
         lock(&self.work)
     }
 
-    /// The image with this table, for whoever fetches it.
+    /// The image with this table, for whoever fetches it, whole or not.
     pub fn by_table(&self, table: Hash) -> Option<Arc<Image>> {
-        self.images.as_ref()?.by_table(table)
+        let early = || self.early().iter().find_map(|early| early.by_table(table));
+        self.images.as_ref()?.by_table(table).or_else(early)
+    }
+
+    /// What has more chunks than this table of an image that is being made.
+    pub fn after(&self, table: Hash) -> Following {
+        let mut following = self.early().into_iter().map(|early| early.after(table));
+        following.find(|f| !matches!(f, Following::Nothing)).unwrap_or(Following::Nothing)
+    }
+
+    /// The image that is being made, and the one before.
+    fn early(&self) -> Vec<Arc<Early>> {
+        let work = self.lock();
+        let now = work.now.as_ref().and_then(|(_, progress)| progress.early());
+        now.into_iter().chain(&work.before).cloned().collect()
     }
 
     /// The image of this archive with this table, also if another process has made it, for a root partition or disk of so
@@ -119,7 +137,16 @@ impl BuildQueue {
             let mut work = self.lock();
             match &work.now {
                 Some((now, progress)) if now.id == id => {
-                    return Availability::Making(u8::try_from(progress.percent()).unwrap_or(99).min(99));
+                    let percent = u8::try_from(progress.percent()).unwrap_or(99).min(99);
+                    let begun = progress.early().and_then(|early| early.newest());
+                    return begun.map_or(Availability::Making(percent), |image| {
+                        match fitted(&image, archive, room) {
+                            Availability::Ready(offer) if !image.header().whole => {
+                                Availability::Begun(offer, percent)
+                            }
+                            other => other,
+                        }
+                    });
                 }
                 _ if work.waiting.iter().any(|w| w.id == id) => return Availability::Making(0),
                 _ => {}
@@ -158,7 +185,7 @@ impl BuildQueue {
                 return;
             }
         }
-        if let Availability::Making(_) = self.prepare(archive, id, u64::MAX) {
+        if let Availability::Making(_) | Availability::Begun(..) = self.prepare(archive, id, u64::MAX) {
             tracing::info!("the image of {id:.16} is made ahead");
         }
     }
@@ -199,6 +226,7 @@ impl BuildQueue {
             work.now = None;
             match made {
                 Ok(image) => {
+                    work.before = progress.early().cloned();
                     let (seconds, stored) = (began.elapsed().as_secs_f64(), image.header().stored_bytes);
                     tracing::info!(
                         "image {:.16} of {id:.16} is ready: {stored} bytes, {seconds:.1} s",

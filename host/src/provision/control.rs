@@ -137,6 +137,8 @@ pub(super) struct PiInfo {
     pub(super) installation: Option<Installation>,
     /// It can make an image as large as its partition.
     pub(super) grows: bool,
+    /// It can begin with an image that is still being made.
+    pub(super) early: bool,
 }
 
 impl<'a> ControlConnection<'a> {
@@ -223,6 +225,7 @@ impl<'a> ControlConnection<'a> {
             card: hello.card,
             installation: hello.installation,
             grows: hello.can.grow,
+            early: hello.can.early,
         }));
         let facts = Facts {
             model: hello.model.map(Into::into),
@@ -482,7 +485,7 @@ mod tests {
             card: Some(Hash([255; 32])),
             installation: Some(Installation(u64::MAX)),
             paths: Paths { stream: true, image: true },
-            can: Can { signed: true, answer: true, disk: true, grow: true, personal: true },
+            can: Can { signed: true, answer: true, disk: true, grow: true, personal: true, early: true },
             revision: u16::MAX,
             found: Some(Found::Incomplete),
             print: Fingerprint::new(u64::MAX),

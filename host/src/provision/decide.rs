@@ -237,6 +237,11 @@ impl ControlConnection<'_> {
         }
     }
 
+    /// Whether it can begin with an image that is still being made.
+    fn is_early(&self) -> bool {
+        self.said.as_ref().is_some_and(|said| said.early)
+    }
+
     /// How large the boot partition is that its agent fills, in bytes; 0: it knows of none, or the image has its own.
     fn boot_bytes(&self, content: &Content) -> u64 {
         if self.said.as_ref().is_none_or(|said| !said.personal) {
@@ -285,7 +290,13 @@ impl ControlConnection<'_> {
         match self.prepare(&archive, id) {
             Availability::Ready(image) => Ok(Some(Available { archive, id, image: Some(image) })),
             Availability::Archive => Ok(Some(Available { archive, id, image: None })),
-            Availability::Making(percent) => Err(Box::new(Plan::Wait { seconds: ASK_AGAIN, percent })),
+            // Who has something to lose waits until there is a whole image.
+            Availability::Begun(image, _) if !question.installed && self.is_early() => {
+                Ok(Some(Available { archive, id, image: Some(image) }))
+            }
+            Availability::Making(percent) | Availability::Begun(_, percent) => {
+                Err(Box::new(Plan::Wait { seconds: ASK_AGAIN, percent }))
+            }
             Availability::Impossible(reason) => {
                 Err(Box::new(self.impossible(question, "nothing can be installed", &reason)))
             }

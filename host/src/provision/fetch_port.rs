@@ -7,13 +7,14 @@ use std::time::Duration;
 
 use piman_core::hash::Hash;
 use piman_core::install::fetch::{Answer, Kind, Request};
+use piman_core::install::table::Next;
 use piman_core::line::{Framer, TooLong};
 use rustix::net::SendFlags;
 use tokio::io::{AsyncReadExt, Interest};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::images::ext4::Image;
+use crate::images::ext4::{Following, Image};
 use crate::images::sign;
 use crate::images::source::Archive;
 use crate::net::min_rate::Watch;
@@ -87,7 +88,7 @@ impl Object {
         match self {
             Self::Archive(_, archive) => archive.bytes(),
             Self::Table(image) => image.table().len() as u64,
-            Self::Chunks(image) => image.header().stored_bytes,
+            Self::Chunks(image) => image.stored_bytes(),
             Self::Sums(facts) => facts.sums.len() as u64,
             Self::Manifest(_, bytes) | Self::Personal(_, bytes) => bytes.len() as u64,
         }
@@ -133,6 +134,9 @@ impl Session<'_> {
         if self.service.may_download(&self.pi).is_err() {
             return self.line(Answer::No("such object for Pis that are not in the device list"), false).await;
         }
+        if kind == Kind::Next {
+            return self.next(id, (offset, length)).await;
+        }
         if matches!(kind, Kind::Archive | Kind::Sums) {
             self.checked(id).await?;
         }
@@ -173,6 +177,36 @@ impl Session<'_> {
         Ok(())
     }
 
+    /// Answers with the table that has more chunks than this one, as soon as there is one. Others have its slot while
+    /// it waits.
+    async fn next(&mut self, id: Hash, range: (u64, u64)) -> io::Result<()> {
+        if range != (0, Next::BYTES as u64) {
+            return self.line(Answer::No("such range: it is answered whole"), false).await;
+        }
+        let mut told: Option<Instant> = None;
+        loop {
+            let image = match self.service.builds.after(id) {
+                Following::Table(image) => image,
+                Following::Later => {
+                    self.slot = None;
+                    if told.is_none_or(|at| at.elapsed() > CHECKING) {
+                        self.line(Answer::Wait(0), false).await?;
+                        told = Some(Instant::now());
+                    }
+                    sleep(LOOK).await;
+                    continue;
+                }
+                Following::Nothing => {
+                    let why = "image any more that was being made: ask on the control connection";
+                    return self.line(Answer::No(why), false).await;
+                }
+            };
+            let table_bytes = u32::try_from(image.table().len()).unwrap_or(u32::MAX);
+            self.line(Answer::Ok(Next::BYTES as u64), true).await?;
+            return self.bytes(&Next { table: image.hash(), table_bytes }.encode(), false).await;
+        }
+    }
+
     /// After a start archives are checked first. Whoever was fetching one when the server ended
     /// goes on then where it was.
     async fn checked(&self, id: Hash) -> io::Result<()> {
@@ -202,6 +236,8 @@ impl Session<'_> {
                 sign::signed(&self.service.settings().state, id).map(|s| Object::Manifest(id, s.into()))
             }
             Kind::Personal => self.service.bundles.find(id).map(|b| Object::Personal(id, b)),
+            // It is answered before.
+            Kind::Next => None,
             Kind::Sums => archive().and_then(|a| a.facts().map(Arc::clone)).map(Object::Sums),
         }
     }

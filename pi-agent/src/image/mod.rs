@@ -18,7 +18,7 @@ use std::net::TcpStream;
 use anyhow::anyhow;
 use piman_core::hash::Hash;
 use piman_core::install::fetch::{Kind, Request};
-use piman_core::install::table::{BLOCK, Scope, TABLE_MAX, Table};
+use piman_core::install::table::{BLOCK, Next, Scope, TABLE_MAX, Table};
 use piman_core::install::{ImageOffer, Stage};
 
 use crate::failure::{Cause, Failure, OrFail};
@@ -117,7 +117,8 @@ pub struct Order<'a> {
 /// a connection to the fetch port, with the caller's time-outs, and is called again when one
 /// breaks. What the card already holds is neither fetched nor written. `erase` is called when
 /// the chunk table is here and right, and before the first write: it may partition the disk. It is told what the image is
-/// of; with that of a whole disk it has to see to the first block.
+/// of; with that of a whole disk it has to see to the first block. Of an image that is still being made the first chunks
+/// are installed while the server makes the others.
 ///
 /// Memory: 8 MiB for each thread that decodes and writes (3 or 4) and 8 MiB more.
 ///
@@ -133,8 +134,9 @@ pub fn install(
 ) -> Result<Pending, Failure> {
     let link = Link::default();
     let mut source = Source::new(connect, &link, order.retry.clone(), "the image");
-    let bytes = fetch_table(&mut source, order.offer)?;
-    let table = Table::parse(&bytes).or_fail(Stage::Transfer, Cause::Image, "reading the chunk table")?;
+    let ImageOffer { table: mut id, table_bytes, .. } = *order.offer;
+    let mut bytes = fetch_table(&mut source, Next { table: id, table_bytes })?;
+    let mut table = parse(&bytes)?;
     let header = table.header();
     if header.archive != order.archive {
         let error = anyhow!("the image offered was made from another archive, {:.16}", header.archive);
@@ -146,7 +148,7 @@ pub fn install(
         return Err(Failure { stage: Stage::Transfer, cause: Cause::Image, error });
     }
     crate::install::room::image(header.total_bytes, medium.length(), whole_disk)?;
-    let mut pipeline = Pipeline::new(table, order, medium, &link);
+    let mut pipeline = Pipeline::new((table, id), order, medium, &link, None);
     erase(&header.scope)?;
     if !whole_disk {
         write(medium, 0, &[0; BLOCK as usize]).and_then(|()| medium.sync()).or_fail(
@@ -156,6 +158,20 @@ pub fn install(
         )?;
     }
     pipeline.run(&mut source)?;
+    while !table.header().whole {
+        let before = pipeline.hand_over();
+        let next = next_table(&mut source, id)?;
+        let more = fetch_table(&mut source, next)?;
+        let later = parse(&more)?;
+        let gets_on = later.header().whole || later.header().chunks > table.header().chunks;
+        if !gets_on || !later.continues(&table) {
+            return Err(another());
+        }
+        (bytes, id) = (more, next.table);
+        table = parse(&bytes)?;
+        pipeline = Pipeline::new((table, id), order, medium, &link, Some(before));
+        pipeline.run(&mut source)?;
+    }
     order.progress.begin(Stage::Sync, 0);
     medium.sync().or_fail(Stage::Sync, Cause::Disk, "bringing the root filesystem to the disk")?;
     pipeline.read_back()?;
@@ -221,10 +237,33 @@ fn write(medium: &impl Medium, offset: u64, bytes: &[u8]) -> std::io::Result<()>
     medium.write_at(offset, buffer.first(bytes.len()))
 }
 
+fn parse(bytes: &[u8]) -> Result<Table<'_>, Failure> {
+    Table::parse(bytes).or_fail(Stage::Transfer, Cause::Image, "reading the chunk table")
+}
+
+/// What was written already would not belong to it.
+fn another() -> Failure {
+    let error = anyhow!(
+        "the server made another image than it began with: install again, or make the image again on the server"
+    );
+    Failure { stage: Stage::Transfer, cause: Cause::Image, error }
+}
+
+/// Which table has more chunks than this one. The server answers as soon as there are.
+fn next_table<F: FnMut() -> std::io::Result<TcpStream>>(
+    source: &mut Source<'_, F>,
+    id: Hash,
+) -> Result<Next, Failure> {
+    let request = Request { kind: Kind::Next, id, offset: 0, length: Next::BYTES as u64 };
+    let bytes = source.whole("what comes next of the image", &request, &|_| true, "ask the server again")?;
+    let bytes: Option<&[u8; Next::BYTES]> = bytes.as_slice().try_into().ok();
+    bytes.map(Next::decode).ok_or_else(another)
+}
+
 /// The table's bytes, which have the hash that was offered.
 fn fetch_table<F: FnMut() -> std::io::Result<TcpStream>>(
     source: &mut Source<'_, F>,
-    offer: &ImageOffer,
+    offer: Next,
 ) -> Result<Vec<u8>, Failure> {
     let length = offer.table_bytes;
     if length as usize > TABLE_MAX {

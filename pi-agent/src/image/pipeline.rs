@@ -39,6 +39,8 @@ pub(super) struct Pipeline<'a, M> {
     link: &'a Link,
     progress: &'a Progress,
     threads: usize,
+    /// Whether the card is compared first.
+    holds: bool,
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -65,6 +67,13 @@ struct State {
     failed: Option<Failure>,
 }
 
+/// What the chunks so far leave for those that come with the next table.
+pub(super) struct Handover {
+    state: State,
+    chunks: u32,
+    holds: bool,
+}
+
 /// A chunk whose connection broke.
 struct Part {
     index: u32,
@@ -79,34 +88,61 @@ enum Job {
 }
 
 impl<'a, M: Medium> Pipeline<'a, M> {
-    /// Prepares to install `table` and decides whether the card is compared first.
-    pub(super) fn new(table: Table<'a>, order: &Order<'a>, medium: &'a M, link: &'a Link) -> Self {
+    /// Prepares to install `table`, which has this hash, and decides whether the card is compared first; or goes on
+    /// behind the chunks of an earlier table.
+    pub(super) fn new(
+        (table, id): (Table<'a>, Hash),
+        order: &Order<'a>,
+        medium: &'a M,
+        link: &'a Link,
+        before: Option<Handover>,
+    ) -> Self {
         let cores = thread::available_parallelism().map_or(2, usize::from);
         // One more than decode at once: it waits for the disk meanwhile.
         let threads = cores.clamp(2, 3) + 1;
         let header = table.header();
-        order.progress.begin(Stage::Transfer, header.stored_bytes);
         let mut pipeline = Self {
             table,
-            id: order.offer.table,
+            id,
             medium,
             link,
             progress: order.progress,
             threads,
+            holds: false,
             state: Mutex::default(),
             changed: Condvar::new(),
         };
-        let holds = pipeline.probe();
-        let all = 0..header.chunks;
-        let summary =
-            Summary { total_bytes: header.total_bytes, chunks: header.chunks, ..Summary::default() };
-        // The first chunk is always fetched: its first block is needed and will be wiped.
-        let (unknown, needed) =
-            if holds { (1..header.chunks, [0].into()) } else { (0..0, all.collect::<VecDeque<_>>()) };
-        let free = (0..threads + SPARE).map(|_| Aligned::new(CHUNK_MAX as usize)).collect();
-        let state = State { unknown, needed, free, left: header.chunks, summary, ..State::default() };
-        pipeline.state = Mutex::new(state);
+        let (mut state, first, holds) = match before {
+            Some(Handover { state, chunks, holds }) => {
+                order.progress.set_total(header.stored_bytes);
+                (state, chunks, holds)
+            }
+            None => {
+                order.progress.begin(Stage::Transfer, header.stored_bytes);
+                let free = (0..threads + SPARE).map(|_| Aligned::new(CHUNK_MAX as usize)).collect();
+                (State { free, ..State::default() }, 0, pipeline.probe())
+            }
+        };
+        if holds {
+            state.unknown = first..header.chunks;
+            // The first chunk is always fetched: its first block is needed and will be wiped.
+            if first == 0 {
+                state.needed.extend(state.unknown.next());
+            }
+        } else {
+            state.needed.extend(first..header.chunks);
+        }
+        state.left = header.chunks - first;
+        (state.summary.total_bytes, state.summary.chunks) = (header.total_bytes, header.chunks);
+        (pipeline.state, pipeline.holds) = (Mutex::new(state), holds);
         pipeline
+    }
+
+    /// Everything of this table is written; there is another one.
+    pub(super) fn hand_over(self) -> Handover {
+        let chunks = self.table.header().chunks;
+        let state = self.state.into_inner().unwrap_or_else(PoisonError::into_inner);
+        Handover { state, chunks, holds: self.holds }
     }
 
     /// Runs until all chunks are written or something failed.
@@ -211,7 +247,10 @@ impl<'a, M: Medium> Pipeline<'a, M> {
             drop(state);
             source.pause(trouble)?;
         }
-        source.close();
+        // Else it is asked what comes next.
+        if self.table.header().whole {
+            source.close();
+        }
         Ok(())
     }
 

@@ -285,6 +285,8 @@ fn who(plan: &Plan) -> Hello<'_> {
             answer: true,
             disk: plan.choice != Choice::Archive,
             grow: true,
+            // What is not whole is not signed.
+            early: plan.key.is_none(),
             // It mounts.
             personal: rustix::process::geteuid().is_root(),
         },

@@ -48,6 +48,11 @@ impl Progress {
         self.stage.store(u8::try_from(index).unwrap_or(0), Relaxed);
     }
 
+    /// It is known better how many bytes there are to do in this stage.
+    pub fn set_total(&self, total: u64) {
+        self.total.store(total, Relaxed);
+    }
+
     /// Adds bytes done in this stage.
     pub fn add(&self, bytes: u64) {
         self.done.fetch_add(bytes, Relaxed);

@@ -65,6 +65,7 @@ fn header_of(data: &[u8]) -> [u8; HEADER] {
 fn empty() -> Header {
     Header {
         scope: Scope::Root { grows: false },
+        whole: true,
         chunks: 0,
         total_bytes: 0,
         used_bytes: 0,

@@ -62,7 +62,7 @@ enum Told {
     Waits,
 }
 
-const ABLE: Can = Can { signed: false, answer: false, disk: false, grow: true, personal: true };
+const ABLE: Can = Can { signed: false, answer: false, disk: false, grow: true, personal: true, early: false };
 
 impl Lab {
     fn new(more: &[&str]) -> Self {

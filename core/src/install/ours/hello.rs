@@ -48,6 +48,8 @@ pub struct Can {
     pub personal: bool,
     /// It can make the image of a root filesystem as large as the partition.
     pub grow: bool,
+    /// It can begin with an image that is still being made.
+    pub early: bool,
 }
 
 /// The words with `+` between them.
@@ -60,6 +62,7 @@ impl Can {
             disk: has("disk"),
             grow: has("grow"),
             personal: has("personal"),
+            early: has("early"),
         }
     }
 
@@ -70,6 +73,7 @@ impl Can {
             (self.disk, "disk"),
             (self.grow, "grow"),
             (self.personal, "personal"),
+            (self.early, "early"),
         ];
         let mut before = key;
         for (_, word) in words.iter().filter(|(can, _)| *can) {

@@ -1,4 +1,4 @@
-//! A tree and its archive as an ext4 filesystem in a sparse file, and that as chunks.
+//! A tree as the layout of an ext4 filesystem.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -11,15 +11,15 @@ use std::thread;
 use mkext4::{FsBuilder, InodeHandle, Layout, Meta, SparseSeg, SpecialKind};
 use piman_core::archive::{self, Time};
 use piman_core::hash::Hash;
-use piman_core::hosted::ext4::{self, SparseSink};
+use piman_core::hosted::ext4;
 use piman_core::install::geometry::JOURNAL_MAX;
 use piman_core::install::grow::Shape;
-use piman_core::install::table::{BLOCK, Header, Scope};
+use piman_core::install::table::BLOCK;
 
+use super::fill::fill;
 use super::need::Need;
 use super::pack::Built;
 use super::scan::Scan;
-use super::spool::Spool;
 use super::tree::{Id, Kind, Name, Node, ROOT, Tree};
 use super::{Error, LOST_FOUND, PROOF, Progress, pack};
 use crate::sys::lock::lock;
@@ -57,23 +57,8 @@ pub fn build(order: &Order<'_>) -> Result<Built, Error> {
         return Err(Error::Changed);
     }
     let file = tempfile::tempfile_in(order.folder).map_err(Error::io("making a temporary file"))?;
-    let (shape, proof, used) = apart(|| {
-        let plan = Plan::new(&tree)?;
-        let mut spool = Spool::new(&file, plan.shape)?;
-        plan.write(&tree, id, &scan((25, 60)), &mut spool)?;
-        Ok((plan.shape, plan.proof, spool.finish(plan.spare)?))
-    })?;
-    check(&file, &tree)?;
-    let cuts = pack::cut(used);
     let mut chunks = pack::temporary(order.folder).map_err(Error::io("making a file in the state folder"))?;
-    let entries = pack::pack(&file, &cuts, None, &mut chunks, order.progress, (60, 100), order.stop)?;
-    let header = Header {
-        total_bytes: shape.bytes(),
-        archive: id,
-        proof_offset: proof,
-        entries: tree.entries,
-        ..pack::header(Scope::Root { grows: true }, &entries)?
-    };
+    let (header, entries) = apart(|| fill(order, (&Plan::new(&tree)?, &tree, id), &file, &mut chunks))?;
     pack::finish(header, &entries, chunks)
 }
 
@@ -93,19 +78,19 @@ fn apart<T: Send>(work: impl FnOnce() -> Result<T, Error> + Send) -> Result<T, E
 }
 
 /// The frozen layout, and where each entry's content goes.
-struct Plan {
-    layout: Layout,
+pub(super) struct Plan {
+    pub(super) layout: Layout,
     /// By the entry's number.
-    fills: BTreeMap<u64, Id>,
+    pub(super) fills: BTreeMap<u64, Id>,
     /// By node.
-    handles: Vec<Option<InodeHandle>>,
+    pub(super) handles: Vec<Option<InodeHandle>>,
     /// The proof's file and where it is, in bytes.
-    proof_file: InodeHandle,
-    proof: u64,
+    pub(super) proof_file: InodeHandle,
+    pub(super) proof: u64,
     /// What the image is of; the layout is for the largest card, and the rest of it is cut off.
-    shape: Shape,
+    pub(super) shape: Shape,
     /// The first block that nothing is in.
-    spare: u64,
+    pub(super) spare: u64,
 }
 
 impl Plan {
@@ -175,34 +160,6 @@ impl Plan {
         let spare = frame.next_for_files(proof / BLOCK + 1);
         let shape = need.smallest(frame, spare)?;
         Ok(Self { layout, fills, handles, proof_file, proof, shape, spare })
-    }
-
-    /// Writes all metadata, then each entry's content as the archive gives it.
-    fn write(&self, tree: &Tree, id: Hash, scan: &Scan<'_>, spool: &mut Spool<'_>) -> Result<(), Error> {
-        let mut sink = SparseSink::new(spool);
-        let mut writer = self.layout.writer(&mut sink)?;
-        let mut index = 0;
-        let again = scan.run(|entry, content| {
-            let node = self.fills.get(&index).and_then(|id| Some((tree.nodes.get(*id)?, *id)));
-            index += 1;
-            let Some((Node { kind: Kind::File { size, runs, .. }, .. }, id)) = node else { return Ok(()) };
-            let archive::Kind::File(file) = &entry.kind else { return Err(Error::Changed) };
-            let empty = runs.as_ref().map_or(*size == 0, Vec::is_empty);
-            if file.size != *size {
-                return Err(Error::Changed);
-            }
-            let handle = self.handles.get(id).copied().flatten();
-            let Some(handle) = handle.filter(|_| !empty) else { return Ok(()) };
-            let whole = [(0, *size)];
-            let mut content = Blocks::new(content, file, runs.as_deref().unwrap_or(&whole));
-            writer.fill(handle, &mut content).map_err(|e| content.why(e))
-        })?;
-        if again != id || index != tree.entries {
-            return Err(Error::Changed);
-        }
-        writer.fill(self.proof_file, &mut io::repeat(b'\n'))?;
-        writer.finish()?;
-        Ok(())
     }
 }
 
@@ -290,7 +247,7 @@ impl<'a> Blocks<'a> {
     }
 
     /// Whose fault a failed fill was.
-    fn why(&mut self, e: mkext4::Error) -> Error {
+    pub(super) fn why(&mut self, e: mkext4::Error) -> Error {
         match self.failed.take() {
             Some(e) => match e.downcast::<archive::Error<io::Error>>() {
                 Ok(damage) => damage.into(),
@@ -350,7 +307,7 @@ fn attributes_too_large(tree: &Tree, names: &[Vec<Name<'_>>]) -> Option<Error> {
 
 /// Reads the filesystem back by another way than it was written: all checksums and
 /// structures.
-fn check(spool: &File, tree: &Tree) -> Result<(), Error> {
+pub(super) fn check(spool: &File, tree: &Tree) -> Result<(), Error> {
     let wrong = |e: mkext4::Error| Error::Wrong(e.to_string());
     let fs = mkext4::reader::Fs::open(spool).map_err(wrong)?;
     if let Some(issue) = fs.verify().map_err(wrong)?.first() {

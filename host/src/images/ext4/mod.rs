@@ -5,8 +5,11 @@
 //! | `tree` | what an archive says should be there |
 //! | `scan` | an archive, read once, as a tree |
 //! | `need` | how large that has to be |
-//! | `build` | a tree and its archive as a filesystem |
+//! | `build` | a tree as the layout of a filesystem |
+//! | `fill` | that layout and its archive as a filesystem and its chunks |
+//! | `front` | how far its content is written, for what packs it |
 //! | `spool` | that filesystem while it is made |
+//! | `early` | what of an image can be fetched while it is made |
 //! | `pack` | the used parts of a filesystem as chunks and their table |
 //! | `store` | images in the state folder, [`Images`] |
 //! | `verify` | a filesystem compared with an archive |
@@ -16,6 +19,9 @@
 
 mod acl;
 mod build;
+mod early;
+mod fill;
+mod front;
 mod need;
 pub(super) mod pack;
 mod scan;
@@ -24,10 +30,15 @@ mod store;
 pub(super) mod tree;
 mod verify;
 
+use std::fs::File;
 use std::io;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::sync::{Arc, OnceLock};
+
+use piman_core::install::table::Header;
 
 pub use build::{Order, build};
+pub use early::{Early, Following};
 pub use need::GROWS_TO;
 pub use pack::Built;
 pub use store::{FOLDER, Image, Images};
@@ -122,27 +133,42 @@ impl From<mkext4::Error> for Error {
     }
 }
 
-/// How far an image is, for displays.
+/// How far an image is: for displays, and for Pis that do not wait until it is whole.
 #[derive(Debug, Default)]
-pub struct Progress(AtomicU32);
+pub struct Progress {
+    percent: AtomicU32,
+    early: OnceLock<Arc<Early>>,
+}
 
 impl Progress {
     /// Nothing done yet.
     #[must_use]
     pub const fn new() -> Self {
-        Self(AtomicU32::new(0))
+        Self { percent: AtomicU32::new(0), early: OnceLock::new() }
     }
 
     /// From 0 to 100.
     #[must_use]
     pub fn percent(&self) -> u32 {
-        self.0.load(Relaxed).min(100)
+        self.percent.load(Relaxed).min(100)
+    }
+
+    /// The chunks so far, once the first are being made.
+    #[must_use]
+    pub fn early(&self) -> Option<&Arc<Early>> {
+        self.early.get()
+    }
+
+    /// From now on chunks of an image with this header are appended to this file.
+    pub(super) fn begin_chunks(&self, header: Header, chunks: &File) -> Result<&Early, Error> {
+        let chunks = chunks.try_clone().map_err(Error::io("opening the chunks for those who fetch them"))?;
+        Ok(self.early.get_or_init(|| Arc::new(Early::new(header, chunks))))
     }
 
     /// `done` of `total` bytes of a part that goes from one percentage to another.
     pub(crate) fn set(&self, part: (u32, u32), done: u64, total: u64) {
         let (from, to) = part;
         let share = u128::from(done.min(total)) * u128::from(to - from) / u128::from(total.max(1));
-        self.0.store(from + u32::try_from(share).unwrap_or(0), Relaxed);
+        self.percent.store(from + u32::try_from(share).unwrap_or(0), Relaxed);
     }
 }

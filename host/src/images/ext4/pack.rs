@@ -14,7 +14,7 @@ use rustix::fs::{FlockOperation, flock};
 use tempfile::NamedTempFile;
 use zstd::bulk::Compressor;
 
-use super::{Error, Progress};
+use super::{Early, Error, Progress};
 use crate::sys::lock::lock;
 
 /// What the names of unfinished files in the state folder begin with.
@@ -75,10 +75,11 @@ pub struct Built {
     pub chunks: NamedTempFile,
 }
 
-/// What a header says of the chunks; the rest is to be filled in.
+/// What a header says of these chunks; the rest is to be filled in.
 pub(in crate::images) fn header(scope: Scope, entries: &[Entry]) -> Result<Header, Error> {
     Ok(Header {
         scope,
+        whole: true,
         chunks: u32::try_from(entries.len()).map_err(|e| Error::Wrong(e.to_string()))?,
         total_bytes: 0,
         used_bytes: entries.iter().map(|e| u64::from(e.length)).sum(),
@@ -89,12 +90,19 @@ pub(in crate::images) fn header(scope: Scope, entries: &[Entry]) -> Result<Heade
     })
 }
 
-/// The table of chunks that were packed, which is checked, and they are brought to the disk.
+/// The table of all chunks that were packed, which is checked, and they are brought to the disk.
 pub(in crate::images) fn finish(
     header: Header,
     entries: &[Entry],
     chunks: NamedTempFile,
 ) -> Result<Built, Error> {
+    let sums = self::header(header.scope, entries)?;
+    let header = Header {
+        chunks: sums.chunks,
+        used_bytes: sums.used_bytes,
+        stored_bytes: sums.stored_bytes,
+        ..header
+    };
     let mut table = header.encode().to_vec();
     table.extend(entries.iter().flat_map(Entry::encode));
     Table::parse(&table).map_err(|e| Error::Wrong(e.to_string()))?;
@@ -110,17 +118,52 @@ struct Written<'f> {
     failed: Option<Error>,
 }
 
-/// Reads the chunks out of `spool` and appends them to `out`; gives their entries. `proof`: the block that is filled with
-/// line ends, if it is not so there.
-pub(in crate::images) fn pack(
-    spool: &File,
-    cuts: &[(u64, u32)],
-    proof: Option<u64>,
-    out: &mut NamedTempFile,
-    progress: &Progress,
-    part: (u32, u32),
-    stop: &AtomicBool,
-) -> Result<Vec<Entry>, Error> {
+/// Packs on a thread of its own while the content is written, or after it if the system gives none.
+///
+/// # Errors
+/// What went wrong with the content, else with the packing.
+pub(in crate::images) fn beside<T: Send>(
+    content: impl FnOnce() -> Result<(), Error>,
+    pack: impl FnOnce() -> Result<T, Error> + Send,
+) -> Result<T, Error> {
+    let pack = Mutex::new(Some(pack));
+    let run = || {
+        let pack = lock(&pack).take();
+        pack.map_or_else(|| Err(Error::Wrong("it was packed before".into())), |pack| pack())
+    };
+    let gone = || Error::Wrong("the thread that packs is gone".into());
+    thread::scope(|scope| match thread::Builder::new().name("pack".into()).spawn_scoped(scope, run) {
+        Ok(thread) => {
+            let written = content();
+            let packed = thread.join().unwrap_or_else(|_| Err(gone()));
+            written.and(packed)
+        }
+        Err(_) => content().and_then(|()| run()),
+    })
+}
+
+/// What is packed.
+pub(in crate::images) struct Packing<'a> {
+    /// What the chunks are read out of.
+    pub(in crate::images) spool: &'a File,
+    /// Their offsets and lengths.
+    pub(in crate::images) cuts: &'a [(u64, u32)],
+    /// The block that is filled with line ends, if it is not so there.
+    pub(in crate::images) proof: Option<u64>,
+    /// Waits until all of a chunk is there; false if it will not be.
+    pub(in crate::images) ready: &'a (dyn Fn(usize) -> bool + Sync),
+    /// Who is told of each chunk.
+    pub(in crate::images) early: &'a Early,
+    pub(in crate::images) progress: &'a Progress,
+    /// From which percentage to which it goes.
+    pub(in crate::images) part: (u32, u32),
+    /// Ends it soon when set.
+    pub(in crate::images) stop: &'a AtomicBool,
+}
+
+/// Reads the chunks and appends them to `out`, in their order; gives their entries.
+pub(in crate::images) fn pack(packing: &Packing<'_>, out: &mut NamedTempFile) -> Result<Vec<Entry>, Error> {
+    let Packing { spool, cuts, proof, ready, early, progress, part, stop } = *packing;
     let threads = thread::available_parallelism().map_or(2, usize::from);
     let total = cuts.len() as u64;
     let entries = Vec::with_capacity(cuts.len());
@@ -136,7 +179,7 @@ pub(in crate::images) fn pack(
             let Some((index, (offset, length))) = taken.and_then(|i| Some((i, *cuts.get(i)?))) else {
                 return Ok(());
             };
-            if stop.load(Relaxed) {
+            if !ready(index) || stop.load(Relaxed) {
                 return Err(Error::Stopped);
             }
             let plain = plain.get_mut(..length as usize).unwrap_or_default();
@@ -162,7 +205,9 @@ pub(in crate::images) fn pack(
             let position = written.position;
             // At most the length.
             let stored = stored.len() as u32;
-            written.entries.push(Entry { offset, length, stored, position, stored_hash, hash });
+            let entry = Entry { offset, length, stored, position, stored_hash, hash };
+            written.entries.push(entry);
+            early.add(entry);
             written.position += u64::from(stored);
             progress.set(part, index as u64 + 1, total);
             turn.notify_all();
@@ -194,6 +239,23 @@ mod tests {
 
     const WINDOW: u64 = CHUNK_MAX as u64;
 
+    /// Packs all of them at once.
+    fn packed(
+        spool: &File,
+        cuts: &[(u64, u32)],
+        proof: Option<u64>,
+        out: &mut NamedTempFile,
+        is_stopped: bool,
+    ) -> Result<Vec<Entry>, Error> {
+        let (progress, stop) = (Progress::new(), AtomicBool::new(is_stopped));
+        let header = header(Scope::Root { grows: true }, &[])?;
+        let early = progress.begin_chunks(header, out.as_file())?;
+        let (progress, stop) = (&progress, &stop);
+        let ready = &|_| true;
+        let packing = Packing { spool, cuts, proof, ready, early, progress, part: (0, 100), stop };
+        pack(&packing, out)
+    }
+
     #[test]
     fn chunks_keep_to_their_windows() {
         let cuts = cut(vec![(2 * WINDOW - 4096, 3 * WINDOW + 4096), (0, 8192), (8192, 12_288)]);
@@ -222,8 +284,7 @@ mod tests {
         for (at, index, place) in [(4096, 0, 4096), (WINDOW + 4096, 1, 4096), (WINDOW, 1, 0)] {
             let cuts = [(0, CHUNK_MAX), (WINDOW, 8192)];
             let mut out = NamedTempFile::new().unwrap();
-            let stop = AtomicBool::new(false);
-            let entries = pack(&spool, &cuts, Some(at), &mut out, &Progress::new(), (0, 100), &stop).unwrap();
+            let entries = packed(&spool, &cuts, Some(at), &mut out, false).unwrap();
             for (i, (entry, (_, length))) in entries.iter().zip(cuts).enumerate() {
                 let mut plain = vec![0; length as usize];
                 if i == index {
@@ -243,8 +304,7 @@ mod tests {
         spool.write_all_at(&bytes, 0).unwrap();
         let mut out = NamedTempFile::new().unwrap();
         let cuts = [(0, CHUNK_MAX), (WINDOW, CHUNK_MAX), (2 * WINDOW, 4096)];
-        let entries =
-            pack(&spool, &cuts, None, &mut out, &Progress::new(), (0, 100), &AtomicBool::new(false)).unwrap();
+        let entries = packed(&spool, &cuts, None, &mut out, false).unwrap();
         let stored = std::fs::read(out.path()).unwrap();
         assert_eq!(entries[0].stored, CHUNK_MAX, "noise is stored as it is");
         assert!(entries[1].stored < 10_000 && entries[2].stored < 100);
@@ -257,7 +317,7 @@ mod tests {
                 assert_eq!(zstd::bulk::decompress(part, length as usize).unwrap(), plain);
             }
         }
-        let stopped = pack(&spool, &cuts, None, &mut out, &Progress::new(), (0, 100), &AtomicBool::new(true));
+        let stopped = packed(&spool, &cuts, None, &mut out, true);
         assert!(matches!(stopped, Err(Error::Stopped)));
     }
 }

@@ -1,5 +1,6 @@
 //! The filesystem while it is made: a sparse file, and which of its blocks are used.
 
+use std::cell::RefCell;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -15,42 +16,47 @@ pub(super) struct Spool<'a> {
     file: &'a File,
     shape: Shape,
     /// Beginning and end in bytes, whole blocks, mostly in ascending order.
-    used: Vec<(u64, u64)>,
+    used: RefCell<Vec<(u64, u64)>>,
 }
 
 impl<'a> Spool<'a> {
     /// Makes the file as large as the image.
     pub(super) fn new(file: &'a File, shape: Shape) -> Result<Self, Error> {
         file.set_len(shape.bytes()).map_err(Error::io("making a temporary file of the image's size"))?;
-        Ok(Self { file, shape, used: Vec::new() })
+        Ok(Self { file, shape, used: RefCell::default() })
     }
 
-    /// Makes it a filesystem of the image's size, and gives what of it has to be in the image. `spare` is a free block
-    /// for what names the reserve.
-    pub(super) fn finish(mut self, spare: u64) -> Result<Vec<(u64, u64)>, Error> {
+    /// What was written so far, and so has to be in the image.
+    pub(super) fn used(&self) -> Vec<(u64, u64)> {
+        self.used.borrow().clone()
+    }
+
+    /// Makes what is written, all metadata, a filesystem of the image's size. `spare` is a free block for what names
+    /// the reserve.
+    pub(super) fn cut(&self, spare: u64) -> Result<(), Error> {
         let mut first = [0; BLOCK as usize];
         self.file.read_exact_at(&mut first, 0).map_err(Error::io("reading the filesystem back"))?;
         let blocks = self.shape.blocks();
-        match grow::cut(&mut first, blocks, spare, &mut self) {
+        match grow::cut(&mut first, blocks, spare, &mut &*self) {
             Ok(shape) if shape == self.shape => {}
             Ok(shape) => return Err(Error::Wrong(format!("it was made another one: {shape:?}"))),
             Err(Failure::Disk(e)) => return Err(Error::io("writing the filesystem")(e)),
             Err(Failure::Refused(why)) => return Err(Error::Wrong(why.to_string())),
         }
-        self.file.write_all_at(&first, 0).map_err(Error::io("writing the filesystem"))?;
-        Ok(self.used)
+        self.file.write_all_at(&first, 0).map_err(Error::io("writing the filesystem"))
     }
 
-    fn note(&mut self, offset: u64, length: u64) {
+    fn note(&self, offset: u64, length: u64) {
         let (start, end) = (offset / BLOCK * BLOCK, (offset + length).next_multiple_of(BLOCK));
-        match self.used.last_mut() {
+        let mut used = self.used.borrow_mut();
+        match used.last_mut() {
             Some((first, last)) if *first <= start && start <= *last => *last = end.max(*last),
-            _ => self.used.push((start, end)),
+            _ => used.push((start, end)),
         }
     }
 }
 
-impl RegionSink for Spool<'_> {
+impl RegionSink for &Spool<'_> {
     fn data(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()> {
         if !self.shape.is_kept(offset / BLOCK) {
             return Ok(());
@@ -73,7 +79,7 @@ impl RegionSink for Spool<'_> {
     }
 }
 
-impl Disk for Spool<'_> {
+impl Disk for &Spool<'_> {
     type Error = io::Error;
 
     fn read(&mut self, block: u64, into: &mut Block) -> io::Result<()> {

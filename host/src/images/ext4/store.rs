@@ -33,13 +33,15 @@ pub struct Images {
     building: Mutex<()>,
 }
 
-/// A whole image. Its files stay readable as long as it is held, even if they are swept.
+/// An image, or the first chunks of one that is being made. Its files stay readable as long as it is held, even if they are swept.
 #[derive(Debug)]
 pub struct Image {
     hash: Hash,
     header: Header,
     table: Vec<u8>,
     chunks: Arc<File>,
+    /// All its chunks together, in bytes.
+    stored: u64,
     /// When it was made.
     made: SystemTime,
 }
@@ -67,6 +69,18 @@ impl Image {
     #[must_use]
     pub fn chunks(&self) -> &Arc<File> {
         &self.chunks
+    }
+
+    /// How many bytes its chunks have together.
+    #[must_use]
+    pub fn stored_bytes(&self) -> u64 {
+        self.stored
+    }
+
+    /// Of an image that is being made, those chunks that there are.
+    pub(super) fn begun(header: Header, table: Vec<u8>, chunks: Arc<File>, stored: u64) -> Self {
+        let hash = Hash(*blake3::hash(&table).as_bytes());
+        Self { hash, header, table, chunks, stored, made: SystemTime::now() }
     }
 
     /// What an agent is told of it.
@@ -110,6 +124,9 @@ impl Image {
             return Err(bad("the table is not the one of its name"));
         }
         let header = Table::parse(&table).map_err(|e| bad(&e.to_string()))?.header();
+        if !header.whole {
+            return Err(bad("its table says that chunks are missing"));
+        }
         if header.scope == (Scope::Root { grows: false }) {
             return Err(bad("it is for root partitions of one size, and there is one for all sizes now"));
         }
@@ -118,7 +135,8 @@ impl Image {
             return Err(bad("the chunks have another size than the table says"));
         }
         let made = meta.modified().unwrap_or(SystemTime::UNIX_EPOCH);
-        Ok(Self { hash, header, table, chunks: Arc::new(chunks), made })
+        let stored = header.stored_bytes;
+        Ok(Self { hash, header, table, chunks: Arc::new(chunks), stored, made })
     }
 }
 
@@ -206,14 +224,22 @@ impl Images {
         }
         let order = Order { archive, id: Some(id), folder: &self.folder, progress, stop };
         let image = self.keep(make(&order)?).map_err(Error::io("keeping the image"))?;
+        let image = self.take_in(image);
+        if let Some(early) = progress.early() {
+            early.finish(Arc::clone(&image));
+        }
+        Ok(image)
+    }
+
+    fn take_in(&self, image: Image) -> Arc<Image> {
         let mut images = self.lock();
         // Whoever looked for it meanwhile may have taken it in already.
         if let Some(known) = images.iter().find(|i| i.hash == image.hash) {
-            return Ok(Arc::clone(known));
+            return Arc::clone(known);
         }
         let image = Arc::new(image);
         images.push(Arc::clone(&image));
-        Ok(image)
+        image
     }
 
     /// Puts what was made under its names: the chunks, then the table.
@@ -347,6 +373,7 @@ mod tests {
         };
         let header = Header {
             scope: Scope::Root { grows: true },
+            whole: true,
             chunks: 1,
             total_bytes: 1 << 30,
             used_bytes: 8192,
