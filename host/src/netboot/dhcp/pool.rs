@@ -21,6 +21,13 @@ const LOOK_S: u64 = 10;
 const IN_USE_S: u64 = 60;
 /// How many addresses are looked at for one request.
 const LOOKS_MAX: u8 = 4;
+/// How many messages of one client are answered in so many seconds: none asks so often that has a purpose.
+const ASKS_MAX: u8 = 20;
+const ASKS_S: u64 = 10;
+/// Of how many clients that is remembered.
+const ASKING_MAX: usize = 8192;
+/// A lease that would end so little later than before, in seconds, ends as before.
+const STEP_S: u64 = 10;
 /// How long an address is left alone that somebody has who did not get it from here.
 const CLASH_S: u64 = 600;
 
@@ -58,6 +65,8 @@ pub struct Pool {
     unrequested: HashMap<Ipv4Addr, u64>,
     clashes: HashMap<Ipv4Addr, u64>,
     known: HashSet<Mac>,
+    /// In which span of time clients have asked how often.
+    asking: HashMap<Mac, (u64, u8)>,
     changed: bool,
 }
 
@@ -102,6 +111,9 @@ impl Pool {
     pub fn handle(&mut self, ask: &Ask, net: &Network, boot: &Boot, now: u64) -> Step {
         self.offers.retain(|_, offer| offer.until > now);
         self.clashes.retain(|_, until| *until > now);
+        if self.asks_too_often(ask.mac, now) {
+            return Step::Nothing("it asks too often");
+        }
         match ask.kind {
             Kind::Discover => self.discover(ask, net, boot, now),
             Kind::Request => self.request(ask, net, boot, now),
@@ -132,6 +144,19 @@ impl Pool {
             }
             _ => Step::Nothing("not a client's message"),
         }
+    }
+
+    fn asks_too_often(&mut self, mac: Mac, now: u64) -> bool {
+        let span = now / ASKS_S;
+        if self.asking.len() >= ASKING_MAX {
+            self.asking.clear();
+        }
+        let asked = self.asking.entry(mac).or_insert((span, 0));
+        if asked.0 != span {
+            *asked = (span, 0);
+        }
+        asked.1 = asked.1.saturating_add(1);
+        asked.1 > ASKS_MAX
     }
 
     /// Somebody else has this address.
@@ -317,11 +342,17 @@ impl Pool {
     }
 
     fn keep(&mut self, ip: Ipv4Addr, mac: Mac, until: u64) {
-        let until = self.leases.get(&ip).filter(|l| l.mac == mac).map_or(until, |l| l.until.max(until));
+        let before = self.leases.get(&ip).filter(|lease| lease.mac == mac).map(|lease| lease.until);
+        // Not for every message of a client that asks again and again: an address is looked at before another gets it.
+        let until = match before {
+            Some(before) if until <= before.saturating_add(STEP_S) => before,
+            _ => until,
+        };
+        let count = self.leases.len();
         self.leases.retain(|other, lease| *other == ip || lease.mac != mac);
+        self.changed |= count != self.leases.len() || before != Some(until);
         self.leases.insert(ip, Lease { mac, until });
         self.unrequested.retain(|other, _| *other != ip && self.leases.contains_key(other));
-        self.changed = true;
     }
 
     fn grant(&self, ask: &Ask, kind: Kind, ip: Ipv4Addr, net: &Network, boot: &Boot) -> Reply {

@@ -262,3 +262,15 @@ fn known_pis_have_addresses_before_unknown_clients_and_never_lose_them() {
         assert_ne!(ends(&mut pool, &discover(100 + n), 200_000).1, second);
     }
 }
+
+#[test]
+fn a_client_that_asks_without_end_is_not_answered_without_end() {
+    let mut pool = pool(10, 12);
+    let rom = ask(Kind::Discover, 1, &rom()[..1]);
+    let answered = (0..1000).filter(|_| ends(&mut pool, &rom, 5).0 == "offer").count();
+    assert_eq!(answered, usize::from(ASKS_MAX));
+    assert!(pool.changes().is_some());
+    assert_eq!(ends(&mut pool, &discover(2), 5).0, "offer", "others are");
+    assert_eq!(ends(&mut pool, &rom, 5 + ASKS_S).0, "offer", "and it is after a while");
+    assert!(pool.changes().is_none(), "nothing is written for that");
+}
