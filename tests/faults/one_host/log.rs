@@ -11,14 +11,12 @@ fn one_address_does_not_fill_the_log() {
     let server = Server::start_services(&folder.path().join("state"), &options);
     for _ in 0..2000 {
         let mut stream = from([127, 0, 6, 1], server.port("rpc"));
-        stream.write_all(b"no login").unwrap();
-        stream.shutdown(Shutdown::Write).unwrap();
-        // The server's word, whatever it is, comes before its end.
+        // The server may end it before all of this.
+        let _ = stream.write_all(b"no login").and_then(|()| stream.shutdown(Shutdown::Write));
         let _ = stream.read_to_end(&mut Vec::new());
     }
     let mut other = from([127, 0, 6, 2], server.port("rpc"));
     other.write_all(b"no login").unwrap();
-    other.shutdown(Shutdown::Write).unwrap();
     server.wait_log("rpc: 127.0.6.2");
     server.wait_log("lines were left out");
     let lines = server.log().matches("127.0.6.1").count();
