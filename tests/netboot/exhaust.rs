@@ -11,6 +11,7 @@ use piman_tests::netns::Network;
 use piman_tests::server::wait_until;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
+const RANGE: [&str; 4] = ["--dhcp", "server", "--dhcp-range", "192.168.77.10-192.168.77.20"];
 /// How many hardware addresses it makes up: many more than there are addresses to give.
 const MADE_UP: u32 = 60;
 
@@ -54,7 +55,7 @@ fn take_all(host: &str, kind: Kind) {
 fn one_host_leaves_addresses_to_the_others() {
     let mut network = Network::make();
     let host = network.other("192.168.77.200/24");
-    network.serve(&["--dhcp", "server", "--dhcp-range", "192.168.77.10-192.168.77.20"]);
+    network.serve(&RANGE);
     let leases = |network: &Network| network.text("state/dhcp-leases");
     for kind in [Kind::Discover, Kind::Request] {
         take_all(&host, kind);
@@ -64,6 +65,8 @@ fn one_host_leaves_addresses_to_the_others() {
     }
     // A Pi that is in the device list keeps its address, whoever asks.
     let _ = network.piman(&["devices", "add", "b8:27:eb:00:00:01"]);
+    network.stop();
+    network.serve(&RANGE);
     let told = network.udhcpc("");
     let ip = told.lines().find_map(|line| line.strip_prefix("ip=")).unwrap().to_owned();
     let own = |network: &Network| {

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::future::Future;
 use std::net::IpAddr;
+use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
@@ -155,18 +156,21 @@ impl Open {
 }
 
 impl Pass {
-    /// Serves the connection until that is done, or until it has to give way to another one.
-    pub async fn serve(self, serving: impl Future<Output = ()>) {
-        self.hold(serving).await;
+    /// Serves the connection until that is done, or until it has to give way to another one. In a box, or the task of
+    /// an idle connection would have room for it twice.
+    pub async fn serve<F: Future<Output = ()>>(self, mut serving: Pin<Box<F>>) {
+        self.hold(serving.as_mut()).await;
     }
 
-    /// As [`serve`](Self::serve), with the connection still counted afterwards.
-    pub async fn hold(&self, serving: impl Future<Output = ()>) {
+    /// As [`serve`](Self::serve), with the connection still counted afterwards. `None`: it had to give way.
+    pub async fn hold<F: Future>(&self, serving: Pin<&mut F>) -> Option<F::Output> {
         let seat = Arc::clone(&self.seat);
         tokio::select! {
-            () = SEAT.scope(seat, serving) => {}
+            done = SEAT.scope(seat, serving) => Some(done),
             () = self.seat.leave.notified() => {
-                tracing::debug!("{}: {}: closed for an address with fewer connections", self.gate.name, self.address);
+                let (name, address) = (self.gate.name, self.address);
+                tracing::debug!("{name}: {address}: closed for an address with fewer connections");
+                None
             }
         }
     }
@@ -216,7 +220,7 @@ mod tests {
         let _others = [gate.enter(address(3)).unwrap(), gate.enter(address(4)).unwrap()];
         assert_eq!(gate.open(), 64);
         for pass in [greedy.remove(40), greedy.remove(7)] {
-            pass.serve(std::future::pending()).await;
+            pass.serve(Box::pin(std::future::pending())).await;
         }
         assert_eq!(gate.open(), 64, "they were not counted any more");
         assert!(gate.enter(address(1)).is_none(), "the greedy one gets nothing by this");
@@ -233,7 +237,7 @@ mod tests {
         let [quiet, busy] = [(); 2].map(|()| gate.enter(address(1)).unwrap());
         std::thread::sleep(Duration::from_millis(5));
         let (seat, idle) = (Arc::clone(&busy.seat), Arc::clone(&quiet.seat));
-        busy.serve(async { moved() }).await;
+        busy.serve(Box::pin(async { moved() })).await;
         assert!(seat.moved_ms.load(Ordering::Relaxed) > idle.moved_ms.load(Ordering::Relaxed));
     }
 }

@@ -156,7 +156,7 @@ impl Bound {
             control.spawn(ended(accept(control_listener, gate("control"), move |stream, address, pass| {
                 let service = Arc::clone(&for_control);
                 async move {
-                    pass.serve(control::run(stream, address, service)).await;
+                    pass.serve(Box::pin(control::run(stream, address, service))).await;
                 }
             })));
         let cores = std::thread::available_parallelism().map_or(2, usize::from);
@@ -166,14 +166,14 @@ impl Bound {
             bulk.spawn(ended(accept(rootfs_listener, gate("rootfs"), move |stream, address, pass| {
                 let service = Arc::clone(&for_rootfs);
                 rootfs_workers.run(stream, move |stream| async move {
-                    pass.serve(archive_port::send(stream, address, service)).await;
+                    pass.serve(Box::pin(archive_port::send(stream, address, service))).await;
                 });
                 ready(())
             }))),
             bulk.spawn(ended(accept(fetch_listener, gate("fetch"), move |stream, address, pass| {
                 let service = Arc::clone(&for_fetch);
                 fetch_workers.run(stream, move |stream| async move {
-                    pass.serve(fetch_port::answer(stream, address, service)).await;
+                    pass.serve(Box::pin(fetch_port::answer(stream, address, service))).await;
                 });
                 ready(())
             }))),

@@ -64,7 +64,7 @@ impl Server {
         let attend = move |stream, address, pass: Pass| {
             let secret = Arc::clone(&secrets.read().unwrap_or_else(PoisonError::into_inner));
             let (attempts, functions) = (Arc::clone(&attempts), Arc::clone(&functions));
-            pass.serve(async move {
+            pass.serve(Box::pin(async move {
                 crate::net::socket::tune(&stream);
                 match serve(Living::new(stream), Some(address), &secret, &attempts, &functions).await {
                     Ok(()) => {}
@@ -72,7 +72,7 @@ impl Server {
                     Err(e @ RpcError::Unseen) => tracing::debug!("rpc: {address}: {e}"),
                     Err(e) => tracing::info!("rpc: {address}: {e}"),
                 }
-            })
+            }))
         };
         tasks.push(tokio::spawn(async move {
             if let Err(e) = accept(plan.listener, gate, attend).await {

@@ -100,14 +100,14 @@ pub async fn run(
 ) -> anyhow::Result<()> {
     let serve = move |stream: TcpStream, address, pass: Pass| {
         let (streams, Named { name: who, kept }) = (streams.clone(), who(address));
-        pass.serve(async move {
+        pass.serve(Box::pin(async move {
             tune(&stream);
             tracing::info!("telemetry: {who}: connected");
             let served = streams.serve(stream, &who).await;
             let level = if served.end.is_ok() { tracing::Level::INFO } else { tracing::Level::WARN };
             crate::log_at!(level, "telemetry: {who}: {served}");
             drop(kept);
-        })
+        }))
     };
     accept(listener, gate, serve).await
 }

@@ -176,7 +176,7 @@ impl Hashing {
         let version = Version::of(&file)?;
         let (mut at, mut hasher) = match self.known(version, bytes) {
             Ok(hash) => return Ok(hash),
-            Err(state) => state,
+            Err(state) => *state,
         };
         let step = version.step();
         while at < bytes {
@@ -184,7 +184,7 @@ impl Hashing {
             // Another one may have hashed it meanwhile.
             match self.known(version, bytes) {
                 Ok(hash) => return Ok(hash),
-                Err((further, state)) if further > at => (at, hasher) = (further, state),
+                Err(state) if state.0 > at => (at, hasher) = *state,
                 Err(_) => {}
             }
             let until = bytes.min(at + PIECE).min((at / step + 1).saturating_mul(step));
@@ -216,20 +216,20 @@ impl Hashing {
     }
 
     /// The hash, or the state from which it is made, and after how many bytes that is.
-    fn known(&self, version: Version, bytes: u64) -> Result<Hash, (u64, blake3::Hasher)> {
+    fn known(&self, version: Version, bytes: u64) -> Result<Hash, Box<(u64, blake3::Hasher)>> {
         let files = lock(&self.files);
         let Some(known) = files.iter().find(|known| known.version == version) else {
-            return Err((0, blake3::Hasher::new()));
+            return Err(Box::new((0, blake3::Hasher::new())));
         };
         if let Some((_, hash)) = known.hashes.iter().find(|(of, _)| *of == bytes) {
             return Ok(*hash);
         }
         let step = version.step();
         let steps = usize::try_from(bytes / step).unwrap_or(usize::MAX).min(known.states.len());
-        Err(match steps.checked_sub(1).and_then(|last| known.states.get(last)) {
+        Err(Box::new(match steps.checked_sub(1).and_then(|last| known.states.get(last)) {
             Some(state) => (steps as u64 * step, state.clone()),
             None => (0, blake3::Hasher::new()),
-        })
+        }))
     }
 
     fn remember(&self, version: Version, what: impl FnOnce(&mut Known)) {

@@ -27,11 +27,11 @@ pub async fn run<G: Send + 'static>(
         let transfers = transfers.clone();
         move |stream: TcpStream, address, pass: Pass| {
             let (transfers, busy) = (transfers.clone(), begin(&stream));
-            pass.serve(async move {
+            pass.serve(Box::pin(async move {
                 let served = transfers.serve(stream).await;
                 crate::log_at!(served.level(), "transfer: {address}: {served}");
                 drop(busy);
-            })
+            }))
         }
     };
     let sweep = async {

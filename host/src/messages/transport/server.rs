@@ -2,6 +2,7 @@
 
 use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr};
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -84,9 +85,9 @@ impl Server {
                 let door = Arc::clone(&door);
                 let serve = move |stream, address, door: Pass| {
                     let (plan, gate, stopped) = (Arc::clone(&plan), Arc::clone(&gate), stopped.clone());
-                    door.serve(async move {
+                    door.serve(Box::pin(async move {
                         serve(stream, (address, number), &gate, &plan, stopped).await;
-                    })
+                    }))
                 };
                 tokio::spawn(async move {
                     if let Err(e) = accept(listener, door, serve).await {
@@ -150,22 +151,24 @@ async fn serve<H: Hooks, M: Fn() -> H>(
     let plugins = Plugins(plan.plugins.as_ref().map_or_else(Vec::new, |make| make()));
     let mut hooks = (plan.hooks)();
     let stream = Ahead::new(Living::new(stream), plan.settings.stall);
-    let talk = run(stream, Role::Server, (peer.clone(), ends), &plan.settings, plugins, &mut hooks, opened);
-    let stopping = async {
-        if stopped.wait_for(|stop| *stop).await.is_ok() {
-            peer.close();
-            // Nothing follows but that the server is dropped, which is an error.
-            let _ = stopped.changed().await;
-        }
-    };
-    let mut cut = true;
-    pass.hold(async {
-        cut = tokio::select! {
-            () = talk => false,
-            () = stopping => true,
+    let cut = {
+        let ends = (peer.clone(), ends);
+        let talk = pin!(run(stream, Role::Server, ends, &plan.settings, plugins, &mut hooks, opened));
+        let stopping = async {
+            if stopped.wait_for(|stop| *stop).await.is_ok() {
+                peer.close();
+                // Nothing follows but that the server is dropped, which is an error.
+                let _ = stopped.changed().await;
+            }
         };
-    })
-    .await;
+        let serving = pin!(async {
+            tokio::select! {
+                () = talk => false,
+                () = stopping => true,
+            }
+        });
+        pass.hold(serving).await.unwrap_or(true)
+    };
     match open.await {
         Ok(Err(e)) => tracing::info!("messages: {remote}: {e}"),
         Ok(Ok(())) if cut => {

@@ -91,7 +91,7 @@ pub struct Report {
 pub type Known = Box<dyn Fn() -> HashSet<Mac> + Send + Sync>;
 
 /// How old that may be.
-const KNOWN_FRESH: Duration = Duration::from_secs(10);
+const KNOWN_FRESH: Duration = Duration::from_secs(2);
 
 /// Who is told of what clients were told.
 pub type Tell = Arc<dyn Fn(Report) + Send + Sync>;
