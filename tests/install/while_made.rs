@@ -1,6 +1,5 @@
 //! A Pi that has nothing to lose begins with an image that the server is still making.
 
-use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
@@ -10,30 +9,7 @@ use piman_core::install::fetch::{Answer, Kind, Request};
 use piman_core::install::table::{Next, Table};
 use piman_core::install::{Agent, AgentStep, Can, Decision, Hello, ImageOffer, Notice, Paths};
 use piman_tests::server::{Server, connect_from};
-use piman_tests::tar::Tar;
-
-/// Enough to be busy with for a while, in files of which each is whole soon.
-fn large(folder: &std::path::Path) -> std::path::PathBuf {
-    let mut tar = Tar::new();
-    for folder in ["etc/", "sbin/"] {
-        tar.entry(folder.as_bytes(), b'5', b"");
-    }
-    tar.file(b"sbin/init", b"#!/bin/sh\n");
-    let content = vec![b'x'; 8 << 20];
-    let mut packed = zstd::Encoder::new(Vec::new(), 1).unwrap();
-    let end = Tar::new().end();
-    let mut put = |tar: &Tar| packed.write_all(tar.end().strip_suffix(&end[..]).unwrap()).unwrap();
-    put(&tar);
-    for number in 0..96 {
-        let mut tar = Tar::new();
-        tar.file(format!("etc/{number}").as_bytes(), &content);
-        put(&tar);
-    }
-    packed.write_all(&end).unwrap();
-    let path = folder.join("root.tar.zst");
-    fs::write(&path, packed.finish().unwrap()).unwrap();
-    path
-}
+use piman_tests::tar;
 
 const ABLE: Can = Can { signed: false, answer: false, disk: false, grow: true, personal: false, early: true };
 
@@ -105,7 +81,7 @@ fn chunks(lines: &mut BufReader<TcpStream>, id: Hash, table: &Table<'_>, from: u
 #[test]
 fn its_first_chunks_can_be_had_and_lead_to_the_rest() {
     let folder = tempfile::tempdir().unwrap();
-    let server = Server::start(&large(folder.path()), &folder.path().join("state"), &[]);
+    let server = Server::start(&tar::slow(folder.path()), &folder.path().join("state"), &[]);
     server.wait_log("is good");
     let began = Instant::now();
     let offer: ImageOffer = loop {

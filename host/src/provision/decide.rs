@@ -23,7 +23,7 @@ use crate::state::decision::{Action, Policy};
 use crate::state::{Identity, Listed, OpenOrder};
 
 /// After how many seconds a Pi should ask again while its image is being prepared.
-const ASK_AGAIN: u16 = 2;
+const ASK_AGAIN: u16 = 1;
 /// The same while somebody has to see to it.
 const ASK_MUCH_LATER: u16 = 30;
 /// The same while somebody has to decide, who then wants to see it begin.

@@ -9,7 +9,7 @@
 //! | line | from | says |
 //! |---|---|---|
 //! | `hello serial= mac= model= agent= disk= root= card= paths=` | Pi | who it is and what it can do, before its first report |
-//! | ... `rev= cid= installation= can=` | | since revision 1: what the card calls itself, which installation it holds, what else the agent can do |
+//! | ... `rev= cid= installation= can=` | | since revision 1: what the card calls itself, which installation it holds, what else the agent can do (`early`: begin with an image that is still being made, [`Next`](super::table::Next)) |
 //! | `hello rev= seconds= nanos=` | piman | the answer to a greeting with `can=answer`: it understands these lines; and the time in UTC, where the Pi should get it |
 //! | ... `found= print=` | | since revision 2: what is on its disk, and the fingerprint of that |
 //! | `disk text=…` | Pi | since revision 2: what is on its disk, for people; the text goes to the end of the line |
