@@ -14,8 +14,8 @@ use crate::card::content::table::Table;
 use crate::card::disk::{Begun, Disk, Planned, RootArea};
 use crate::card::inspect::{self, Card};
 use crate::card::mount::Mounted;
+use crate::card::replace_proof::replace_proof;
 use crate::card::scratch_dir::ScratchDir;
-use crate::card::whole_disk;
 use crate::failure::{Cause, Failure, OrFail};
 use crate::fetch::{Link, Retry, Source};
 use crate::image::{self, Medium, Pending};
@@ -217,11 +217,7 @@ fn again(plan: &Plan, disk: &Disk, card: &Card, of: BootPersonal, as_root: bool)
         unmount(disk, mounted)?;
     }
     if in_gap {
-        whole_disk::replace_proof(disk.file(), disk.bytes(), &proof).or_fail(
-            Stage::Commit,
-            Cause::Disk,
-            what(),
-        )?;
+        replace_proof(disk.file(), disk.bytes(), &proof).or_fail(Stage::Commit, Cause::Disk, what())?;
     }
     disk.sync(Stage::Commit)?;
     Ok(proof)
