@@ -48,6 +48,7 @@ pub(super) fn install(
     let erase = |scope: &Scope| {
         let Scope::Disk(of) = *scope else { return Ok(()) };
         check_sector(disk, of)?;
+        personal.check_whole_disk(of.root)?;
         found = Some(of);
         erase_disk(plan, disk, &area)
     };
