@@ -11,7 +11,7 @@ use piman_core::install::{Found, ImageOffer, Installation, More, Offer, Plan, Qu
 
 use super::control::{ControlConnection, Own};
 use super::personal::Refusal;
-use crate::images::boot_from::taken_by_boot;
+use crate::images::boot_from::room_beside;
 use crate::images::build_queue::{Availability, too_small};
 use crate::images::ext4::GROWS_TO;
 use crate::images::personalise::Occasion;
@@ -248,7 +248,7 @@ impl ControlConnection<'_> {
     /// The room for a root filesystem on its card with this image, in bytes; 0: it does not say.
     fn root_bytes(&self, archive: &Archive) -> u64 {
         let boot = archive.facts().map_or(0, |content| self.boot_bytes(content));
-        self.said.as_ref().map_or(0, |said| said.root_bytes.saturating_sub(taken_by_boot(boot)))
+        self.said.as_ref().map_or(0, |said| room_beside(boot, said.disk_bytes, said.root_bytes))
     }
 
     /// What it would get. `None`: an old Pi without a system, whose download waits for a good archive. An error is
