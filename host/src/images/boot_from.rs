@@ -19,6 +19,41 @@ pub fn boot_of(content: &Content, about: &About) -> (BootFrom, u64) {
     (from, if is_filled { about.boot_bytes.unwrap_or(found.partition_bytes) } else { 0 })
 }
 
+/// Why no agent can fill the boot partition that cards with this image are to have, with `more` bytes of files that a
+/// profile has; `None`: it can, or none is filled.
+#[must_use]
+pub fn refusal(content: &Content, about: &About, more: u64) -> Option<String> {
+    let (from, bytes) = boot_of(content, about);
+    let found = &content.fitness.system.boot;
+    if content.is_disk() || from != BootFrom::Card {
+        return None;
+    }
+    if found.least_bytes == 0 {
+        return Some(
+            "cards with it are to boot by themselves (--boot card), and it has no boot files in /boot/firmware or /boot: \
+             add it with --boot network, or pack the boot files with it"
+                .into(),
+        );
+    }
+    if !found.not_copied.is_empty() {
+        return Some(format!(
+            "cards with it are to boot by themselves (--boot card), and its boot files cannot be copied to a boot \
+             partition: {}; add it with --boot network, or pack it again without that",
+            found.not_copied
+        ));
+    }
+    let least = found.least_bytes.saturating_add(more);
+    (least > bytes).then(|| {
+        let mib = least.div_ceil(1 << 20);
+        format!(
+            "its boot files{} need a boot partition of {mib} MiB, and cards with it are to have one of {} MiB: add it with \
+             --boot-size {mib}M or larger",
+            if more > 0 { " and those of the Pi's profile" } else { "" },
+            bytes >> 20
+        )
+    })
+}
+
 /// The room for a root filesystem on a card of `disk_bytes` that has `root_bytes` for it, when its boot partition is made
 /// as large as this; all in bytes. Where the Pi's partitions lie is known if it is where agents put them by default; of
 /// another layout it is the least that there can be.

@@ -220,6 +220,35 @@ fn beside_a_filesystem_that_nobody_can_open_all_identifiers_stay() {
     assert_eq!(text(&root.path().join("etc/hostname")), "lab-1\n");
 }
 
+/// What an agent can know of the image before it erases anything.
+#[test]
+#[cfg_attr(lacks = "root", ignore = "needs root")]
+#[cfg_attr(lacks = "filesystems", ignore = "needs mkfs.vfat")]
+fn what_is_for_a_root_filesystem_that_is_not_there_costs_no_data() {
+    let workshop = Workshop::new();
+    workshop.image("pi.img", 60, "label: dos\nstart=8192, size=81920, type=c", &[("boot", 8192)]);
+    workshop.add(&["pi.img"]);
+    let server = workshop.serve();
+    let amended = Amended::new(&server, more(&disk_items(), 0));
+    let card = workshop.card(300 << 20);
+    let mark = |at| File::options().write(true).open(&card).unwrap().write_all_at(b"mine", at).unwrap();
+    [0, 4096, 5 << 20].map(mark);
+    let before = blake3::hash(&fs::read(&card).unwrap());
+    let plan = disk_plan(&server, &amended, &card);
+    let failure = lab::attempt(&plan).unwrap_err().to_string();
+    assert!(failure.contains("writing /etc/hostname is for the root filesystem"), "{failure}");
+    assert!(failure.contains("nothing was changed"), "{failure}");
+    assert_eq!(blake3::hash(&fs::read(&card).unwrap()), before);
+    // What is for the boot partition, and an identity as far as there is one, can be had.
+    let items: Vec<_> = disk_items()
+        .into_iter()
+        .filter(|item| !matches!(item, Item::File { place: Place::Root, .. }))
+        .collect();
+    amended.set(more(&items, 0));
+    installs(&plan);
+    assert_eq!(on_fat(&card, 1, "user-data").unwrap(), b"#cloud-config\n");
+}
+
 /// A FAT whose chain has no end: what need not be written there is done, and what has to be is refused.
 #[test]
 #[cfg_attr(lacks = "root", ignore = "needs root")]

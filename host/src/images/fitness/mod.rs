@@ -2,11 +2,13 @@
 //!
 //! | file | what lives there |
 //! |---|---|
+//! | `boot_folder` | the boot files of an archive, as an agent copies them to a boot partition |
 //! | `evidence` | what is kept of an archive while it is read |
 //! | `judge` | the findings |
 //! | `lookup` | a path in the system that the archive would become, through its links |
 //! | `system` | what kind of system it is, and whether a card with it boots by itself |
 
+mod boot_folder;
 mod evidence;
 mod judge;
 mod lookup;
@@ -17,7 +19,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 pub(crate) use evidence::Evidence;
-pub use system::{BOOT_MAX, Boot, BootFrom, Has, Kind, System};
+pub use system::{BOOT_MAX, Boot, BootFrom, Has, Kind, RootAccess, System};
 
 /// How serious a finding is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]

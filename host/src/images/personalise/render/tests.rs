@@ -350,13 +350,30 @@ fn what_an_image_or_a_pi_cannot_have_is_said() {
         ("ssh = true", "no SSH server"),
         ("ntp = ['x']", "neither systemd-timesyncd nor chrony"),
         ("[wifi]\nssid = 'x'", "neither NetworkManager nor"),
-        ("[[scripts]]\nname = 'x'\ncontent = '#!'", "scripts need systemd"),
+        ("[[scripts]]\nname = 'x'\ncontent = '#!'", "no systemd, which runs them: x"),
         ("hostname = '{mac}'", "its hardware address is needed"),
         ("custom-toml = 'x'", "does not read that"),
         ("[[files]]\npath = '/x'\ncontent = '{{mac}}'\ntemplate = true", "file /x: its hardware address"),
     ] {
         let error = render(&profile(text), &subject(&bare)).unwrap_err();
         assert!(error.contains(says), "{text}: {error}");
+    }
+    // What cannot be seen is not said to be missing.
+    for (root, says) in [
+        (
+            RootAccess::Unseen("partition 2 has blocks of 1024 bytes".into()),
+            "cannot be seen here: partition 2 has",
+        ),
+        (RootAccess::Closed("partition 2 is btrfs".into()), "agents cannot write into: partition 2 is btrfs"),
+    ] {
+        let unseen = System { root, ..bare.clone() };
+        for text in
+            ["ssh = true", "ntp = ['x']", "[wifi]\nssid = 'x'", "[[scripts]]\nname = 'x'\ncontent = '#!'"]
+        {
+            let error =
+                render(&profile(&format!("identity = 'keep'\n{text}")), &subject(&unseen)).unwrap_err();
+            assert!(error.contains(says) && !error.contains("has no"), "{text}: {error}");
+        }
     }
     let two = "[[files]]\npath = '/a'\nfrom = 'x'\n[[files]]\npath = '/b'\nfrom = 'x'";
     let dir = tempfile::tempdir().unwrap();
