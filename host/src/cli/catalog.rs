@@ -183,7 +183,8 @@ pub fn add(args: &AddArgs) -> anyhow::Result<String> {
     }
     // One of this name may have been a copy, too.
     sweep(&folder, &state)?;
-    let findings = content.fitness.findings.iter().map(ToString::to_string);
+    let from = boot_of(&content, &about).0;
+    let findings = content.fitness.findings_for(from, content.is_disk()).map(ToString::to_string);
     for finding in notes.into_iter().chain(findings) {
         // Writing to a string does not fail.
         let _ = writeln!(out, "warning: {finding}");
