@@ -22,5 +22,6 @@ pub(super) fn write(work: &mut Work<'_>) -> Done {
         }
         work.add(&Item::Word { key: "init", text: INIT })?;
     }
-    user_conf::write(work)
+    // Of an archive nobody knows where its boot partition is while it runs: its files are written directly.
+    if work.subject.is_disk { user_conf::write(work) } else { Ok(()) }
 }

@@ -285,8 +285,13 @@ fn for_raspberry_pi_os_bookworm() {
     assert!(shown.contains("    config_version = 1\n") && shown.contains("/etc/hostname"), "{shown}");
     assert!(shown.contains("init=/usr/lib/raspberrypi-sys-mods/firstboot"), "{shown}");
     // On a running system it would rename an account.
-    let seen = Seen::of(ALL, &Subject { occasion: Occasion::Again, ..subject(&bookworm) });
-    assert!(seen.file(Place::Boot, "/userconf.txt").is_none() && seen.user("op").is_some());
+    for subject in [
+        Subject { occasion: Occasion::Again, ..subject(&bookworm) },
+        Subject { is_disk: false, ..subject(&bookworm) },
+    ] {
+        let seen = Seen::of(ALL, &subject);
+        assert!(seen.file(Place::Boot, "/userconf.txt").is_none() && seen.user("op").is_some());
+    }
     let nothing = Seen::of("", &subject(&bookworm));
     assert!(nothing.rendered.draft.bytes().len() < 40, "{}", nothing.shown);
 }
