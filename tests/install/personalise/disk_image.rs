@@ -232,7 +232,7 @@ fn what_is_for_a_root_filesystem_that_is_not_there_costs_no_data() {
     let amended = Amended::new(&server, more(&disk_items(), 0));
     let card = workshop.card(300 << 20);
     let mark = |at| File::options().write(true).open(&card).unwrap().write_all_at(b"mine", at).unwrap();
-    [0, 4096, 5 << 20].map(mark);
+    [0, 4096, 5 << 20].into_iter().for_each(mark);
     let before = blake3::hash(&fs::read(&card).unwrap());
     let plan = disk_plan(&server, &amended, &card);
     let failure = lab::attempt(&plan).unwrap_err().to_string();
