@@ -15,6 +15,17 @@ pub fn is_shown(c: char) -> bool {
             | '\u{e0000}'..='\u{e007f}')
 }
 
+/// Whether a file on a FAT filesystem can have such a name.
+#[must_use]
+pub fn is_fat_name(name: &str) -> bool {
+    let is_bad = |c: char| c.is_control() || "\"*/:<>?\\|".contains(c) || u32::from(c) > 0xffff;
+    !(name.is_empty()
+        || name.len() > 255
+        || name.contains(is_bad)
+        || name.ends_with(['.', ' '])
+        || name.starts_with(' '))
+}
+
 /// What takes a text and cannot refuse it: nobody has to look whether it did.
 pub(crate) trait Sink {
     /// Takes a character of ASCII.
