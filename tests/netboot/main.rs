@@ -5,6 +5,7 @@
 
 mod agent_network; // the agent's own DHCP, with servers of others
 mod boot; // the boot folder; DHCP and TFTP in network namespaces
+mod exhaust; // a host that takes all addresses
 mod field; // narrow ways, late interfaces, other servers, relays, UEFI
 mod from_image; // kernel and modules out of an image, and a folder for each
 mod pxe; // the proxy with iPXE and behind a relay; doctor beside other servers

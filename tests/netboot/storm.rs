@@ -16,7 +16,7 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 /// So many Pis.
 const PIS: usize = 24;
 
-/// Sockets that have asked for a file in the Pi's namespace, got its first block, and are silent.
+/// Sockets that have asked for a file in the Pi's namespace, got its first blocks, and are silent.
 fn silent(network: &Network, file: &str, count: usize) -> Vec<UdpSocket> {
     let namespace = fs::File::open(Path::new("/run/netns").join(&network.pi)).unwrap();
     let request = [b"\0\x01", file.as_bytes(), b"\0octet\0"].concat();
@@ -30,6 +30,10 @@ fn silent(network: &Network, file: &str, count: usize) -> Vec<UdpSocket> {
                 let (length, from) = socket.recv_from(&mut [0; 600]).unwrap();
                 assert_eq!(length, 516);
                 socket.connect(from).unwrap();
+                // Whoever has answered once has a place.
+                socket.send(&[0, 4, 0, 1]).unwrap();
+                let (length, _) = socket.recv_from(&mut [0; 600]).unwrap();
+                assert_eq!(length, 516);
                 socket
             })
             .collect()
@@ -117,4 +121,7 @@ fn of_installations() {
         assert_eq!(reader.join().unwrap(), length);
     }
     wait_until("the storm is over", || !server.piman(&["devices"]).contains("slots are taken"));
+    // Not one for each step of each that waits.
+    let lines = server.log().matches("waits for its turn").count();
+    assert!(lines <= PIS * 6, "{lines}");
 }

@@ -11,7 +11,7 @@ use std::thread;
 use std::time::Duration;
 
 use piman::net::listen::Gate;
-use piman::telemetry::{Client, RecordStore, Rotation, TelemetryServer, Waits, run};
+use piman::telemetry::{Client, Named, RecordStore, Rotation, TelemetryServer, Waits, run};
 use piman_tests::proxy::stammer;
 use piman_tests::server::connect_from;
 use piman_tests::small::Small;
@@ -38,7 +38,7 @@ fn serve(folder: &Path, rotation: Rotation, sync: bool, port: u16) -> Server {
     let gate = Gate::new("telemetry", 2000, 2000);
     let streams =
         Arc::new(TelemetryServer::new(Arc::new(RecordStore::open(folder, rotation, sync).unwrap())));
-    let who = |address: IpAddr| address.to_string();
+    let who = |address: IpAddr| Named { name: address.to_string(), kept: Box::new(()) };
     runtime.spawn(run(listener, gate.clone(), streams, who, |stream| stream.set_nodelay(true).unwrap()));
     Server { address, gate, runtime }
 }

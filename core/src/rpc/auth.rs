@@ -27,7 +27,9 @@ pub const LOGIN_MS: u64 = 1000;
 /// then report a lost server in place of the wrong password.
 pub const PENALTY_MS: u64 = 250;
 /// The longest login and the longest verdict, in bytes: nobody has proved anything yet.
-pub const LOGIN_MAX: usize = 4096;
+pub const LOGIN_MAX: usize = 1024;
+/// The longest password of a server, in bytes: a login has to fit into [`LOGIN_MAX`] with it.
+pub const PASSWORD_MAX: usize = 512;
 
 /// What a client puts in front of its login, in the same pickle, if it speaks both protocols and does not know
 /// the server: a text that is pushed and dropped again.

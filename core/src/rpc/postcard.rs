@@ -92,8 +92,10 @@ pub fn skip(message: &[u8]) -> Option<(usize, Option<Head<'_>>)> {
     Some((message.len() - rest.0.len(), head))
 }
 
-/// The first parts of a message, which are small in every message that makes sense.
-fn head(message: &[u8]) -> Option<Head<'_>> {
+/// The call that a message belongs to, by its first parts, which are small in every message that makes sense:
+/// the rest of it may be missing.
+#[must_use]
+pub fn head(message: &[u8]) -> Option<Head<'_>> {
     let mut rest = Rest(message);
     let tag = rest.byte().ok()?;
     let _count = rest.count().ok().filter(|_| tag == TUPLE)?;

@@ -199,7 +199,12 @@ fn no_effect(findings: &mut Findings, o: &Options) {
     if o.transfer_dir.is_none() {
         findings.without(
             "--transfer-dir DIR, the folder of the service",
-            &[(o.transfer_port.is_some(), "transfer-port"), (o.transfer_keep.is_some(), "transfer-keep")],
+            &[
+                (o.transfer_port.is_some(), "transfer-port"),
+                (o.transfer_keep.is_some(), "transfer-keep"),
+                (o.transfer_peer_quota_mib.is_some(), "transfer-peer-quota-mib"),
+                (o.transfer_quota_mib.is_some(), "transfer-quota-mib"),
+            ],
         );
     }
     if o.telemetry_dir.is_none() {
@@ -210,8 +215,14 @@ fn no_effect(findings: &mut Findings, o: &Options) {
                 (o.telemetry_sync == Some(true), "telemetry-sync"),
                 (o.telemetry_rotate_mib.is_some(), "telemetry-rotate-mib"),
                 (o.telemetry_rotate_age.is_some(), "telemetry-rotate-age"),
+                (o.telemetry_peer_quota_mib.is_some(), "telemetry-peer-quota-mib"),
+                (o.telemetry_quota_mib.is_some(), "telemetry-quota-mib"),
             ],
         );
+    }
+    if o.transfer_dir.is_none() && o.telemetry_dir.is_none() {
+        let given = [(o.reserve_mib.is_some(), "reserve-mib")];
+        findings.without("--transfer-dir or --telemetry-dir DIR, where peers bring data", &given);
     }
     if !has_messages(o) {
         findings.without(
@@ -437,8 +448,11 @@ mod tests {
             (boot, "rpc-password-file = '/p'", "--rpc-port"),
             (boot, "telemetry-sync = true", "--telemetry-dir"),
             (boot, "telemetry-rotate-mib = 1", "--telemetry-dir"),
+            (boot, "telemetry-quota-mib = 1", "--telemetry-dir"),
             (boot, "messages-queue = 1", "--messages-port"),
             (boot, "transfer-keep = '1h'", "--transfer-dir"),
+            (records, "transfer-quota-mib = 1", "--transfer-dir"),
+            (boot, "reserve-mib = 1", "where peers bring data"),
             (install, "tftp-transfers = 9", "--netboot"),
             (boot, "dhcp-router = '10.0.0.1'", "--dhcp proxy"),
             (boot, "wait-for-interface = 5", "--listen"),

@@ -19,6 +19,8 @@ use serde::Deserialize;
 
 use crate::messages;
 use crate::net::min_rate::{Limits, SLOWEST, UNANSWERED};
+use crate::net::quota::{Allowance, Quotas};
+use crate::net::reserve::Reserve;
 use crate::net::timeout::Timeouts;
 use crate::netboot::dhcp::{Fixed, Mode, Range};
 use crate::netboot::{self, dhcp};
@@ -28,6 +30,9 @@ use crate::telemetry::Rotation;
 use crate::text::duration::HumanDuration;
 use services::{TelemetrySettings, TransferSettings};
 pub use wait::Wait;
+
+/// A Pi reports as soon as it is connected: one that has said nothing at all for so long will not.
+const FIRST_BYTE: Duration = Duration::from_secs(30);
 
 /// What happens with old Pis that report no system.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, Deserialize)]
@@ -98,13 +103,13 @@ pub struct Options {
     /// Transfers at the same time; the others wait for their turn [default: no limit]
     #[arg(long, value_name = "N")]
     pub slots: Option<usize>,
-    /// Connections on one port in total [default: 16384]
+    /// Connections on one port in total; beyond it the idlest of the address with the most gives way [default: 16384]
     #[arg(long, value_name = "N")]
     pub connections: Option<usize>,
     /// Connections on one port from one address [default: 256]
     #[arg(long, value_name = "N")]
     pub connections_per_address: Option<usize>,
-    /// How long a Pi may take from connecting to its first report [default: 2m]
+    /// How long a Pi may take from connecting to its first report, and to its first byte at most 30 s [default: 2m]
     #[arg(long, value_name = "TIME")]
     pub first_report_timeout: Option<HumanDuration>,
     /// How long a Pi may be silent after that, while it installs, say [default: 2h]
@@ -125,6 +130,16 @@ pub struct Options {
     /// How long an upload that broke off can be resumed [default: 24h]
     #[arg(long, value_name = "TIME")]
     pub transfer_keep: Option<HumanDuration>,
+    /// MiB that one address may upload in a day [default: half of what is free]
+    #[arg(long, value_name = "MIB")]
+    pub transfer_peer_quota_mib: Option<u64>,
+    /// MiB that all addresses together may upload in a day [default: what is free]
+    #[arg(long, value_name = "MIB")]
+    pub transfer_quota_mib: Option<u64>,
+    /// MiB that uploads and records leave free on their disk, so that the state can still be written
+    /// [default: 512, or a twentieth of a small disk]
+    #[arg(long, value_name = "MIB")]
+    pub reserve_mib: Option<u64>,
     /// Folder for the records that come on the telemetry port; without it there is no such service
     #[arg(long, value_name = "DIR")]
     pub telemetry_dir: Option<PathBuf>,
@@ -140,6 +155,13 @@ pub struct Options {
     /// Begin a new file of records when one is this old [default: never]
     #[arg(long, value_name = "TIME")]
     pub telemetry_rotate_age: Option<HumanDuration>,
+    /// MiB of records that one address may bring in a day; beyond that nothing is acknowledged [default: half of what is
+    /// free]
+    #[arg(long, value_name = "MIB")]
+    pub telemetry_peer_quota_mib: Option<u64>,
+    /// MiB of records that all addresses together may bring in a day [default: what is free]
+    #[arg(long, value_name = "MIB")]
+    pub telemetry_quota_mib: Option<u64>,
     /// Port of a message channel: what one sends, all others get [default: none; 9123 is usual]
     #[arg(long, value_name = "PORT")]
     pub messages_port: Option<u16>,
@@ -313,11 +335,16 @@ impl Options {
             transfer_dir: self.transfer_dir.or(file.transfer_dir),
             transfer_port: self.transfer_port.or(file.transfer_port),
             transfer_keep: self.transfer_keep.or(file.transfer_keep),
+            transfer_peer_quota_mib: self.transfer_peer_quota_mib.or(file.transfer_peer_quota_mib),
+            transfer_quota_mib: self.transfer_quota_mib.or(file.transfer_quota_mib),
+            reserve_mib: self.reserve_mib.or(file.reserve_mib),
             telemetry_dir: self.telemetry_dir.or(file.telemetry_dir),
             telemetry_port: self.telemetry_port.or(file.telemetry_port),
             telemetry_sync: self.telemetry_sync.or(file.telemetry_sync),
             telemetry_rotate_mib: self.telemetry_rotate_mib.or(file.telemetry_rotate_mib),
             telemetry_rotate_age: self.telemetry_rotate_age.or(file.telemetry_rotate_age),
+            telemetry_peer_quota_mib: self.telemetry_peer_quota_mib.or(file.telemetry_peer_quota_mib),
+            telemetry_quota_mib: self.telemetry_quota_mib.or(file.telemetry_quota_mib),
             messages_port: self.messages_port.or(file.messages_port),
             messages_channel: first(self.messages_channel, file.messages_channel),
             messages_chat: first(self.messages_chat, file.messages_chat),
@@ -366,10 +393,16 @@ impl TryFrom<Options> for Settings {
         };
         // An old peer cannot go on where it was, so only the operator gives it a limit.
         let old = Limits { stall: o.stall_timeout.map(|s| s.0), slowest: o.min_rate.unwrap_or(0), ..ours };
+        let mib = |given: Option<u64>| given.map(|mib| mib.saturating_mul(1 << 20));
+        let reserve = Reserve(mib(o.reserve_mib));
         let transfer = o.transfer_dir.map(|folder| TransferSettings {
             port: o.transfer_port.unwrap_or(TRANSFER_PORT),
             folder,
             keep: span(o.transfer_keep, 24 * 3600),
+            allowance: Allowance {
+                reserve,
+                quotas: Quotas { peer: mib(o.transfer_peer_quota_mib), all: mib(o.transfer_quota_mib) },
+            },
         });
         let telemetry = o.telemetry_dir.map(|folder| TelemetrySettings {
             port: o.telemetry_port.unwrap_or(TELEMETRY_PORT),
@@ -378,6 +411,10 @@ impl TryFrom<Options> for Settings {
             rotation: Rotation {
                 bytes: u64::from(o.telemetry_rotate_mib.unwrap_or(100)) << 20,
                 age: o.telemetry_rotate_age.map_or(Duration::ZERO, |s| s.0),
+            },
+            allowance: Allowance {
+                reserve,
+                quotas: Quotas { peer: mib(o.telemetry_peer_quota_mib), all: mib(o.telemetry_quota_mib) },
             },
         });
         let listen = o.listen.unwrap_or(Ipv4Addr::UNSPECIFIED.into());
@@ -415,6 +452,7 @@ impl TryFrom<Options> for Settings {
             connections: o.connections.unwrap_or(16_384),
             connections_per_address: o.connections_per_address.unwrap_or(256),
             timeouts: Timeouts {
+                first_byte: span(o.first_report_timeout, 120).min(FIRST_BYTE),
                 first_report: span(o.first_report_timeout, 120),
                 idle: span(o.idle_timeout, 7200),
                 write: stall.min(Duration::from_secs(60)),

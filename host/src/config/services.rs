@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::Settings;
+use crate::net::quota::Allowance;
 use crate::telemetry::Rotation;
 
 /// What the transfer service is told.
@@ -16,6 +17,8 @@ pub struct TransferSettings {
     pub folder: PathBuf,
     /// How long a broken upload can be resumed.
     pub keep: Duration,
+    /// What uploads leave free, and what they may bring.
+    pub allowance: Allowance,
 }
 
 /// Settings of the telemetry service.
@@ -29,6 +32,8 @@ pub struct TelemetrySettings {
     pub sync: bool,
     /// When the next file is begun.
     pub rotation: Rotation,
+    /// What records leave free, and what they may bring.
+    pub allowance: Allowance,
 }
 
 impl Settings {

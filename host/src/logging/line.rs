@@ -29,6 +29,25 @@ pub(super) struct Fields {
 }
 
 impl Fields {
+    /// With a message and other fields.
+    #[cfg(test)]
+    pub(super) fn new<const N: usize>(message: &str, others: [(&'static str, Value); N]) -> Self {
+        Self { message: message.to_owned(), others: others.into() }
+    }
+
+    pub(super) fn message(&self) -> &str {
+        &self.message
+    }
+
+    pub(super) fn get(&self, name: &str) -> Option<&Value> {
+        self.others.iter().find(|(field, _)| *field == name).map(|(_, value)| value)
+    }
+
+    /// A line that is nothing but this message.
+    pub(super) fn of_message(message: String) -> Self {
+        Self { message, others: Vec::new() }
+    }
+
     fn put(&mut self, field: &Field, value: Value) {
         // Fields whose names begin so are how `tracing-log` carries a record's metadata.
         if !field.name().starts_with("log.") {

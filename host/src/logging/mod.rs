@@ -3,17 +3,21 @@
 //! A line has a message and fields (`serial=... event=... reason="..."`). What a peer on the network has sent may
 //! be in either, so characters that steer a terminal or hide text are escaped in every format.
 
+mod limit;
 mod line;
 
 use std::fmt;
 use std::io::{self, IsTerminal, Write};
 use std::str::FromStr;
+use std::sync::{Mutex, PoisonError};
+use std::time::Instant;
 
-use tracing::{Event, Subscriber};
+use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 use tracing_subscriber::registry::Registry;
 
+use limit::{Kind, Limit};
 use line::{Fields, Style};
 
 /// How log lines look.
@@ -96,7 +100,8 @@ pub fn start(levels: Option<&str>, default: &str, format: Option<Format>) -> Res
         },
     };
     let most = targets.iter().map(|(_, level)| level).chain(targets.default_level()).max();
-    let subscriber = Registry::default().with(LineLayer { style: style(format) }.with_filter(targets));
+    let subscriber = Registry::default()
+        .with(LineLayer { style: style(format), limit: Mutex::default() }.with_filter(targets));
     if tracing::subscriber::set_global_default(subscriber).is_ok() {
         // The core logs with `log`. Its records pass the same filter.
         let level = most.unwrap_or(tracing::level_filters::LevelFilter::OFF);
@@ -131,6 +136,7 @@ fn is_journal() -> bool {
 /// Writes each event as one line, with one call, so that lines of several threads do not mix.
 struct LineLayer {
     style: Style,
+    limit: Mutex<Limit>,
 }
 
 impl<S: Subscriber> Layer<S> for LineLayer {
@@ -139,7 +145,24 @@ impl<S: Subscriber> Layer<S> for LineLayer {
         let metadata = normalized.as_ref().unwrap_or_else(|| event.metadata());
         let mut fields = Fields::default();
         event.record(&mut fields);
-        let line = self.style.line(*metadata.level(), metadata.target(), &fields, jiff::Timestamp::now());
+        let (level, now) = (*metadata.level(), Instant::now());
+        let kind = Kind::of(metadata.callsite(), metadata.target(), &fields);
+        let mut limit = self.limit.lock().unwrap_or_else(PoisonError::into_inner);
+        let admitted = limit.admits(level, &kind, &fields, now);
+        let left_out = limit.left_out(now);
+        drop(limit);
+        if let Some(text) = left_out {
+            self.write(Level::WARN, module_path!(), &Fields::of_message(text));
+        }
+        if admitted {
+            self.write(level, metadata.target(), &fields);
+        }
+    }
+}
+
+impl LineLayer {
+    fn write(&self, level: Level, target: &str, fields: &Fields) {
+        let line = self.style.line(level, target, fields, jiff::Timestamp::now());
         // A closed standard error is no reason to stop serving.
         let _ = io::stderr().lock().write_all(line.as_bytes());
     }

@@ -1,19 +1,17 @@
-//! Listeners: binding with errors that help, limits, and the accept loop.
+//! Listeners: binding with errors that help, and the accept loop.
 
-use std::collections::HashMap;
 use std::future::Future;
 use std::io::{self, ErrorKind};
 use std::net::{IpAddr, SocketAddr};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use rustix::io::Errno;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
 
-use crate::sys::lock::lock;
+pub use super::gate::{Gate, Pass};
 
 /// How many connections may wait to be accepted.
 const BACKLOG: i32 = 4096;
@@ -54,84 +52,6 @@ pub fn bind(ip: IpAddr, port: u16, flag: &str) -> anyhow::Result<std::net::TcpLi
     })
 }
 
-/// Limits the connections of one listener, in total and for each address.
-#[derive(Debug)]
-pub struct Gate {
-    name: &'static str,
-    total: usize,
-    per_address: usize,
-    open: Mutex<Open>,
-    refused: AtomicU64,
-}
-
-#[derive(Debug, Default)]
-struct Open {
-    total: usize,
-    by_address: HashMap<IpAddr, usize>,
-    said: Option<Instant>,
-}
-
-/// The right to one connection; it ends when this is dropped.
-#[derive(Debug)]
-pub struct Pass {
-    gate: Arc<Gate>,
-    address: IpAddr,
-}
-
-impl Gate {
-    /// A gate for the listener called `name`.
-    #[must_use]
-    pub fn new(name: &'static str, total: usize, per_address: usize) -> Arc<Self> {
-        Arc::new(Self { name, total, per_address, open: Mutex::default(), refused: AtomicU64::new(0) })
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Open> {
-        lock(&self.open)
-    }
-
-    /// Lets one more connection in, or not.
-    pub fn enter(self: &Arc<Self>, address: IpAddr) -> Option<Pass> {
-        let mut open = self.lock();
-        let here = open.by_address.get(&address).copied().unwrap_or(0);
-        if open.total < self.total && here < self.per_address {
-            open.total += 1;
-            open.by_address.insert(address, here + 1);
-            return Some(Pass { gate: Arc::clone(self), address });
-        }
-        let refused = self.refused.fetch_add(1, Ordering::Relaxed) + 1;
-        // One line a second at most: whoever floods the port must not flood the log.
-        if open.said.is_none_or(|at| at.elapsed() > Duration::from_secs(1)) {
-            open.said = Some(Instant::now());
-            let whose = if here < self.per_address { "in total" } else { "from this address" };
-            tracing::warn!(
-                "{}: {address} is refused: {} connections are open {whose} ({refused} refused so far)",
-                self.name,
-                if here < self.per_address { open.total } else { here }
-            );
-        }
-        None
-    }
-
-    /// How many connections are open.
-    #[must_use]
-    pub fn open(&self) -> usize {
-        self.lock().total
-    }
-}
-
-impl Drop for Pass {
-    fn drop(&mut self) {
-        let mut open = self.gate.lock();
-        open.total = open.total.saturating_sub(1);
-        if let Some(here) = open.by_address.get_mut(&self.address) {
-            *here = here.saturating_sub(1);
-            if *here == 0 {
-                open.by_address.remove(&self.address);
-            }
-        }
-    }
-}
-
 /// Accepts for ever; each connection that the gate lets in becomes a task. The listener is
 /// closed when this future is dropped.
 ///
@@ -166,24 +86,5 @@ where
                 back_off = (back_off * 2).min(BACK_OFF_MAX);
             }
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn limits_in_total_and_by_address() {
-        let gate = Gate::new("control", 3, 2);
-        let (a, b) = (IpAddr::from([10, 0, 0, 1]), IpAddr::from([10, 0, 0, 2]));
-        let first = gate.enter(a).unwrap();
-        let _second = gate.enter(a).unwrap();
-        assert!(gate.enter(a).is_none());
-        let _third = gate.enter(b).unwrap();
-        assert!(gate.enter(b).is_none());
-        drop(first);
-        assert!(gate.enter(b).is_some());
-        assert_eq!(gate.open(), 2);
     }
 }

@@ -11,6 +11,7 @@ use tokio::io::Interest;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep, timeout};
 
+use crate::net::gate;
 use crate::net::tcp::Info;
 
 /// Bytes a second: a tenth of what the slowest serial line moves.
@@ -106,6 +107,9 @@ impl<'a, S: AsFd> Watch<'a, S> {
         let moved = info.acked().saturating_sub(self.acked);
         let waited = std::mem::take(&mut self.waited);
         self.acked += moved;
+        if moved > 0 {
+            gate::moved();
+        }
         self.idle = if moved > 0 { Duration::ZERO } else { self.idle + waited };
         if let Some(stall) = self.limits.stall.filter(|stall| self.idle >= *stall) {
             let text = format!("the peer takes no more bytes: none in {:.0} s", stall.as_secs_f64());

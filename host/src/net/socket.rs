@@ -11,6 +11,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep};
 
+use crate::net::gate::moved;
 use crate::net::min_rate::UNANSWERED;
 use crate::net::tcp::Info;
 
@@ -71,7 +72,10 @@ impl AsyncRead for Living {
     ) -> Poll<io::Result<()>> {
         match Pin::new(&mut self.stream).poll_read(cx, buf) {
             Poll::Pending => self.poll_gone(cx).map(Err),
-            done => done,
+            done => {
+                moved();
+                done
+            }
         }
     }
 }

@@ -13,6 +13,8 @@ use tokio::time::{Instant, timeout, timeout_at};
 /// How long a control connection may be silent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Timeouts {
+    /// Until the first byte, from the beginning of the connection.
+    pub first_byte: Duration,
     /// Until the first report, from the beginning of the connection.
     pub first_report: Duration,
     /// Between two reads after it.
@@ -46,17 +48,28 @@ impl TalkState {
 pub struct Timed<'a> {
     stream: FromTokio<Living>,
     timeouts: &'a Timeouts,
+    began: Instant,
     deadline: Instant,
     heard: &'a TalkState,
     ended: bool,
+    /// It has sent something.
+    said: bool,
 }
 
 impl<'a> Timed<'a> {
     /// Whoever hears the reports says so to `heard`.
     #[must_use]
     pub fn new(stream: TcpStream, timeouts: &'a Timeouts, heard: &'a TalkState) -> Self {
-        let deadline = Instant::now() + timeouts.first_report;
-        Self { stream: FromTokio::new(Living::new(stream)), timeouts, deadline, heard, ended: false }
+        let began = Instant::now();
+        Self {
+            stream: FromTokio::new(Living::new(stream)),
+            timeouts,
+            began,
+            deadline: began + timeouts.first_byte,
+            heard,
+            ended: false,
+            said: false,
+        }
     }
 }
 
@@ -70,7 +83,12 @@ impl Read for Timed<'_> {
             self.deadline = Instant::now() + self.timeouts.idle;
             self.ended = self.heard.ended.load(Ordering::Relaxed);
         }
-        timeout_at(self.deadline, self.stream.read(buf)).await.unwrap_or_else(|_| Err(silent()))
+        let read =
+            timeout_at(self.deadline, self.stream.read(buf)).await.unwrap_or_else(|_| Err(silent()))?;
+        if !std::mem::replace(&mut self.said, true) {
+            self.deadline = self.began + self.timeouts.first_report;
+        }
+        Ok(read)
     }
 }
 
@@ -86,4 +104,37 @@ impl Write for Timed<'_> {
 
 fn silent() -> io::Error {
     io::Error::new(ErrorKind::TimedOut, "the peer was silent for too long")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_peer_that_says_nothing_at_all_has_little_time() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let timeouts = Timeouts {
+            first_byte: Duration::from_millis(200),
+            first_report: Duration::from_secs(1),
+            idle: Duration::from_secs(60),
+            write: Duration::from_secs(60),
+        };
+        let ends = async |says: &'static [u8]| {
+            let mut client = TcpStream::connect(address).await.unwrap();
+            let (served, _) = listener.accept().await.unwrap();
+            let (began, heard) = (Instant::now(), TalkState::default());
+            let mut timed = Timed::new(served, &timeouts, &heard);
+            tokio::io::AsyncWriteExt::write_all(&mut client, says).await.unwrap();
+            let error = loop {
+                if let Err(e) = timed.read(&mut [0; 16]).await {
+                    break e;
+                }
+            };
+            assert_eq!(error.kind(), ErrorKind::TimedOut);
+            began.elapsed()
+        };
+        assert!(ends(b"").await < timeouts.first_report);
+        assert!(ends(b"no report").await >= timeouts.first_report);
+    }
 }

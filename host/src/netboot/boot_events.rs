@@ -161,9 +161,9 @@ impl Timeline {
                 tracing::debug!("{ip}: tftp: {} was not wanted after all", report.asked);
                 return;
             }
-            What::Failed(why) if report.asked.is_empty() => {
-                // Anybody sends packets to port 69.
-                tracing::debug!("{ip}: tftp: {why}");
+            What::Failed(why) if !report.proven => {
+                // Anybody sends packets to port 69, and writes into them who is said to have sent them.
+                tracing::debug!("{ip}: tftp: {}: {why}", report.asked);
                 return;
             }
             What::Failed(why) => {
@@ -208,16 +208,18 @@ mod tests {
         let state: Arc<dyn State> = Arc::new(Sqlite::serve(folder.path()).unwrap());
         let (recorder, thread) = Recorder::start(Arc::clone(&state)).unwrap();
         let timeline = Timeline::new(Arc::clone(&recorder), Arc::clone(&state));
-        let tell = |host: u8, asked: &str| {
+        let tell = |host: u8, asked: &str, proven| {
             timeline.tftp(&tftp::Report {
                 peer: ([127, 0, 0, host], 1000).into(),
                 asked: asked.into(),
                 what: What::Failed("not a request".into()),
+                proven,
                 load: tftp::Load::default(),
             });
         };
-        tell(2, "");
-        tell(3, "kernel8.img");
+        tell(2, "", false);
+        tell(4, "kernel8.img", false);
+        tell(3, "kernel8.img", true);
         recorder.close();
         thread.join().unwrap();
         let devices = state.devices().unwrap();

@@ -17,6 +17,7 @@ pub mod build;
 pub mod dhcp;
 pub mod image_folder;
 pub mod kernel;
+mod known;
 pub mod only_known;
 pub mod ready;
 pub mod tftp;
@@ -98,6 +99,7 @@ impl Bound {
         let who_asks = Arc::default();
         let images = ImageFolders::new(Arc::clone(&state), Arc::clone(&who_asks));
         let only_known = self.only_known.then(|| Arc::new(OnlyKnown::new(Arc::clone(&state), who_asks)));
+        let of_dhcp = Arc::clone(&state);
         let timeline = Arc::new(Timeline::new(recorder, state));
         let sent = Arc::clone(&timeline);
         let tell: tftp::Tell = Arc::new(move |report| sent.tftp(&report));
@@ -110,7 +112,11 @@ impl Bound {
         )))];
         if let Some(dhcp) = self.dhcp {
             let tell: dhcp::Tell = Arc::new(move |report| timeline.dhcp(&report));
-            tasks.push(on.spawn(said(dhcp.serve(only_known, tell))));
+            tasks.push(on.spawn(said(dhcp.serve(
+                only_known,
+                Box::new(move || known::known(&*of_dhcp)),
+                tell,
+            ))));
         }
         tasks
     }

@@ -12,6 +12,7 @@ use crate::net::queue::{FairQueue, Permit, QueuePlace};
 use crate::provision::bounded_cache::BoundedCache;
 use crate::provision::bundles::Bundles;
 use crate::provision::legacy::{Advance, Installs};
+use crate::provision::names::{Held, Names};
 use crate::state::{Change, DeviceEvent, Identity, Listed, Recorder};
 use crate::sys::clock::now_ms;
 
@@ -37,6 +38,8 @@ pub struct InstallContext {
     pub drain: Drain,
     /// Who was last heard on the control connection from an address.
     pub last_identity: BoundedCache<IpAddr, Identity>,
+    /// From which address a Pi uses its name.
+    pub names: Names,
     /// Pis, by key, that were told to wait, and why if something is wrong: that they ask again
     /// is no news.
     pub waiting: BoundedCache<String, String>,
@@ -56,6 +59,22 @@ impl InstallContext {
     /// Who is behind this address, as far as is known.
     pub fn who(&self, address: IpAddr) -> Identity {
         self.last_identity.find(&address).unwrap_or_else(|| Identity::of(address))
+    }
+
+    /// The name under which records of this address are kept, which is in use as long as what comes with it: that of its
+    /// Pi, unless another address uses it.
+    #[must_use]
+    pub fn records_of(&self, address: IpAddr) -> (String, Option<Held>) {
+        let pi = self.who(address);
+        match self.names.hold(&pi) {
+            Some(held) => (pi.key(), Some(held)),
+            None => {
+                tracing::warn!(
+                    "telemetry: {pi} says a name that another address uses: its records go by its address"
+                );
+                (Identity::of(address).key(), None)
+            }
+        }
     }
 
     /// Whether it may have what is installed: with `--only-known`, if it is in the device list.
@@ -95,7 +114,7 @@ impl InstallContext {
     /// Puts a Pi at the end of the line for a transfer.
     #[must_use]
     pub fn line_up(&self, pi: Identity) -> QueueGuard<'_> {
-        QueueGuard { service: self, pi, ticket: self.slots.queue(), told: 0 }
+        QueueGuard { service: self, pi, ticket: self.slots.queue(), told: 0, logged: 0 }
     }
 
     /// When more Pis want to be served than may at once, everybody who looks is to see it.
@@ -136,6 +155,8 @@ pub struct QueueGuard<'a> {
     pi: Identity,
     ticket: QueuePlace,
     told: u32,
+    /// The place that the log has.
+    logged: u32,
 }
 
 impl QueueGuard<'_> {
@@ -153,8 +174,11 @@ impl QueueGuard<'_> {
             let change = Change { stage: Some("waiting".into()), ..Change::of(self.pi.clone()) };
             self.service.happened(&self.pi, "slots", text, change);
             self.service.show_slots();
-        } else {
+            self.logged = place;
+        } else if place <= self.logged / 2 {
+            // Not each step of a long line.
             self.pi.log("slots", &text);
+            self.logged = place;
         }
         self.told = place;
         Err(place)

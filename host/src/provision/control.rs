@@ -210,6 +210,9 @@ impl<'a> ControlConnection<'a> {
         let name = |n: Option<&str>| n.map(|n| n.to_ascii_lowercase().into_boxed_str());
         let pi = Identity { serial: name(hello.serial), mac: name(hello.mac), address: self.address };
         self.service.last_identity.put(self.address, pi.clone());
+        if !self.service.names.said(&pi) {
+            tracing::debug!("{pi}: another address uses this name");
+        }
         self.quiet = self.service.waiting.find(&pi.key()).is_some();
         self.said = Some(Box::new(PiInfo {
             pi,

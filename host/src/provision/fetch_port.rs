@@ -173,6 +173,10 @@ impl Session<'_> {
                 self.part(bytes, offset, length).await?;
             }
         }
+        if matches!(object, Object::Archive(..) | Object::Chunks(_)) && offset + length == bytes {
+            // It has everything, whether it closes or not: the next one's turn has come.
+            self.slot = None;
+        }
         self.held = Some(object);
         Ok(())
     }

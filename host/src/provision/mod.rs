@@ -8,6 +8,7 @@ pub mod control;
 mod decide;
 pub mod fetch_port;
 pub mod legacy;
+pub mod names;
 mod personal;
 pub mod reinstall_file;
 
@@ -36,6 +37,7 @@ use bounded_cache::BoundedCache;
 use bundles::Bundles;
 use context::InstallContext;
 use legacy::Installs;
+use names::Names;
 
 /// Where the service listens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -140,6 +142,7 @@ impl Bound {
             slots: FairQueue::new(settings.slots),
             drain,
             last_identity: BoundedCache::default(),
+            names: Names::default(),
             waiting: BoundedCache::default(),
             refused: BoundedCache::default(),
             installs: Installs::default(),
@@ -153,8 +156,7 @@ impl Bound {
             control.spawn(ended(accept(control_listener, gate("control"), move |stream, address, pass| {
                 let service = Arc::clone(&for_control);
                 async move {
-                    control::run(stream, address, service).await;
-                    drop(pass);
+                    pass.serve(control::run(stream, address, service)).await;
                 }
             })));
         let cores = std::thread::available_parallelism().map_or(2, usize::from);
@@ -164,16 +166,14 @@ impl Bound {
             bulk.spawn(ended(accept(rootfs_listener, gate("rootfs"), move |stream, address, pass| {
                 let service = Arc::clone(&for_rootfs);
                 rootfs_workers.run(stream, move |stream| async move {
-                    archive_port::send(stream, address, service).await;
-                    drop(pass);
+                    pass.serve(archive_port::send(stream, address, service)).await;
                 });
                 ready(())
             }))),
             bulk.spawn(ended(accept(fetch_listener, gate("fetch"), move |stream, address, pass| {
                 let service = Arc::clone(&for_fetch);
                 fetch_workers.run(stream, move |stream| async move {
-                    fetch_port::answer(stream, address, service).await;
-                    drop(pass);
+                    pass.serve(fetch_port::answer(stream, address, service)).await;
                 });
                 ready(())
             }))),

@@ -19,8 +19,8 @@ use super::peer::{CallError, Outgoing, Peer, Reply};
 pub(super) const MESSAGE_MAX: usize = 4 << 20;
 /// The most values of one message.
 const SLOTS_MAX: usize = 1 << 19;
-/// How much of a pickle that is too long is looked at, to find out which call it belongs to.
-const BEGINNING: usize = 64 << 10;
+/// How much of a message that is too long is looked at, to find out which call it belongs to.
+pub(super) const BEGINNING: usize = 64 << 10;
 /// How many calls of a peer may be under way at once.
 const ANSWERING_MAX: u32 = 10_000;
 
@@ -236,7 +236,7 @@ impl Engine {
         Ok(answers)
     }
 
-    /// The beginning of a pickle has come that is too long, for the reason given; the rest of it is skipped.
+    /// The beginning of a message has come that is too long, for the reason given; the rest of it is skipped.
     /// What is to be sent at once.
     pub(super) fn overlong(&mut self, mut beginning: &[u8], why: &str) -> Option<Vec<u8>> {
         // What matters comes first, and memory to decode with is in proportion.
@@ -256,7 +256,7 @@ impl Engine {
         let (head, used) = match self.peer.codec() {
             Codec::Postcard => match postcard::skip(bytes) {
                 Some((used, head)) => (head, used),
-                None => (None, bytes.len()),
+                None => (postcard::head(bytes), bytes.len()),
             },
             _ => (pickle::head(bytes, room.memory()), bytes.len()),
         };

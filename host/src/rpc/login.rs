@@ -9,10 +9,10 @@ use std::time::{Duration, Instant};
 use anyhow::ensure;
 use piman_core::Error;
 use piman_core::error::PeerError;
-use piman_core::messages::{GO, MessageBuffer, MessageStream, Role};
+use piman_core::messages::{GO, MessageStream, Role};
 use piman_core::rpc::auth::{
-    Authenticator, Challenge, EITHER, Handshake, KEY_CONTEXT, LOGIN_MS, LoginOut, PENALTY_MS, Verdict, same,
-    verify,
+    Authenticator, Challenge, EITHER, Handshake, KEY_CONTEXT, LOGIN_MS, LoginOut, PASSWORD_MAX, PENALTY_MS,
+    Verdict, same, verify,
 };
 use piman_core::rpc::{Codec, Encode, LoginError, Protocol, login as prove_password};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
@@ -20,6 +20,7 @@ use tokio::time::{sleep, timeout, timeout_at};
 
 use super::attempts::{Attempts, Judged};
 use super::engine::{Engine, Functions, MESSAGE_MAX, decode, encode};
+use super::mail::{Mail, Mailbox};
 use super::peer::Peer;
 use super::wire::{Lost, Pickles, frames, pickles, send};
 use crate::messages::transport::ahead::{Ahead, Clock};
@@ -55,6 +56,11 @@ impl Secret {
         let line = password::read(file)?;
         let (password, name) = (line.trim(), file.display());
         ensure!(!password.is_empty(), "the password in {name} is empty: write it into the first line");
+        ensure!(
+            password.len() <= PASSWORD_MAX,
+            "the password in {name} has {} bytes: choose one of at most {PASSWORD_MAX}",
+            password.len()
+        );
         Ok(Self::new(Some(password.to_owned())))
     }
 }
@@ -212,9 +218,12 @@ async fn serve_frames<S: AsyncRead + AsyncWrite + Unpin>(
     let mut buf = [0; PIECE];
     let opening = async {
         let mut talk = open(&mut stream, Role::Server, &mut buf).await?;
-        let mut mail = MessageBuffer::default();
+        let mut mail = Mailbox::login();
         let judged = match address {
-            None => Ok(()),
+            None => {
+                mail.logged_in();
+                Ok(())
+            }
             Some(_) => challenge(&mut talk, &mut mail, secret, address, attempts).await?,
         };
         Ok::<_, RpcError>((talk, mail, judged))
@@ -223,7 +232,10 @@ async fn serve_frames<S: AsyncRead + AsyncWrite + Unpin>(
         timeout(within, opening).await.map_err(|_| RpcError::Timeout(within))??;
     if let Err(e) = judged {
         sleep(Duration::from_millis(PENALTY_MS)).await;
-        send(&mut talk, &message(Codec::Postcard, &Verdict(false)), &mut mail).await?;
+        let verdict = message(Codec::Postcard, &Verdict(false));
+        timeout(within, send(&mut talk, &verdict, &mut mail))
+            .await
+            .map_err(|_| RpcError::Timeout(within))??;
         stream.close().await;
         return Err(e);
     }
@@ -321,7 +333,7 @@ pub(super) async fn join<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
         };
         let _ = done.send(Ok(()));
         let mut engine = Engine::new(this, functions);
-        tell(frames(&mut talk, MessageBuffer::default(), &mut engine, ends).await);
+        tell(frames(&mut talk, Mailbox::open(), &mut engine, ends).await);
     });
     let verdict = tokio::select! {
         biased;
@@ -398,7 +410,7 @@ async fn open<'b, S: AsyncRead + AsyncWrite + Unpin>(
 /// The server's side of the challenge; the inner result says whether the client knows the key.
 async fn challenge<S: AsyncRead + AsyncWrite + Unpin>(
     talk: &mut Talk<'_, S>,
-    mail: &mut MessageBuffer,
+    mail: &mut Mailbox,
     secret: &Secret,
     address: Option<IpAddr>,
     attempts: &Attempts,
@@ -411,6 +423,8 @@ async fn challenge<S: AsyncRead + AsyncWrite + Unpin>(
     if let Err(e) = judge(address, secret, attempts, right) {
         return Ok(Err(e));
     }
+    // The client may send what it likes as soon as it has the proof.
+    mail.logged_in();
     let proof = Handshake::Proof(challenge.server_proof(secret));
     send(talk, &message(Codec::Postcard, &proof), mail).await?;
     Ok(Ok(()))
@@ -418,7 +432,7 @@ async fn challenge<S: AsyncRead + AsyncWrite + Unpin>(
 
 async fn step<S: AsyncRead + AsyncWrite + Unpin>(
     talk: &mut Talk<'_, S>,
-    mail: &mut MessageBuffer,
+    mail: &mut Mailbox,
 ) -> Result<Handshake, RpcError> {
     let message = whole(talk, mail).await?;
     decode(Codec::Postcard, &message, Handshake::parse).flatten().ok_or(RpcError::Unauthenticated)
@@ -427,14 +441,21 @@ async fn step<S: AsyncRead + AsyncWrite + Unpin>(
 /// The next whole message.
 async fn whole<S: AsyncRead + AsyncWrite + Unpin>(
     talk: &mut Talk<'_, S>,
-    mail: &mut MessageBuffer,
+    mail: &mut Mailbox,
 ) -> Result<Vec<u8>, RpcError> {
-    while mail.whole.is_empty() {
+    while mail.is_empty() {
         if !talk.receive(mail).await.map_err(|e| RpcError::Lost(e.to_string()))? {
             return Err(RpcError::Io(io::ErrorKind::UnexpectedEof.into()));
         }
+        if mail.is_flooded() {
+            return Err(RpcError::Unauthenticated);
+        }
     }
-    Ok(mail.whole.remove(0))
+    // A client waits for our answer before it goes on.
+    match <[Mail; 1]>::try_from(mail.take()) {
+        Ok([Mail::Whole(message)]) => Ok(message),
+        _ => Err(RpcError::Unauthenticated),
+    }
 }
 
 /// The next whole pickle.

@@ -7,6 +7,7 @@
 //! | `login` | which protocol a peer speaks, and whether it may |
 //! | `engine` | what happens on a connection, and [`Functions`] |
 //! | `peer` | a peer that is connected, [`Peer`] |
+//! | `mail` | messages while they come in, and their limits of memory |
 //! | `wire` | its bytes: pickles or frames |
 //! | `client` | connecting |
 //! | `server` | the port, the operator's socket |
@@ -24,6 +25,7 @@ mod data;
 pub(crate) mod direct;
 mod engine;
 mod login;
+mod mail;
 mod peer;
 mod server;
 mod wire;

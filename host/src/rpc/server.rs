@@ -15,7 +15,7 @@ use super::attempts::Attempts;
 use super::connected::{ConnectedPis, Operator};
 use super::engine::Functions;
 use super::login::{RpcError, Secret, serve};
-use crate::net::listen::{Gate, accept};
+use crate::net::listen::{Gate, Pass, accept};
 use crate::net::socket::Living;
 
 /// What a server is told.
@@ -61,10 +61,10 @@ impl Server {
         }
         let secret = Arc::new(RwLock::new(Arc::new(plan.secret)));
         let (secrets, attempts) = (Arc::clone(&secret), Arc::new(Attempts::new(Instant::now())));
-        let attend = move |stream, address, pass| {
+        let attend = move |stream, address, pass: Pass| {
             let secret = Arc::clone(&secrets.read().unwrap_or_else(PoisonError::into_inner));
             let (attempts, functions) = (Arc::clone(&attempts), Arc::clone(&functions));
-            async move {
+            pass.serve(async move {
                 crate::net::socket::tune(&stream);
                 match serve(Living::new(stream), Some(address), &secret, &attempts, &functions).await {
                     Ok(()) => {}
@@ -72,8 +72,7 @@ impl Server {
                     Err(e @ RpcError::Unseen) => tracing::debug!("rpc: {address}: {e}"),
                     Err(e) => tracing::info!("rpc: {address}: {e}"),
                 }
-                drop(pass);
-            }
+            })
         };
         tasks.push(tokio::spawn(async move {
             if let Err(e) = accept(plan.listener, gate, attend).await {

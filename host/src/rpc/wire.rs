@@ -2,11 +2,10 @@
 
 use std::future::pending;
 use std::io;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use piman_core::Error;
-use piman_core::messages::{MessageBuffer, MessageStream, SendError};
+use piman_core::messages::{MessageStream, SendError};
 use piman_core::rpc::DecodeError;
 use piman_core::rpc::auth::LOGIN_MAX;
 use piman_core::rpc::pickle::Scanner;
@@ -15,6 +14,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
 use super::engine::{Broken, Engine, MESSAGE_MAX};
+use super::mail::{Mail, Mailbox, Share, too_much};
 use super::peer::Ends;
 use crate::messages::transport::ahead::{Ahead, Clock};
 
@@ -26,7 +26,8 @@ const PENDING_FULL: usize = 1 << 20;
 const FRAME: usize = 32 << 10;
 /// The memory of an idle connection for reading, in bytes.
 const READ: usize = 2048;
-
+/// The same before the login, where most clients send less than 64 bytes.
+const LOGIN_READ: usize = 128;
 /// The most that is read at once, in bytes.
 const READ_MAX: u64 = 16 << 10;
 
@@ -45,46 +46,6 @@ pub(super) enum Lost {
     Stalled(Duration),
 }
 
-/// A connection may hold so many bytes of a message that has not come whole.
-const PART: usize = 64 << 10;
-/// Beyond that all connections together may hold so many: a thousand peers that each send most of a long
-/// message must not take all memory.
-const PARTS_MAX: usize = 64 << 20;
-/// What they hold beyond it.
-static PARTS: AtomicUsize = AtomicUsize::new(0);
-
-/// The part of [`PARTS_MAX`] that one connection has taken.
-#[derive(Debug, Default)]
-struct Share(usize);
-
-impl Share {
-    /// Takes what `bytes` need; whether there was enough.
-    fn take(&mut self, bytes: usize) -> bool {
-        let need = bytes.saturating_sub(PART);
-        if need <= self.0 {
-            return true;
-        }
-        let more = need - self.0;
-        let taken = PARTS.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |held| {
-            held.checked_add(more).filter(|sum| *sum <= PARTS_MAX)
-        });
-        if taken.is_ok() {
-            self.0 = need;
-        }
-        taken.is_ok()
-    }
-
-    fn give_back(&mut self) {
-        PARTS.fetch_sub(std::mem::take(&mut self.0), Ordering::Relaxed);
-    }
-}
-
-impl Drop for Share {
-    fn drop(&mut self) {
-        self.give_back();
-    }
-}
-
 /// What comes off the stream.
 pub(super) enum Pickle {
     /// A whole message.
@@ -101,6 +62,7 @@ pub(super) struct Pickles {
     share: Share,
     /// In the midst of a message that is not taken.
     skips: bool,
+    logged_in: bool,
 }
 
 impl Pickles {
@@ -114,6 +76,7 @@ impl Pickles {
             scanner,
             share: Share::default(),
             skips: false,
+            logged_in: false,
         }
     }
 
@@ -121,6 +84,7 @@ impl Pickles {
     pub(super) fn logged_in(&mut self) {
         // Without a limit of its own: also of a message that is too long the end has to be found.
         self.scanner.set_limit(u64::MAX);
+        self.logged_in = true;
     }
 
     /// Whether nothing was read that is not yet taken off.
@@ -130,10 +94,17 @@ impl Pickles {
 
     /// Reads more; `false` at the end of the stream. Loses nothing when it is cancelled.
     pub(super) async fn read(&mut self, from: &mut (impl AsyncRead + Unpin)) -> io::Result<bool> {
-        self.bytes.reserve(READ);
         // Behind a long message there may be room for megabytes of short ones; what follows a message is
         // moved to the front, so it must not be much.
-        Ok(from.take(READ_MAX).read_buf(&mut self.bytes).await? > 0)
+        let (room, most) = if self.logged_in {
+            (READ, READ_MAX)
+        } else {
+            // One byte more than a login has: that is too much, and not the end of the stream.
+            let room = (LOGIN_MAX + 1).saturating_sub(self.bytes.len()).max(1);
+            (room.min(LOGIN_READ), room as u64)
+        };
+        self.bytes.reserve(room);
+        Ok(from.take(most).read_buf(&mut self.bytes).await? > 0)
     }
 
     /// The next whole message of a login; there a message that is too long is the end.
@@ -173,7 +144,7 @@ impl Pickles {
             let why = if self.scanner.at_least() > MESSAGE_MAX as u64 {
                 too_long()
             } else if !self.share.take(self.bytes.len()) {
-                format!("peers are sending {} MB of long messages: send it again later", PARTS_MAX >> 20)
+                too_much()
             } else {
                 return Ok(None);
             };
@@ -251,14 +222,22 @@ pub(super) async fn pickles<S: AsyncRead + AsyncWrite + Unpin>(
 /// Talks in frames until the end.
 pub(super) async fn frames<S: AsyncRead + AsyncWrite + Unpin>(
     frames: &mut MessageStream<'_, &mut Ahead<S>, Clock>,
-    mut mail: MessageBuffer,
+    mut mail: Mailbox,
     engine: &mut Engine,
     mut ends: Ends,
 ) -> Result<(), Lost> {
     loop {
         let mut batch = Batch::default();
-        for message in mail.whole.drain(..) {
-            batch.waiting.extend(engine.incoming(&message)?.into_iter().map(|answer| (answer, None)));
+        for message in mail.take() {
+            match message {
+                Mail::Whole(message) => {
+                    batch.waiting.extend(engine.incoming(&message)?.into_iter().map(|answer| (answer, None)));
+                }
+                Mail::Dropped(beginning) => {
+                    let answer = engine.overlong(&beginning, &too_much());
+                    batch.waiting.extend(answer.map(|answer| (answer, None)));
+                }
+            }
         }
         if !batch.waiting.is_empty() {
             batch.send(frames, &mut mail, engine).await?;
@@ -300,7 +279,7 @@ impl Batch {
     async fn send<S: AsyncRead + AsyncWrite + Unpin>(
         self,
         frames: &mut MessageStream<'_, &mut Ahead<S>, Clock>,
-        mail: &mut MessageBuffer,
+        mail: &mut Mailbox,
         engine: &mut Engine,
     ) -> Result<(), Lost> {
         let (mut frame, mut calls) = (Vec::new(), Vec::new());
@@ -325,7 +304,7 @@ impl Batch {
 pub(super) async fn send<S: AsyncRead + AsyncWrite + Unpin>(
     frames: &mut MessageStream<'_, &mut Ahead<S>, Clock>,
     message: &[u8],
-    mail: &mut MessageBuffer,
+    mail: &mut Mailbox,
 ) -> Result<bool, Lost> {
     match frames.send(message.len() as u64, &mut &*message, mail).await {
         Ok(()) => Ok(true),

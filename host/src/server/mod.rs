@@ -24,6 +24,7 @@ use crate::net::drain::Drain;
 use crate::netboot::ready;
 use crate::state::server_lock::ServerLock;
 use crate::state::{self, Identity, Preview, Recorder, Sqlite, State};
+use crate::telemetry::Named;
 use crate::transfer::Transfers;
 use crate::{messages, provision, rpc};
 use opened::{Opened, secret};
@@ -159,8 +160,11 @@ impl Server {
         }
         let service = install.as_ref().map(|i| Arc::clone(&i.service));
         let who = move |address| match &service {
-            Some(service) => service.who(address).key(),
-            None => Identity::of(address).key(),
+            Some(service) => {
+                let (name, held) = service.records_of(address);
+                Named { name, kept: Box::new(held) }
+            }
+            None => Named { name: Identity::of(address).key(), kept: Box::new(()) },
         };
         let who: Who = Arc::new(who);
         let mut transfers = None;

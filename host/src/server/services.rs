@@ -14,12 +14,12 @@ use crate::net::drain::Drain;
 use crate::net::listen::{Gate, bind};
 use crate::net::min_rate::Limits;
 use crate::net::socket::tune;
-use crate::telemetry::{RecordStore, TelemetryServer};
+use crate::telemetry::{Named, RecordStore, TelemetryServer};
 use crate::transfer::{Folder, Timeouts, Transfers};
 use crate::{telemetry, transfer};
 
 /// Says as whom an address is known.
-pub type Who = Arc<dyn Fn(IpAddr) -> String + Send + Sync>;
+pub type Who = Arc<dyn Fn(IpAddr) -> Named + Send + Sync>;
 
 /// A service that listens and does not accept yet.
 #[derive(Debug)]
@@ -71,6 +71,7 @@ impl Bound {
     /// If one of them cannot be used; the message says what to do.
     pub fn telemetry(settings: &TelemetrySettings, ip: IpAddr, gate: Arc<Gate>) -> anyhow::Result<Self> {
         let store = RecordStore::open(&settings.folder, settings.rotation, settings.sync)
+            .and_then(|store| store.limited(settings.allowance))
             .with_context(|| unusable("--telemetry-dir", &settings.folder))?;
         let streams = Arc::new(TelemetryServer::new(Arc::new(store)));
         Self::bind(ip, settings.port, "--telemetry-port", gate, Kind::Telemetry(streams))
@@ -92,7 +93,7 @@ impl Bound {
             Kind::Transfer(settings, timeouts) => {
                 let folder = Folder::open(&settings.folder)
                     .with_context(|| unusable("--transfer-dir", &settings.folder))?;
-                Some(Arc::new(Transfers::new(Arc::new(folder), *timeouts)))
+                Some(Arc::new(Transfers::new(Arc::new(folder.limited(settings.allowance)), *timeouts)))
             }
             Kind::Telemetry(_) => None,
         };

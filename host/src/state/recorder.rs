@@ -3,6 +3,7 @@
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
 use std::mem;
+use std::net::IpAddr;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -17,8 +18,12 @@ use crate::sys::random;
 
 /// How many devices may have unsaved changes; more are not noted.
 const DEVICES_MAX: usize = 20_000;
+/// How many of them may be of one address: whoever makes up names takes no place of others.
+const DEVICES_OF_ONE: usize = 64;
 /// How many events of one device are kept until they are saved; more are counted only.
 const HAPPENINGS_MAX: usize = 32;
+/// The same for all devices together.
+const EVENTS_MAX: usize = 100_000;
 /// How long mere progress is collected before it is saved; what has happened is saved at once.
 const COLLECT: Duration = Duration::from_millis(250);
 /// How long is between two saves at least: what happens to many Pis at once is saved together.
@@ -43,6 +48,10 @@ pub struct Recorder {
 #[derive(Default)]
 struct Notes {
     changes: HashMap<String, Change>,
+    /// How many of them are of an address.
+    of_address: HashMap<IpAddr, usize>,
+    /// The events in them.
+    events: usize,
     rest: Batch,
     dropped: usize,
     saving: bool,
@@ -88,16 +97,7 @@ impl Recorder {
     fn put(&self, change: Change, urgent: bool) {
         let mut notes = lock(&self.notes);
         notes.urgent |= urgent;
-        let room = notes.changes.len() < DEVICES_MAX;
-        let over = match notes.changes.entry(change.identity.key()) {
-            Entry::Occupied(mut old) => old.get_mut().merge(change, HAPPENINGS_MAX),
-            Entry::Vacant(_) if !room => 1,
-            Entry::Vacant(new) => {
-                new.insert(change);
-                0
-            }
-        };
-        notes.dropped += over;
+        notes.put(change);
         drop(notes);
         self.wake.notify_all();
     }
@@ -333,14 +333,37 @@ impl Recorder {
         }
         let mut batch = mem::take(&mut notes.rest);
         batch.changes = mem::take(&mut notes.changes).into_values().collect();
+        notes.of_address = HashMap::new();
+        notes.events = 0;
         batch
     }
 }
 
 impl Notes {
+    fn put(&mut self, mut change: Change) {
+        let room = EVENTS_MAX.saturating_sub(self.events);
+        self.dropped += change.events.len().saturating_sub(room);
+        change.events.truncate(room);
+        let new = change.events.len();
+        let full = self.changes.len() >= DEVICES_MAX;
+        let of_address = self.of_address.entry(change.identity.address).or_default();
+        let over = match self.changes.entry(change.identity.key()) {
+            Entry::Occupied(mut old) => old.get_mut().merge(change, HAPPENINGS_MAX),
+            Entry::Vacant(_) if full || *of_address >= DEVICES_OF_ONE => new.max(1),
+            Entry::Vacant(place) => {
+                *of_address += 1;
+                place.insert(change);
+                0
+            }
+        };
+        self.events += new.saturating_sub(over);
+        self.dropped += over;
+    }
+
     /// What could not be saved is older than what came since.
     fn put_back(&mut self, old: Batch) {
         for change in old.changes {
+            self.events += change.events.len();
             match self.changes.entry(change.identity.key()) {
                 Entry::Vacant(place) => {
                     place.insert(change);
@@ -358,5 +381,41 @@ impl Notes {
                 self.rest.alerts.push((kind, text));
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::state::DeviceEvent;
+
+    fn note(notes: &mut Notes, serial: String, address: [u8; 4], events: usize) {
+        let identity = Identity { serial: Some(serial.into()), mac: None, address: address.into() };
+        let event = DeviceEvent { at_ms: 1, kind: "hello".into(), text: "here".into() };
+        notes.put(Change { events: vec![event; events], ..Change::of(identity) });
+    }
+
+    #[test]
+    fn made_up_names_take_no_place_of_others() {
+        let mut notes = Notes::default();
+        for n in 0..30_000 {
+            note(&mut notes, format!("made up {n}"), [10, 9, 9, 9], 1);
+        }
+        assert_eq!(notes.changes.len(), DEVICES_OF_ONE);
+        note(&mut notes, "real".into(), [10, 0, 0, 1], 1);
+        assert!(notes.changes.contains_key("real"));
+    }
+
+    #[test]
+    fn unsaved_events_have_a_limit_in_all() {
+        let mut notes = Notes::default();
+        for n in 0..8000_u32 {
+            let [_, _, c, d] = n.to_be_bytes();
+            note(&mut notes, format!("pi {n}"), [10, 0, c, d], 32);
+        }
+        let held: usize = notes.changes.values().map(|c| c.events.len()).sum();
+        assert_eq!((held, notes.events), (EVENTS_MAX, EVENTS_MAX));
+        assert_eq!(notes.dropped, 8000 * 32 - EVENTS_MAX);
+        assert_eq!(notes.changes.len(), 8000, "that they were seen is still noted");
     }
 }

@@ -19,4 +19,4 @@ pub use client::{Client, Waits};
 pub use follow::{Follow, Mark, Next};
 pub use record_file::Rotation;
 pub use record_store::RecordStore;
-pub use serve::{Served, TelemetryServer, run};
+pub use serve::{Named, Served, TelemetryServer, run};

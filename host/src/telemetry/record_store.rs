@@ -1,11 +1,15 @@
 //! All files of records: who writes to which.
 
 use std::collections::HashMap;
+use std::fs::File;
 use std::io;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, Weak};
 
 use super::record_file::{RecordFile, Rotation};
+use crate::net::quota::{Allowance, Quota};
+use crate::net::reserve::Reserve;
 use crate::sys::lock::lock;
 
 /// The folder that the files are in. Connections of the same client share its file.
@@ -14,6 +18,10 @@ pub struct RecordStore {
     folder: PathBuf,
     rotation: Rotation,
     sync: bool,
+    /// The disk, and what stays free on it.
+    disk: File,
+    reserve: Reserve,
+    quota: Quota,
     books: Mutex<HashMap<String, Weak<Mutex<RecordFile>>>>,
 }
 
@@ -26,7 +34,37 @@ impl RecordStore {
         if !std::fs::metadata(folder)?.is_dir() {
             return Err(io::ErrorKind::NotADirectory.into());
         }
-        Ok(Self { folder: folder.to_owned(), rotation, sync, books: Mutex::default() })
+        let (disk, folder) = (File::open(folder)?, folder.to_owned());
+        let Allowance { reserve, quotas } = Allowance::NONE;
+        let quota = Quota::new(quotas);
+        Ok(Self { folder, rotation, sync, disk, reserve, quota, books: Mutex::default() })
+    }
+
+    /// The same with these limits.
+    ///
+    /// # Errors
+    /// If the system does not say what is free.
+    pub fn limited(self, allowance: Allowance) -> io::Result<Self> {
+        let Allowance { reserve, quotas } = allowance;
+        reserve.free(&self.disk)?;
+        Ok(Self { reserve, quota: Quota::new(quotas), ..self })
+    }
+
+    /// This address wants to bring so many bytes.
+    pub(super) fn take(&self, peer: IpAddr, bytes: u64) -> io::Result<()> {
+        let free = self.reserve.free(&self.disk)?;
+        if free.bytes < bytes {
+            return Err(free.too_little(bytes));
+        }
+        self.quota.take(peer, bytes, free.bytes).map_err(|over| {
+            let text = format!("{over} (--telemetry-peer-quota-mib, --telemetry-quota-mib)");
+            io::Error::new(io::ErrorKind::QuotaExceeded, text)
+        })
+    }
+
+    /// It has not brought so many of them.
+    pub(super) fn give_back(&self, peer: IpAddr, bytes: u64) {
+        self.quota.give_back(peer, bytes);
     }
 
     /// Whether records are brought to the disk before they are acknowledged.

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -14,7 +14,8 @@ use tokio::time::timeout;
 
 use super::record_file::RecordFile;
 use super::record_store::RecordStore;
-use crate::net::listen::{Gate, accept};
+use crate::net::gate::moved;
+use crate::net::listen::{Gate, Pass, accept};
 use crate::net::socket::{LOOK, answers};
 use crate::sys::files::is_full;
 use crate::sys::lock::lock;
@@ -23,6 +24,8 @@ use crate::sys::lock::lock;
 const WRITE_STALL: Duration = Duration::from_secs(300);
 /// The pause between two looks whether there is room again.
 const RETRY: Duration = Duration::from_secs(1);
+/// So many bytes at least are counted at once.
+const AT_ONCE: u64 = 64 << 10;
 /// How often missing space is logged.
 const SAY: u32 = 60;
 
@@ -30,6 +33,14 @@ const SAY: u32 = 60;
 #[derive(Debug)]
 pub struct TelemetryServer {
     store: Arc<RecordStore>,
+}
+
+/// As whom an address is known.
+pub struct Named {
+    /// The name of its file.
+    pub name: String,
+    /// What is kept as long as it is connected.
+    pub kept: Box<dyn Send>,
 }
 
 /// How a connection ended.
@@ -59,10 +70,12 @@ impl TelemetryServer {
 
     /// Serves one connection of the client that is known as `who` to its end.
     pub async fn serve(&self, stream: TcpStream, who: &str) -> Served {
+        // Whoever has gone again has the address of nobody.
+        let peer = stream.peer_addr().map_or(Ipv4Addr::UNSPECIFIED.into(), |peer| peer.ip().to_canonical());
         let stream = Arc::new(stream);
         let mut line = Socket(stream.clone());
-        let mut desk =
-            Connection { file: self.store.file(who), sync: self.store.syncs(), who, stream, bytes: 0 };
+        let file = self.store.file(who);
+        let mut desk = Connection { store: &self.store, file, who, peer, stream, bytes: 0, left: 0 };
         // One byte more: the longest record fits with its newline.
         let mut buf = vec![0; RECORD_MAX + 1];
         let end = match serve(&mut line, &mut buf, &mut desk).await {
@@ -82,19 +95,19 @@ pub async fn run(
     listener: std::net::TcpListener,
     gate: Arc<Gate>,
     streams: Arc<TelemetryServer>,
-    who: impl Fn(IpAddr) -> String + Send + Sync + 'static,
+    who: impl Fn(IpAddr) -> Named + Send + Sync + 'static,
     tune: fn(&TcpStream),
 ) -> anyhow::Result<()> {
-    let serve = move |stream: TcpStream, address, pass| {
-        let (streams, who) = (streams.clone(), who(address));
-        async move {
+    let serve = move |stream: TcpStream, address, pass: Pass| {
+        let (streams, Named { name: who, kept }) = (streams.clone(), who(address));
+        pass.serve(async move {
             tune(&stream);
             tracing::info!("telemetry: {who}: connected");
             let served = streams.serve(stream, &who).await;
             let level = if served.end.is_ok() { tracing::Level::INFO } else { tracing::Level::WARN };
             crate::log_at!(level, "telemetry: {who}: {served}");
-            drop(pass);
-        }
+            drop(kept);
+        })
     };
     accept(listener, gate, serve).await
 }
@@ -116,7 +129,10 @@ impl Read for Socket {
             }
             match self.0.try_read(buf) {
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
-                done => return done,
+                done => {
+                    moved();
+                    return done;
+                }
             }
         }
     }
@@ -148,16 +164,37 @@ impl Write for Socket {
 
 /// Where one connection's records go.
 struct Connection<'a> {
+    store: &'a RecordStore,
     file: Arc<Mutex<RecordFile>>,
-    sync: bool,
     who: &'a str,
+    peer: IpAddr,
     stream: Arc<TcpStream>,
     bytes: u64,
+    /// How much of what counts already it has not brought yet.
+    left: u64,
+}
+
+impl Drop for Connection<'_> {
+    fn drop(&mut self) {
+        self.store.give_back(self.peer, self.left);
+    }
 }
 
 impl Connection<'_> {
-    async fn write(&self, records: &[u8]) -> io::Result<()> {
-        if !self.sync {
+    async fn write(&mut self, records: &[u8]) -> io::Result<()> {
+        let bytes = records.len() as u64;
+        if self.left < bytes {
+            let more = bytes.max(AT_ONCE);
+            self.store.take(self.peer, more)?;
+            self.left += more;
+        }
+        self.append_all(records).await?;
+        self.left -= bytes;
+        Ok(())
+    }
+
+    async fn append_all(&self, records: &[u8]) -> io::Result<()> {
+        if !self.store.syncs() {
             // Into the page cache: shorter than to hand it to another thread.
             return lock(&self.file).append(records);
         }

@@ -3,22 +3,29 @@
 use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io;
+use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use piman_core::transfer::{Name, Refusal};
 use rustix::fs::{Access, AtFlags, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 
+use crate::net::quota::{Allowance, OverQuota, Quota};
+use crate::net::reserve::Reserve;
 use crate::sys::files::{is_full, rename_new};
 use crate::sys::lock::lock;
 
 /// Where uploads lie until they are complete, in the folder itself: it is the same filesystem,
 /// and no client can name it.
 const PARTS: &str = ".piman-uploads";
+/// So long nobody else may begin anew what one address has begun.
+const ALONE: Duration = Duration::from_secs(3600);
+/// How many parts it is remembered of who wrote to them.
+const WRITERS_MAX: usize = 4096;
 
 /// A folder that is served. Shared by all connections.
 #[derive(Debug)]
@@ -26,8 +33,20 @@ pub struct Folder {
     path: PathBuf,
     pub(super) root: OwnedFd,
     pub(super) parts: OwnedFd,
-    /// Bytes that uploads under way still need, by the name of the part.
-    claims: Mutex<HashMap<String, u64>>,
+    /// What uploads under way still need, by the name of the part.
+    claims: Mutex<HashMap<String, Claim>>,
+    /// Who wrote to a part, and when.
+    writers: Mutex<HashMap<String, (IpAddr, Instant)>>,
+    reserve: Reserve,
+    quota: Quota,
+}
+
+/// What one upload still needs.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Claim {
+    bytes: u64,
+    /// Whose quota it is of.
+    peer: Option<IpAddr>,
 }
 
 /// A part without a claim.
@@ -52,13 +71,20 @@ pub enum FileRefusal {
     #[error("someone else is uploading it")]
     Busy,
     /// More than is free.
-    #[error("{needed} more bytes are needed, {free} are free")]
+    #[error(
+        "{needed} more bytes are needed, {free} are free, beside {reserve} that are kept free (--reserve-mib)"
+    )]
     NoSpace {
         /// Bytes that would have to be written.
         needed: u64,
         /// Bytes that nobody has a claim on.
         free: u64,
+        /// Bytes that uploads leave free.
+        reserve: u64,
     },
+    /// More than this address, or all, may bring.
+    #[error("{0} (--transfer-peer-quota-mib, --transfer-quota-mib)")]
+    Quota(#[from] OverQuota),
     /// The disk or its filesystem.
     #[error(transparent)]
     Io(#[from] io::Error),
@@ -71,7 +97,7 @@ impl FileRefusal {
         match self {
             Self::NotThere | Self::Busy => Refusal::Refused,
             Self::Exists => Refusal::Exists,
-            Self::NoSpace { .. } => Refusal::NoSpace,
+            Self::NoSpace { .. } | Self::Quota(_) => Refusal::NoSpace,
             Self::Io(e) if is_full(e) => Refusal::NoSpace,
             Self::Io(_) => Refusal::Failed,
         }
@@ -109,7 +135,15 @@ impl Folder {
             _ => {}
         }
         let parts = rustix::fs::openat(&root, PARTS, flags | OFlags::NOFOLLOW, Mode::empty())?;
-        Ok(Self { path: path.to_owned(), root, parts, claims: Mutex::default() })
+        let Allowance { reserve, quotas } = Allowance::NONE;
+        let (claims, writers, quota) = (Mutex::default(), Mutex::default(), Quota::new(quotas));
+        Ok(Self { path: path.to_owned(), root, parts, claims, writers, reserve, quota })
+    }
+
+    /// The same with these limits.
+    #[must_use]
+    pub fn limited(self, allowance: Allowance) -> Self {
+        Self { reserve: allowance.reserve, quota: Quota::new(allowance.quotas), ..self }
     }
 
     /// Where it is.
@@ -146,42 +180,71 @@ impl Folder {
         swept
     }
 
-    /// Gives up the claim on a part.
+    /// Gives up the claim on a part; what was not brought does not count.
     pub(super) fn release(&self, temporary: &str) {
-        self.claims().remove(temporary);
+        let claim = self.claims().remove(temporary).unwrap_or_default();
+        if let Some(peer) = claim.peer {
+            self.quota.give_back(peer, claim.bytes);
+        }
     }
 
-    /// Sets the bytes aside that a part still needs. If there are not enough, what was broken
-    /// off before goes first, the oldest before the others.
-    pub(super) fn reserve(&self, temporary: &str, needed: u64) -> Result<(), FileRefusal> {
+    /// Sets the bytes aside that a part still needs. What was broken off before counts as free: it goes when the bytes
+    /// come, and not because somebody says that they will.
+    pub(super) fn reserve(&self, temporary: &str, needed: u64, peer: IpAddr) -> Result<(), FileRefusal> {
         let mut claims = self.claims();
-        let claimed = claims.iter().filter(|(t, _)| *t != temporary).map(|(_, bytes)| *bytes);
+        let claimed = claims.iter().filter(|(t, _)| *t != temporary).map(|(_, claim)| claim.bytes);
         let claimed = claimed.fold(0u64, u64::saturating_add);
-        let free = || -> io::Result<u64> {
-            let disk = rustix::fs::fstatvfs(&self.parts)?;
-            Ok(disk.f_bavail.saturating_mul(disk.f_frsize).saturating_sub(claimed))
-        };
-        let old = if free()? < needed { self.abandoned(&claims, Duration::ZERO) } else { Vec::new() };
-        let all = old.iter().fold(free()?, |sum, part| sum.saturating_add(part.bytes));
-        // Nothing is given up if that would not be enough.
-        for part in old.iter().take_while(|_| all >= needed) {
-            if free()? >= needed {
-                break;
-            }
-            self.discard(&part.temporary);
-        }
-        let free = free()?;
+        let disk = self.reserve.free(&self.parts)?;
+        let mut free = disk.bytes.saturating_sub(claimed);
         if free < needed {
-            return Err(FileRefusal::NoSpace { needed, free });
+            let old = self.abandoned(&claims, Duration::ZERO);
+            let old = old.iter().fold(0u64, |sum, part| sum.saturating_add(part.bytes));
+            free = disk.bytes.saturating_add(old).saturating_sub(claimed);
         }
-        claims.insert(temporary.to_owned(), needed);
+        if free < needed {
+            return Err(FileRefusal::NoSpace { needed, free, reserve: disk.reserve });
+        }
+        self.quota.take(peer, needed, free)?;
+        claims.insert(temporary.to_owned(), Claim { bytes: needed, peer: Some(peer) });
         Ok(())
+    }
+
+    /// Whether this address may begin anew what is there of a part: another one's is left alone for a while.
+    pub(super) fn may_replace(&self, temporary: &str, peer: IpAddr) -> bool {
+        let writers = lock(&self.writers);
+        writers.get(temporary).is_none_or(|(writer, at)| *writer == peer || at.elapsed() >= ALONE)
+    }
+
+    /// Makes room for bytes that have come: if there is none, what was broken off before goes, the oldest before the
+    /// others.
+    pub(super) fn make_room(&self, bytes: u64) -> Result<(), FileRefusal> {
+        if self.reserve.free(&self.parts)?.bytes >= bytes {
+            return Ok(());
+        }
+        let claims = self.claims();
+        for part in self.abandoned(&claims, Duration::ZERO) {
+            self.discard(&part.temporary);
+            if self.reserve.free(&self.parts)?.bytes >= bytes {
+                return Ok(());
+            }
+        }
+        let disk = self.reserve.free(&self.parts)?;
+        Err(FileRefusal::NoSpace { needed: bytes, free: disk.bytes, reserve: disk.reserve })
     }
 
     /// Takes note that so many of the bytes that were set aside are on the disk.
     pub(super) fn written(&self, temporary: &str, bytes: u64) {
-        if let Some(needed) = self.claims().get_mut(temporary) {
-            *needed = needed.saturating_sub(bytes);
+        let mut claims = self.claims();
+        let Some(claim) = claims.get_mut(temporary) else { return };
+        claim.bytes = claim.bytes.saturating_sub(bytes);
+        let Some(peer) = claim.peer else { return };
+        drop(claims);
+        let mut writers = lock(&self.writers);
+        if writers.len() >= WRITERS_MAX {
+            writers.retain(|_, (_, at)| at.elapsed() < ALONE);
+        }
+        if writers.len() < WRITERS_MAX || writers.contains_key(temporary) {
+            writers.insert(temporary.to_owned(), (peer, Instant::now()));
         }
     }
 
@@ -212,7 +275,7 @@ impl Folder {
     }
 
     /// Parts without a claim that nothing was written to for `age`, the oldest first.
-    fn abandoned(&self, claims: &HashMap<String, u64>, age: Duration) -> Vec<Abandoned> {
+    fn abandoned(&self, claims: &HashMap<String, Claim>, age: Duration) -> Vec<Abandoned> {
         let mut found = Vec::new();
         // By its path, since a listing of a handle would need its place kept.
         let Ok(entries) = fs::read_dir(self.path.join(PARTS)) else { return found };
@@ -229,7 +292,7 @@ impl Folder {
         found
     }
 
-    pub(super) fn claims(&self) -> MutexGuard<'_, HashMap<String, u64>> {
+    pub(super) fn claims(&self) -> MutexGuard<'_, HashMap<String, Claim>> {
         // Every change to the map is one step: it is whole even if a thread died.
         lock(&self.claims)
     }

@@ -5,6 +5,7 @@
 //! | `folder` | the folder: what may be seen, what is under way, what is really free |
 //! | `part` | one upload on the disk, from its temporary name to its own |
 //! | `storage` | one connection's view of the folder, as the core's storage |
+//! | `hashing` | hashing for clients: whose turn it is, and what is known already |
 //! | `serve` | one connection of the server: time-outs, and the bytes moved the quick way |
 //! | `service` | the listener, its connections, and the broom |
 //! | [`transfer`](crate::cli::transfer) | `piman get` and `piman put` |
@@ -13,6 +14,7 @@
 
 mod client;
 mod folder;
+mod hashing;
 mod local;
 mod serve;
 mod service;

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::future::Future;
 use std::io;
+use std::net::Ipv4Addr;
 use std::pin::pin;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
@@ -20,6 +21,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use super::folder::{FileRefusal, Folder};
 use super::storage::{Activity, ConnectionStorage, DiskPool, PIECE};
 use super::upload::HASH_PACE;
+use crate::net::gate::moved;
 use crate::net::min_rate::{Limits, MinRate, Watch};
 use crate::net::sendfile;
 
@@ -94,7 +96,10 @@ impl Transfers {
     pub async fn serve(&self, stream: TcpStream) -> Served {
         let began = Instant::now();
         let activity = Arc::new(Activity::default());
-        let mut storage = ConnectionStorage::new(self.folder.clone(), self.pool.clone(), activity.clone());
+        // Whoever has gone again has the address of nobody.
+        let peer = stream.peer_addr().map_or(Ipv4Addr::UNSPECIFIED.into(), |peer| peer.ip().to_canonical());
+        let mut storage =
+            ConnectionStorage::new(self.folder.clone(), self.pool.clone(), activity.clone(), peer);
         let mut io = FromTokio::new(stream);
         let mut upload = false;
         let mut server = Noting::default();
@@ -186,6 +191,7 @@ impl Transfers {
             let want = usize::try_from(size - at).unwrap_or(usize::MAX).min(PIECE);
             let (len, ended) = fill(stream, piece.get_mut(..want).unwrap_or_default())?;
             if len > 0 {
+                moved();
                 match storage.write(at, piece, len).await {
                     Ok(buffer) => pool.give_back(buffer),
                     Err(no) => return Ok(Err(no)),

@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::net::TcpStream;
 
 use super::serve::Transfers;
-use crate::net::listen::{Gate, accept};
+use crate::net::listen::{Gate, Pass, accept};
 
 /// How often it is looked for what was broken off.
 const SWEEP: Duration = Duration::from_secs(600);
@@ -25,13 +25,13 @@ pub async fn run<G: Send + 'static>(
 ) -> anyhow::Result<()> {
     let serve = {
         let transfers = transfers.clone();
-        move |stream: TcpStream, address, pass| {
+        move |stream: TcpStream, address, pass: Pass| {
             let (transfers, busy) = (transfers.clone(), begin(&stream));
-            async move {
+            pass.serve(async move {
                 let served = transfers.serve(stream).await;
                 crate::log_at!(served.level(), "transfer: {address}: {served}");
-                drop((busy, pass));
-            }
+                drop(busy);
+            })
         }
     };
     let sweep = async {

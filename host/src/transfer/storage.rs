@@ -2,6 +2,7 @@
 //! disk runs on the threads that are there for it.
 
 use std::fs::File;
+use std::net::IpAddr;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -12,7 +13,8 @@ use tokio::sync::Semaphore;
 use tokio::task::spawn_blocking;
 
 use super::folder::{FileRefusal, Folder};
-use super::upload::{self, Upload};
+use super::hashing::Hashing;
+use super::upload::Upload;
 use crate::sys::lock::lock;
 
 /// How much of an upload is taken and written at once.
@@ -21,8 +23,8 @@ pub(super) const PIECE: usize = 256 * 1024;
 /// How much of the disk the connections may use at once.
 #[derive(Debug)]
 pub(super) struct DiskPool {
-    /// Files being hashed: it costs a core each, and a client can ask for it.
-    pub(super) hashing: Semaphore,
+    /// Files being hashed.
+    pub(super) hashing: Hashing,
     /// Pieces being written, each with a buffer.
     pub(super) writing: Semaphore,
     buffers: Mutex<Vec<Vec<u8>>>,
@@ -30,7 +32,7 @@ pub(super) struct DiskPool {
 
 impl Default for DiskPool {
     fn default() -> Self {
-        Self { hashing: Semaphore::new(2), writing: Semaphore::new(16), buffers: Mutex::default() }
+        Self { hashing: Hashing::default(), writing: Semaphore::new(16), buffers: Mutex::default() }
     }
 }
 
@@ -78,6 +80,7 @@ pub(super) struct ConnectionStorage {
     folder: Arc<Folder>,
     pool: Arc<DiskPool>,
     activity: Arc<Activity>,
+    peer: IpAddr,
     held: Held,
     /// For the log: what and why not.
     pub(super) name: Option<Name>,
@@ -85,8 +88,13 @@ pub(super) struct ConnectionStorage {
 }
 
 impl ConnectionStorage {
-    pub(super) fn new(folder: Arc<Folder>, pool: Arc<DiskPool>, activity: Arc<Activity>) -> Self {
-        Self { folder, pool, activity, held: Held::Nothing, name: None, refusal: None }
+    pub(super) fn new(
+        folder: Arc<Folder>,
+        pool: Arc<DiskPool>,
+        activity: Arc<Activity>,
+        peer: IpAddr,
+    ) -> Self {
+        Self { folder, pool, activity, peer, held: Held::Nothing, name: None, refusal: None }
     }
 
     /// The file that is being sent.
@@ -160,25 +168,29 @@ impl Storage for ConnectionStorage {
 
     async fn hash(&mut self, bytes: u64) -> Result<Hash, Refusal> {
         let held = self.held.clone();
+        let file = self
+            .on_disk(move || match held {
+                Held::Nothing => Err(FileRefusal::NotThere),
+                Held::File(file) => Ok(file),
+                Held::Upload(part) => Ok(Arc::new(lock(&part).file().try_clone()?)),
+            })
+            .await?;
         let pool = self.pool.clone();
         // To wait for a turn is to be busy, too.
         self.activity.busy.store(true, Ordering::Relaxed);
-        let turn = pool.hashing.acquire().await.map_err(|_| Refusal::Failed)?;
-        let hash = self
-            .on_disk(move || match held {
-                Held::Nothing => Err(FileRefusal::NotThere),
-                Held::File(file) => Ok(upload::hash(&file, bytes)?),
-                Held::Upload(part) => Ok(upload::hash(lock(&part).file(), bytes)?),
-            })
-            .await;
-        drop(turn);
+        let hashed = pool.hashing.hash(self.peer, file, bytes).await;
+        self.activity.busy.store(false, Ordering::Relaxed);
         self.activity.hashed.fetch_add(bytes, Ordering::Relaxed);
-        hash
+        match hashed {
+            Ok(hash) => Ok(hash),
+            Err(e) => self.on_disk(move || Err(e.into())).await,
+        }
     }
 
     async fn reserve(&mut self, start: u64, size: u64) -> Result<(), Refusal> {
         let Held::Upload(part) = self.held.clone() else { return Err(Refusal::Failed) };
-        self.on_disk(move || lock(&part).reserve(start, size)).await
+        let peer = self.peer;
+        self.on_disk(move || lock(&part).reserve(start, size, peer)).await
     }
 
     async fn read_at(&mut self, offset: u64, buf: &mut [u8]) -> Result<usize, Refusal> {

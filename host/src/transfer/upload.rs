@@ -2,13 +2,14 @@
 
 use std::fs::File;
 use std::io;
+use std::net::IpAddr;
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::sync::Arc;
 
 use piman_core::hash::Hash;
 use piman_core::transfer::Name;
 
-use super::folder::{FileRefusal, Folder};
+use super::folder::{Claim, FileRefusal, Folder};
 use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 use std::os::unix::fs::MetadataExt;
@@ -27,6 +28,8 @@ pub struct Upload {
     file: File,
     temporary: String,
     name: Name,
+    /// What is there beyond this is given up when the first bytes come.
+    keeps: Option<u64>,
     published: bool,
 }
 
@@ -60,20 +63,14 @@ impl Folder {
             // The other server was done with it in between.
             return Err(FileRefusal::Busy);
         }
-        if !keep {
-            file.set_len(0)?;
-        }
-        claims.insert(temporary.clone(), 0);
+        claims.insert(temporary.clone(), Claim::default());
         drop(claims);
-        Ok(Upload::new(self.clone(), file, temporary, name.clone()))
+        let keeps = (!keep).then_some(0);
+        Ok(Upload { folder: self.clone(), file, temporary, name: name.clone(), keeps, published: false })
     }
 }
 
 impl Upload {
-    pub(super) fn new(folder: Arc<Folder>, file: File, temporary: String, name: Name) -> Self {
-        Self { folder, file, temporary, name, published: false }
-    }
-
     /// How many bytes are there.
     ///
     /// # Errors
@@ -88,20 +85,33 @@ impl Upload {
         &self.file
     }
 
-    /// Keeps the first `start` bytes and sets room aside for the rest of `size`.
+    /// Keeps the first `start` bytes and sets room aside for the rest of `size`, which this address brings.
     ///
     /// # Errors
-    /// [`FileRefusal::NoSpace`], or the disk.
-    pub fn reserve(&self, start: u64, size: u64) -> Result<(), FileRefusal> {
-        self.file.set_len(start.min(self.len()?))?;
-        self.folder.reserve(&self.temporary, size.saturating_sub(start))
+    /// [`FileRefusal::NoSpace`], [`FileRefusal::Quota`], or the disk.
+    pub fn reserve(&mut self, start: u64, size: u64, peer: IpAddr) -> Result<(), FileRefusal> {
+        if start < self.len()? && !self.folder.may_replace(&self.temporary, peer) {
+            return Err(FileRefusal::Busy);
+        }
+        self.folder.reserve(&self.temporary, size.saturating_sub(start), peer)?;
+        self.keeps = Some(start);
+        Ok(())
+    }
+
+    fn give_up_the_rest(&mut self) -> io::Result<()> {
+        match self.keeps.take() {
+            Some(start) => self.file.set_len(start.min(self.len()?)),
+            None => Ok(()),
+        }
     }
 
     /// Writes all of `bytes` at `offset`.
     ///
     /// # Errors
     /// The disk's.
-    pub fn write_at(&self, offset: u64, bytes: &[u8]) -> Result<(), FileRefusal> {
+    pub fn write_at(&mut self, offset: u64, bytes: &[u8]) -> Result<(), FileRefusal> {
+        self.give_up_the_rest()?;
+        self.folder.make_room(bytes.len() as u64)?;
         self.file.write_all_at(bytes, offset)?;
         self.folder.written(&self.temporary, bytes.len() as u64);
         Ok(())
@@ -112,6 +122,7 @@ impl Upload {
     /// # Errors
     /// [`FileRefusal::Exists`] if someone put a file of this name there by other means, or the disk's.
     pub fn publish(&mut self) -> Result<(), FileRefusal> {
+        self.give_up_the_rest()?;
         self.file.set_permissions(PermissionsExt::from_mode(0o644))?;
         self.file.sync_all()?;
         self.folder.publish(&self.temporary, &self.name)?;

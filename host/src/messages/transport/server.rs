@@ -15,7 +15,7 @@ use tokio::task::JoinHandle;
 use super::ahead::Ahead;
 use super::peer::{Failure, Hooks, Peer, Settings, run};
 use super::plugins::{MakePlugins, Plugins};
-use crate::net::listen::{Gate, accept, bind};
+use crate::net::listen::{Gate, Pass, accept, bind};
 use crate::net::socket::Living;
 
 /// How many at once are told that they are too many; others are only closed.
@@ -82,12 +82,11 @@ impl Server {
             .map(|(number, listener)| {
                 let (plan, gate, stopped) = (Arc::clone(&plan), Arc::clone(&gate), stopped.clone());
                 let door = Arc::clone(&door);
-                let serve = move |stream, address, door| {
+                let serve = move |stream, address, door: Pass| {
                     let (plan, gate, stopped) = (Arc::clone(&plan), Arc::clone(&gate), stopped.clone());
-                    async move {
+                    door.serve(async move {
                         serve(stream, (address, number), &gate, &plan, stopped).await;
-                        drop(door);
-                    }
+                    })
                 };
                 tokio::spawn(async move {
                     if let Err(e) = accept(listener, door, serve).await {
@@ -159,10 +158,14 @@ async fn serve<H: Hooks, M: Fn() -> H>(
             let _ = stopped.changed().await;
         }
     };
-    let cut = tokio::select! {
-        () = talk => false,
-        () = stopping => true,
-    };
+    let mut cut = true;
+    pass.hold(async {
+        cut = tokio::select! {
+            () = talk => false,
+            () = stopping => true,
+        };
+    })
+    .await;
     match open.await {
         Ok(Err(e)) => tracing::info!("messages: {remote}: {e}"),
         Ok(Ok(())) if cut => {

@@ -24,7 +24,7 @@ use std::str::FromStr;
 use crate::sys::mac::Mac;
 use serde::Deserialize;
 
-pub use server::{Dhcp, Mode, Report, Settings, Tell};
+pub use server::{Dhcp, Known, Mode, Report, Settings, Tell};
 
 /// Addresses from the first to the last.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]

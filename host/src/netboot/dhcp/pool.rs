@@ -1,6 +1,6 @@
 //! Who gets which address, decided without clock or socket.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::Ipv4Addr;
 
 use piman_core::dhcp::{Header, Kind, code};
@@ -17,6 +17,17 @@ const OFFER_S: u64 = 60;
 const ROM_OFFER_S: u64 = 900;
 /// How long an address may be looked at. A client whose look was lost is not kept waiting for longer.
 const LOOK_S: u64 = 10;
+/// How long an address is not looked at again that was wanted for another client and is in use.
+const IN_USE_S: u64 = 60;
+/// How many addresses are looked at for one request.
+const LOOKS_MAX: u8 = 4;
+/// How many messages of one client are answered in so many seconds: none asks so often that has a purpose.
+const ASKS_MAX: u8 = 20;
+const ASKS_S: u64 = 10;
+/// Of how many clients that is remembered.
+const ASKING_MAX: usize = 8192;
+/// A lease that would end so little later than before, in seconds, ends as before.
+const STEP_S: u64 = 10;
 /// How long an address is left alone that somebody has who did not get it from here.
 const CLASH_S: u64 = 600;
 
@@ -50,7 +61,12 @@ pub struct Pool {
     lease_s: u32,
     leases: BTreeMap<Ipv4Addr, Lease>,
     offers: HashMap<Mac, Offer>,
+    /// Addresses that were offered, kept for the client, and never requested; since when.
+    unrequested: HashMap<Ipv4Addr, u64>,
     clashes: HashMap<Ipv4Addr, u64>,
+    known: HashSet<Mac>,
+    /// In which span of time clients have asked how often.
+    asking: HashMap<Mac, (u64, u8)>,
     changed: bool,
 }
 
@@ -59,6 +75,8 @@ struct Offer {
     ip: Ipv4Addr,
     until: u64,
     probing: bool,
+    /// How many addresses were looked at for it.
+    looks: u8,
 }
 
 impl Pool {
@@ -78,6 +96,11 @@ impl Pool {
         std::mem::take(&mut self.changed).then_some(&self.leases)
     }
 
+    /// These clients are known: their addresses are never given to others.
+    pub fn set_known(&mut self, known: HashSet<Mac>) {
+        self.known = known;
+    }
+
     /// Whose address this is, as far as is known.
     #[must_use]
     pub fn holder(&self, ip: Ipv4Addr) -> Option<Mac> {
@@ -88,6 +111,9 @@ impl Pool {
     pub fn handle(&mut self, ask: &Ask, net: &Network, boot: &Boot, now: u64) -> Step {
         self.offers.retain(|_, offer| offer.until > now);
         self.clashes.retain(|_, until| *until > now);
+        if self.asks_too_often(ask.mac, now) {
+            return Step::Nothing("it asks too often");
+        }
         match ask.kind {
             Kind::Discover => self.discover(ask, net, boot, now),
             Kind::Request => self.request(ask, net, boot, now),
@@ -98,10 +124,11 @@ impl Pool {
                 Step::Nothing("it found that somebody else has its address")
             }
             Kind::Release => {
-                if let Some(lease) = ask.address().and_then(|ip| self.leases.get_mut(&ip))
-                    && lease.mac == ask.mac
+                if let Some(ip) = ask.address()
+                    && let Some(lease) = self.leases.get_mut(&ip).filter(|lease| lease.mac == ask.mac)
                 {
                     lease.until = now;
+                    self.clashes.remove(&ip);
                     self.changed = true;
                 }
                 Step::Nothing("it gave its address back")
@@ -117,6 +144,19 @@ impl Pool {
             }
             _ => Step::Nothing("not a client's message"),
         }
+    }
+
+    fn asks_too_often(&mut self, mac: Mac, now: u64) -> bool {
+        let span = now / ASKS_S;
+        if self.asking.len() >= ASKING_MAX {
+            self.asking.clear();
+        }
+        let asked = self.asking.entry(mac).or_insert((span, 0));
+        if asked.0 != span {
+            *asked = (span, 0);
+        }
+        asked.1 = asked.1.saturating_add(1);
+        asked.1 > ASKS_MAX
     }
 
     /// Somebody else has this address.
@@ -135,6 +175,17 @@ impl Pool {
         self.offers.remove(&mac);
     }
 
+    /// Its client uses the address, which was wanted for another one.
+    fn in_use(&mut self, ip: Ipv4Addr, now: u64) {
+        self.clashes.insert(ip, now + IN_USE_S);
+        // A boot ROM uses what it was offered without a word.
+        self.unrequested.remove(&ip);
+        if let Some(lease) = self.leases.get_mut(&ip) {
+            lease.until = lease.until.max(now + ROM_OFFER_S);
+            self.changed = true;
+        }
+    }
+
     fn fixed(&self, ask: &Ask) -> Option<Ipv4Addr> {
         self.fixed.iter().find(|f| ask.is(f.who)).map(|f| f.ip)
     }
@@ -145,21 +196,29 @@ impl Pool {
 
     /// Whether this client may have the address, leaving out whether somebody simply uses it.
     fn may_have(&self, ask: &Ask, ip: Ipv4Addr, net: &Network, now: u64) -> bool {
-        if !net.is_usable(ip) || self.clashes.contains_key(&ip) {
-            return false;
-        }
-        if let Some(fixed) = self.fixed(ask) {
-            return fixed == ip;
-        }
         let others = |mac: Mac| mac != ask.mac;
-        self.range.is_some_and(|r| r.contains(ip))
-            && !self.fixed.iter().any(|f| f.ip == ip)
-            && !self.leases.get(&ip).is_some_and(|l| others(l.mac) && l.until > now)
-            && !self.offers.iter().any(|(mac, offer)| others(*mac) && offer.ip == ip)
+        let lease = self.leases.get(&ip).filter(|lease| others(lease.mac));
+        self.is_for(ask, ip, net, lease.is_some())
+            && (self.fixed(ask).is_some()
+                || !lease.is_some_and(|lease| lease.until > now || self.known.contains(&lease.mac))
+                    && !self.offers.iter().any(|(mac, offer)| others(*mac) && offer.ip == ip))
     }
 
-    /// The address that a client gets: its own, the one it would like, one that nobody had, and
-    /// at last the one that has been free for longest.
+    /// Whether this client could have the address if nobody else had it; `theirs`: somebody else has it.
+    fn is_for(&self, ask: &Ask, ip: Ipv4Addr, net: &Network, theirs: bool) -> bool {
+        // Somebody uses it, and that may be the one who has it.
+        let clash = self.clashes.contains_key(&ip) && (theirs || !self.leases.contains_key(&ip));
+        if !net.is_usable(ip) || clash {
+            return false;
+        }
+        match self.fixed(ask) {
+            Some(fixed) => fixed == ip,
+            None => self.range.is_some_and(|r| r.contains(ip)) && !self.fixed.iter().any(|f| f.ip == ip),
+        }
+    }
+
+    /// The address that a client gets: its own, the one it would like, one that nobody had, the one that has been free
+    /// for longest; and at last one that was offered and never requested, or that a client has which nobody knows.
     fn choose(&self, ask: &Ask, net: &Network, now: u64) -> Option<Ipv4Addr> {
         let may = |ip: &Ipv4Addr| self.may_have(ask, *ip, net, now);
         let own = [
@@ -172,11 +231,35 @@ impl Pool {
             return Some(ip);
         }
         let range = self.range?;
-        let all = || (range.first.to_bits()..=range.last.to_bits()).map(Ipv4Addr::from_bits);
-        all().filter(|ip| !self.leases.contains_key(ip)).find(may).or_else(|| {
-            let free = all().filter(may).filter_map(|ip| Some((self.leases.get(&ip)?.until, ip)));
-            free.min().map(|(_, ip)| ip)
-        })
+        let offered: HashMap<Ipv4Addr, (Mac, &Offer)> =
+            self.offers.iter().map(|(m, o)| (o.ip, (*m, o))).collect();
+        let all = (range.first.to_bits()..=range.last.to_bits()).map(Ipv4Addr::from_bits);
+        let usable = all.filter(|ip| self.is_for(ask, *ip, net, self.leases.contains_key(ip)));
+        usable
+            .filter_map(|ip| Some((self.rank(ip, offered.get(&ip).copied(), now)?, ip)))
+            .min()
+            .map(|(_, ip)| ip)
+    }
+
+    /// How readily an address is given to another client, the lowest first; `None`: not at all.
+    fn rank(&self, ip: Ipv4Addr, offered: Option<(Mac, &Offer)>, now: u64) -> Option<(u8, u64)> {
+        let lease = self.leases.get(&ip);
+        let known = |mac: Mac| self.known.contains(&mac);
+        if lease.is_some_and(|lease| known(lease.mac)) || offered.is_some_and(|(mac, _)| known(mac)) {
+            return None;
+        }
+        if let Some((_, offer)) = offered {
+            // Its client has not requested it yet; the longer ago it was offered, the less it will.
+            return (!offer.probing).then_some((2, offer.until));
+        }
+        match lease {
+            None => Some((0, 0)),
+            Some(lease) if lease.until <= now => Some((1, lease.until)),
+            Some(_) => match self.unrequested.get(&ip) {
+                Some(since) => Some((2, *since)),
+                None => Some((3, self.leases.get(&ip)?.until)),
+            },
+        }
     }
 
     fn discover(&mut self, ask: &Ask, net: &Network, boot: &Boot, now: u64) -> Step {
@@ -191,7 +274,9 @@ impl Pool {
         if in_use || offer.is_some_and(|o| o.ip == ip) {
             return self.offer(ask, ip, net, boot, now);
         }
-        self.offers.insert(ask.mac, Offer { ip, until: now + LOOK_S, probing: true });
+        let looks = offer.map_or(0, |o| o.looks) + 1;
+        self.offers.retain(|_, other| other.ip != ip);
+        self.offers.insert(ask.mac, Offer { ip, until: now + LOOK_S, probing: true, looks });
         Step::Probe(ip)
     }
 
@@ -210,12 +295,26 @@ impl Pool {
         boot: &Boot,
         now: u64,
     ) -> Step {
-        if self.offers.get(&ask.mac).is_none_or(|offer| offer.ip != ip) {
+        let Some(looks) = self.offers.get(&ask.mac).filter(|offer| offer.ip == ip).map(|offer| offer.looks)
+        else {
             return Step::Nothing("it asked for something else meanwhile");
-        }
+        };
         if taken {
-            self.clash(ip, ask.mac, now);
-            return self.discover(ask, net, boot, now);
+            match self.leases.get(&ip) {
+                Some(lease) if lease.mac != ask.mac => {
+                    self.in_use(ip, now);
+                    self.offers.remove(&ask.mac);
+                }
+                _ => self.clash(ip, ask.mac, now),
+            }
+            if looks >= LOOKS_MAX {
+                return Step::Full;
+            }
+            let step = self.discover(ask, net, boot, now);
+            if let Some(offer) = self.offers.get_mut(&ask.mac) {
+                offer.looks += looks;
+            }
+            return step;
         }
         self.offer(ask, ip, net, boot, now)
     }
@@ -223,19 +322,37 @@ impl Pool {
     fn offer(&mut self, ask: &Ask, ip: Ipv4Addr, net: &Network, boot: &Boot, now: u64) -> Step {
         let rom = ask.is_pxe();
         let until = now + if rom { ROM_OFFER_S } else { OFFER_S };
-        self.offers.insert(ask.mac, Offer { ip, until, probing: false });
+        self.offers.retain(|_, other| other.ip != ip);
+        self.offers.insert(ask.mac, Offer { ip, until, probing: false, looks: 0 });
+        // Whoever had it does not answer there, and is not known.
+        if self.leases.get(&ip).is_some_and(|lease| lease.mac != ask.mac) {
+            self.leases.remove(&ip);
+            self.changed = true;
+        }
         if rom {
-            // As good as a lease, and kept like one.
+            // As good as a lease, and kept like one, until another client needs it and nobody answers there.
+            let requested =
+                self.leases.get(&ip).is_some_and(|l| l.mac == ask.mac && !self.unrequested.contains_key(&ip));
             self.keep(ip, ask.mac, until);
+            if !requested {
+                self.unrequested.insert(ip, now);
+            }
         }
         Step::Reply(Box::new(self.grant(ask, Kind::Offer, ip, net, boot)))
     }
 
     fn keep(&mut self, ip: Ipv4Addr, mac: Mac, until: u64) {
-        let until = self.leases.get(&ip).filter(|l| l.mac == mac).map_or(until, |l| l.until.max(until));
+        let before = self.leases.get(&ip).filter(|lease| lease.mac == mac).map(|lease| lease.until);
+        // Not for every message of a client that asks again and again: an address is looked at before another gets it.
+        let until = match before {
+            Some(before) if until <= before.saturating_add(STEP_S) => before,
+            _ => until,
+        };
+        let count = self.leases.len();
         self.leases.retain(|other, lease| *other == ip || lease.mac != mac);
+        self.changed |= count != self.leases.len() || before != Some(until);
         self.leases.insert(ip, Lease { mac, until });
-        self.changed = true;
+        self.unrequested.retain(|other, _| *other != ip && self.leases.contains_key(other));
     }
 
     fn grant(&self, ask: &Ask, kind: Kind, ip: Ipv4Addr, net: &Network, boot: &Boot) -> Reply {
@@ -268,8 +385,13 @@ impl Pool {
             (_, None, None) => return Step::Nothing("it does not say which address"),
         };
         if self.may_have(ask, wanted, net, now) {
-            self.offers.remove(&ask.mac);
+            let offered = self.offers.remove(&ask.mac).is_some_and(|offer| offer.ip == wanted)
+                || self.leases.get(&wanted).is_some_and(|lease| lease.mac == ask.mac);
             self.keep(wanted, ask.mac, now + u64::from(self.lease_s));
+            if !offered {
+                // One packet alone says little of whether this client is there.
+                self.unrequested.insert(wanted, now);
+            }
             return Step::Reply(Box::new(self.grant(ask, Kind::Ack, wanted, net, boot)));
         }
         let ours = self.range.is_some_and(|r| r.contains(wanted)) || self.fixed(ask).is_some();
@@ -284,196 +406,4 @@ impl Pool {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::super::message::tests::{Opt, ask, ask_with, rom};
-    use super::*;
-
-    const ME: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 1);
-
-    fn ip(last: u8) -> Ipv4Addr {
-        [10, 0, 0, last].into()
-    }
-
-    fn option(code: u8, ip: Ipv4Addr) -> Opt {
-        (code, ip.octets().to_vec())
-    }
-
-    fn net() -> Network {
-        Network { me: ME, mask: [255, 255, 255, 0].into(), router: Some(ip(254)), dns: vec![ip(253)] }
-    }
-
-    fn pool(first: u8, last: u8) -> Pool {
-        let fixed = ["b8:27:eb:00:00:99=10.0.0.50", "abcdef01=10.0.0.51"].map(|f| f.parse().unwrap());
-        Pool::new(Some(Range { first: ip(first), last: ip(last) }), fixed.to_vec(), 3600, BTreeMap::new())
-    }
-
-    /// What comes of a request, in a word and an address. Nobody has an address that is probed.
-    #[track_caller]
-    fn ends(pool: &mut Pool, ask: &Ask, now: u64) -> (&'static str, Ipv4Addr) {
-        let boot = Boot { file: "bootcode.bin".into(), everybody: false };
-        let mut step = pool.handle(ask, &net(), &boot, now);
-        if let Step::Probe(ip) = step {
-            step = pool.probed(ask, ip, false, &net(), &boot, now);
-        }
-        match step {
-            Step::Reply(reply) => {
-                let kind = match reply.kind() {
-                    Kind::Offer => "offer",
-                    Kind::Ack => "ack",
-                    Kind::Nak => "nak",
-                    other => panic!("{other:?}"),
-                };
-                (kind, reply.header.your_address)
-            }
-            Step::Full | Step::Nothing(_) => ("nothing", Ipv4Addr::UNSPECIFIED),
-            Step::Probe(ip) => panic!("{ip} again"),
-        }
-    }
-
-    fn discover(last: u8) -> Ask {
-        ask(Kind::Discover, last, &[])
-    }
-
-    fn selects(last: u8, requested: Ipv4Addr) -> Ask {
-        let options = [option(code::SERVER, ME), option(code::REQUESTED_ADDRESS, requested)];
-        ask(Kind::Request, last, &options)
-    }
-
-    fn init_reboot(last: u8, requested: Ipv4Addr) -> Ask {
-        ask(Kind::Request, last, &[option(code::REQUESTED_ADDRESS, requested)])
-    }
-
-    fn renew(last: u8, address: Ipv4Addr) -> Ask {
-        ask_with(Kind::Request, last, address, &[])
-    }
-
-    #[test]
-    fn from_discovery_to_a_lease_that_is_renewed_and_kept() {
-        let mut pool = pool(10, 12);
-        assert_eq!(ends(&mut pool, &discover(1), 0), ("offer", ip(10)));
-        assert_eq!(pool.changes(), None, "an offer is no lease");
-        assert_eq!(ends(&mut pool, &selects(1, ip(10)), 1), ("ack", ip(10)));
-        assert_eq!(pool.changes().map(BTreeMap::len), Some(1));
-        assert_eq!(ends(&mut pool, &renew(1, ip(10)), 1800), ("ack", ip(10)));
-        assert_eq!(pool.changes().unwrap()[&ip(10)].until, 5400);
-        // Long after: the same client gets the same address.
-        assert_eq!(ends(&mut pool, &discover(2), 9000), ("offer", ip(11)));
-        assert_eq!(ends(&mut pool, &discover(1), 9000), ("offer", ip(10)));
-    }
-
-    #[test]
-    fn what_a_client_is_told() {
-        let mut pool = pool(10, 12);
-        let boot = Boot { file: "bootcode.bin".into(), everybody: false };
-        let asked = ask(Kind::Discover, 1, &rom());
-        let Step::Probe(at) = pool.handle(&asked, &net(), &boot, 0) else { panic!() };
-        let Step::Reply(reply) = pool.probed(&asked, at, false, &net(), &boot, 0) else { panic!() };
-        for (code, want) in [
-            (code::SUBNET_MASK, [255, 255, 255, 0]),
-            (code::ROUTER, [10, 0, 0, 254]),
-            (code::NAME_SERVER, [10, 0, 0, 253]),
-            (code::LEASE_TIME, 3600_u32.to_be_bytes()),
-            (code::RENEWAL_TIME, 1800_u32.to_be_bytes()),
-            (code::REBINDING_TIME, 3150_u32.to_be_bytes()),
-            (code::SERVER, [10, 0, 0, 1]),
-            (code::BROADCAST, [10, 0, 0, 255]),
-        ] {
-            assert_eq!(reply.get(code), Some(&want[..]), "{code}");
-        }
-        assert!(reply.get(code::VENDOR).is_some());
-        assert_eq!(reply.get(code::BOOT_SERVER), Some(&b"10.0.0.1"[..]));
-        assert_eq!(reply.header.next_server, ME);
-    }
-
-    #[test]
-    fn a_boot_rom_that_never_requests_keeps_what_it_was_offered() {
-        let mut pool = pool(10, 11);
-        assert_eq!(ends(&mut pool, &ask(Kind::Discover, 1, &rom()[..1]), 0), ("offer", ip(10)));
-        assert_eq!(pool.changes().map(BTreeMap::len), Some(1), "it survives a restart");
-        assert_eq!(ends(&mut pool, &discover(2), 100), ("offer", ip(11)));
-        assert_eq!(ends(&mut pool, &discover(3), 100), ("nothing", Ipv4Addr::UNSPECIFIED), "all are in use");
-        // The system that it booted asks again and has the same.
-        assert_eq!(ends(&mut pool, &discover(1), 200), ("offer", ip(10)));
-        assert_eq!(ends(&mut pool, &selects(1, ip(10)), 201), ("ack", ip(10)));
-    }
-
-    #[test]
-    fn fixed_addresses_by_hardware_address_and_serial_number() {
-        let mut pool = pool(10, 60);
-        assert_eq!(ends(&mut pool, &discover(0x99), 0), ("offer", ip(50)));
-        let rom = ask(Kind::Discover, 2, &rom());
-        assert_eq!(ends(&mut pool, &rom, 0), ("offer", ip(51)));
-        for taken in [50, 51] {
-            assert_eq!(ends(&mut pool, &selects(3, ip(taken)), 0).0, "nak");
-        }
-        // Its system says no serial number, but the lease is by its hardware address: no other may have it.
-        assert_eq!(ends(&mut pool, &selects(0x99, ip(10)), 0).0, "nak", "it has another, fixed");
-    }
-
-    #[test]
-    fn a_restart() {
-        let mut before = pool(10, 11);
-        ends(&mut before, &discover(1), 0);
-        ends(&mut before, &selects(1, ip(10)), 0);
-        let leases = before.changes().unwrap().clone();
-        let mut pool = Pool::new(before.range, Vec::new(), 3600, leases);
-        assert_eq!(pool.holder(ip(10)), Some(discover(1).mac));
-        assert_eq!(ends(&mut pool, &init_reboot(1, ip(10)), 10), ("ack", ip(10)));
-        assert_eq!(ends(&mut pool, &init_reboot(2, ip(10)), 10).0, "nak", "it is another's");
-        // Even if what was known is lost, a client goes on with an address that nobody else has.
-        assert_eq!(ends(&mut pool, &renew(3, ip(11)), 10), ("ack", ip(11)));
-    }
-
-    #[test]
-    fn addresses_that_are_not_ours() {
-        let mut pool = pool(10, 11);
-        assert_eq!(ends(&mut pool, &init_reboot(1, ip(77)), 0).0, "nothing", "another server's, perhaps");
-        assert_eq!(
-            ends(&mut pool, &init_reboot(1, [192, 168, 9, 9].into()), 0).0,
-            "nak",
-            "it has moved here"
-        );
-        let other = [option(code::SERVER, ip(9)), option(code::REQUESTED_ADDRESS, ip(10))];
-        ends(&mut pool, &discover(1), 0);
-        assert_eq!(ends(&mut pool, &ask(Kind::Request, 1, &other), 0).0, "nothing");
-        assert_eq!(ends(&mut pool, &discover(2), 0), ("offer", ip(10)), "the offer was given up");
-        for not_usable in [ME, ip(0), ip(255), ip(254)] {
-            assert!(!net().is_usable(not_usable));
-        }
-    }
-
-    #[test]
-    fn somebody_has_the_address_already() {
-        let mut pool = pool(10, 12);
-        let boot = Boot { file: String::new(), everybody: false };
-        let asked = discover(1);
-        let Step::Probe(first) = pool.handle(&asked, &net(), &boot, 0) else { panic!() };
-        assert!(matches!(pool.handle(&asked, &net(), &boot, 0), Step::Nothing(_)), "it asks again meanwhile");
-        let Step::Probe(second) = pool.probed(&asked, first, true, &net(), &boot, 0) else { panic!() };
-        assert_eq!((first, second), (ip(10), ip(11)));
-        let Step::Reply(reply) = pool.probed(&asked, second, false, &net(), &boot, 0) else { panic!() };
-        assert_eq!(reply.header.your_address, ip(11));
-        // The client itself finds that somebody has it.
-        let declines = |ip| ask(Kind::Decline, 1, &[option(code::REQUESTED_ADDRESS, ip)]);
-        ends(&mut pool, &selects(1, ip(11)), 1);
-        assert_eq!(ends(&mut pool, &declines(ip(12)), 2).0, "nothing", "it never had that one");
-        assert_eq!(ends(&mut pool, &declines(ip(11)), 2).0, "nothing");
-        assert_eq!(ends(&mut pool, &discover(1), 3), ("offer", ip(12)));
-        assert_eq!(ends(&mut pool, &discover(2), 3).0, "nothing");
-        assert_eq!(ends(&mut pool, &discover(2), 700), ("offer", ip(10)), "after a while it is tried again");
-    }
-
-    #[test]
-    fn an_address_given_back_is_the_last_to_be_given_to_another() {
-        let mut pool = pool(10, 11);
-        for (pi, at) in [(1, 10), (2, 11)] {
-            ends(&mut pool, &discover(pi), 0);
-            ends(&mut pool, &selects(pi, ip(at)), 0);
-        }
-        assert_eq!(ends(&mut pool, &ask_with(Kind::Release, 1, ip(11), &[]), 1).0, "nothing");
-        assert_eq!(ends(&mut pool, &discover(3), 1).0, "nothing", "only its own can be given back");
-        ends(&mut pool, &ask_with(Kind::Release, 1, ip(10), &[]), 2);
-        assert_eq!(ends(&mut pool, &discover(3), 3), ("offer", ip(10)));
-        assert_eq!(ends(&mut pool, &ask_with(Kind::Inform, 9, ip(99), &[]), 4).0, "ack");
-    }
-}
+mod tests;

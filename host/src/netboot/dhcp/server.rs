@@ -5,7 +5,7 @@ use std::io::{self, ErrorKind};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, bail};
 use piman_core::dhcp::{Kind, SERVER_PORT};
@@ -86,6 +86,12 @@ pub struct Report {
     /// In words.
     pub text: String,
 }
+
+/// Says which clients are known; it may wait for the disk.
+pub type Known = Box<dyn Fn() -> HashSet<Mac> + Send + Sync>;
+
+/// How old that may be.
+const KNOWN_FRESH: Duration = Duration::from_secs(10);
 
 /// Who is told of what clients were told.
 pub type Tell = Arc<dyn Fn(Report) + Send + Sync>;
@@ -230,7 +236,12 @@ impl Dhcp {
     ///
     /// # Errors
     /// If a socket cannot be used at all.
-    pub async fn serve(mut self, only_known: Option<Arc<OnlyKnown>>, tell: Tell) -> anyhow::Result<()> {
+    pub async fn serve(
+        mut self,
+        only_known: Option<Arc<OnlyKnown>>,
+        known: Known,
+        tell: Tell,
+    ) -> anyhow::Result<()> {
         let admits = move |packet: &[u8], tell: &Tell| {
             let Some((known, ask)) = only_known.as_ref().zip(Ask::parse(packet)) else { return true };
             if known.refuses_dhcp(&ask).is_none() {
@@ -245,7 +256,12 @@ impl Dhcp {
         let pxe = pxe.map(tokio::net::UdpSocket::from_std).transpose().context("the PXE socket")?;
         let (found, mut probes) = mpsc::channel::<Looked>(PROBES_MAX);
         let (mut one, mut other) = ([0; 2048], [0; 2048]);
+        let mut read: Option<Instant> = None;
         loop {
+            if self.settings.mode == Mode::Server && read.is_none_or(|at| at.elapsed() > KNOWN_FRESH) {
+                self.pool.set_known(tokio::task::block_in_place(&known));
+                read = Some(Instant::now());
+            }
             tokio::select! {
                 received = dhcp.recv_from(&mut one) => match received {
                     Ok((n, _)) => {

@@ -2,7 +2,7 @@
 //!
 //! [`packet`] knows the bytes, [`transfer`] decides what is sent when, [`folder`] finds files,
 //! `admission` says whose turn it is, `path` which blocks reach a client, `body` and `line` read and send
-//! blocks, and [`server`] puts these together.
+//! blocks, `sending` carries one file to its client, and [`server`] puts these together.
 //!
 //! Crates that were looked at first: `async-tftp` 0.4.2 goes on with a transfer whose client has
 //! sent an error, sends the wrong blocks again inside windows, has no limits, and picks the source
@@ -15,15 +15,20 @@
 mod admission;
 mod body;
 pub mod folder;
+mod limits;
 mod line;
 pub mod packet;
 mod path;
+mod sending;
 pub mod server;
+mod service;
 pub mod transfer;
 
 pub use admission::Load;
 pub use folder::Folder;
-pub use server::{Limits, Report, Rules, Tell, What, serve};
+pub use limits::Limits;
+pub use server::serve;
+pub use service::{Report, Rules, Tell, What};
 
 /// The port that clients expect.
 pub const PORT: u16 = 69;

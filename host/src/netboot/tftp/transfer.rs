@@ -70,6 +70,17 @@ pub enum Outcome {
     TooLong,
 }
 
+impl std::fmt::Display for Outcome {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Complete => write!(f, "complete"),
+            Self::Stopped(code) => write!(f, "the client stopped with error {code}"),
+            Self::Silent => write!(f, "the client is silent"),
+            Self::TooLong => write!(f, "it took too long in all"),
+        }
+    }
+}
+
 /// A transfer. Times are counted from whenever the caller likes.
 #[derive(Debug)]
 pub struct Transfer {
@@ -86,6 +97,8 @@ pub struct Transfer {
     /// A block whose acknowledgement is timed, and when it was sent.
     timed: Option<(u64, Duration)>,
     sent_twice: u64,
+    /// The client has said something that fits.
+    answered: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -128,6 +141,7 @@ impl Transfer {
             round_trip: None,
             timed: None,
             sent_twice: 0,
+            answered: false,
         };
         transfer.deadline = now + transfer.wait();
         transfer
@@ -149,6 +163,29 @@ impl Transfer {
             State::Over(outcome) => Some(outcome),
             State::Options { .. } | State::Blocks { .. } => None,
         }
+    }
+
+    /// Whether the client has answered what it was sent first.
+    #[must_use]
+    pub fn is_answered(&self) -> bool {
+        self.answered
+    }
+
+    /// How many bytes the client has acknowledged.
+    #[must_use]
+    pub fn acked_bytes(&self) -> u64 {
+        match self.state {
+            State::Options { .. } => 0,
+            State::Blocks { acked, .. } => {
+                acked.saturating_mul(self.terms.blksize.into()).min(self.terms.length)
+            }
+            State::Over(_) => self.terms.length,
+        }
+    }
+
+    /// Goes on after a pause that was not the client's.
+    pub fn resume(&mut self, now: Duration) {
+        self.advanced(now);
     }
 
     /// Whether every block was sent at least once.
@@ -196,7 +233,10 @@ impl Transfer {
     pub fn handle(&mut self, reply: Reply<'_>, now: Duration) {
         match (self.state, reply) {
             (State::Over(_), _) | (_, Reply::Other) => {}
-            (_, Reply::Error(code, _)) => self.state = State::Over(Outcome::Stopped(code)),
+            (_, Reply::Error(code, _)) => {
+                self.answered = true;
+                self.state = State::Over(Outcome::Stopped(code));
+            }
             (State::Options { .. }, Reply::Ack(0)) => {
                 self.advanced(now);
                 self.state = State::Blocks { acked: 0, next: 1, sent: 0, echoes: 0 };
@@ -237,6 +277,7 @@ impl Transfer {
     }
 
     fn advanced(&mut self, now: Duration) {
+        self.answered = true;
         self.progress = now;
         self.silent = 0;
         self.deadline = now + self.wait();

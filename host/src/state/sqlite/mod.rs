@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `open`, `tables` | opening it, and its tables |
 //! | `save` | what happened |
+//! | `kept` | how much is kept, and what goes first |
 //! | `orders` | orders to reinstall, and the claims of Pis on them |
 //! | `rules` | what happens by what is on a disk |
 //! | `listed` | the device list: who is served with `--only-known` |
@@ -12,6 +13,7 @@
 //! | `catalogue` | images, who gets which, and what is known of archives |
 
 mod catalogue;
+mod kept;
 mod listed;
 mod open;
 mod orders;

@@ -206,14 +206,13 @@ pub(super) fn adopt(work: &Connection, key: &str, old: &str) -> rusqlite::Result
     Ok(())
 }
 
-/// Numbers of Pis that nobody knows any more; who has a profile or a place in the device list keeps his.
-pub(super) fn forget(work: &Connection) -> rusqlite::Result<()> {
-    work.execute(
-        "DELETE FROM own WHERE device NOT IN (SELECT key FROM devices)
-            AND device NOT IN (SELECT name FROM listed)
+/// The number of a Pi that nobody knows any more; one with a profile or a place in the device list keeps it.
+pub(super) fn forget(work: &Connection, key: &str) -> rusqlite::Result<()> {
+    work.prepare_cached(
+        "DELETE FROM own WHERE device = ?1 AND device NOT IN (SELECT name FROM listed)
             AND device NOT IN (SELECT who FROM profiles WHERE NOT is_group)",
-        [],
-    )?;
+    )?
+    .execute([key])?;
     Ok(())
 }
 

@@ -2,7 +2,7 @@
 
 use rusqlite::{Connection, params};
 
-use super::{DEVICES_KEPT, HAPPENINGS_KEPT, ORDERS_KEPT, personal, signed};
+use super::{HAPPENINGS_KEPT, ORDERS_KEPT, kept, personal, signed};
 use crate::state::{Batch, Change, Identity};
 use crate::sys::clock::now_ms;
 
@@ -10,6 +10,10 @@ pub(super) fn save(db: &mut Connection, batch: &Batch) -> rusqlite::Result<()> {
     let work = db.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
     for change in &batch.changes {
         save_change(&work, change)?;
+    }
+    let events = batch.changes.iter().map(|change| change.events.len()).sum();
+    if events > 0 {
+        kept::forget_events(&work, events)?;
     }
     for (order, at) in &batch.completed {
         work.prepare_cached(
@@ -105,7 +109,7 @@ fn save_change(work: &Connection, change: &Change) -> rusqlite::Result<()> {
         )?
         .execute(params![key, HAPPENINGS_KEPT])?;
     }
-    if new > 0 { forget_the_oldest(work) } else { Ok(()) }
+    if new > 0 { kept::forget_devices(work, &address) } else { Ok(()) }
 }
 
 /// A Pi that was known by its address or hardware address only has said its name.
@@ -123,20 +127,4 @@ fn adopt(work: &Connection, pi: &Identity, key: &str) -> rusqlite::Result<()> {
         }
     }
     Ok(())
-}
-
-fn forget_the_oldest(work: &Connection) -> rusqlite::Result<()> {
-    let count: i64 = work.prepare_cached("SELECT count(*) FROM devices")?.query_row([], |row| row.get(0))?;
-    if count <= DEVICES_KEPT {
-        return Ok(());
-    }
-    // A tenth at once, so that it is not done for every new device; whoever makes up names does not push out those
-    // that are in the device list.
-    work.execute(
-        "DELETE FROM devices WHERE key IN (SELECT key FROM devices
-            WHERE key NOT IN (SELECT name FROM listed) ORDER BY last_seen_ms LIMIT ?1)",
-        [DEVICES_KEPT / 10],
-    )?;
-    work.execute("DELETE FROM happenings WHERE device NOT IN (SELECT key FROM devices)", [])?;
-    personal::forget(work)
 }
