@@ -28,12 +28,7 @@ impl Hash {
 
     /// Reads 64 digits into it; `false` if it is something else.
     pub(crate) fn read_hex(&mut self, digits: &[u8]) -> bool {
-        let mut all = digits.iter();
-        let read = |byte: &mut u8| {
-            *byte = text::nibble(*all.next()?)? << 4 | text::nibble(*all.next()?)?;
-            Some(())
-        };
-        self.0.iter_mut().map(read).all(|read| read.is_some()) && digits.len() == 64
+        text::read_hex(&mut self.0, digits)
     }
 }
 

@@ -15,6 +15,17 @@ pub fn is_shown(c: char) -> bool {
             | '\u{e0000}'..='\u{e007f}')
 }
 
+/// Whether a file on a FAT filesystem can have such a name.
+#[must_use]
+pub fn is_fat_name(name: &str) -> bool {
+    let is_bad = |c: char| c.is_control() || "\"*/:<>?\\|".contains(c) || u32::from(c) > 0xffff;
+    !(name.is_empty()
+        || name.len() > 255
+        || name.contains(is_bad)
+        || name.ends_with(['.', ' '])
+        || name.starts_with(' '))
+}
+
 /// What takes a text and cannot refuse it: nobody has to look whether it did.
 pub(crate) trait Sink {
     /// Takes a character of ASCII.
@@ -72,12 +83,10 @@ pub(crate) fn hex(to: &mut impl Sink, bytes: &[u8]) {
 
 /// The value of a hexadecimal digit of either case.
 pub(crate) fn nibble(digit: u8) -> Option<u8> {
-    match digit {
-        b'0'..=b'9' => Some(digit - b'0'),
-        b'a'..=b'f' => Some(digit - b'a' + 10),
-        b'A'..=b'F' => Some(digit - b'A' + 10),
-        _ => None,
-    }
+    let decimal = digit.wrapping_sub(b'0');
+    // The bit that makes a letter a small one.
+    let letter = (digit | 0x20).wrapping_sub(b'a');
+    if decimal < 10 { Some(decimal) } else { (letter < 6).then(|| letter + 10) }
 }
 
 /// A number in decimal, with zeros in front up to `width` digits.
@@ -108,12 +117,28 @@ pub(crate) fn number(to: &mut impl Sink, number: u64, width: u8) {
 
 /// Reads a number in decimal: digits alone. `None` if it has anything else, or is too large.
 pub(crate) fn parse(text: &[u8]) -> Option<u64> {
-    let mut number = (!text.is_empty()).then_some(0_u64);
+    let mut number = 0_u64;
     for byte in text {
         let digit = byte.wrapping_sub(b'0');
-        number = number?.checked_mul(10)?.checked_add(digit.into()).filter(|_| digit <= 9);
+        // Compared, since small processors have to be taught a product of 64 bits that may be too large.
+        if digit > 9 || number > u64::MAX / 10 {
+            return None;
+        }
+        number = (number * 10).checked_add(digit.into())?;
     }
-    number
+    (!text.is_empty()).then_some(number)
+}
+
+/// Reads two hexadecimal digits for each of `bytes`; `false` if there are fewer, more, or other characters.
+pub(crate) fn read_hex(bytes: &mut [u8], digits: &[u8]) -> bool {
+    let mut all = digits.iter();
+    for byte in bytes {
+        for _ in 0..2 {
+            let Some(digit) = all.next().and_then(|digit| nibble(*digit)) else { return false };
+            *byte = *byte << 4 | digit;
+        }
+    }
+    all.next().is_none()
 }
 
 /// What follows `prefix`, if it is there. The standard library's has a panic in it that a linker
@@ -156,7 +181,13 @@ impl<const N: usize> Piece<N> {
         self.bytes.get(..self.seen.saturating_sub(self.done)).unwrap_or(&self.bytes)
     }
 
-    pub(crate) fn put(&mut self, byte: u8) {
+    pub(crate) fn put_all(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.put(*byte);
+        }
+    }
+
+    fn put(&mut self, byte: u8) {
         // Before the part this wraps to what no piece has.
         if let Some(place) = self.bytes.get_mut(self.seen.wrapping_sub(self.done)) {
             *place = byte;
@@ -171,9 +202,7 @@ impl<const N: usize> Sink for Piece<N> {
     }
 
     fn text(&mut self, text: &str) {
-        for byte in text.as_bytes() {
-            self.put(*byte);
-        }
+        self.put_all(text.as_bytes());
     }
 }
 
@@ -219,6 +248,19 @@ mod tests {
         assert_eq!([Number(7, 2), Number(2026, 4)].map(|n| n.to_string()).concat(), "072026");
         for bad in ["", "+1", "-1", " 1", "1 ", "0x1", "18446744073709551616", "99999999999999999999999"] {
             assert_eq!(parse(bad.as_bytes()), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn hexadecimal_digits_as_the_standard_library_reads_them() {
+        for byte in 0..=u8::MAX {
+            assert_eq!(nibble(byte).map(u32::from), char::from(byte).to_digit(16), "{byte}");
+        }
+        let mut bytes = [0; 2];
+        assert!(read_hex(&mut bytes, b"0aF9"));
+        assert_eq!(bytes, [0x0a, 0xf9]);
+        for bad in ["", "0aF", "0aF9b", "0aF9bc", "0xF9"] {
+            assert!(!read_hex(&mut bytes, bad.as_bytes()), "{bad}");
         }
     }
 

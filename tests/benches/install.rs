@@ -36,6 +36,7 @@ fn main() {
         DISK >> 30
     );
     table(&server, &disk, folder.path(), rounds, "fast disk");
+    first_pi(&archive, &disk, folder.path(), rounds);
     if setting("PIMAN_BENCH_SLOW").is_some() {
         match disk.limit(SLOW_BYTES_PER_SECOND) {
             Ok(()) => {
@@ -130,6 +131,59 @@ fn table(server: &Server, disk: &LoopDisk, folder: &Path, rounds: usize, title: 
             if f.memory_kb == 0 { "–".into() } else { (f.memory_kb / 1000).to_string() }
         );
     }
+}
+
+/// A new archive: how long its image takes, by the tools of others and by the server, and how long the first Pi takes
+/// that begins while it is made.
+fn first_pi(archive: &Path, disk: &LoopDisk, folder: &Path, rounds: usize) {
+    let (tree, image) = (folder.join("tree"), folder.join("tree.img"));
+    let [mut tools, mut made, mut later, mut first] = [const { Vec::new() }; 4];
+    let mut memory = 0;
+    for round in 0..rounds {
+        let began = Instant::now();
+        shell(&format!(
+            "set -e; rm -rf {t} {i}; mkdir {t}; gunzip -c {a} | tar -x --numeric-owner -p -C {t}; \
+             truncate -s 6G {i}; mke2fs -q -t ext4 -d {t} {i}; sync -f {i}",
+            t = tree.display(),
+            i = image.display(),
+            a = archive.display()
+        ));
+        tools.push(began.elapsed().as_secs_f64());
+        let server = |name: &str| {
+            let state = folder.join(format!("state-{name}-{round}"));
+            let server = Server::start(archive, &state, &[]);
+            server.wait_log("is good");
+            (server, Instant::now())
+        };
+        disk.wipe();
+        rustix::fs::sync();
+        let (alone, began) = server("alone");
+        alone.wait_log("is ready");
+        made.push(began.elapsed().as_secs_f64());
+        let began = Instant::now();
+        agent(&alone, disk, "image");
+        later.push(began.elapsed().as_secs_f64());
+        memory = memory.max(alone.memory_kb("VmHWM"));
+        drop(alone);
+        disk.wipe();
+        rustix::fs::sync();
+        let (with_pi, began) = server("with-pi");
+        agent(&with_pi, disk, "image");
+        first.push(began.elapsed().as_secs_f64());
+    }
+    let [tools, made, later, first] = [tools, made, later, first].map(median);
+    println!("\na new archive: medians\n\n| what | s | ratio |\n|---|---|---|");
+    println!("| `gunzip \\| tar -x; mke2fs -d` | {tools:.2} | 1.000 |");
+    println!(
+        "| the server makes its image (at most {} MB of memory) | {made:.2} | {:.3} |",
+        memory / 1000,
+        made / tools
+    );
+    println!("| a later Pi | {later:.2} | |");
+    println!(
+        "| the first Pi, which begins meanwhile | {first:.2} | {:.2} of the longer of the two |",
+        first / made.max(later)
+    );
 }
 
 /// The old script's way, on a filesystem over the whole disk.

@@ -12,3 +12,4 @@ mod power_cut_personal; // while a card is made one Pi's own
 mod resume; // connections cut, servers killed, bits flipped
 mod right_disk; // cards that lie, broken filesystems, killed agents
 mod server_faults;
+mod while_made; // the server ends while a Pi gets an image that it still makes

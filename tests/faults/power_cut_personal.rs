@@ -2,10 +2,12 @@
 //! that missing, and a card that was installed before is never lost.
 
 use std::fs;
+use std::io::{Read as _, Write as _};
 use std::path::Path;
 
 use pi_agent::card::inspect::{self, Card as Found};
 use pi_agent::install::{Outcome, Plan};
+use piman_core::install::layout::SECTOR;
 use piman_core::install::personal::{Draft, Item, Place, Renew};
 use piman_core::install::receipt::Proof;
 use piman_tests::amended::{Amended, More};
@@ -61,6 +63,64 @@ fn proof(card: &Path) -> Option<Proof> {
 
 fn plan(server: &Server, amended: &Amended, card: &Path, path: &str) -> Plan {
     Plan { server: amended.server(), ..lab::plan(server, card, path) }
+}
+
+/// The same with files to boot from, which are on a FAT filesystem without a journal.
+fn more_to_boot(name: &'static [u8]) -> More {
+    let at = Place::Boot;
+    let file = |path, content| Item::File { place: at, mode: 0o644, owner: "0:0", path, content };
+    let items = [
+        file("/user-data", LONG),
+        file("/deep/er/file", name),
+        file("/replaced.txt", name),
+        Item::Line { place: at, separator: b'=', path: "/config.txt", key: "uart", text: "uart=1" },
+        Item::Word { key: "ds", text: "ds=nocloud" },
+        Item::Remove { place: at, path: "/old.txt" },
+        Item::File { place: Place::Root, mode: 0o644, owner: "0:0", path: "/etc/hostname", content: name },
+    ];
+    let mut draft = Draft::default();
+    items.iter().for_each(|item| draft.add(item).unwrap());
+    More { bundle: draft.bytes().to_vec(), with_boot: true, ..More::default() }
+}
+
+/// The boot partition of a card, read and written without the agent.
+fn boot_partition<T>(
+    card: &mut [u8],
+    work: impl FnOnce(&fatfs::Dir<'_, std::io::Cursor<&mut [u8]>>) -> T,
+) -> T {
+    let layout = lab::layout();
+    let start = usize::try_from(layout.boot_start * SECTOR).unwrap();
+    let part = &mut card[start..][..usize::try_from(layout.boot_sectors * SECTOR).unwrap()];
+    let fs = fatfs::FileSystem::new(std::io::Cursor::new(part), fatfs::FsOptions::new()).unwrap();
+    let done = work(&fs.root_dir());
+    fs.unmount().unwrap();
+    done
+}
+
+const BOOT_FILES: [(&str, &str); 4] = [
+    ("config.txt", "arm_64bit=1\nuart=0\n"),
+    ("cmdline.txt", "console=tty1 rootwait\n"),
+    ("replaced.txt", "before\n"),
+    ("old.txt", "old\n"),
+];
+
+fn assert_boot_files(card: &Path, name: &str) {
+    let mut card = fs::read(card).unwrap();
+    boot_partition(&mut card, |root| {
+        let of = |path: &str| {
+            let mut bytes = Vec::new();
+            let mut file = root.open_file(path).unwrap_or_else(|e| panic!("{path}: {e}"));
+            file.read_to_end(&mut bytes).unwrap();
+            String::from_utf8(bytes).unwrap()
+        };
+        assert!(of("user-data").as_bytes() == LONG);
+        assert_eq!((of("deep/er/file"), of("replaced.txt")), (name.to_owned(), name.to_owned()));
+        assert_eq!(of("config.txt"), "arm_64bit=1\nuart=1\n");
+        assert_eq!(of("cmdline.txt"), "console=tty1 rootwait ds=nocloud\n");
+        let mut names: Vec<String> = root.iter().map(|entry| entry.unwrap().file_name()).collect();
+        names.sort();
+        assert_eq!(names, ["cmdline.txt", "config.txt", "deep", "replaced.txt", "user-data"]);
+    });
 }
 
 const ALL: Renew = Renew { machine: true, host_keys: true, disk: true };
@@ -125,4 +185,39 @@ fn while_an_installed_card_gets_another_profile() {
         assert_done(card, b"lab-2\n");
     });
     assert!(done >= cuts(), "{done}");
+}
+
+#[test]
+#[cfg_attr(lacks = "fuse", ignore = "needs root and /dev/fuse")]
+fn while_an_installed_card_gets_other_boot_files() {
+    let root = Root::new("new", 300_000);
+    let server = root.serve(&[]);
+    let amended = Amended::new(&server, more(b"lab-1\n", ALL));
+    let (_, mut before) = record(vec![0; CARD as usize], |card| plan(&server, &amended, card, "image"));
+    boot_partition(&mut before, |root| {
+        for (name, text) in BOOT_FILES {
+            root.create_file(name).unwrap().write_all(text.as_bytes()).unwrap();
+        }
+    });
+    let second = more_to_boot(b"lab-2\n");
+    amended.set(second.clone());
+    let card = Card::new(before.clone(), Lie::None);
+    lab::attempt(&plan(&server, &amended, card.path(), "image")).unwrap();
+    assert_eq!(inspect_proof(&card), Some(second.hash()));
+    let events = card.take_events();
+    drop(card);
+    let mut done = 0;
+    each_cut(before, &events, &mut |card, what| {
+        let outcome =
+            lab::attempt(&plan(&server, &amended, card, "image")).unwrap_or_else(|e| panic!("{what}: {e}"));
+        let Outcome::Boot { card: Found::Installed(_), .. } = outcome else { panic!("{what}: {outcome:?}") };
+        done += 1;
+        assert_eq!(proof(card).unwrap().personal, Some(second.hash()), "{what}");
+        assert_boot_files(card, "lab-2\n");
+    });
+    assert!(done >= cuts(), "{done}");
+}
+
+fn inspect_proof(card: &Card) -> Option<piman_core::hash::Hash> {
+    proof(card.path())?.personal
 }

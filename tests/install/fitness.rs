@@ -209,6 +209,26 @@ fn what_can_boot_is_taken_with_what_is_odd_about_it() {
 }
 
 #[test]
+fn what_an_agent_writes_on_a_card_is_no_reason_to_warn() {
+    let lab = Lab::new();
+    let fstab = "PARTUUID=4e639091-01 /boot/firmware vfat defaults 0 2\nPARTUUID=4e639091-02 / ext4 defaults 0 1\n\
+                 LABEL=data /srv ext4 defaults 0 2\n";
+    let mut tar = with("etc/fstab", fstab.as_bytes());
+    tar.entry(b"boot/", b'5', b"").entry(b"boot/firmware/", b'5', b"");
+    for name in ["kernel8.img", "config.txt", "bcm2711-rpi-4-b.dtb"] {
+        tar.file(format!("boot/firmware/{name}").as_bytes(), b"x");
+    }
+    tar.file(b"boot/firmware/cmdline.txt", b"quiet root=PARTUUID=4e639091-02 ro");
+    let archive = lab.archive("own", &tar.end());
+    let (added, text) = lab.add(&archive, &[]);
+    assert!(added && text.contains("boots from the card"), "{text}");
+    assert!(text.contains("mounts LABEL=data at /srv") && text.matches("warning").count() == 1, "{text}");
+    // From the network, all of that matters.
+    let (added, text) = lab.add(&archive, &["--boot", "network"]);
+    assert!(added && text.matches("warning").count() == 4, "{text}");
+}
+
+#[test]
 fn a_server_gives_nothing_that_cannot_boot() {
     let lab = Lab::new();
     let state = lab.folder.path().join("served");

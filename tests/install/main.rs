@@ -25,3 +25,4 @@ mod personalise; // what makes a card one Pi's own, and able to boot by itself
 mod profiles; // what makes a card one Pi's own, on the server
 mod programs;
 mod signature; // of images; also against the minisign tool
+mod while_made; // a Pi begins with an image that the server still makes

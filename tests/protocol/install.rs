@@ -178,15 +178,16 @@ fn golden_bytes_of_revision_1() {
         ..Hello::default()
     };
     assert_eq!((found, found.to_string()), (want, hello.clone()));
-    for ([signed, answer, disk, grow, personal], field) in [
-        ([false, true, false, false, false], " can=answer"),
-        ([true, true, false, false, false], " can=signed+answer"),
-        ([false, true, true, false, false], " can=answer+disk"),
-        ([true, true, true, false, false], " can=signed+answer+disk"),
-        ([false, false, false, true, false], " can=grow"),
-        ([false, false, false, false, true], " can=personal"),
-        ([true; 5], " can=signed+answer+disk+grow+personal"),
-        ([false; 5], ""),
+    for ([signed, answer, disk, grow, personal, early], field) in [
+        ([false, true, false, false, false, false], " can=answer"),
+        ([true, true, false, false, false, false], " can=signed+answer"),
+        ([false, true, true, false, false, false], " can=answer+disk"),
+        ([true, true, true, false, false, false], " can=signed+answer+disk"),
+        ([false, false, false, true, false, false], " can=grow"),
+        ([false, false, false, false, true, false], " can=personal"),
+        ([false, false, false, false, false, true], " can=early"),
+        ([true; 6], " can=signed+answer+disk+grow+personal+early"),
+        ([false; 6], ""),
     ] {
         let asks = Hello { can: Can { signed, answer, disk, grow, personal, early }, ..want };
         let line = hello.replace(" can=signed", field);

@@ -30,7 +30,8 @@ pub const CARD: u64 = LAYOUT.root_start * SECTOR + ROOT;
 /// The room for the root filesystem on it, in bytes.
 pub const ROOT: u64 = 64 << 20;
 
-const LAYOUT: Layout = Layout {
+/// Where the partitions lie on it.
+pub const LAYOUT: Layout = Layout {
     disk_id: 0x1234_5678,
     boot_start: 2048,
     boot_sectors: 4096,

@@ -1,6 +1,8 @@
 //! Writing tar archives by hand, also such as no archiver would write.
 
+use std::fs::File;
 use std::io::Write;
+use std::path::{Path, PathBuf};
 
 /// A tar archive in the making.
 #[derive(Debug, Clone, Default)]
@@ -110,6 +112,29 @@ impl Tar {
         file.write_all(&packed).expect("writing");
         file
     }
+}
+
+/// An archive of 768 MiB in files of which each is whole soon: a server makes its image for a while.
+///
+/// # Panics
+/// If it cannot be written.
+#[must_use]
+pub fn slow(folder: &Path) -> PathBuf {
+    let path = folder.join("slow.tar.zst");
+    let mut packed = zstd::Encoder::new(File::create(&path).expect("a file"), 1).expect("packing");
+    let mut put = |tar: &Tar| packed.write_all(&tar.0).expect("writing");
+    let mut tar = Tar::new();
+    for folder in ["etc/", "sbin/"] {
+        tar.entry(folder.as_bytes(), b'5', b"");
+    }
+    put(tar.file(b"sbin/init", b"#!/bin/sh\n"));
+    let content = vec![b'x'; 8 << 20];
+    for number in 0..96 {
+        put(Tar::new().file(format!("etc/{number}").as_bytes(), &content));
+    }
+    packed.write_all(&[0; 1024]).expect("writing");
+    packed.finish().expect("writing");
+    path
 }
 
 /// A packed archive of one file of so many bytes that no packer makes smaller.

@@ -115,6 +115,8 @@ impl Agent {
 
     /// Takes one line and says what to do. A block is carried out at its `EOM`, except for
     /// what ends nothing (the date, the addresses).
+    // As a part of the driver it is larger: what it knows then has no registers left.
+    #[inline(never)]
     pub fn handle<'a>(&'a mut self, line: &'a [u8]) -> Step<'a> {
         let line = line.trim_ascii();
         if line == END {

@@ -159,18 +159,17 @@ impl Date {
     pub fn parse(line: &[u8]) -> Option<Self> {
         let stamp = text::after(line.trim_ascii(), b"busybox date -s ")?;
         let [digits @ .., b'.', _, _] = stamp else { return None };
-        // Two digits, or four: they fit.
-        let pair = |at: usize| text::parse(stamp.get(at..at + 2)?).map(|n| n as u8);
-        let year = text::parse(digits.get(..4)?)? as u16;
         if digits.len() != 12 {
             return None;
         }
-        let mut pairs = [4, 6, 8, 10, 13];
+        let mut pairs = [0, 2, 4, 6, 8, 10, 13];
         for place in &mut pairs {
-            *place = pair((*place).into())?;
+            let at = usize::from(*place);
+            // Two digits: they fit.
+            *place = text::parse(stamp.get(at..at + 2)?)? as u8;
         }
-        let [month, day, hour, minute, second] = pairs;
-        Self::new(year, month, day, hour, minute, second)
+        let [century, year, month, day, hour, minute, second] = pairs;
+        Self::new(u16::from(century) * 100 + u16::from(year), month, day, hour, minute, second)
     }
 
     /// Seconds since 1970-01-01T00:00:00 of the same clock (whatever its zone).

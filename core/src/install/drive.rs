@@ -258,7 +258,7 @@ impl<'a> Line<'a> {
             Self::Addresses => pi.addresses(to),
             Self::Sorry(line) => {
                 to.text("Sorry don't know how to do ");
-                line.iter().take(TEXT_MAX).for_each(|byte| to.put(*byte));
+                to.put_all(line.get(..TEXT_MAX).unwrap_or(line));
             }
         }
         to.byte(b'\n')

@@ -217,6 +217,25 @@ mod tests {
         }
     }
 
+    /// A proof in a file is written again in its place: only its first sector changes, which a disk writes at once.
+    #[test]
+    fn the_longest_proof_in_a_file_is_one_sector() {
+        let personal = Some(Hash([0xff; 32]));
+        let proof = Proof {
+            image: Hash([0xff; 32]),
+            path: Way::Archive,
+            agent: "x".repeat(64),
+            time: u64::MAX,
+            installation: Some(Installation(u64::MAX)),
+            counter: u64::MAX,
+            personal,
+            disk: None,
+        };
+        let block = proof.encode();
+        assert_eq!(Proof::parse(&block), Some(proof));
+        assert!(block[512..].iter().all(|byte| *byte == b'\n'));
+    }
+
     #[test]
     fn a_torn_or_empty_block_is_no_proof() {
         let block = Proof::now(Hash([7; 32]), Way::Image, More::default()).encode();

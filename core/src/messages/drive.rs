@@ -110,6 +110,15 @@ impl<T, C> defmt::Format for MessageStream<'_, T, C> {
     }
 }
 
+/// What the link says to what was read and is not used yet.
+fn next_step<'b>(link: &mut Link, buf: &'b [u8], unused: &mut Range<usize>) -> Step<'b> {
+    let mut input = buf.get(unused.clone()).unwrap_or_default();
+    let before = input.len();
+    let step = link.handle(&mut input);
+    unused.start += before - input.len();
+    step
+}
+
 /// Where the driver stopped.
 enum Stop {
     /// More must be read.
@@ -150,11 +159,7 @@ impl<'b, T: Read + Write, C: Timer> MessageStream<'b, T, C> {
         put(&mut frames.io, &[GO]).await?;
         frames.io.flush().await?;
         loop {
-            let mut input = frames.buf.get(frames.unused.clone()).unwrap_or_default();
-            let before = input.len();
-            let step = frames.link.handle(&mut input);
-            frames.unused.start += before - input.len();
-            match step {
+            match next_step(&mut frames.link, frames.buf, &mut frames.unused) {
                 Step::Greeted => return Ok(frames),
                 Step::Refused(code) => return Err(Error::Peer(PeerError::Refused(code))),
                 _ => frames.fill().await?,
@@ -264,11 +269,7 @@ impl<'b, T: Read + Write, C: Timer> MessageStream<'b, T, C> {
     /// Does what can be done without reading.
     async fn advance(&mut self, inbox: &mut impl MessageSink) -> Result<Stop, Error<T::Error>> {
         loop {
-            let mut input = self.buf.get(self.unused.clone()).unwrap_or_default();
-            let before = input.len();
-            let step = self.link.handle(&mut input);
-            self.unused.start += before - input.len();
-            match step {
+            match next_step(&mut self.link, self.buf, &mut self.unused) {
                 Step::Read => return Ok(Stop::Read),
                 Step::Answer(byte) => {
                     put(&mut self.io, &[byte]).await?;

@@ -73,7 +73,14 @@ impl MessageSink for Last {
 }
 
 impl Last {
-    fn look<T>(&self, look: impl FnOnce(Value<'_>) -> Option<T>) -> Option<T> {
+    fn look<T>(&self, look: impl Fn(Value<'_>) -> Option<T>) -> Option<T> {
+        let mut seen = None;
+        self.show(&mut |value| seen = look(value));
+        seen
+    }
+
+    /// Shows the value that was sent, if it was one. Of no type, so that there is one for all that looks.
+    fn show(&self, to: &mut dyn FnMut(Value<'_>)) {
         let mut slots = [Slot::default(); 16];
         let memory = Memory {
             slots: &mut slots,
@@ -83,7 +90,9 @@ impl Last {
             depth_max: DEPTH_MAX,
             weight_max: 16,
         };
-        postcard::decode(&self.bytes, memory).ok().filter(|_| !self.too_long).and_then(look)
+        if let (Ok(value), false) = (postcard::decode(&self.bytes, memory), self.too_long) {
+            to(value);
+        }
     }
 }
 

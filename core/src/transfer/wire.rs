@@ -162,41 +162,15 @@ impl Message<'_> {
         buf.fill(0);
         let mut out = Out { buf, len: 0 };
         match self {
-            Self::Request(operation, name) => {
-                out.put(&[operation.byte()]);
-                out.put(name.as_str().as_bytes());
-                out.len = REQUEST_LEN;
-            }
-            Self::Probe => {
-                out.put(&[Operation::Probe.byte()]);
-                out.put(PROBE);
-                out.len = REQUEST_LEN;
-            }
+            Self::Request(operation, name) => out.request(*operation, name.as_str().as_bytes()),
+            Self::Probe => out.request(Operation::Probe, PROBE),
             Self::Status(status) => out.put(&[status.byte()]),
-            Self::Offer(status, size) => {
-                out.put(&[status.byte()]);
-                out.put(&size.to_be_bytes());
-            }
             Self::Size(size) => out.put(&size.to_be_bytes()),
-            Self::Have(have, hash) => {
-                out.put(b"D");
-                out.put(&have.to_be_bytes());
-                out.put(&hash.0);
-            }
-            Self::Want(size) => {
-                out.put(b"U");
-                out.put(&size.to_be_bytes());
-            }
-            Self::From(status, size, start) => {
-                out.put(&[status.byte()]);
-                out.put(&size.to_be_bytes());
-                out.put(&start.to_be_bytes());
-            }
-            Self::Partial(status, have, hash) => {
-                out.put(&[status.byte()]);
-                out.put(&have.to_be_bytes());
-                out.put(&hash.0);
-            }
+            Self::Offer(status, size) => out.number(status.byte(), *size, &[]),
+            Self::Have(have, hash) => out.number(b'D', *have, &hash.0),
+            Self::Want(size) => out.number(b'U', *size, &[]),
+            Self::From(status, size, start) => out.number(status.byte(), *size, &start.to_be_bytes()),
+            Self::Partial(status, have, hash) => out.number(status.byte(), *have, &hash.0),
         }
         let Out { buf, len } = out;
         buf.get(..len).unwrap_or_default()
@@ -209,6 +183,20 @@ struct Out<'b> {
 }
 
 impl Out<'_> {
+    /// A byte, a name, and zeros to the end.
+    fn request(&mut self, operation: Operation, name: &[u8]) {
+        self.put(&[operation.byte()]);
+        self.put(name);
+        self.len = REQUEST_LEN;
+    }
+
+    /// A byte, a number, and what follows it.
+    fn number(&mut self, first: u8, number: u64, rest: &[u8]) {
+        self.put(&[first]);
+        self.put(&number.to_be_bytes());
+        self.put(rest);
+    }
+
     fn put(&mut self, bytes: &[u8]) {
         for (to, from) in self.buf.iter_mut().skip(self.len).zip(bytes) {
             *to = *from;

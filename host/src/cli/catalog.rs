@@ -15,7 +15,7 @@ use piman_core::install::manifest::{self, ALL_SIZES, Draft, Manifest};
 use super::disk_report::report;
 use super::image_about::{AboutArgs, described};
 use crate::cli::state_arg::{DevicesArgs, StateFolder};
-use crate::images::boot_from::boot_of;
+use crate::images::boot_from::{self, boot_of};
 use crate::images::disk_image::{self, DiskImage};
 use crate::images::ext4::{Error, Images, Progress};
 use crate::images::fitness::Finding;
@@ -146,6 +146,10 @@ pub fn add(args: &AddArgs) -> anyhow::Result<String> {
         let hint = if form.is_container() && no_init { NO_INIT_IN_CONTAINER } else { "" };
         bail!("{shown} is not fit for a Pi: {unfit}{hint}. Nothing was added; --force takes it as it is");
     }
+    let about = About::from(&args.about);
+    if let Some(reason) = boot_from::refusal(&content, &about, 0) {
+        bail!("{shown}: {reason}. Nothing was added");
+    }
     let first = state.catalogue()?.images.is_empty() && args.whom.is_empty();
     let seconds = began.elapsed().as_secs_f64();
     let mut out = match form {
@@ -161,9 +165,13 @@ pub fn add(args: &AddArgs) -> anyhow::Result<String> {
             content.id,
         ),
     };
-    let about = About::from(&args.about);
     out.push_str(&described(&content, &about));
-    state.edit(&Edit::Add { name: name.clone(), path: path.clone(), takes_unfit: args.force, about })?;
+    state.edit(&Edit::Add {
+        name: name.clone(),
+        path: path.clone(),
+        takes_unfit: args.force,
+        about: about.clone(),
+    })?;
     if let Some(kept) = kept {
         kept.keep()?;
         // Writing to a string does not fail.
@@ -175,7 +183,8 @@ pub fn add(args: &AddArgs) -> anyhow::Result<String> {
     }
     // One of this name may have been a copy, too.
     sweep(&folder, &state)?;
-    let findings = content.fitness.findings.iter().map(ToString::to_string);
+    let from = boot_of(&content, &about).0;
+    let findings = content.fitness.findings_for(from, content.is_disk()).map(ToString::to_string);
     for finding in notes.into_iter().chain(findings) {
         // Writing to a string does not fail.
         let _ = writeln!(out, "warning: {finding}");

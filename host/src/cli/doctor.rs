@@ -12,6 +12,7 @@ use anyhow::{Context, bail};
 use rustix::process::{Resource, getrlimit};
 
 use crate::config::{Options, Settings, check, state_folder};
+use crate::images::boot_from::boot_of;
 use crate::images::disk_image;
 use crate::images::fitness::{Finding, Fitness, Severity};
 use crate::images::source::{Inspected, inspect};
@@ -118,8 +119,10 @@ pub fn examine(options: Options) -> Checkup {
     match &settings.rootfs {
         Some(path) => {
             let fitness = archive(&mut checkup, path);
-            systems
-                .extend(fitness.map(|fitness| (path.display().to_string(), settings.allow_unfit, fitness)));
+            systems.extend(fitness.map(|fitness| {
+                let findings = fitness.findings_for(fitness.system.boot.from(), false).cloned().collect();
+                (path.display().to_string(), settings.allow_unfit, Fitness { findings, ..fitness })
+            }));
         }
         None if install => {
             checkup.note(Health::Good, "archive", "the images of `piman image list` are installed");
@@ -152,7 +155,14 @@ type System = (String, bool, Fitness);
 fn images(state: &Path) -> Result<Vec<System>, StateError> {
     let state = Sqlite::command(state)?;
     let known = |image: Registered| {
-        let fitness = state.known(&image.path)?.map_or_else(Fitness::default, |(_, content)| content.fitness);
+        let fitness = match state.known(&image.path)? {
+            Some((_, content)) => {
+                let from = boot_of(&content, &image.about).0;
+                let findings = content.fitness.findings_for(from, content.is_disk()).cloned().collect();
+                Fitness { findings, ..content.fitness }
+            }
+            None => Fitness::default(),
+        };
         Ok((image.name, image.takes_unfit, fitness))
     };
     state.catalogue()?.images.into_iter().map(known).collect()

@@ -51,7 +51,7 @@ fn boot_size(text: &str) -> Result<u64, String> {
 /// Of what kind an image is and from what it boots, as a line.
 pub(super) fn described(content: &Content, about: &About) -> String {
     let system = &content.fitness.system;
-    let Boot { missing, not_for, .. } = &system.boot;
+    let Boot { missing, not_for, not_copied, .. } = &system.boot;
     let (from, partition) = boot_of(content, about);
     let mut text = format!("kind: {}; boots from the {from}", system.kind);
     match from {
@@ -59,7 +59,11 @@ pub(super) fn described(content: &Content, about: &About) -> String {
             text += &format!(", with a boot partition of {}", bytes(partition))
         }
         BootFrom::Card => {}
-        BootFrom::Network if missing.is_empty() => {}
+        BootFrom::Network if missing.is_empty() && not_copied.is_empty() => {}
+        BootFrom::Network if missing.is_empty() => {
+            text +=
+                &format!(", at every boot: its boot files cannot be copied to a boot partition: {not_copied}")
+        }
         BootFrom::Network => text += &format!(", at every boot: it has no {}", missing.join(", no ")),
     }
     if from == BootFrom::Card && !content.is_disk() {

@@ -298,7 +298,8 @@ impl Source {
     ) {
         match verdict {
             Ok(facts) => {
-                for finding in &facts.fitness.findings {
+                let from = facts.fitness.system.boot.from();
+                for finding in facts.fitness.findings_for(from, facts.is_disk()) {
                     tracing::warn!("{}: {finding}", self.path.display());
                 }
                 match self.refusal(facts) {

@@ -14,6 +14,7 @@ use piman_core::install::{
 };
 use piman_core::text::is_shown;
 use tokio::net::TcpStream;
+use tokio::task::block_in_place;
 use tokio::time::Instant;
 
 use crate::images::boot_from::boot_of;
@@ -286,9 +287,23 @@ impl<'a> ControlConnection<'a> {
         self.happened("disk", text, change);
     }
 
-    /// Its profile was applied to what was on its card.
-    fn personalised(&mut self) {
-        self.service.recorder.personalised(&self.pi(), self.rendered_ms());
+    /// It says that its card is whole, on a connection on which nothing was decided, or that it was installed.
+    fn committed(&mut self, id: Hash, number: Option<Installation>) {
+        let pi = self.pi();
+        let ordered = |number| block_in_place(|| self.service.recorder.personal_ordered_ms(&pi, number));
+        match number.map(ordered).transpose().map(Option::flatten) {
+            Ok(Some(ordered_ms)) => self.personalised(ordered_ms),
+            Ok(None) => self.installed(id, number),
+            // It says so again when it asks next.
+            Err(e) => {
+                self.alert("what it has done is not recorded", &format!("reading what is ordered: {e}"))
+            }
+        }
+    }
+
+    /// What was ordered until then is done: its profile was applied to what was on its card.
+    fn personalised(&mut self, until_ms: u64) {
+        self.service.recorder.personalised(&self.pi(), until_ms);
         let change = Change { stage: Some("personalised".into()), error: Some(None), ..self.change() };
         self.happened("personalised", "its profile is applied, as ordered".into(), change);
     }
@@ -373,8 +388,8 @@ impl InstallPolicy for ControlConnection<'_> {
                     self.service.recorder.news(change);
                 }
             }
-            Event::Committed { .. } if self.is_applied() => self.personalised(),
-            Event::Committed { id, installation } => self.installed(id, installation),
+            Event::Committed { .. } if self.is_applied() => self.personalised(self.rendered_ms()),
+            Event::Committed { id, installation } => self.committed(id, installation),
             Event::Failed { stage: at, text } => self.failed(at, text),
             Event::Formatted => {
                 self.last_identity.end();

@@ -11,7 +11,7 @@ use piman_core::install::{Found, ImageOffer, Installation, More, Offer, Plan, Qu
 
 use super::control::{ControlConnection, Own};
 use super::personal::Refusal;
-use crate::images::boot_from::taken_by_boot;
+use crate::images::boot_from::{self, room_beside};
 use crate::images::build_queue::{Availability, too_small};
 use crate::images::ext4::GROWS_TO;
 use crate::images::personalise::Occasion;
@@ -23,7 +23,7 @@ use crate::state::decision::{Action, Policy};
 use crate::state::{Identity, Listed, OpenOrder};
 
 /// After how many seconds a Pi should ask again while its image is being prepared.
-const ASK_AGAIN: u16 = 2;
+const ASK_AGAIN: u16 = 1;
 /// The same while somebody has to see to it.
 const ASK_MUCH_LATER: u16 = 30;
 /// The same while somebody has to decide, who then wants to see it begin.
@@ -108,13 +108,6 @@ impl Case<'_> {
     }
 }
 
-/// What a Pi would get.
-struct Available {
-    archive: Arc<Archive>,
-    id: Hash,
-    image: Option<ImageOffer>,
-}
-
 impl ControlConnection<'_> {
     /// Decides for one report.
     pub(super) fn decide_once(&mut self, question: &Question) -> Plan {
@@ -190,8 +183,8 @@ impl ControlConnection<'_> {
             Ok(wanted) => wanted,
             Err(refusal) => return self.without_profile(question, refusal),
         };
-        let Available { archive, id, image } = match self.available(question) {
-            Ok(Some(available)) => available,
+        let (archive, id) = match self.meant(question) {
+            Ok(Some(meant)) => meant,
             Ok(None) => return self.claim(question, policy).unwrap_or(Plan::Format(None)),
             Err(plan) => return *plan,
         };
@@ -203,10 +196,20 @@ impl ControlConnection<'_> {
                 "the archive is not known any more",
             );
         };
+        // Before anything is made for it that it could not get.
+        if self.boot_bytes(&content) > 0
+            && let Some(reason) = boot_from::refusal(&content, &self.own().about, 0)
+        {
+            return self.impossible(question, "nothing can be installed", &reason);
+        }
         let checked = wanted.as_ref().map_or(Ok(()), |w| self.check(w, &content, Occasion::Install));
         if let Err(refusal) = checked {
             return self.without_profile(question, refusal);
         }
+        let image = match self.available(question, &archive, id) {
+            Ok(image) => image,
+            Err(plan) => return *plan,
+        };
         if let Some(plan) = self.claim(question, policy) {
             return plan;
         }
@@ -253,12 +256,12 @@ impl ControlConnection<'_> {
     /// The room for a root filesystem on its card with this image, in bytes; 0: it does not say.
     fn root_bytes(&self, archive: &Archive) -> u64 {
         let boot = archive.facts().map_or(0, |content| self.boot_bytes(content));
-        self.said.as_ref().map_or(0, |said| said.root_bytes.saturating_sub(taken_by_boot(boot)))
+        self.said.as_ref().map_or(0, |said| room_beside(boot, said.disk_bytes, said.root_bytes))
     }
 
     /// What it would get. `None`: an old Pi without a system, whose download waits for a good archive. An error is
     /// the plan as long as there is nothing.
-    fn available(&mut self, question: &Question) -> Result<Option<Available>, Box<Plan>> {
+    fn meant(&mut self, question: &Question) -> Result<Option<(Arc<Archive>, Hash)>, Box<Plan>> {
         let old_and_empty = !question.hello && !question.installed;
         let source = match self.service.catalog.meant_for(&self.pi()) {
             Ok(source) => source,
@@ -287,13 +290,21 @@ impl ControlConnection<'_> {
                 return Err(Box::new(without_state(question)));
             }
         }
-        match self.prepare(&archive, id) {
-            Availability::Ready(image) => Ok(Some(Available { archive, id, image: Some(image) })),
-            Availability::Archive => Ok(Some(Available { archive, id, image: None })),
+        Ok(Some((archive, id)))
+    }
+
+    /// The image that it would get, if that is not the archive itself. An error is the plan as long as there is none.
+    fn available(
+        &mut self,
+        question: &Question,
+        archive: &Arc<Archive>,
+        id: Hash,
+    ) -> Result<Option<ImageOffer>, Box<Plan>> {
+        match self.prepare(archive, id) {
+            Availability::Ready(image) => Ok(Some(image)),
+            Availability::Archive => Ok(None),
             // Who has something to lose waits until there is a whole image.
-            Availability::Begun(image, _) if !question.installed && self.is_early() => {
-                Ok(Some(Available { archive, id, image: Some(image) }))
-            }
+            Availability::Begun(image, _) if !question.installed && self.is_early() => Ok(Some(image)),
             Availability::Making(percent) | Availability::Begun(_, percent) => {
                 Err(Box::new(Plan::Wait { seconds: ASK_AGAIN, percent }))
             }

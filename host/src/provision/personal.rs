@@ -5,6 +5,7 @@ use piman_core::install::{BootPersonal, Installation, Personal, Plan};
 use tokio::task::block_in_place;
 
 use super::control::ControlConnection;
+use crate::images::boot_from;
 use crate::images::fitness::BootFrom;
 use crate::images::personalise::profile::Profile;
 use crate::images::personalise::template::Facts;
@@ -83,6 +84,12 @@ impl ControlConnection<'_> {
         occasion: Occasion,
     ) -> Result<(), Refusal> {
         let rendered = self.render(wanted, content, occasion, Installation(0))?;
+        if occasion == Occasion::Install {
+            let more = rendered.boot_bytes();
+            if let Some(reason) = boot_from::refusal(content, &self.own().about, more) {
+                return Err(Refusal::Reason(reason));
+            }
+        }
         if let Some(name) = &rendered.hostname {
             let pi = self.pi();
             let other = block_in_place(|| self.service.recorder.give_host_name(&pi, name))?;

@@ -237,6 +237,25 @@ impl Recorder {
         self.state.begin_personal(pi, new_number())
     }
 
+    /// When it was ordered that a profile is applied to this Pi's card as this installation, in milliseconds since 1970;
+    /// `None`: it was not, so this is an installation of an image.
+    ///
+    /// # Errors
+    /// [`StateError`] if the state cannot be read.
+    pub fn personal_ordered_ms(
+        &self,
+        pi: &Identity,
+        number: Installation,
+    ) -> Result<Option<u64>, StateError> {
+        let number = number.to_string();
+        let names = [pi.serial.as_deref(), pi.mac.as_deref(), Some(&*pi.address.to_string())];
+        let orders = self.state.personal_orders()?.into_iter();
+        let of_it = orders.filter(|order| {
+            order.installation.as_deref() == Some(&*number) && names.contains(&Some(&*order.name))
+        });
+        Ok(of_it.map(|order| order.ordered_ms).max())
+    }
+
     /// A profile as it was at this moment was applied: so is what had been ordered before.
     pub fn personalised(&self, pi: &Identity, rendered_ms: u64) {
         let mut notes = lock(&self.notes);

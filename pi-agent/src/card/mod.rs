@@ -8,6 +8,7 @@
 //! | [`mount`] | the root filesystem where it is mounted |
 //! | [`inspect`] | the proof of a finished installation, and the check for it |
 //! | `whole_disk` | the same for the image of a whole disk, whose proof lies before its first partition |
+//! | `replace_proof` | another proof in the place of that one |
 //! | [`ext4`](piman_core::hosted::ext4) | empty filesystems without mounting |
 //! | `fat` | the filesystem that the firmware boots from, read and written without the kernel |
 //! | `random`, `identifier` | identifiers by chance, and as text |
@@ -23,6 +24,7 @@ pub(crate) mod identifier;
 pub mod inspect;
 pub mod mount;
 pub(crate) mod random;
+pub(crate) mod replace_proof;
 pub(crate) mod root_files;
 pub mod root_path;
 pub(crate) mod scratch_dir;

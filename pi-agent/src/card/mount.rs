@@ -117,8 +117,8 @@ impl Mounted {
     /// Writes the proof into the file that [`Self::begin`] has made. Everything else must be on
     /// the medium already.
     ///
-    /// It is one block, and no name changes: the file is empty or whole, whenever this is broken
-    /// off, and the root directory keeps the time that the archive gave it.
+    /// It is one block of which one sector changes, and no name does: the file is empty or whole, whenever this is
+    /// broken off, and the root directory keeps the time that the archive gave it.
     ///
     /// # Errors
     /// If it cannot be written.

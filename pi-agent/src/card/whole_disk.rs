@@ -7,9 +7,7 @@
 //! since has others.
 
 use std::fs::File;
-use std::os::unix::fs::FileExt;
 
-use anyhow::{Context, anyhow};
 use piman_core::install::receipt::{DiskMarks, GAP_MAX, PARTS_MAX, PartMark, Proof, SIZE};
 
 use super::content::filesystem::{detect, is_ext};
@@ -22,6 +20,8 @@ use super::disk::{RootArea, is_root_withheld, sector_bytes};
 const LASTING: [&str; 8] = ["ext2", "ext3", "ext4", "vfat", "btrfs", "xfs", "f2fs", "exfat"];
 /// How much is read at once, in bytes.
 const PIECE: u64 = 1 << 20;
+/// So many proofs are looked for.
+const PROOFS_MAX: usize = 16;
 
 /// The image of a whole disk that was found on a card.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,31 +53,26 @@ pub(crate) fn find(disk: &File, bytes: u64) -> Result<Option<WholeDisk>, Unreada
     Ok(Some(WholeDisk { proof, root }))
 }
 
-/// Where a proof lies in the gap, in bytes, whatever it is bound to. While an installation is under way nothing says where
-/// the gap was.
+/// Where proofs lie in the gap, in bytes, the last one first, whatever they are bound to: there are two while one is being
+/// replaced. While an installation is under way nothing says where the gap was.
 ///
 /// # Errors
 /// If the disk cannot be read.
-pub(crate) fn proof_at(disk: &File, bytes: u64) -> Result<Option<u64>, Unreadable> {
+pub(crate) fn proofs_at(disk: &File, bytes: u64) -> Result<Vec<u64>, Unreadable> {
     let source = DiskSource { file: disk, bytes, sector: sector_bytes(disk) };
     let whole = Region::whole(&source);
-    let found = match is_root_withheld(disk) {
-        true => last_proof(&whole, GAP_MAX)?,
-        false => proof_in_gap(&whole, &table::read(&whole)?)?,
+    let mut end = match is_root_withheld(disk) {
+        true => GAP_MAX,
+        false => table::read(&whole)?.parts.iter().map(|part| part.offset).min().unwrap_or(0),
     };
-    Ok(found.map(|(at, _)| at))
-}
-
-/// Writes another proof in place of the one that is there.
-///
-/// # Errors
-/// If the disk has no proof, or cannot be read or written.
-pub(crate) fn replace_proof(disk: &File, bytes: u64, proof: &Proof) -> anyhow::Result<()> {
-    let at = proof_at(disk, bytes)
-        .map_err(|wrong| anyhow!("{wrong}"))?
-        .context("the disk has no proof of an installation")?;
-    disk.write_all_at(&proof.encode(), at)?;
-    Ok(disk.sync_data()?)
+    let mut found = Vec::new();
+    while found.len() < PROOFS_MAX
+        && let Some((at, _)) = last_proof(&whole, end)?
+    {
+        found.push(at);
+        end = at;
+    }
+    Ok(found)
 }
 
 /// Whether a proof may lie there, on a disk with this table: where it is looked for, and nothing else is.
@@ -128,7 +123,7 @@ fn proof_in_gap(whole: &Region<'_>, table: &Table) -> Result<Option<(u64, Proof)
 }
 
 /// The last block before `end` that is one.
-fn last_proof(whole: &Region<'_>, end: u64) -> Result<Option<(u64, Proof)>, Unreadable> {
+pub(super) fn last_proof(whole: &Region<'_>, end: u64) -> Result<Option<(u64, Proof)>, Unreadable> {
     let end = end.min(whole.length()) / SIZE as u64 * SIZE as u64;
     let mut piece = vec![0; usize::try_from(PIECE).unwrap_or(0)];
     let mut upper = end;

@@ -24,6 +24,8 @@ pub struct Machine {
     pub old_server: bool,
     /// Why the server has this Pi wait, which is said once.
     pub reason: String,
+    /// Whether the last answer had that reason: without one the server is making what is to be installed.
+    pub has_reason: bool,
 }
 
 impl Machine {
@@ -36,11 +38,16 @@ impl Machine {
     /// What is said from time to time while the server has this Pi wait.
     #[must_use]
     pub fn reminder(&self, percent: u8) -> String {
-        if self.reason.is_empty() {
-            format!("the server is still not ready ({percent} %)")
-        } else {
-            "the server still has this Pi wait, for the reason above".into()
+        match self.waits_for() {
+            None => format!("the server is still not ready ({percent} %)"),
+            Some(_) => "the server still has this Pi wait, for the reason above".into(),
         }
+    }
+
+    /// Why the server has this Pi wait, if it said so in its last answer.
+    #[must_use]
+    pub fn waits_for(&self) -> Option<&str> {
+        (self.has_reason && !self.reason.is_empty()).then_some(&self.reason)
     }
 
     /// Sets the clock, if it may be set. No time-out here counts by this clock.
@@ -96,6 +103,7 @@ impl drive::Pi for Machine {
     fn waits(&mut self, reason: &[u8]) {
         let reason = String::from_utf8_lossy(reason);
         let reason: String = reason.chars().map(|c| if c.is_control() { '?' } else { c }).collect();
+        self.has_reason = true;
         if reason != self.reason {
             log::warn!("the server has this Pi wait: {reason}");
             self.reason = reason;

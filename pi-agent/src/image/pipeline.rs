@@ -39,8 +39,6 @@ pub(super) struct Pipeline<'a, M> {
     link: &'a Link,
     progress: &'a Progress,
     threads: usize,
-    /// Whether the card is compared first.
-    holds: bool,
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -71,7 +69,6 @@ struct State {
 pub(super) struct Handover {
     state: State,
     chunks: u32,
-    holds: bool,
 }
 
 /// A chunk whose connection broke.
@@ -108,22 +105,21 @@ impl<'a, M: Medium> Pipeline<'a, M> {
             link,
             progress: order.progress,
             threads,
-            holds: false,
             state: Mutex::default(),
             changed: Condvar::new(),
         };
-        let (mut state, first, holds) = match before {
-            Some(Handover { state, chunks, holds }) => {
+        let (mut state, first) = match before {
+            Some(Handover { state, chunks }) => {
                 order.progress.set_total(header.stored_bytes);
-                (state, chunks, holds)
+                (state, chunks)
             }
             None => {
                 order.progress.begin(Stage::Transfer, header.stored_bytes);
                 let free = (0..threads + SPARE).map(|_| Aligned::new(CHUNK_MAX as usize)).collect();
-                (State { free, ..State::default() }, 0, pipeline.probe())
+                (State { free, ..State::default() }, 0)
             }
         };
-        if holds {
+        if pipeline.probe(first) {
             state.unknown = first..header.chunks;
             // The first chunk is always fetched: its first block is needed and will be wiped.
             if first == 0 {
@@ -134,7 +130,7 @@ impl<'a, M: Medium> Pipeline<'a, M> {
         }
         state.left = header.chunks - first;
         (state.summary.total_bytes, state.summary.chunks) = (header.total_bytes, header.chunks);
-        (pipeline.state, pipeline.holds) = (Mutex::new(state), holds);
+        pipeline.state = Mutex::new(state);
         pipeline
     }
 
@@ -142,7 +138,7 @@ impl<'a, M: Medium> Pipeline<'a, M> {
     pub(super) fn hand_over(self) -> Handover {
         let chunks = self.table.header().chunks;
         let state = self.state.into_inner().unwrap_or_else(PoisonError::into_inner);
-        Handover { state, chunks, holds: self.holds }
+        Handover { state, chunks }
     }
 
     /// Runs until all chunks are written or something failed.
@@ -475,11 +471,11 @@ impl<'a, M: Medium> Pipeline<'a, M> {
         blake3::hash(bytes).as_bytes() == &entry.hash.0
     }
 
-    /// Whether comparing is worth the reads: some chunks that say something (not zeros, as a
+    /// Whether comparing is worth the reads from this chunk on: some chunks that say something (not zeros, as a
     /// blank card has them too) are there already.
-    fn probe(&self) -> bool {
+    fn probe(&self, first: u32) -> bool {
         let telling = |entry: &Entry| entry.offset > 0 && entry.stored > entry.length / 64;
-        let telling: Vec<Entry> = self.table.iter().filter(telling).collect();
+        let telling: Vec<Entry> = self.table.iter().skip(first as usize).filter(telling).collect();
         let step = telling.len().div_ceil(PROBES as usize).max(1);
         let mut buffer = Aligned::new(CHUNK_MAX as usize);
         let (mut probed, mut equal) = (0, 0);

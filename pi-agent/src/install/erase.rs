@@ -9,7 +9,7 @@ use super::Plan;
 use super::capacity::probe;
 use crate::card::disk::{Begun, Disk, RootArea};
 use crate::card::inspect;
-use crate::card::whole_disk::proof_at;
+use crate::card::whole_disk::proofs_at;
 use crate::failure::{Cause, Failure, OrFail};
 use crate::image::Area;
 use crate::trust;
@@ -32,10 +32,10 @@ pub(super) fn erase_proof(
     let counter = counter.or_fail(Stage::Partition, Cause::Disk, keeping())?;
     // Where the old table has its root filesystem, which may be another place than ours.
     let old = inspect::root(disk.file(), disk.bytes()).filter(|old| old.offset != root.offset);
-    // And the proof of a whole disk's image, which is found by that table.
-    let proof = proof_at(disk.file(), disk.bytes()).unwrap_or_default();
+    // And the proofs of a whole disk's image, which are found by that table.
+    let proofs = proofs_at(disk.file(), disk.bytes()).unwrap_or_default();
     let areas = old.iter().chain([&root]).map(|area| area.offset);
-    let firsts: Vec<u64> = areas.chain(proof).collect();
+    let firsts: Vec<u64> = areas.chain(proofs).collect();
     let mut before = vec![[0; BLOCK]; firsts.len()];
     for (at, block) in firsts.iter().zip(&mut before) {
         if let Err(e) = disk.file().read_exact_at(block, *at) {

@@ -323,10 +323,10 @@ fn decide(
 ) -> Result<(ControlConnection, Decision), Failure> {
     let mut said = None::<(u8, Instant)>;
     loop {
+        machine.has_reason = false;
         match ControlConnection::open(&plan.server, start, machine)? {
             (_, Decision::Wait { seconds, percent }) => {
-                progress.begin(Stage::Prepare, 100);
-                progress.add(percent.min(100).into());
+                progress.wait(percent, machine.waits_for());
                 // What changes is displayed. What does not is said as well: process 1 waits for a sign of life.
                 match said {
                     Some((before, at)) if before == percent && at.elapsed() < REMIND => {}

@@ -10,12 +10,14 @@ use piman_core::install::{BootPersonal, Offer, Personal, Stage};
 
 use super::reporter::Reporter;
 use super::{Outcome, Plan, dial};
+use crate::card::content::filesystem::is_ext;
+use crate::card::content::source::Region;
 use crate::card::content::table::Table;
 use crate::card::disk::{Begun, Disk, Planned, RootArea};
 use crate::card::inspect::{self, Card};
 use crate::card::mount::Mounted;
+use crate::card::replace_proof::replace_proof;
 use crate::card::scratch_dir::ScratchDir;
-use crate::card::whole_disk;
 use crate::failure::{Cause, Failure, OrFail};
 use crate::fetch::{Link, Retry, Source};
 use crate::image::{self, Medium, Pending};
@@ -52,6 +54,21 @@ impl Personality {
             return Err(refusal("to make the card this Pi's own needs root (it mounts a filesystem)"));
         }
         Ok(it)
+    }
+
+    /// Refuses what cannot be done to the image of a whole disk without a root filesystem that is known: asked before
+    /// anything is erased.
+    ///
+    /// # Errors
+    /// [`Cause::Refused`].
+    pub(super) fn check_whole_disk(&self, root: u8) -> Result<(), Failure> {
+        match personalise::needs_root(&self.bundle()?).filter(|_| root == 0) {
+            Some(what) => Err(refusal(&format!(
+                "{what} is for the root filesystem, and the image has none that is known: take it out of the profile of \
+                 this Pi, or use another image"
+            ))),
+            None => Ok(()),
+        }
     }
 
     /// It was read whole when it came.
@@ -126,21 +143,25 @@ impl Personality {
         let bundle = self.bundle()?;
         let place = ScratchDir::scratch()?;
         let root_at = root.map(|area| area.offset);
+        // Another system on the disk, or what one of them mounts, may name the same partitions.
+        let others_mount = !personalise::renews_disk(&bundle)
+            || ext4_areas(planned, table)
+                .filter(|area| Some(area.offset) != root_at)
+                .all(|area| mount(disk, &area, place.path()).is_some());
         let mounted = root.and_then(|area| mount(disk, &area, place.path()).map(|mounted| (mounted, area)));
         let root = mounted.as_ref().map(|(mounted, area)| (mounted.place(), *area));
-        let done = personalise::whole_disk(disk, (planned, table), root, &bundle);
+        let done = personalise::whole_disk(disk, (planned, table), (root, others_mount), &bundle);
         let identifiers = done.or_fail(Stage::Personalise, Cause::Image, WHAT)?;
         match mounted {
             Some((mounted, _)) => unmount(disk, mounted)?,
             None => disk.sync(Stage::Personalise)?,
         }
-        // Another system on the disk, or what one of them mounts, may name the same partitions.
-        for area in identifiers.ext4_areas().filter(|area| Some(area.offset) != root_at) {
-            if let Some(mounted) = mount(disk, &area, place.path()) {
-                let done = identifiers.rewrite_in(disk, mounted.place());
-                done.or_fail(Stage::Personalise, Cause::Image, WHAT)?;
-                unmount(disk, mounted)?;
-            }
+        let others = ext4_areas(planned, table).filter(|area| Some(area.offset) != root_at);
+        for area in others.filter(|_| !identifiers.is_empty()) {
+            let mounted = Mounted::new(&disk.root_node(&area)?, place.path())?;
+            let done = identifiers.rewrite_in(disk, mounted.place());
+            done.or_fail(Stage::Personalise, Cause::Image, WHAT)?;
+            unmount(disk, mounted)?;
         }
         write(disk, &identifiers)?;
         planned.write_rest().or_fail(Stage::Personalise, Cause::Disk, WHAT)
@@ -217,14 +238,16 @@ fn again(plan: &Plan, disk: &Disk, card: &Card, of: BootPersonal, as_root: bool)
         unmount(disk, mounted)?;
     }
     if in_gap {
-        whole_disk::replace_proof(disk.file(), disk.bytes(), &proof).or_fail(
-            Stage::Commit,
-            Cause::Disk,
-            what(),
-        )?;
+        replace_proof(disk.file(), disk.bytes(), &proof).or_fail(Stage::Commit, Cause::Disk, what())?;
     }
     disk.sync(Stage::Commit)?;
     Ok(proof)
+}
+
+/// Where a disk as it will be has ext4 filesystems.
+fn ext4_areas(planned: &Planned<'_>, table: &Table) -> impl Iterator<Item = RootArea> {
+    let areas = table.parts.iter().map(|part| RootArea { offset: part.offset, length: part.length });
+    areas.filter(|area| is_ext(&Region::whole(planned).part(area.offset, area.length)).unwrap_or(false))
 }
 
 /// Mounts what an image brought; one that cannot be mounted may still boot.

@@ -20,7 +20,7 @@ use crate::card::content::table::{self, Part, Table, gpt_headers};
 use crate::card::disk::{Disk, Planned, RootArea};
 use crate::card::mount::Mounted;
 use crate::card::scratch_dir::ScratchDir;
-use crate::card::whole_disk::{is_in_gap, marks, proof_at, root_of};
+use crate::card::whole_disk::{is_in_gap, marks, proofs_at, root_of};
 use crate::failure::{Cause, Failure, OrFail};
 use crate::image::{self, Area, Order, Retry};
 use crate::telemetry::display::size;
@@ -48,6 +48,7 @@ pub(super) fn install(
     let erase = |scope: &Scope| {
         let Scope::Disk(of) = *scope else { return Ok(()) };
         check_sector(disk, of)?;
+        personal.check_whole_disk(of.root)?;
         found = Some(of);
         erase_disk(plan, disk, &area)
     };
@@ -145,7 +146,7 @@ fn erase_disk(plan: &Plan, disk: &Disk, area: &Area<'_>) -> Result<(), Failure> 
         log::warn!("byte 0 of {disk} cannot be read: {e}");
     }
     // Where a proof lies is known by the table that goes now.
-    let proof = proof_at(disk.file(), disk.bytes()).unwrap_or_default();
+    let proofs = proofs_at(disk.file(), disk.bytes()).unwrap_or_default();
     let mut withheld = Mbr::new(0);
     let [_, root, ..] = &mut withheld.partitions;
     *root = Partition::new(LINUX, 8192, 0);
@@ -164,7 +165,7 @@ fn erase_disk(plan: &Plan, disk: &Disk, area: &Area<'_>) -> Result<(), Failure> 
         }
     }
     let wipe = || {
-        if let Some(at) = proof {
+        for at in proofs {
             put(disk, at, &[0; BLOCK as usize])?;
         }
         let source = crate::card::content::source::DiskSource {

@@ -29,7 +29,8 @@ pub(super) fn items(places: &Places<'_>, bundle: &Bundle<'_>) -> anyhow::Result<
     Ok(())
 }
 
-fn name(item: &Item<'_>) -> String {
+/// What carrying out an item is called.
+pub(super) fn name(item: &Item<'_>) -> String {
     let at = |place: Place| if place == Place::Boot { " of the boot partition" } else { "" };
     match item {
         Item::Identity(_) => "making its identity new".into(),

@@ -22,7 +22,7 @@ use std::path::Path;
 
 use anyhow::{Context, ensure};
 use piman_core::install::layout::{Layout, SECTOR};
-use piman_core::install::personal::{Bundle, Item, Renew};
+use piman_core::install::personal::{Bundle, Item, Place, Renew};
 
 use crate::card::content::filesystem::detect;
 use crate::card::content::source::{DiskSource, Region};
@@ -44,6 +44,24 @@ fn renewed(bundle: &Bundle<'_>) -> Renew {
         }
     }
     all
+}
+
+/// Whether a bundle wants new identifiers of the disk, its partitions and filesystems.
+pub(crate) fn renews_disk(bundle: &Bundle<'_>) -> bool {
+    renewed(bundle).disk
+}
+
+/// The first item that can only be carried out in a root filesystem. An identity is made new as far as there is one.
+pub(crate) fn needs_root(bundle: &Bundle<'_>) -> Option<String> {
+    let needs = |item: &Item<'_>| match item {
+        Item::Identity(_) | Item::Word { .. } => false,
+        Item::Folder { place, .. }
+        | Item::File { place, .. }
+        | Item::Remove { place, .. }
+        | Item::Line { place, .. } => *place == Place::Root,
+        Item::Link { .. } | Item::User(_) => true,
+    };
+    bundle.items().find(needs).map(|item| apply::name(&item))
 }
 
 /// Whether there is anything to do in a root filesystem.
@@ -91,22 +109,23 @@ pub(crate) fn own_layout(
 }
 
 /// Makes a card with the image of a whole disk one Pi's own, before its first block and its proof are written. Its root
-/// filesystem is mounted at the place in `root`, if an agent can; what is returned has to be written when it is not any
-/// more.
+/// filesystem is mounted at the place in `root`, if an agent can, and `others_mount` says whether all other ext4 filesystems
+/// can be; what is returned has to be written when it is not any more.
 ///
 /// # Errors
 /// The first thing that cannot be done.
 pub(crate) fn whole_disk(
     disk: &Disk,
     (planned, table): (&mut Planned<'_>, &Table),
-    root: Option<(&Path, RootArea)>,
+    (root, others_mount): (Option<(&Path, RootArea)>, bool),
     bundle: &Bundle<'_>,
 ) -> anyhow::Result<Identifiers> {
     let mut identifiers = Identifiers::default();
     let fats = fats(&Region::whole(planned), table);
     if renewed(bundle).disk {
         // Where text names disks that cannot be changed the system would not find them any more.
-        match root.as_ref().filter(|_| places::are_readable(disk.file(), &fats)) {
+        let all_change = others_mount && places::are_readable(disk.file(), &fats);
+        match root.as_ref().filter(|_| all_change) {
             Some((_, area)) => identifiers.whole_disk(disk.file(), planned, table, area)?,
             None => log::warn!(
                 "{disk} keeps the identifiers of the image: not all that may name them can be changed"

@@ -206,7 +206,10 @@ impl<'d> Places<'d> {
         let mut left = ENTRIES_MAX;
         if let Some(root) = self.root {
             let mut texts: Vec<String> = TEXTS.map(String::from).to_vec();
-            list_root(root, "/boot", DEPTH, &mut left, &mut texts)?;
+            // What is no system may be what one of them mounts at /boot, or elsewhere.
+            let is_system = resolve(root, Path::new("/etc")).is_ok_and(|path| path.is_dir());
+            let folder = if is_system { "/boot" } else { "" };
+            list_root(root, folder, DEPTH, &mut left, &mut texts)?;
             for path in texts {
                 self.change(None, &path, max, change)?;
             }
@@ -266,7 +269,8 @@ fn list_root(
     left: &mut usize,
     texts: &mut Vec<String>,
 ) -> anyhow::Result<()> {
-    let Ok(real) = resolve(root, Path::new(folder)) else { return Ok(()) };
+    let inside = Path::new("/").join(folder.trim_start_matches('/'));
+    let Ok(real) = resolve(root, &inside) else { return Ok(()) };
     if !real.is_dir() {
         return Ok(());
     }

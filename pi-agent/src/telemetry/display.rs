@@ -11,6 +11,9 @@ use piman_core::install::Stage;
 
 use crate::telemetry::progress::{Progress, Snapshot};
 
+/// How much of the reason of a wait a line shows, in characters.
+const REASON_SHOWN: usize = 56;
+
 /// Shows counters until it is dropped.
 #[derive(Debug)]
 pub struct Display {
@@ -30,7 +33,7 @@ impl Display {
             let mut view = View::new(live);
             loop {
                 let last = stopped.recv_timeout(pause) != Err(RecvTimeoutError::Timeout);
-                view.show(progress.snapshot(), last);
+                view.show(progress.snapshot(), &progress.waits_for(), last);
                 if last {
                     return;
                 }
@@ -63,7 +66,7 @@ impl View {
         Self { live, last: None, since: Instant::now(), printed: Instant::now() }
     }
 
-    fn show(&mut self, now: Snapshot, end: bool) {
+    fn show(&mut self, now: Snapshot, waits_for: &str, end: bool) {
         let new_stage = self.last.is_none_or(|l| l.stage != now.stage || l.done > now.done);
         if new_stage {
             if self.live && self.last.is_some() {
@@ -73,7 +76,7 @@ impl View {
         }
         let changed = self.last != Some(now);
         self.last = Some(now);
-        let text = line(&now, self.since.elapsed());
+        let text = line(&now, waits_for, self.since.elapsed());
         let mut err = io::stderr();
         // Nothing is to be done where even standard error is gone.
         let _ = if self.live {
@@ -91,8 +94,14 @@ impl View {
 }
 
 /// `transfer    312.0 MiB of 651.2 MiB  48 %  84.1 MiB/s  4 s left`
-fn line(now: &Snapshot, elapsed: Duration) -> String {
+fn line(now: &Snapshot, waits_for: &str, elapsed: Duration) -> String {
     let mut text = format!("{:<11}", now.stage.word());
+    if now.stage == Stage::Prepare && !waits_for.is_empty() {
+        // All of it was logged; a longer line could not be written over.
+        let shown: String = waits_for.chars().take(REASON_SHOWN).collect();
+        let more = if shown.len() < waits_for.len() { "..." } else { "" };
+        return format!("{text} waiting: {shown}{more}");
+    }
     if now.stage == Stage::Prepare {
         return format!("{text} the server is making the image: {} %", now.done);
     }
@@ -167,11 +176,32 @@ mod tests {
     }
 
     #[test]
+    fn a_wait_says_what_for() {
+        let shown = |percent, reason| {
+            let progress = Progress::new();
+            progress.wait(percent, reason);
+            line(&progress.snapshot(), &progress.waits_for(), Duration::ZERO)
+        };
+        assert_eq!(shown(7, None), "prepare     the server is making the image: 7 %");
+        assert_eq!(shown(0, Some("its group is needed")), "prepare     waiting: its group is needed");
+        let long = shown(0, Some(&"x".repeat(100)));
+        assert!(long.len() < 80 && long.ends_with("xx..."), "{long}");
+        // The next one may have none.
+        let progress = Progress::new();
+        progress.wait(0, Some("a"));
+        progress.wait(3, None);
+        assert_eq!((progress.waits_for(), progress.snapshot().done), (String::new(), 3));
+    }
+
+    #[test]
     fn a_line_says_how_long_it_takes() {
         let now = Snapshot { stage: Stage::Transfer, done: 10 << 20, total: 40 << 20 };
-        let text = line(&now, Duration::from_secs(10));
+        let text = line(&now, "", Duration::from_secs(10));
         assert_eq!(text, "transfer    10.0 MiB of 40.0 MiB  25 %  1.0 MiB/s  30 s left");
         let none = Snapshot { stage: Stage::Commit, done: 0, total: 0 };
-        assert_eq!(line(&none, Duration::from_secs(10)), "commit      writing the proof of the installation");
+        assert_eq!(
+            line(&none, "", Duration::from_secs(10)),
+            "commit      writing the proof of the installation"
+        );
     }
 }

@@ -1,6 +1,7 @@
 //! How far an installation is: counters that the work adds to and displays read.
 
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering::Relaxed};
+use std::sync::{Mutex, PoisonError};
 
 use piman_core::install::Stage;
 
@@ -12,6 +13,8 @@ pub struct Progress {
     stage: AtomicU8,
     done: AtomicU64,
     total: AtomicU64,
+    /// Why the server has this Pi wait.
+    waits_for: Mutex<String>,
 }
 
 /// What the counters said at one moment.
@@ -51,6 +54,23 @@ impl Progress {
     /// It is known better how many bytes there are to do in this stage.
     pub fn set_total(&self, total: u64) {
         self.total.store(total, Relaxed);
+    }
+
+    /// The server has this Pi wait: for this reason, or until what it makes, so many per cent of it now, is there.
+    pub fn wait(&self, percent: u8, reason: Option<&str>) {
+        reason
+            .unwrap_or_default()
+            .clone_into(&mut self.waits_for.lock().unwrap_or_else(PoisonError::into_inner));
+        self.begin(Stage::Prepare, if reason.is_some() { 0 } else { 100 });
+        if reason.is_none() {
+            self.add(percent.min(100).into());
+        }
+    }
+
+    /// Why the server has this Pi wait; empty: it is making what is to be installed.
+    #[must_use]
+    pub fn waits_for(&self) -> String {
+        self.waits_for.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Adds bytes done in this stage.

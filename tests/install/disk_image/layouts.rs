@@ -1,6 +1,6 @@
 //! The layouts of distributions: what is found on them, and that nothing that is used is lost.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, MetadataExt};
 
 use super::Workshop;
@@ -166,17 +166,50 @@ fn a_filesystem_that_contradicts_itself_is_copied_whole() {
     workshop.script("cmp -n 100663296 root <(tail -c +$((90112 * 512 + 1)) card)");
 }
 
-/// Small filesystems have small blocks, which only the kernel reads.
+/// Small filesystems have small blocks.
+#[test]
+#[cfg_attr(lacks = "filesystems", ignore = "needs mkfs.vfat")]
+fn files_are_read_from_blocks_of_every_size() {
+    for (block, more) in
+        [(1024, "-O ^has_journal"), (1024, "-O ^metadata_csum,^64bit -I 128"), (2048, "-O meta_bg")]
+    {
+        let workshop = Workshop::new();
+        let tree = workshop.path("root.d");
+        fs::create_dir_all(tree.join("usr/lib/systemd/system")).unwrap();
+        fs::write(tree.join("usr/lib/systemd/system/ssh.service"), "[Unit]\n").unwrap();
+        // A folder of several blocks.
+        fs::create_dir_all(tree.join("usr/lib/modules/6.6.1/many")).unwrap();
+        (0..300).for_each(|n| {
+            fs::write(tree.join(format!("usr/lib/modules/6.6.1/many/module-{n}.ko")), "x").unwrap()
+        });
+        std::os::unix::fs::symlink("usr/lib", tree.join("lib")).unwrap();
+        workshop.root("root", &format!("-b {block} {more} -L rootfs"), "96M");
+        workshop.boot("boot", "console=tty1");
+        workshop.raspberry("pi.img");
+        let text = workshop.add(&["pi.img"]);
+        assert!(!text.contains("cannot be read here"), "{block} {more}: {text}");
+        let fitness = workshop.kept().1.fitness;
+        assert_eq!((fitness.machine, &*fitness.kernels), (Some(183), &["6.6.1".to_owned()][..]), "{block}");
+        let system = format!("{:?}", fitness.system);
+        assert!(system.contains("Ssh") && system.contains("root: Writable"), "{block} {more}: {system}");
+    }
+}
+
+/// What only the kernel reads.
 #[test]
 #[cfg_attr(lacks = "filesystems", ignore = "needs mkfs.vfat")]
 fn the_only_root_filesystem_that_there_can_be() {
     let workshop = Workshop::new();
-    workshop.root("root", "-b 1024 -L rootfs", "96M");
+    workshop.root("root", "-b 4096 -O inline_data -L rootfs", "96M");
     workshop.boot("boot", "console=tty1");
     workshop.raspberry("pi.img");
     let text = workshop.add(&["pi.img"]);
     assert!(text.contains("the root filesystem is partition 2, which cannot be read here"), "{text}");
-    assert_eq!(workshop.kept().1.root, Some(2));
+    let kept = workshop.kept().1;
+    assert_eq!(kept.root, Some(2));
+    // An agent's kernel writes into it.
+    let access = format!("{:?}", kept.fitness.system.root);
+    assert!(access.starts_with("Unseen") && access.contains("not read here"), "{access}");
     workshop.restored("card");
     workshop.assert_same_files("card", &[("boot", 8192), ("root", 90112)]);
 }

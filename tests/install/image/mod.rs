@@ -29,6 +29,7 @@ use rustix::fs::XattrFlags;
 
 mod archives;
 mod as_gnu_tar;
+mod early; // while the server still makes it
 mod faults;
 mod growth;
 mod sizes;
@@ -95,7 +96,7 @@ fn order<'a>(offer: &'a ImageOffer, archive: Hash, progress: &'a Progress) -> ag
 /// Installs all but what makes it valid.
 fn install_on(server: &FetchServer, image: &Image, medium: &impl Medium) -> Result<Pending, Failure> {
     let progress = Progress::new();
-    let (offer, header) = (image.offer(), image.header());
+    let (offer, header) = (server.offer(image), image.header());
     let pending =
         agent::install(|| server.connect(), &order(&offer, header.archive, &progress), medium, |_| Ok(()))?;
     assert_eq!(progress.snapshot().stage, Stage::Sync);

@@ -162,6 +162,93 @@ fn a_gpt_image_becomes_one_pis_own_and_other_partitions_stay() {
     assert_eq!(text(&other.path().join("etc/fstab")), want);
 }
 
+/// As boards have it that U-Boot boots: `/boot` is an ext4 filesystem of its own.
+fn with_own_boot(workshop: &Workshop) {
+    let boot = workshop.path("own.d");
+    fs::create_dir_all(boot.join("extlinux")).unwrap();
+    let names = "root=PARTUUID=5f5d7a31-02 boot=UUID=22222222-2222-4333-8444-555555555555";
+    for file in ["extlinux/extlinux.conf", "boardEnv.txt"] {
+        fs::write(boot.join(file), format!("append {names} quiet\n")).unwrap();
+    }
+    workshop.script(
+        "mke2fs -q -F -t ext4 -b 4096 -d own.d -U 22222222-2222-4333-8444-555555555555 own 32M >/dev/null",
+    );
+    let table = "label: dos\nlabel-id: 0x5f5d7a31\nstart=8192, size=81920, type=c\n\
+                 start=90112, size=196608, type=83\nstart=286720, size=65536, type=83";
+    workshop.image("pi.img", 180, table, &[("boot", 8192), ("root", 90112), ("own", 286_720)]);
+}
+
+#[test]
+#[cfg_attr(lacks = "root", ignore = "needs root")]
+#[cfg_attr(lacks = "filesystems", ignore = "needs mkfs.vfat")]
+fn a_boot_folder_that_is_a_filesystem_of_its_own_names_what_is_there() {
+    let workshop = Workshop::new();
+    with_own_boot(&workshop);
+    workshop.add(&["pi.img"]);
+    let server = workshop.serve();
+    let amended = Amended::new(&server, more(&disk_items(), 0));
+    let card = workshop.card(300 << 20);
+    installs(&disk_plan(&server, &amended, &card));
+    let (id, uuid) = (disk_id(&card), uuid(&card, 3));
+    assert!(id != 0x5f5d_7a31 && !uuid.starts_with("22222222"), "{id:08x} {uuid}");
+    let own = mounted(&card, 3);
+    for file in ["extlinux/extlinux.conf", "boardEnv.txt"] {
+        let want = format!("append root=PARTUUID={id:08x}-02 boot=UUID={uuid} quiet\n");
+        assert_eq!(text(&own.path().join(file)), want, "{file}");
+    }
+}
+
+#[test]
+#[cfg_attr(lacks = "root", ignore = "needs root")]
+#[cfg_attr(lacks = "filesystems", ignore = "needs mkfs.vfat")]
+fn beside_a_filesystem_that_nobody_can_open_all_identifiers_stay() {
+    let workshop = Workshop::new();
+    with_own_boot(&workshop);
+    // It needs a feature that no kernel has.
+    workshop.script(
+        "printf '\\x80' | dd of=pi.img bs=1 seek=$((286720 * 512 + 1024 + 0x63)) conv=notrunc status=none",
+    );
+    workshop.add(&["pi.img"]);
+    let server = workshop.serve();
+    let amended = Amended::new(&server, more(&disk_items(), 0));
+    let card = workshop.card(300 << 20);
+    installs(&disk_plan(&server, &amended, &card));
+    assert_eq!(disk_id(&card), 0x5f5d_7a31);
+    assert_eq!(uuid(&card, 3), "22222222-2222-4333-8444-555555555555");
+    let root = mounted(&card, 2);
+    assert_eq!(text(&root.path().join("etc/fstab")), "PARTUUID=5f5d7a31-02 / ext4 defaults 0 1\n");
+    assert_eq!(text(&root.path().join("etc/hostname")), "lab-1\n");
+}
+
+/// What an agent can know of the image before it erases anything.
+#[test]
+#[cfg_attr(lacks = "root", ignore = "needs root")]
+#[cfg_attr(lacks = "filesystems", ignore = "needs mkfs.vfat")]
+fn what_is_for_a_root_filesystem_that_is_not_there_costs_no_data() {
+    let workshop = Workshop::new();
+    workshop.image("pi.img", 60, "label: dos\nstart=8192, size=81920, type=c", &[("boot", 8192)]);
+    workshop.add(&["pi.img"]);
+    let server = workshop.serve();
+    let amended = Amended::new(&server, more(&disk_items(), 0));
+    let card = workshop.card(300 << 20);
+    let mark = |at| File::options().write(true).open(&card).unwrap().write_all_at(b"mine", at).unwrap();
+    [0, 4096, 5 << 20].into_iter().for_each(mark);
+    let before = blake3::hash(&fs::read(&card).unwrap());
+    let plan = disk_plan(&server, &amended, &card);
+    let failure = lab::attempt(&plan).unwrap_err().to_string();
+    assert!(failure.contains("writing /etc/hostname is for the root filesystem"), "{failure}");
+    assert!(failure.contains("nothing was changed"), "{failure}");
+    assert_eq!(blake3::hash(&fs::read(&card).unwrap()), before);
+    // What is for the boot partition, and an identity as far as there is one, can be had.
+    let items: Vec<_> = disk_items()
+        .into_iter()
+        .filter(|item| !matches!(item, Item::File { place: Place::Root, .. }))
+        .collect();
+    amended.set(more(&items, 0));
+    installs(&plan);
+    assert_eq!(on_fat(&card, 1, "user-data").unwrap(), b"#cloud-config\n");
+}
+
 /// A FAT whose chain has no end: what need not be written there is done, and what has to be is refused.
 #[test]
 #[cfg_attr(lacks = "root", ignore = "needs root")]

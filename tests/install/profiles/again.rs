@@ -67,6 +67,32 @@ fn an_order_is_done_once_and_until_it_has_succeeded() {
 }
 
 #[test]
+fn a_report_on_another_connection_is_recorded_as_what_it_was() {
+    let lab = Lab::new(&[]);
+    lab.set(&[], "hostname = 'a'");
+    let pi = lab.pi(2, ABLE).installed();
+    lab.done(&["personalise", &pi.serial]);
+    let (told, stream) = pi.personal();
+    // The connection is lost, and the agent makes another to say how it ended.
+    drop(stream);
+    let mut other = pi.connect("control");
+    other.write_all(format!("{}\n", Notice::Hello(pi.hello())).as_bytes()).unwrap();
+    pi.commits(BufReader::new(other), told.installation);
+    wait_until("it is done", || lab.done(&["personalise", "--list"]).contains("completed"));
+    let record = lab.done(&["device", &pi.serial]);
+    assert!(record.contains("its profile is applied, as ordered"), "{record}");
+    assert!(!record.contains("installed: image"), "{record}");
+    pi.boots();
+    // An installation is one on any connection.
+    lab.done(&["reinstall", &pi.serial]);
+    let Told::Decided(Decision::Format(Some(offer))) = pi.ask().0 else { panic!("it has no offer") };
+    let mut other = pi.connect("control");
+    other.write_all(format!("{}\n", Notice::Hello(pi.hello())).as_bytes()).unwrap();
+    pi.commits(BufReader::new(other), offer.more.installation);
+    wait_until("it is done", || lab.done(&["device", &pi.serial]).contains("installed as ordered: image"));
+}
+
+#[test]
 fn an_order_can_be_cancelled_and_an_installation_carries_it_out() {
     let lab = Lab::new(&[]);
     lab.set(&[], "hostname = 'a'");

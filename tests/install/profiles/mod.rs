@@ -2,6 +2,7 @@
 
 mod again; // applied to what is on a card already
 mod commands; // setting, showing, listing; nothing secret is shown
+mod refused; // what no agent could do
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -139,7 +140,7 @@ impl Pi<'_> {
     fn hello(&self) -> Hello<'_> {
         Hello {
             serial: Some(&self.serial),
-            paths: Paths { stream: true, image: false },
+            paths: Paths { stream: true, image: self.can.disk },
             can: self.can,
             card: self.card,
             personal: self.personal,

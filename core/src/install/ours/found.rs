@@ -2,7 +2,7 @@
 
 use core::fmt;
 
-use super::{field, hex16};
+use super::{field, hex_field, hex16};
 use crate::text::{self, Sink, ToText};
 
 /// What is on a disk, as far as it decides whether the disk may be erased. *Cannot be read* is never
@@ -98,7 +98,7 @@ impl Fingerprint {
     }
 
     pub(super) fn field(fields: &[u8], key: &str) -> Option<Self> {
-        hex16(field(fields, key)?).and_then(Self::new)
+        hex_field(fields, key).and_then(Self::new)
     }
 
     /// Writes the key, as ` key=`, and the digits, if there is one.

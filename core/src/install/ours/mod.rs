@@ -9,7 +9,7 @@
 //! | line | from | says |
 //! |---|---|---|
 //! | `hello serial= mac= model= agent= disk= root= card= paths=` | Pi | who it is and what it can do, before its first report |
-//! | ... `rev= cid= installation= can=` | | since revision 1: what the card calls itself, which installation it holds, what else the agent can do |
+//! | ... `rev= cid= installation= can=` | | since revision 1: what the card calls itself, which installation it holds, what else the agent can do (`early`: begin with an image that is still being made, [`Next`](super::table::Next)) |
 //! | `hello rev= seconds= nanos=` | piman | the answer to a greeting with `can=answer`: it understands these lines; and the time in UTC, where the Pi should get it |
 //! | ... `found= print=` | | since revision 2: what is on its disk, and the fingerprint of that |
 //! | `disk text=…` | Pi | since revision 2: what is on its disk, for people; the text goes to the end of the line |
@@ -129,10 +129,15 @@ fn put(to: &mut impl Sink, key: &str, number: u64) {
     text::number(to, number, 0)
 }
 
+/// A field that is exactly 16 hexadecimal digits.
+fn hex_field(fields: &[u8], key: &str) -> Option<u64> {
+    hex16(field(fields, key)?)
+}
+
 /// Reads exactly 16 hexadecimal digits.
 fn hex16(digits: &[u8]) -> Option<u64> {
-    let digits: &[u8; 16] = digits.try_into().ok()?;
-    digits.iter().try_fold(0, |number, d| Some(number << 4 | u64::from(text::nibble(*d)?)))
+    let mut bytes = [0; 8];
+    text::read_hex(&mut bytes, digits).then_some(u64::from_be_bytes(bytes))
 }
 
 /// How piman calls one installation of one Pi, so that its end is known whatever happens on
@@ -149,7 +154,7 @@ impl Installation {
     }
 
     fn field(fields: &[u8]) -> Option<Self> {
-        hex16(field(fields, "installation")?).map(Self)
+        hex_field(fields, "installation").map(Self)
     }
 }
 
@@ -177,13 +182,13 @@ fn put_installation(to: &mut impl Sink, installation: Option<Installation>) {
 /// so many characters.
 fn put_name(to: &mut impl Sink, key: &str, text: Option<&str>, length: usize) {
     to.text(key);
-    let text = text.map_or("", str::trim_ascii);
+    let text = text.unwrap_or_default().as_bytes().trim_ascii();
     if text.is_empty() {
         return to.byte(b'-');
     }
     // Each character by its first byte.
-    for byte in text.bytes().filter(|b| b & 0xC0 != 0x80).take(length) {
-        to.byte(match byte {
+    for byte in text.iter().filter(|b| *b & 0xC0 != 0x80).take(length) {
+        to.byte(match *byte {
             b if b.is_ascii_whitespace() => b'_',
             b if b.is_ascii_graphic() => b,
             _ => b'?',

@@ -79,17 +79,20 @@ impl Offer {
     fn fill(&mut self, fields: &[u8]) -> bool {
         // In a loop, which costs less than a call for each.
         let mut numbers = [0_u64; NUMBERS.len()];
-        for (number, key) in numbers.iter_mut().zip(NUMBERS) {
-            *number = super::number(fields, key).unwrap_or(0);
+        for (at, (number, key)) in numbers.iter_mut().zip(NUMBERS).enumerate() {
+            let max = match at {
+                0..SIZES_AT => u16::MAX.into(),
+                SIZES_AT..COUNTS_AT => u32::MAX.into(),
+                _ => u64::MAX,
+            };
+            *number = super::number(fields, key).filter(|n| *n <= max).unwrap_or(0);
         }
-        let [bytes, rootfs, fetch, table_bytes, chunk_bytes, whole_disk, rev, sums, manifest, more @ ..] =
+        let [rootfs, fetch, rev, table_bytes, sums, manifest, bytes, chunk_bytes, whole_disk, more @ ..] =
             &numbers;
-        let port = |number: &u64| u16::try_from(*number).unwrap_or(0);
-        let size = |number: &u64| u32::try_from(*number).unwrap_or(0);
-        (self.bytes, self.rootfs_port, self.fetch_port) = (*bytes, port(rootfs), port(fetch));
+        (self.bytes, self.rootfs_port, self.fetch_port) = (*bytes, *rootfs as u16, *fetch as u16);
         let image = self.image.insert(ImageOffer {
             table: Hash::default(),
-            table_bytes: size(table_bytes),
+            table_bytes: *table_bytes as u32,
             chunk_bytes: *chunk_bytes,
             whole_disk: *whole_disk == 1,
         });
@@ -98,7 +101,8 @@ impl Offer {
         }
         let place = &mut self.more;
         [place.unpacked_bytes, place.entries, place.counter, place.boot_bytes] = *more;
-        (place.revision, place.sums_chunk, place.manifest_bytes) = (port(rev), size(sums), size(manifest));
+        (place.revision, place.sums_chunk, place.manifest_bytes) =
+            (*rev as u16, *sums as u32, *manifest as u32);
         place.installation = Installation::field(fields);
         place.erase = Fingerprint::field(fields, "erase");
         if !place.personal.insert(Personal::default()).read(fields) {
@@ -108,22 +112,27 @@ impl Offer {
     }
 }
 
-/// The fields that are numbers.
+/// The fields that are numbers: of 16 bits, of 32, of 64. One that is too large counts as missing.
 const NUMBERS: [&str; 13] = [
-    "bytes",
     "rootfs",
     "fetch",
-    "table-bytes",
-    "chunk-bytes",
-    "whole-disk",
     "rev",
+    "table-bytes",
     "sums",
     "manifest-bytes",
+    "bytes",
+    "chunk-bytes",
+    "whole-disk",
     "unpacked",
     "entries",
     "counter",
     "boot-bytes",
 ];
+
+/// Where those of 32 bits begin.
+const SIZES_AT: usize = 3;
+/// Where those of 64 bits begin.
+const COUNTS_AT: usize = 6;
 
 impl ToText for Offer {
     fn write_text(&self, to: &mut impl Sink) {

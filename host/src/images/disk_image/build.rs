@@ -1,13 +1,12 @@
 //! The used blocks of a disk image as chunks, the same for cards of all sizes.
 
 use std::fs::File;
-use std::os::unix::fs::FileExt;
 use std::sync::atomic::Ordering::Relaxed;
 
 use piman_core::hash::Hash;
 use piman_core::install::table::{BLOCK, CHUNKS_MAX, Header, Scope, WholeDisk};
 
-use super::{DiskImage, Growth, joined};
+use super::{DiskImage, Growth, Pieces, joined};
 use crate::images::ext4::pack::{self, Packing};
 use crate::images::ext4::{Built, Error, Order};
 
@@ -63,16 +62,16 @@ pub fn build(order: &Order<'_>) -> Result<Built, Error> {
 /// BLAKE3 of the whole file.
 fn hash(order: &Order<'_>) -> Result<Hash, Error> {
     let file: &File = order.archive;
-    let (mut hasher, mut at, mut buf) = (blake3::Hasher::new(), 0, vec![0; 1 << 20]);
+    let reading = || Error::io("reading the disk image");
+    let (mut hasher, mut pieces) = (blake3::Hasher::new(), Pieces::of(file).map_err(reading())?);
     loop {
         if order.stop.load(Relaxed) {
             return Err(Error::Stopped);
         }
-        let n = file.read_at(&mut buf, at).map_err(Error::io("reading the disk image"))?;
-        if n == 0 {
+        let piece = pieces.next_piece().map_err(reading())?;
+        if piece.is_empty() {
             return Ok(Hash(*hasher.finalize().as_bytes()));
         }
-        hasher.update(buf.get(..n).unwrap_or_default());
-        at += n as u64;
+        hasher.update(piece);
     }
 }

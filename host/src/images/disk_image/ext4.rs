@@ -2,6 +2,7 @@
 //! the caller copies everything.
 
 mod geometry;
+mod volume;
 
 use anyhow::{Context, bail, ensure};
 use mkext4::csum::crc32c_raw;
@@ -9,6 +10,7 @@ use mkext4::csum::crc32c_raw;
 use super::area::{Area, le16, le32};
 use super::ranges::{Ranges, joined};
 use geometry::{Geometry, Metadata};
+pub(super) use volume::{Unread, Volume};
 
 /// The block bitmap of a group is not written: nothing but metadata is used in it.
 const BLOCK_UNINIT: u16 = 2;
@@ -53,11 +55,6 @@ pub(super) fn used(partition: &Area<'_>) -> anyhow::Result<(Vec<(u64, u64)>, u64
         geometry.free
     );
     Ok((used.finish(), geometry.blocks * geometry.block))
-}
-
-/// Whether all its metadata is where it can be, so that a reader may look at its files.
-pub(super) fn is_sound(partition: &Area<'_>) -> bool {
-    Geometry::read(partition).and_then(|geometry| metadata(partition, &geometry)).is_ok()
 }
 
 /// All metadata that has a fixed place, in blocks; no two of them in one place.

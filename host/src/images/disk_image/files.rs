@@ -6,14 +6,13 @@ use std::collections::VecDeque;
 use std::io;
 
 use anyhow::{Context, bail, ensure};
-use mkext4::reader::{FileExtent, Fs};
+use mkext4::reader::FileExtent;
 use mkext4::spec::extent::{self, Extent, ExtentHeader, ExtentIdx};
 use mkext4::spec::inode::FileType;
 use mkext4::spec::{DirentIter, Inode, ROOT_INO};
-use piman_core::hosted::ext4::reader;
 
 use super::area::Area;
-use super::ext4;
+use super::ext4::{Unread, Volume};
 use crate::images::output::Output;
 
 /// As many blocks describe where one file is.
@@ -31,16 +30,15 @@ const BYTES_MAX: u64 = 1 << 30;
 
 /// The files of a filesystem.
 pub(super) struct Files<'f> {
-    fs: Fs<Area<'f>>,
+    fs: Volume<'f>,
     /// How much may still be read.
     left: Cell<u64>,
 }
 
 impl<'f> Files<'f> {
-    /// `None` if it cannot be read here.
-    pub(super) fn open(partition: Area<'f>) -> Option<Self> {
-        let fs = ext4::is_sound(&partition).then(|| reader::open(partition));
-        Some(Self { fs: fs?.ok()?, left: Cell::new(BYTES_MAX) })
+    /// Opens it, or says why it cannot be read here.
+    pub(super) fn open(partition: Area<'f>) -> Result<Self, Unread> {
+        Ok(Self { fs: Volume::open(partition)?, left: Cell::new(BYTES_MAX) })
     }
 
     fn spend(&self, bytes: u64) -> anyhow::Result<()> {
@@ -50,7 +48,7 @@ impl<'f> Files<'f> {
     }
 
     pub(super) fn inode(&self, number: u32) -> anyhow::Result<Inode> {
-        Ok(self.fs.inode(number)?)
+        self.fs.inode(number)
     }
 
     /// Where a file's content is.
@@ -103,7 +101,7 @@ impl<'f> Files<'f> {
     pub(super) fn head(&self, inode: &Inode, most: usize) -> anyhow::Result<Vec<u8>> {
         let length = usize::try_from(inode.size).unwrap_or(most).min(most);
         let mut content = vec![0; length];
-        let read = self.fs.read_file_at(inode, &self.map(inode)?, 0, &mut content)?;
+        let read = self.fs.read_file(inode, &self.map(inode)?, &mut content)?;
         content.truncate(read);
         Ok(content)
     }
@@ -123,10 +121,10 @@ impl<'f> Files<'f> {
         let mut names = Vec::new();
         for extent in self.map(inode)? {
             for block in 0..u64::from(extent.len) {
-                if (u64::from(extent.logical) + block) * super::BLOCK >= inode.size {
+                if (u64::from(extent.logical) + block) * self.fs.block() >= inode.size {
                     break;
                 }
-                let content = self.fs.read_block(extent.physical + block)?;
+                let content = self.fs.read_block(extent.physical.saturating_add(block))?;
                 for entry in DirentIter::new(&content) {
                     let entry = entry?;
                     if !matches!(entry.name, b"." | b"..") {

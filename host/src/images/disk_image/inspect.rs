@@ -6,12 +6,14 @@ use piman_core::archive::{Entry, File, Kind, Time};
 
 use super::Part;
 use super::area::Area;
+use super::boot_files::BootFiles;
+use super::ext4::Unread;
 use super::files::Files;
 use super::filesystem::FilesystemKind;
 use super::system::{System, names};
 use super::table::Table;
 use crate::images::ext4::Error;
-use crate::images::fitness::{self, Evidence, Finding, Fitness, Severity};
+use crate::images::fitness::{self, Evidence, Finding, Fitness, RootAccess, Severity};
 
 fn warning(kind: &str, text: String) -> Finding {
     Finding { severity: Severity::Warning, kind: kind.into(), text }
@@ -79,8 +81,63 @@ pub(super) fn fitness(
         }
     };
     findings.extend(judged.findings);
+    let is_damaged = system.files.is_some() && judged.system.root != RootAccess::Writable;
+    let access = root_access(parts, system, is_damaged);
+    if let RootAccess::Closed(why) = &access {
+        findings.push(warning(
+            "closed-root",
+            format!(
+                "agents cannot write into its root filesystem: {why}; Pis get it only if their profile has identity = \
+                 \"keep\", and nothing for that filesystem"
+            ),
+        ));
+    }
     findings.sort_by_key(|f| std::cmp::Reverse(f.severity));
-    Fitness { findings, ..judged }
+    let mut judged = Fitness { findings, ..judged };
+    judged.system.root = access;
+    judged.system.boot.has_place |= has_boot_partition(image, parts);
+    judged
+}
+
+/// Filesystems of systems that write, which agents do not know.
+const UNKNOWN_ROOTS: [&str; 4] = ["btrfs", "XFS", "F2FS", "LUKS"];
+/// Filesystems that nobody writes to.
+const READ_ONLY: [&str; 2] = ["SquashFS", "EROFS"];
+
+/// What agents can do with the root filesystem. `is_damaged`: not all its files can be read.
+fn root_access(parts: &[Part], system: &System<'_>, is_damaged: bool) -> RootAccess {
+    let closed = |part: &Part| {
+        format!("partition {} is {}, and they know ext4 only", part.number, part.filesystem.name())
+    };
+    let root = parts.iter().find(|part| Some(part.number) == system.root);
+    let is_one_of = |part: &Part, names: &[&str]| names.contains(&part.filesystem.name());
+    match root {
+        Some(part) if part.filesystem == FilesystemKind::Ext => {
+            let number = part.number;
+            match system.unread.iter().find(|(unread, _)| *unread == number) {
+                Some((_, Unread::Unknown(why))) => RootAccess::Unseen(format!("partition {number} {why}")),
+                None if !is_damaged => RootAccess::Writable,
+                _ => RootAccess::Closed(format!("partition {number} is damaged")),
+            }
+        }
+        Some(part) if is_one_of(part, &READ_ONLY) => RootAccess::Nothing(format!(
+            "partition {} is {}, which nobody can write to",
+            part.number,
+            part.filesystem.name()
+        )),
+        Some(part) => RootAccess::Closed(closed(part)),
+        None => match parts.iter().find(|part| is_one_of(part, &UNKNOWN_ROOTS)) {
+            Some(part) => RootAccess::Closed(closed(part)),
+            None => RootAccess::Nothing("no root filesystem is found".into()),
+        },
+    }
+}
+
+/// Whether an agent finds a partition for boot files: a FAT one with something in it.
+fn has_boot_partition(image: &Area<'_>, parts: &[Part]) -> bool {
+    let fats = parts.iter().filter(|part| part.filesystem == FilesystemKind::Fat);
+    let mut read = fats.filter_map(|part| BootFiles::read(image.part(part.start, part.length)));
+    read.any(|files| !files.names.is_empty())
 }
 
 /// Whether any partition begins with something.

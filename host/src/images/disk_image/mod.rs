@@ -15,6 +15,7 @@
 //! | `build` | its used blocks as chunks |
 //! | `trailer` | what a bmap said, behind our own copy |
 //! | `inspect` | whether the system can run on a Pi |
+//! | `pieces` | all bytes, without reading holes |
 
 mod area;
 mod bmap;
@@ -25,6 +26,7 @@ mod fat;
 mod files;
 mod filesystem;
 mod inspect;
+mod pieces;
 mod ranges;
 mod system;
 mod table;
@@ -45,6 +47,7 @@ pub use bmap::Bmap;
 pub use build::build;
 use filesystem::Filesystem;
 pub use filesystem::FilesystemKind;
+pub(crate) use pieces::Pieces;
 pub(crate) use ranges::joined;
 pub use system::Growth;
 use table::Table;

@@ -7,6 +7,7 @@ use piman_core::install::program::INIT_PATHS;
 use super::Part;
 use super::area::Area;
 use super::boot_files::BootFiles;
+use super::ext4::Unread;
 use super::files::Files;
 use super::filesystem::FilesystemKind;
 
@@ -48,6 +49,8 @@ pub(super) struct System<'f> {
     pub(super) root: Option<u8>,
     pub(super) boot: Option<u8>,
     pub(super) growth: Growth,
+    /// The ext4 filesystems that cannot be read here, by their numbers, and why.
+    pub(super) unread: Vec<(u8, Unread)>,
     /// The files of the root filesystem, if they can be read here.
     pub(super) files: Option<Files<'f>>,
     /// What the kernel's command line says, where there is one.
@@ -67,9 +70,9 @@ impl<'f> System<'f> {
         let (mut roots, mut unread) = (Vec::<(u8, Files<'f>)>::new(), Vec::new());
         for part in of(FilesystemKind::Ext) {
             match Files::open(area(part)) {
-                Some(files) if is_root(&files) => roots.push((part.number, files)),
-                Some(_) => {}
-                None => unread.push(part.number),
+                Ok(files) if is_root(&files) => roots.push((part.number, files)),
+                Ok(_) => {}
+                Err(why) => unread.push((part.number, why)),
             }
         }
         // Of two systems the one that is booted.
@@ -83,12 +86,12 @@ impl<'f> System<'f> {
         .unzip();
         let growth = growth(parts, &boot_files, files.as_ref());
         let BootFiles { names: boot_names, command_line } = boot_files;
-        // One that only the kernel can read, as with blocks of another size.
-        let only = match *unread {
-            [number] => Some(number),
+        // One that only the kernel can read.
+        let only = match &*unread {
+            [(number, _)] => Some(*number),
             _ => None,
         };
-        Self { root: root.or(named).or(only), boot, growth, files, command_line, boot_names }
+        Self { root: root.or(named).or(only), boot, unread, growth, files, command_line, boot_names }
     }
 }
 

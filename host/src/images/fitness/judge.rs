@@ -2,9 +2,10 @@
 
 use piman_core::install::program::{INIT_PATHS, Machine};
 
+use super::boot_folder::BootFolder;
 use super::evidence::{Content, Evidence, Executable};
 use super::lookup::lookup;
-use super::{Finding, Fitness, NO_INIT, Severity, System};
+use super::{Finding, Fitness, MISSING_OWN_DISK, MISSING_ROOT, NO_INIT, Severity, System};
 use crate::images::ext4::tree::{Id, Kind, ROOT};
 
 /// How many kernels are named.
@@ -241,9 +242,12 @@ fn mounts(evidence: &Evidence) -> Vec<Finding> {
         if options.split(',').any(|o| matches!(o, "nofail" | "noauto")) || findings.len() >= MOUNTS_MAX {
             continue;
         }
+        let at = at.strip_suffix('/').filter(|at| !at.is_empty()).unwrap_or(at);
+        let is_own = evidence.disks.is_none() && (at == "/" || at == BootFolder::of(evidence).path);
+        let kind = if is_own { MISSING_OWN_DISK } else { "missing-disk" };
         let (device, at) = (device.escape_debug(), at.escape_debug());
         findings.push(warning(
-            "missing-disk",
+            kind,
             format!(
                 "/etc/fstab mounts {device} at {at}, which will not exist on the card: the boot may stop and wait for \
                  it; remove the line, write /dev/mmcblk0p1 (boot) or /dev/mmcblk0p2 (root), or add `nofail`"
@@ -262,7 +266,7 @@ fn command_line(evidence: &Evidence) -> Option<Finding> {
         let root = line.split_whitespace().filter_map(|word| word.strip_prefix("root=")).next_back();
         if let Some(root) = root.filter(|root| is_disk(root) && !on_the_card(evidence, root)) {
             return Some(warning(
-                "missing-root",
+                MISSING_ROOT,
                 format!(
                     "{path} says root={}, which will not exist on the card: it does not matter for a Pi that boots \
                      from the network; to boot from the card write root=/dev/mmcblk0p2",

@@ -2,11 +2,13 @@
 //!
 //! | file | what lives there |
 //! |---|---|
+//! | `boot_folder` | the boot files of an archive, as an agent copies them to a boot partition |
 //! | `evidence` | what is kept of an archive while it is read |
 //! | `judge` | the findings |
 //! | `lookup` | a path in the system that the archive would become, through its links |
 //! | `system` | what kind of system it is, and whether a card with it boots by itself |
 
+mod boot_folder;
 mod evidence;
 mod judge;
 mod lookup;
@@ -17,7 +19,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 pub(crate) use evidence::Evidence;
-pub use system::{BOOT_MAX, Boot, BootFrom, Has, Kind, System};
+pub use system::{BOOT_MAX, Boot, BootFrom, Has, Kind, RootAccess, System};
 
 /// How serious a finding is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -45,6 +47,11 @@ const NO_INIT: &str = "no-init";
 /// The kind of an archive without an end marker.
 const NO_END: &str = "no-end-marker";
 
+/// The kind of a mount of an archive's root or boot partition that names a disk which will not exist.
+const MISSING_OWN_DISK: &str = "missing-own-disk";
+/// The kind of a root on the kernel's command line that will not exist.
+const MISSING_ROOT: &str = "missing-root";
+
 /// The kind of a disk image with a damaged table, which a copy has whole.
 const BROKEN_TABLE: &str = "broken-table";
 
@@ -52,6 +59,12 @@ impl Finding {
     /// Whether it says that no program can become process 1.
     pub(crate) fn is_no_init(&self) -> bool {
         self.kind == NO_INIT
+    }
+
+    /// Whether it does not hold on a card that boots by itself, where the agent writes which partitions there are.
+    #[must_use]
+    fn is_mended_on_cards(&self) -> bool {
+        [MISSING_OWN_DISK, MISSING_ROOT].contains(&self.kind.as_str())
     }
 
     /// Whether our own copy does not have it any more.
@@ -109,6 +122,12 @@ impl Fitness {
     /// Adds one before the others.
     pub(crate) fn add_first(&mut self, finding: Finding) {
         self.findings.insert(0, finding);
+    }
+
+    /// What is wrong with an image from which cards boot so. `is_disk`: it brings its own partitions.
+    pub fn findings_for(&self, from: BootFrom, is_disk: bool) -> impl Iterator<Item = &Finding> {
+        let is_mended = from == BootFrom::Card && !is_disk;
+        self.findings.iter().filter(move |finding| !(is_mended && finding.is_mended_on_cards()))
     }
 
     /// Why it cannot boot; `None` if it can, as far as can be seen.

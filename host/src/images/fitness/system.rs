@@ -5,13 +5,11 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use super::boot_folder::BootFolder;
 use super::evidence::Evidence;
 use super::lookup::lookup;
-use crate::images::ext4::tree::{Id, Kind as NodeKind};
 use crate::sys::models::MODELS;
 
-/// Where the boot files of an archive are, the first that is there.
-const BOOT_FOLDERS: [&str; 2] = ["/boot/firmware", "/boot"];
 /// The size of a boot partition where a distribution expects a large one, in bytes.
 const BOOT_LARGE: u64 = 512 << 20;
 /// The smallest one that is filled, in bytes.
@@ -132,13 +130,36 @@ pub struct Boot {
     pub not_for: Vec<String>,
     /// How large a boot partition for it should be, in bytes.
     pub partition_bytes: u64,
+    /// How large a boot partition has to be for the boot files of an archive, in bytes; 0: there are none.
+    pub least_bytes: u64,
+    /// Why agents cannot copy the boot files of an archive to a boot partition; empty: they can.
+    pub not_copied: String,
+    /// Whether a card with it has a place for files to boot from, beside a boot partition that an agent fills: a FAT
+    /// partition of a disk image, or the folder `/boot`.
+    pub has_place: bool,
+}
+
+/// What agents can do with the root filesystem of an image.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RootAccess {
+    /// They write into it.
+    #[default]
+    Writable,
+    /// They write into it, but what is in it cannot be read here, for this reason.
+    Unseen(String),
+    /// There is none that is known here, or nobody writes into it, for this reason: nothing in it is a Pi's own.
+    Nothing(String),
+    /// They cannot write into it, for this reason.
+    Closed(String),
 }
 
 impl Boot {
     /// From what it boots.
     #[must_use]
     pub fn from(&self) -> BootFrom {
-        if self.missing.is_empty() { BootFrom::Card } else { BootFrom::Network }
+        let is_whole = self.missing.is_empty() && self.not_copied.is_empty();
+        if is_whole { BootFrom::Card } else { BootFrom::Network }
     }
 
     /// Of a disk image, which brings its boot partition: how it boots is its own affair.
@@ -177,7 +198,20 @@ impl Boot {
         let by_content = content.saturating_mul(2).max(BOOT_SMALL);
         let bytes = if is_expected { by_content.max(BOOT_LARGE) } else { by_content };
         let partition_bytes = bytes.checked_next_multiple_of(BOOT_GRAIN).unwrap_or(BOOT_MAX).min(BOOT_MAX);
-        Self { missing: missing.collect(), not_for: not_for.collect(), partition_bytes }
+        let (missing, not_for) = (missing.collect(), not_for.collect());
+        Self { missing, not_for, partition_bytes, ..Self::default() }
+    }
+
+    /// Of the boot files of an archive.
+    fn of_folder(folder: BootFolder, is_expected: bool) -> Self {
+        let boot = Self::of(&folder.files, is_expected);
+        Self {
+            partition_bytes: boot.partition_bytes.max(folder.least_bytes),
+            least_bytes: folder.least_bytes,
+            not_copied: folder.not_copied,
+            has_place: folder.is_there,
+            ..boot
+        }
     }
 }
 
@@ -195,6 +229,8 @@ pub struct System {
     pub has: BTreeSet<Has>,
     /// What there is to boot from.
     pub boot: Boot,
+    /// What agents can do with its root filesystem.
+    pub root: RootAccess,
 }
 
 impl System {
@@ -213,14 +249,16 @@ impl System {
             .filter(|(_, paths)| paths.iter().any(|path| is_there(path)))
             .map(|(part, _)| part)
             .collect();
-        let (folder, files) = match boot {
-            Some(names) => ("", names.iter().map(|name| (name.clone(), 0)).collect()),
-            None => boot_files(evidence),
+        let folder = BootFolder::of(evidence);
+        let of_disk = boot.map(|names| names.iter().map(|name| (name.clone(), 0)).collect::<Vec<_>>());
+        let kind = kind(&is_there, of_disk.as_ref().unwrap_or(&folder.files));
+        let is_expected = folder.path == "/boot/firmware" || kind != Kind::Plain;
+        let has_place = folder.is_there;
+        let boot = match boot {
+            Some(names) => Boot { has_place, ..Boot::of_disk(names) },
+            None => Boot::of_folder(folder, is_expected),
         };
-        let kind = kind(&is_there, &files);
-        let is_expected = folder == "/boot/firmware" || kind != Kind::Plain;
-        let boot = boot.map_or_else(|| Boot::of(&files, is_expected), Boot::of_disk);
-        Self { kind, has, boot }
+        Self { kind, has, boot, root: RootAccess::Writable }
     }
 
     /// Of a disk image whose root filesystem cannot be read here: by the names of its partitions and of its boot files.
@@ -230,7 +268,8 @@ impl System {
             true => Kind::HomeAssistant,
             false => kind(&|_| false, &files),
         };
-        Self { kind, has: BTreeSet::new(), boot: Boot::of_disk(boot) }
+        let root = RootAccess::Closed("it is not read".into());
+        Self { kind, has: BTreeSet::new(), boot: Boot::of_disk(boot), root }
     }
 }
 
@@ -247,36 +286,6 @@ fn kind(is_there: &dyn Fn(&str) -> bool, boot: &[(String, u64)]) -> Kind {
     } else {
         Kind::Plain
     }
-}
-
-/// The folder of an archive with boot files, and the names and sizes of those; a folder counts with all that is in it.
-fn boot_files(evidence: &Evidence) -> (&'static str, Vec<(String, u64)>) {
-    let tree = &evidence.tree;
-    for folder in BOOT_FOLDERS {
-        let Some(NodeKind::Directory(names)) = lookup(tree, folder).ok().and_then(|id| tree.kind(id)) else {
-            continue;
-        };
-        if !names.is_empty() {
-            let files = names.iter().map(|(name, id)| (name.to_ascii_lowercase(), size(evidence, *id)));
-            return (folder, files.collect());
-        }
-    }
-    ("", Vec::new())
-}
-
-/// The size of a file, or of all that is in a folder, in bytes.
-fn size(evidence: &Evidence, id: Id) -> u64 {
-    let mut sum = 0_u64;
-    let mut left = vec![id];
-    // A tree has each folder once.
-    while let Some(id) = left.pop() {
-        match evidence.tree.kind(id) {
-            Some(NodeKind::File { size, .. }) => sum = sum.saturating_add(*size),
-            Some(NodeKind::Directory(names)) => left.extend(names.values()),
-            _ => {}
-        }
-    }
-    sum
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@ use piman_core::install::personal::{BadBundle, Draft, Item, Place};
 use super::profile::{Blob, Owner, Profile};
 use super::subject::Subject;
 use super::template::{Facts, Template};
+use crate::images::fitness::RootAccess;
 
 /// Who owns what a profile says no owner of.
 pub(super) const ROOT: &str = "0:0";
@@ -30,6 +31,21 @@ impl Work<'_> {
             (_, Item::User(user)) => format!("account {} cannot be made so", user.name),
             _ => e.to_string(),
         })
+    }
+
+    /// Why something cannot be set up that the image does not have, as far as is known.
+    pub(super) fn lacks(&self, key: &str, what: &str) -> String {
+        match &self.subject.system.root {
+            RootAccess::Writable => format!("{key}: the image has {what}"),
+            RootAccess::Unseen(why) => format!(
+                "{key}: whether the image has what that needs cannot be seen here: {why}; take it out of the profile, and \
+                 have it in the image or set it by files of the profile"
+            ),
+            RootAccess::Nothing(why) | RootAccess::Closed(why) => format!(
+                "{key} has to be set in the root filesystem, which agents cannot write into: {why}; take it out of the \
+                 profile, or use an image with ext4"
+            ),
+        }
     }
 
     /// A file of root.

@@ -9,6 +9,7 @@
 //! | `draft` | writing items |
 //! | `cloud_init`, `custom_toml`, `user_conf`, `dietpi`, `home_assistant` | what a kind of system does by itself at its first boot |
 //! | `plain`, `accounts`, `wifi`, `scripts` | the rest, written into the system directly |
+//! | `reach` | whether agents can write where the items are to go |
 //! | `shown` | items for people |
 
 mod accounts;
@@ -19,6 +20,7 @@ mod draft;
 mod home_assistant;
 mod plain;
 pub mod profile;
+mod reach;
 pub mod render;
 mod scripts;
 mod shown;

@@ -85,7 +85,7 @@ fn time(work: &mut Work<'_>) -> Done {
         let lines: String = servers.iter().map(|server| format!("server {server} iburst\n")).collect();
         work.root_file("/etc/chrony/sources.d/piman.sources", &lines)
     } else {
-        Err("ntp: the image has neither systemd-timesyncd nor chrony".into())
+        Err(work.lacks("ntp", "neither systemd-timesyncd nor chrony"))
     }
 }
 
@@ -105,7 +105,7 @@ fn ssh(work: &mut Work<'_>) -> Done {
     let unit = match (system.has(Has::Ssh), system.has(Has::Sshd)) {
         (true, _) => "ssh.service",
         (false, true) => "sshd.service",
-        (false, false) => return Err("ssh: the image has no SSH server that systemd starts".into()),
+        (false, false) => return Err(work.lacks("ssh", "no SSH server that systemd starts")),
     };
     work.remove("/etc/ssh/sshd_not_to_be_run")?;
     work.enable(unit, &format!("/lib/systemd/system/{unit}"))

@@ -3,14 +3,18 @@
 
 use std::fmt;
 
-use piman_core::install::personal::{Draft, Item, Renew};
+use piman_core::install::personal::{Bundle, Draft, Item, Place, Renew};
 
 use super::draft::Work;
 use super::profile::{IdentityMode, Profile};
+use super::reach::can_be_done;
 use super::subject::{Occasion, Subject};
 use super::template::Template;
 use super::{cloud_init, custom_toml, dietpi, home_assistant, plain, user_conf};
-use crate::images::fitness::Kind;
+use crate::images::fitness::{Kind, RootAccess};
+
+/// The largest cluster of a boot partition of up to 8 GiB, in bytes.
+const CLUSTER: u64 = 4096;
 
 /// A bundle, and what it says of the Pi.
 #[derive(Clone)]
@@ -19,6 +23,23 @@ pub struct Rendered {
     pub draft: Draft,
     /// The host name that the Pi gets, if the profile says one.
     pub hostname: Option<String>,
+}
+
+impl Rendered {
+    /// The room that its files need on a boot partition, in bytes.
+    #[must_use]
+    pub fn boot_bytes(&self) -> u64 {
+        let Ok(bundle) = Bundle::parse(self.draft.bytes()) else { return 0 };
+        let size = |item: Item<'_>| match item {
+            // With a name, and while the one before it is still there.
+            Item::File { place: Place::Boot, content, .. } => content.len() as u64 + CLUSTER,
+            Item::Folder { place: Place::Boot, .. }
+            | Item::Line { place: Place::Boot, .. }
+            | Item::Word { .. } => CLUSTER,
+            _ => 0,
+        };
+        bundle.items().map(size).sum()
+    }
 }
 
 /// Its size alone: passwords are in it.
@@ -48,10 +69,12 @@ pub fn render(profile: &Profile, subject: &Subject<'_>) -> Result<Rendered, Stri
         Kind::DietPi => dietpi::write(&mut work)?,
         Kind::HomeAssistant => {
             home_assistant::write(&mut work)?;
+            can_be_done(&work.draft, &subject)?;
             return Ok(Rendered { draft: work.draft, hostname });
         }
     }
     plain::write(&mut work)?;
+    can_be_done(&work.draft, &subject)?;
     Ok(Rendered { draft: work.draft, hostname })
 }
 
@@ -62,7 +85,7 @@ fn identity(work: &mut Work<'_>) -> Result<(), String> {
     let is_wanted = mode == IdentityMode::Renew
         && subject.occasion == Occasion::Install
         && subject.system.kind != Kind::HomeAssistant;
-    if !is_wanted {
+    if !is_wanted || matches!(subject.system.root, RootAccess::Nothing(_)) {
         return Ok(());
     }
     work.add(&Item::Identity(Renew { machine: true, host_keys: true, disk: true }))

@@ -52,7 +52,7 @@ pub(super) fn write(work: &mut Work<'_>, facts: &Facts) -> Done {
     }
     if !work.subject.system.has(Has::Systemd) {
         let names: Vec<&str> = scripts.iter().map(|script| &*script.name).collect();
-        return Err(format!("scripts need systemd, which the image does not have: {}", names.join(", ")));
+        return Err(work.lacks("scripts", &format!("no systemd, which runs them: {}", names.join(", "))));
     }
     // Those of a profile before this one.
     work.remove(FOLDER)?;

@@ -1,4 +1,5 @@
-//! What Raspberry Pi OS read from its boot partition before Bookworm: `userconf.txt`, `ssh` and `wpa_supplicant.conf`.
+//! What services of Raspberry Pi OS read from its boot partition: `userconf.txt`, `ssh`, and before Bookworm
+//! `wpa_supplicant.conf`.
 
 use std::fmt::Write as _;
 
@@ -45,14 +46,14 @@ pub(super) fn write(work: &mut Work<'_>) -> Done {
 }
 
 /// The account that becomes the system's first one: the first of the profile with a password.
-pub(super) fn take_first(rest: &mut Profile) -> Option<User> {
+fn take_first(rest: &mut Profile) -> Option<User> {
     let is_first = |user: &User| user.password_hash.is_some() && !user.locked && &*user.name != FIRST;
     let index = rest.users.iter().position(is_first)?;
     Some(rest.users.remove(index))
 }
 
 /// What the first boot does not do of an account, when it has its name.
-pub(super) fn complete(work: &mut Work<'_>, user: &User) {
+fn complete(work: &mut Work<'_>, user: &User) {
     let name = &user.name;
     let mut text = String::from("#!/bin/sh\n# Completes the first account of the Pi's profile.\n");
     // Writing to a string does not fail.

@@ -20,9 +20,7 @@ pub(super) fn write(work: &mut Work<'_>) -> Done {
         return work.file(Place::Root, path, 0o600, network_manager(&wifi).as_bytes());
     }
     if !system.has(Has::WpaSupplicant) || !system.has(Has::Networkd) {
-        return Err(
-            "wifi: the image has neither NetworkManager nor wpa_supplicant with systemd-networkd".into()
-        );
+        return Err(work.lacks("wifi", "neither NetworkManager nor wpa_supplicant with systemd-networkd"));
     }
     let path = "/etc/wpa_supplicant/wpa_supplicant-wlan0.conf";
     work.file(Place::Root, path, 0o600, wpa_supplicant(&wifi).as_bytes())?;

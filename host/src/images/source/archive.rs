@@ -12,7 +12,7 @@ use piman_core::archive::Reader;
 use piman_core::hosted::unpack::Decoder;
 use piman_core::install::summing::ChunkHasher;
 
-use crate::images::disk_image::{self, DiskImage};
+use crate::images::disk_image::{self, DiskImage, Pieces};
 use crate::images::fitness::{Evidence, Finding, Fitness};
 use crate::state::State;
 use crate::state::archive_facts::{Content, Stamp};
@@ -241,21 +241,47 @@ struct Hashing<'a> {
 impl Hashing<'_> {
     /// Hashes what is left.
     fn drain(&mut self) -> io::Result<()> {
+        if self.archive.is_disk {
+            return self.drain_disk();
+        }
         let mut buf = vec![0; 1 << 20];
         while self.read(&mut buf)? > 0 {}
         Ok(())
+    }
+
+    /// The same for a disk image, of which nothing was hashed yet: most of it may be holes.
+    fn drain_disk(&mut self) -> io::Result<()> {
+        let mut pieces = Pieces::of(&self.archive.file)?;
+        loop {
+            self.is_still_wanted()?;
+            let piece = pieces.next_piece()?;
+            if piece.is_empty() {
+                return Ok(());
+            }
+            self.summing.update(piece);
+            self.passed(pieces.at());
+        }
+    }
+
+    fn is_still_wanted(&self) -> io::Result<()> {
+        match (self.go_on)(self.at) {
+            true => Ok(()),
+            false => Err(io::Error::other("it was changed while it was being checked")),
+        }
+    }
+
+    fn passed(&mut self, at: u64) {
+        self.at = at;
+        self.archive.checked_bytes.store(at, Ordering::Relaxed);
     }
 }
 
 impl Read for Hashing<'_> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        if !(self.go_on)(self.at) {
-            return Err(io::Error::other("it was changed while it was being checked"));
-        }
+        self.is_still_wanted()?;
         let n = self.archive.file.read_at(buf, self.at)?;
         self.summing.update(buf.get(..n).unwrap_or_default());
-        self.at += n as u64;
-        self.archive.checked_bytes.store(self.at, Ordering::Relaxed);
+        self.passed(self.at + n as u64);
         Ok(n)
     }
 }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use piman_core::hash::Hash;
 use rusqlite::{Connection, OptionalExtension, Row, Transaction, TransactionBehavior, params};
 
-use super::{signed, unsigned};
+use super::{GROUP_OF, NAME_RANK, signed, unsigned};
 use crate::images::fitness::BootFrom;
 use crate::state::archive_facts::{Content, Stamp};
 use crate::state::{About, Catalogue, Choice, Edit, Identity, Registered};
@@ -61,13 +61,13 @@ pub(super) fn about(db: &Connection, path: &Path) -> rusqlite::Result<About> {
 
 /// A Pi's own image, else its group's, else the default.
 pub(super) fn image_of(db: &Connection, pi: &Identity) -> rusqlite::Result<Option<PathBuf>> {
-    let mut query = db.prepare_cached(
-        "SELECT path, 1 AS rank FROM images JOIN choices ON image = name
+    let mut query = db.prepare_cached(&format!(
+        "SELECT path, 1 AS rank, {NAME_RANK} AS name FROM images JOIN choices ON image = images.name
              WHERE NOT is_group AND who IN (?1, ?2, ?3)
-         UNION ALL SELECT path, 2 FROM images JOIN choices ON image = name JOIN members ON family = who
-             WHERE is_group AND device IN (?1, ?2, ?3)
-         UNION ALL SELECT path, 3 FROM images WHERE is_default ORDER BY rank LIMIT 1",
-    )?;
+         UNION ALL SELECT path, 2, 0 FROM images JOIN choices ON image = images.name
+             WHERE is_group AND who = {GROUP_OF}
+         UNION ALL SELECT path, 3, 0 FROM images WHERE is_default ORDER BY rank, 3 LIMIT 1",
+    ))?;
     query.query_row(params![pi.serial, pi.mac, pi.address.to_string()], |row| path(row, 0)).optional()
 }
 

@@ -47,6 +47,12 @@ use tables::NEEDED;
 /// The name of the database in the state folder.
 pub const FILE: &str = "piman.db";
 
+/// The group of a Pi with the names ?1 (serial number), ?2 (MAC address) and ?3 (IP address): that of its best name.
+const GROUP_OF: &str = "(SELECT family FROM members WHERE device IN (?1, ?2, ?3)
+     ORDER BY CASE device WHEN ?1 THEN 1 WHEN ?2 THEN 2 ELSE 3 END LIMIT 1)";
+/// How good a name of a Pi in the column `who` is, 1 is the best.
+const NAME_RANK: &str = "CASE who WHEN ?1 THEN 1 WHEN ?2 THEN 2 ELSE 3 END";
+
 /// How many events of a device are kept.
 const HAPPENINGS_KEPT: i64 = 500;
 /// How many devices are kept.

@@ -4,7 +4,7 @@ use piman_core::install::Installation;
 use rusqlite::types::Type;
 use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior, params};
 
-use super::{ORDERS_KEPT, moment, signed, unsigned};
+use super::{GROUP_OF, NAME_RANK, ORDERS_KEPT, moment, signed, unsigned};
 use crate::images::personalise::profile::{Profile, Secret};
 use crate::state::decision::Scope;
 use crate::state::{Identity, Ordered, PersonalOrder, StoredProfile, Written};
@@ -131,13 +131,12 @@ pub(super) fn facts(
     pi: &Identity,
 ) -> rusqlite::Result<(Option<Profile>, Option<String>, Option<u32>)> {
     let names = params![pi.serial, pi.mac, pi.address.to_string(), EVERYBODY];
-    let mut query = db.prepare_cached(
-        "SELECT profile, 1 AS rank FROM profiles WHERE NOT is_group AND who = ?4
-         UNION ALL SELECT profile, 2 FROM profiles JOIN members ON family = who
-             WHERE is_group AND device IN (?1, ?2, ?3)
-         UNION ALL SELECT profile, 3 FROM profiles WHERE NOT is_group AND who IN (?1, ?2, ?3)
-         ORDER BY rank",
-    )?;
+    let mut query = db.prepare_cached(&format!(
+        "SELECT profile, 1 AS rank, 0 AS name FROM profiles WHERE NOT is_group AND who = ?4
+         UNION ALL SELECT profile, 2, 0 FROM profiles WHERE is_group AND who = {GROUP_OF}
+         UNION ALL SELECT profile, 3, {NAME_RANK} FROM profiles WHERE NOT is_group AND who IN (?1, ?2, ?3)
+         ORDER BY rank, name DESC"
+    ))?;
     let mut profile: Option<Profile> = None;
     let mut rows = query.query(names)?;
     while let Some(row) = rows.next()? {
@@ -145,9 +144,8 @@ pub(super) fn facts(
         profile = Some(profile.unwrap_or_default().under(more));
     }
     let group = db
-        .prepare_cached("SELECT family FROM members WHERE device IN (?1, ?2, ?3) LIMIT 1")?
-        .query_row(params![pi.serial, pi.mac, pi.address.to_string()], |row| row.get(0))
-        .optional()?;
+        .prepare_cached(&format!("SELECT {GROUP_OF}"))?
+        .query_row(params![pi.serial, pi.mac, pi.address.to_string()], |row| row.get(0))?;
     let ordinal = db
         .prepare_cached("SELECT ordinal FROM own WHERE device = ?1")?
         .query_row([pi.key()], |row| row.get(0))

@@ -3,6 +3,7 @@
 use piman_core::install::Found;
 use rusqlite::{Connection, TransactionBehavior, params};
 
+use super::{GROUP_OF, NAME_RANK};
 use crate::state::Identity;
 use crate::state::decision::{Action, Policy, Rule, Scope};
 
@@ -11,13 +12,12 @@ const EVERYBODY: &str = "*";
 
 /// The rules in the order in which they count: everybody's, the group's, the Pi's own.
 pub(super) fn policy_of(db: &Connection, pi: &Identity, base: Policy) -> rusqlite::Result<Policy> {
-    let mut query = db.prepare_cached(
-        "SELECT found, action, 1 AS rank FROM rules WHERE NOT is_group AND who = ?4
-         UNION ALL SELECT found, action, 2 FROM rules JOIN members ON family = who
-             WHERE is_group AND device IN (?1, ?2, ?3)
-         UNION ALL SELECT found, action, 3 FROM rules WHERE NOT is_group AND who IN (?1, ?2, ?3)
-         ORDER BY rank",
-    )?;
+    let mut query = db.prepare_cached(&format!(
+        "SELECT found, action, 1 AS rank, 0 AS name FROM rules WHERE NOT is_group AND who = ?4
+         UNION ALL SELECT found, action, 2, 0 FROM rules WHERE is_group AND who = {GROUP_OF}
+         UNION ALL SELECT found, action, 3, {NAME_RANK} FROM rules WHERE NOT is_group AND who IN (?1, ?2, ?3)
+         ORDER BY rank, name DESC"
+    ))?;
     let rows = query.query_map(params![pi.serial, pi.mac, pi.address.to_string(), EVERYBODY], |row| {
         rule(row.get(0)?, row.get(1)?)
     })?;

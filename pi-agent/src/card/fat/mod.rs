@@ -2,9 +2,11 @@
 //!
 //! | file | what lives there |
 //! |---|---|
+//! | `clock` | the date that files get |
 //! | `check` | whether one is whole enough to be changed |
 
 mod check;
+mod clock;
 
 use std::cell::Cell;
 use std::fs::File;
@@ -12,8 +14,10 @@ use std::io::{self, ErrorKind, Read, Write};
 
 use anyhow::{Context, bail, ensure};
 use fatfs::{Dir, FileSystem, FsOptions};
+use piman_core::text::is_fat_name;
 
 use super::disk::{RootArea, Window};
+use clock::Clock;
 
 /// What a file is called until it is whole.
 const NEW: &str = ".piman-new";
@@ -49,7 +53,7 @@ impl<'d> Fat<'d> {
         let window = || Window::new(disk, area.offset, area.length);
         let what = || format!("the FAT filesystem at byte {}", area.offset);
         check::check(&window()).with_context(|| format!("{} is damaged: fsck.fat repairs it", what()))?;
-        let fs = FileSystem::new(window(), FsOptions::new()).with_context(what)?;
+        let fs = FileSystem::new(window(), FsOptions::new().time_provider(&Clock)).with_context(what)?;
         Ok(Self { fs, disk, area: *area, untidy: Cell::new(false) })
     }
 
@@ -291,13 +295,7 @@ fn copy(from: &mut impl Read, folder: &Dir<'_, Window<'_>>, name: &str) -> anyho
 
 /// Whether FAT can have such a name; whoever made the library lets folders have others.
 fn check_name(name: &str) -> anyhow::Result<()> {
-    let is_bad = |c: char| c.is_control() || "\"*/:<>?\\|".contains(c) || u32::from(c) > 0xffff;
-    if name.is_empty()
-        || name.len() > 255
-        || name.contains(is_bad)
-        || name.ends_with(['.', ' '])
-        || name.starts_with(' ')
-    {
+    if !is_fat_name(name) {
         bail!("{name:?} can be no name on the boot partition, which is a FAT filesystem");
     }
     Ok(())

@@ -51,6 +51,10 @@ fn files_and_folders_of_every_kind_of_fat() {
             fat.read("/overlays/deep/a long name.dtbo", 100).is_err() && fat.read("/overlays", 1).is_err()
         );
         assert_eq!(fat.read("/overlays/none/x", 1).unwrap(), None);
+        for entry in fat.fs.root_dir().iter().map(Result::unwrap) {
+            let year = entry.modified().date.year;
+            assert!((2024..2108).contains(&year), "{} is of the year {year}", entry.file_name());
+        }
         assert_eq!(fat.kind("/overlays/deep").unwrap(), Some(Kind::Folder));
         let mut names = fat.names("/").unwrap();
         names.sort();

@@ -25,6 +25,8 @@ const PEOPLE: std::ops::Range<u32> = 1000..60_000;
 const SUBORDINATES: (u32, u32) = (100_000, 65_536);
 /// What nobody can type the password of.
 const LOCKED: &str = "*";
+/// What a home is called until it is whole.
+const NEW_HOME: &str = ".piman-new";
 /// The largest list of keys, in bytes.
 const KEYS_MAX: u64 = 1 << 20;
 /// The largest file of the skeleton, in bytes.
@@ -212,14 +214,25 @@ fn make_home(root: &Path, home: &str, owner: (u32, u32)) -> anyhow::Result<PathB
         return Ok(there);
     }
     let place = root_files::place(root, path)?;
+    let folder = place.parent().context("a home is in a folder")?;
+    // Under another name until it is whole: a home that is there is never made again.
+    let new = folder.join(NEW_HOME);
+    match fs::symlink_metadata(&new) {
+        Ok(meta) if meta.is_dir() => fs::remove_dir_all(&new)?,
+        Ok(_) => fs::remove_file(&new)?,
+        Err(e) => root_files::unless_absent(Err(e))?,
+    }
     let skeleton = resolve(root, Path::new("/etc/skel")).ok().filter(|skeleton| skeleton.is_dir());
-    fs::create_dir(&place)?;
+    fs::create_dir(&new)?;
     if let Some(skeleton) = skeleton {
         let mut left = SKELETON.1;
-        copy_skeleton(&skeleton, &place, owner, SKELETON.0, &mut left)?;
+        copy_skeleton(&skeleton, &new, owner, SKELETON.0, &mut left)?;
     }
-    // Last: whatever is broken off before is not its own yet.
-    set_access(&File::open(&place)?, Access { mode: 0o700, owner })?;
+    set_access(&File::open(&new)?, Access { mode: 0o700, owner })?;
+    // With the content of its files.
+    rustix::fs::syncfs(File::open(&new)?)?;
+    fs::rename(&new, &place)?;
+    File::open(folder)?.sync_all()?;
     Ok(place)
 }
 

@@ -93,6 +93,28 @@ fn a_new_account_is_whole_and_made_once() {
 }
 
 #[test]
+fn a_home_that_was_broken_off_is_made_whole() {
+    if !mine() {
+        return println!("only root gives files away");
+    }
+    let dir = card();
+    let root = dir.path();
+    let large = root.join("etc/skel/large");
+    File::create(&large).unwrap().set_len(SKELETON_FILE_MAX + 1).unwrap();
+    assert!(put(root, &ada()).is_err());
+    assert!(text(root, "etc/passwd").contains("ada:"), "the account is there already");
+    assert!(!root.join("home/ada").exists(), "and no half of a home");
+    fs::write(&large, "small").unwrap();
+    put(root, &ada()).unwrap();
+    for path in ["home/ada", "home/ada/large", "home/ada/deep", "home/ada/deep/er", "home/ada/.bashrc"] {
+        assert_eq!(fs::metadata(root.join(path)).unwrap().uid(), 1002, "{path}");
+    }
+    assert_eq!(fs::metadata(root.join("home/ada")).unwrap().mode() & 0o777, 0o700);
+    assert_eq!(text(root, "home/ada/large"), "small");
+    assert_eq!(fs::read_dir(root.join("home")).unwrap().count(), 1, "nothing else is left");
+}
+
+#[test]
 fn an_account_that_is_there_is_changed() {
     if !mine() {
         return println!("only root gives files away");

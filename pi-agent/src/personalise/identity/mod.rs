@@ -101,15 +101,15 @@ impl Identifiers {
 
     /// Puts the new ones into the texts on a card that name the old ones.
     pub(super) fn rewrite(&self, places: &Places<'_>) -> anyhow::Result<()> {
-        if self.pairs.is_empty() {
+        if self.is_empty() {
             return Ok(());
         }
         places.each_text(TEXT_MAX, &mut |bytes| references::replace_in_file(bytes, &self.pairs))
     }
 
-    /// Where the ext4 filesystems are that get others.
-    pub(crate) fn ext4_areas(&self) -> impl Iterator<Item = RootArea> {
-        self.ext4.iter().map(|(area, _)| *area)
+    /// Whether nothing gets another.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.pairs.is_empty()
     }
 
     /// Puts the new ones into the texts of another root filesystem on the disk, which is mounted at `root`.

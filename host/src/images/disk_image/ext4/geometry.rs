@@ -49,6 +49,10 @@ pub(super) struct Geometry {
     pub(super) groups: u64,
     /// Blocks of the inode table of each group.
     pub(super) table_blocks: u64,
+    /// Inodes of each group.
+    pub(super) inodes: u64,
+    /// The size of an inode, in bytes.
+    pub(super) inode_bytes: u64,
     pub(super) uuid: [u8; 16],
     /// Where checksums begin, if metadata has some.
     pub(super) seed: Option<u32>,
@@ -133,6 +137,8 @@ impl Geometry {
             per_group,
             groups,
             table_blocks: (inodes * inode_bytes).div_ceil(block),
+            inodes,
+            inode_bytes,
             uuid,
             seed: has_sums.then_some(seed),
             has_group_sums: ro & GDT_CSUM != 0,

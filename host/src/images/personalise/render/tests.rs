@@ -266,28 +266,31 @@ fn files_for_cloud_init_as_they_are() {
 fn for_raspberry_pi_os_bookworm() {
     let bookworm = debian(Kind::CustomToml);
     let seen = Seen::of(ALL, &subject(&bookworm));
-    let text = seen.file(Place::Boot, "/custom.toml").unwrap();
-    let all: toml::Table = toml::from_str(&text).unwrap();
-    let value = |section: &str, key: &str| all[section][key].clone();
-    assert_eq!(all["config_version"].as_integer(), Some(1));
-    assert_eq!(value("system", "hostname").as_str(), Some("lab-07"));
-    assert_eq!(value("user", "name").as_str(), Some("op"));
-    assert_eq!(value("user", "password").as_str(), Some(HASH));
-    assert_eq!(value("ssh", "authorized_keys").as_array().map(Vec::len), Some(2));
-    assert_eq!(value("wlan", "password").as_str(), Some("it's \"so\" \\ $(x) #1"));
-    assert_eq!(value("wlan", "password_encrypted").as_bool(), Some(false));
-    assert_eq!(value("locale", "keymap").as_str(), Some("gb"));
-    assert!(seen.word("init=/usr/lib/raspberrypi-sys-mods/firstboot"));
-    // What it does not know.
-    assert!(seen.line("LANG=de_DE.UTF-8") && seen.user("guest").is_some() && seen.user("op").is_none());
+    // Only a kernel with the card's own command line would have it read, and the first boot is one from the network.
+    assert!(seen.file(Place::Boot, "/custom.toml").is_none() && !seen.shown.contains("init="));
+    assert_eq!(seen.file(Place::Boot, "/userconf.txt").unwrap(), format!("op:{HASH}\n"));
+    assert_eq!(seen.file(Place::Boot, "/ssh").unwrap(), "");
+    assert_eq!(seen.user("pi").map(|pi| pi.keys.lines().count()), Some(2), "it becomes op");
+    assert_eq!(seen.file(Place::Root, "/etc/hostname").unwrap(), "lab-07\n");
+    assert!(seen.shown.contains("/etc/NetworkManager/system-connections/"), "{}", seen.shown);
+    assert!(seen.line("LANG=de_DE.UTF-8") && seen.line("XKBLAYOUT=\"gb\"") && seen.line("KEYMAP=uk"));
+    assert!(seen.user("guest").is_some() && seen.user("op").is_none());
     assert!(seen.shown.contains("usermod -c 'O'\\''Per \"ator\" ü $(x)' op"), "{}", seen.shown);
-    // On a running system it would make the host keys anew and rename an account.
+    // As somebody has it, with what else there is.
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("custom.toml"), "config_version = 1\n").unwrap();
+    let given = profile("custom-toml = 'custom.toml'\nhostname = 'a'").take_in(dir.path()).unwrap();
+    let rendered = render(&given, &subject(&bookworm)).unwrap();
+    let shown = items(&Bundle::parse(rendered.draft.bytes()).unwrap());
+    assert!(shown.contains("    config_version = 1\n") && shown.contains("/etc/hostname"), "{shown}");
+    assert!(shown.contains("init=/usr/lib/raspberrypi-sys-mods/firstboot"), "{shown}");
+    // On a running system it would rename an account.
     for subject in [
         Subject { occasion: Occasion::Again, ..subject(&bookworm) },
         Subject { is_disk: false, ..subject(&bookworm) },
     ] {
         let seen = Seen::of(ALL, &subject);
-        assert!(seen.file(Place::Boot, "/custom.toml").is_none() && seen.user("op").is_some());
+        assert!(seen.file(Place::Boot, "/userconf.txt").is_none() && seen.user("op").is_some());
     }
     let nothing = Seen::of("", &subject(&bookworm));
     assert!(nothing.rendered.draft.bytes().len() < 40, "{}", nothing.shown);
@@ -352,13 +355,30 @@ fn what_an_image_or_a_pi_cannot_have_is_said() {
         ("ssh = true", "no SSH server"),
         ("ntp = ['x']", "neither systemd-timesyncd nor chrony"),
         ("[wifi]\nssid = 'x'", "neither NetworkManager nor"),
-        ("[[scripts]]\nname = 'x'\ncontent = '#!'", "scripts need systemd"),
+        ("[[scripts]]\nname = 'x'\ncontent = '#!'", "no systemd, which runs them: x"),
         ("hostname = '{mac}'", "its hardware address is needed"),
         ("custom-toml = 'x'", "does not read that"),
         ("[[files]]\npath = '/x'\ncontent = '{{mac}}'\ntemplate = true", "file /x: its hardware address"),
     ] {
         let error = render(&profile(text), &subject(&bare)).unwrap_err();
         assert!(error.contains(says), "{text}: {error}");
+    }
+    // What cannot be seen is not said to be missing.
+    for (root, says) in [
+        (
+            RootAccess::Unseen("partition 2 has blocks of 1024 bytes".into()),
+            "cannot be seen here: partition 2 has",
+        ),
+        (RootAccess::Closed("partition 2 is btrfs".into()), "agents cannot write into: partition 2 is btrfs"),
+    ] {
+        let unseen = System { root, ..bare.clone() };
+        for text in
+            ["ssh = true", "ntp = ['x']", "[wifi]\nssid = 'x'", "[[scripts]]\nname = 'x'\ncontent = '#!'"]
+        {
+            let error =
+                render(&profile(&format!("identity = 'keep'\n{text}")), &subject(&unseen)).unwrap_err();
+            assert!(error.contains(says) && !error.contains("has no"), "{text}: {error}");
+        }
     }
     let two = "[[files]]\npath = '/a'\nfrom = 'x'\n[[files]]\npath = '/b'\nfrom = 'x'";
     let dir = tempfile::tempdir().unwrap();

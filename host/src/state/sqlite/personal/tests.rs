@@ -44,6 +44,47 @@ fn profiles_are_merged_for_a_pi() {
     assert_eq!(state.personal_of(&two).unwrap().profile, None);
 }
 
+/// Whatever the order of the rows, the same name decides, and so in everything that groups have.
+#[test]
+fn of_several_names_of_a_pi_the_best_one_decides() {
+    use crate::state::decision::{Action, Policy, Rule};
+    use piman_core::install::Found;
+    for turn in [false, true] {
+        let folder = tempfile::tempdir().unwrap();
+        let state = Sqlite::serve(folder.path()).unwrap();
+        let pi = Identity { mac: Some("aa:01".into()), ..pi("10000001", 1) };
+        let mut names = [("10000001", "serial"), ("10.0.0.1", "address"), ("aa:01", "mac")];
+        if turn {
+            names.reverse();
+        }
+        for (device, name) in names {
+            let group = Some(name.to_owned());
+            state.edit(&Edit::Join { device: device.into(), group }).unwrap();
+            let group = Scope::Group(name.into());
+            let (path, about) = (format!("/{name}").into(), crate::state::About::default());
+            let image = name.to_owned();
+            state.edit(&Edit::Add { name: image.clone(), path, takes_unfit: false, about }).unwrap();
+            state.edit(&Edit::Choose { who: image.clone(), is_group: true, image: Some(image) }).unwrap();
+            let action = if name == "serial" { Action::Install } else { Action::Boot };
+            state.set_rules(&group, &[Rule { found: Found::Foreign, action }]).unwrap();
+            state.set_profile(&group, &written(&format!("hostname = 'of-{name}'")), "test").unwrap();
+        }
+        let facts = state.personal_of(&pi).unwrap();
+        assert_eq!(facts.group.as_deref(), Some("serial"), "{turn}");
+        assert_eq!(facts.profile.unwrap().hostname.as_deref(), Some("of-serial"), "{turn}");
+        assert_eq!(state.image_of(&pi).unwrap().unwrap(), std::path::Path::new("/serial"), "{turn}");
+        let policy = state.policy_of(&pi, Policy::default()).unwrap();
+        assert_eq!(policy.of(Found::Foreign), Action::Install, "{turn}");
+        // And what is set for the Pi itself, by several of its names.
+        for (device, name) in names {
+            let device = Scope::Device(device.into());
+            state.set_profile(&device, &written(&format!("hostname = 'own-{name}'")), "test").unwrap();
+        }
+        let own = state.personal_of(&pi).unwrap().profile.unwrap();
+        assert_eq!(own.hostname.as_deref(), Some("own-serial"), "{turn}");
+    }
+}
+
 #[test]
 fn numbers_are_given_in_the_order_of_first_contact_and_kept() {
     let folder = tempfile::tempdir().unwrap();
