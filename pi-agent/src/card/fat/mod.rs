@@ -10,11 +10,11 @@ mod check;
 mod clock;
 mod overlay;
 
-use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+use std::cell::Cell;
+#[cfg(test)]
+use std::cell::RefCell;
 use std::fs::File;
 use std::io::{self, ErrorKind, Read, Write};
-use std::rc::Rc;
 
 use anyhow::{Context, bail, ensure};
 use fatfs::{Dir, FileSystem, FsOptions};
@@ -22,7 +22,7 @@ use piman_core::text::is_fat_name;
 
 use super::disk::{RootArea, Window};
 use clock::Clock;
-use overlay::Overlay;
+use overlay::{Kept, Overlay};
 
 /// What a file is called until it is whole.
 const NEW: &str = ".piman-new";
@@ -37,7 +37,7 @@ const DEPTH_MAX: usize = 128;
 pub(crate) struct Fat<'d> {
     fs: FileSystem<Overlay<'d>>,
     /// What is not written yet.
-    kept: Option<Rc<RefCell<BTreeMap<u64, [u8; 512]>>>>,
+    kept: Option<Kept>,
     disk: &'d File,
     area: RootArea,
     /// Whether a folder was made.
@@ -60,7 +60,7 @@ impl<'d> Fat<'d> {
     /// # Errors
     /// If there is no FAT filesystem, or it is damaged.
     pub(crate) fn open(disk: &'d File, area: &RootArea) -> anyhow::Result<Self> {
-        Self::with(disk, area, Some(Rc::default()))
+        Self::with(disk, area, Some(Kept::default()))
     }
 
     /// The same to be filled, for a card that does not count as installed: what is written is written at once.
@@ -71,11 +71,7 @@ impl<'d> Fat<'d> {
         Self::with(disk, area, None)
     }
 
-    fn with(
-        disk: &'d File,
-        area: &RootArea,
-        kept: Option<Rc<RefCell<BTreeMap<u64, [u8; 512]>>>>,
-    ) -> anyhow::Result<Self> {
+    fn with(disk: &'d File, area: &RootArea, kept: Option<Kept>) -> anyhow::Result<Self> {
         let window = || Window::new(disk, area.offset, area.length);
         let what = || format!("the FAT filesystem at byte {}", area.offset);
         check::check(&window()).with_context(|| format!("{} is damaged: fsck.fat repairs it", what()))?;
