@@ -10,8 +10,9 @@ mod check;
 mod clock;
 mod overlay;
 
-use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+use std::cell::Cell;
+#[cfg(test)]
+use std::cell::RefCell;
 use std::fs::File;
 use std::io::{self, ErrorKind, Read, Write};
 use std::rc::Rc;
@@ -22,7 +23,7 @@ use piman_core::text::is_fat_name;
 
 use super::disk::{RootArea, Window};
 use clock::Clock;
-use overlay::Overlay;
+use overlay::{Kept, Overlay};
 
 /// What a file is called until it is whole.
 const NEW: &str = ".piman-new";
@@ -37,7 +38,7 @@ const DEPTH_MAX: usize = 128;
 pub(crate) struct Fat<'d> {
     fs: FileSystem<Overlay<'d>>,
     /// What is not written yet.
-    kept: Option<Rc<RefCell<BTreeMap<u64, [u8; 512]>>>>,
+    kept: Option<Kept>,
     disk: &'d File,
     area: RootArea,
     /// Whether a folder was made.
@@ -71,11 +72,7 @@ impl<'d> Fat<'d> {
         Self::with(disk, area, None)
     }
 
-    fn with(
-        disk: &'d File,
-        area: &RootArea,
-        kept: Option<Rc<RefCell<BTreeMap<u64, [u8; 512]>>>>,
-    ) -> anyhow::Result<Self> {
+    fn with(disk: &'d File, area: &RootArea, kept: Option<Kept>) -> anyhow::Result<Self> {
         let window = || Window::new(disk, area.offset, area.length);
         let what = || format!("the FAT filesystem at byte {}", area.offset);
         check::check(&window()).with_context(|| format!("{} is damaged: fsck.fat repairs it", what()))?;

@@ -4,6 +4,7 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::rc::Rc;
 
@@ -19,17 +20,19 @@ const SIZE: usize = 512;
 type Sector = [u8; SIZE];
 /// Sectors by where they are, in bytes.
 type Sectors = BTreeMap<u64, Sector>;
+/// Those that are kept back, of a filesystem and of whoever writes them to the disk.
+pub(super) type Kept = Rc<RefCell<Sectors>>;
 
 /// A part of a disk whose changes may be kept back.
 pub(super) struct Overlay<'d> {
     window: Window<'d>,
     /// `None`: they are written at once.
-    kept: Option<Rc<RefCell<Sectors>>>,
+    kept: Option<Kept>,
     at: u64,
 }
 
 impl<'d> Overlay<'d> {
-    pub(super) fn new(window: Window<'d>, kept: Option<Rc<RefCell<Sectors>>>) -> Self {
+    pub(super) fn new(window: Window<'d>, kept: Option<Kept>) -> Self {
         Self { window, kept, at: 0 }
     }
 
@@ -77,10 +80,11 @@ impl Write for Overlay<'_> {
         let length = self.room(buf.len());
         let (sector, inside) = self.inside();
         let mut kept = kept.borrow_mut();
-        if !kept.contains_key(&sector) {
-            kept.insert(sector, old(&self.window, sector)?);
-        }
-        let place = kept.get_mut(&sector).and_then(|bytes| bytes.get_mut(inside..inside + length));
+        let whole = match kept.entry(sector) {
+            Entry::Occupied(there) => there.into_mut(),
+            Entry::Vacant(place) => place.insert(old(&self.window, sector)?),
+        };
+        let place = whole.get_mut(inside..inside + length);
         place.unwrap_or_default().copy_from_slice(buf.get(..length).unwrap_or_default());
         self.at += length as u64;
         Ok(length)
@@ -149,7 +153,7 @@ pub(super) fn steps(window: &Window<'_>, kept: &Sectors) -> anyhow::Result<Vec<S
 fn with_added(old: &Sector, new: &Sector) -> Sector {
     let mut merged = *old;
     let entries = merged.as_chunks_mut::<ENTRY>().0.iter_mut();
-    for (entry, new) in entries.zip(new.as_chunks::<ENTRY>().0).filter(|(entry, _)| is_free(*entry)) {
+    for (entry, new) in entries.zip(new.as_chunks::<ENTRY>().0).filter(|(entry, _)| is_free(entry)) {
         *entry = *new;
     }
     merged
