@@ -20,7 +20,7 @@ const SIZE: usize = 512;
 type Sector = [u8; SIZE];
 /// Sectors by where they are, in bytes.
 type Sectors = BTreeMap<u64, Sector>;
-/// What is not written yet.
+/// Those that are kept back, of a filesystem and of whoever writes them to the disk.
 pub(super) type Kept = Rc<RefCell<Sectors>>;
 
 /// A part of a disk whose changes may be kept back.
@@ -80,11 +80,11 @@ impl Write for Overlay<'_> {
         let length = self.room(buf.len());
         let (sector, inside) = self.inside();
         let mut kept = kept.borrow_mut();
-        let bytes = match kept.entry(sector) {
-            Entry::Occupied(kept) => kept.into_mut(),
-            Entry::Vacant(new) => new.insert(old(&self.window, sector)?),
+        let whole = match kept.entry(sector) {
+            Entry::Occupied(there) => there.into_mut(),
+            Entry::Vacant(place) => place.insert(old(&self.window, sector)?),
         };
-        let place = bytes.get_mut(inside..inside + length);
+        let place = whole.get_mut(inside..inside + length);
         place.unwrap_or_default().copy_from_slice(buf.get(..length).unwrap_or_default());
         self.at += length as u64;
         Ok(length)
