@@ -19,8 +19,8 @@ use super::peer::{CallError, Outgoing, Peer, Reply};
 pub(super) const MESSAGE_MAX: usize = 4 << 20;
 /// The most values of one message.
 const SLOTS_MAX: usize = 1 << 19;
-/// How much of a message that is too long is looked at, to find out which call it belongs to.
-pub(super) const BEGINNING: usize = 64 << 10;
+/// How much of a pickle that is too long is looked at, to find out which call it belongs to.
+const BEGINNING: usize = 64 << 10;
 /// How many calls of a peer may be under way at once.
 const ANSWERING_MAX: u32 = 10_000;
 

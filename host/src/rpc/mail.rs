@@ -6,12 +6,16 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use piman_core::messages::{MessageSink, Piece};
 use piman_core::rpc::auth::LOGIN_MAX;
 
-use super::engine::{BEGINNING, MESSAGE_MAX};
+use super::engine::MESSAGE_MAX;
 
 /// A connection may hold so many bytes of messages that are not handled yet.
 const PART: usize = 64 << 10;
-/// Beyond that it may hold so many: one long message, and the beginning of the next.
-const CONNECTION_MAX: usize = 2 * MESSAGE_MAX;
+/// Beyond that it may hold so many.
+const CONNECTION_MAX: usize = 4 * MESSAGE_MAX;
+/// What is kept of a message that is dropped: which call it belongs to.
+const HEAD: usize = 256;
+/// Of how many at once; of more than these the peer is told nothing.
+const HEADS_MAX: usize = 1000;
 /// Beyond [`PART`] all connections together may hold so many: a thousand peers that each send most of a long
 /// message must not take all memory.
 pub(super) const PARTS_MAX: usize = 64 << 20;
@@ -57,7 +61,11 @@ impl Drop for Share {
 
 /// Why a long message is not taken at the moment.
 pub(super) fn too_much() -> String {
-    format!("peers are sending {} MB of long messages: send it again later", PARTS_MAX >> 20)
+    format!(
+        "more than {} MB of long messages of one peer, or {} MB of all, are waiting: send it again later",
+        CONNECTION_MAX >> 20,
+        PARTS_MAX >> 20
+    )
 }
 
 /// What came of a message.
@@ -123,17 +131,22 @@ impl Mailbox {
         if self.logged_in { self.share.take(bytes) } else { bytes <= LOGIN_MAX }
     }
 
-    /// There is no room for the rest of this message.
-    fn drop_part(&mut self) {
+    /// There is no room for the rest of this message, of which these bytes are next.
+    fn drop_part(&mut self, next: &[u8]) {
         self.drops = true;
         self.flooded = !self.logged_in;
-        self.held -= self.part.len();
-        self.part.truncate(BEGINNING);
-        self.part.shrink_to_fit();
-        if self.flooded || !self.has_room(self.held + self.part.len()) {
-            self.part = Vec::new();
+        self.held = self.held.saturating_sub(self.part.len());
+        let mut head = std::mem::take(&mut self.part);
+        if self.flooded
+            || self.mail.iter().filter(|mail| matches!(mail, Mail::Dropped(_))).count() >= HEADS_MAX
+        {
+            return;
         }
-        self.held += self.part.len();
+        head.truncate(HEAD);
+        let more = HEAD - head.len();
+        head.extend_from_slice(next.get(..more).unwrap_or(next));
+        head.shrink_to_fit();
+        self.part = head;
     }
 
     fn put(&mut self, piece: Piece<'_>) {
@@ -143,7 +156,7 @@ impl Mailbox {
             self.part.extend_from_slice(piece.bytes);
             self.held += cost;
         } else if !self.drops {
-            self.drop_part();
+            self.drop_part(piece.bytes);
         }
         if piece.is_last() {
             let part = std::mem::take(&mut self.part);
@@ -195,15 +208,15 @@ mod tests {
     fn one_connection_and_all_together_have_a_limit() {
         let mut mailbox = Mailbox::open();
         let long = vec![1; MESSAGE_MAX];
-        for _ in 0..4 {
+        for _ in 0..8 {
             send(&mut mailbox, &long);
         }
         assert!(mailbox.held <= CONNECTION_MAX + PART, "{}", mailbox.held);
         let mail = mailbox.take();
-        assert_eq!(mail.iter().filter(|m| matches!(m, Mail::Whole(_))).count(), 1);
-        assert!(
-            mail.iter().all(|m| matches!(m, Mail::Whole(_)) || *m == Mail::Dropped(long[..BEGINNING].into()))
-        );
+        let (whole, dropped) = mail.split_at(3);
+        assert!(whole.iter().all(|m| matches!(m, Mail::Whole(_))));
+        // Whoever waits for an answer gets one: it is known of each which call it was.
+        assert_eq!(dropped, vec![Mail::Dropped(long[..HEAD].into()); 5]);
         assert_eq!(mailbox.share.0, 0);
         // Short ones fit whatever others hold.
         let others: Vec<_> = (0..PARTS_MAX / MESSAGE_MAX + 1)
