@@ -53,7 +53,8 @@ impl RecordStore {
     /// This address wants to bring so many bytes.
     pub(super) fn take(&self, peer: IpAddr, bytes: u64) -> io::Result<()> {
         let free = self.reserve.free(&self.disk)?;
-        if free.bytes < bytes {
+        // Without a reserve the disk itself says when it is full, to the last byte.
+        if free.reserve > 0 && free.bytes < bytes {
             return Err(free.too_little(bytes));
         }
         self.quota.take(peer, bytes, free.bytes).map_err(|over| {
