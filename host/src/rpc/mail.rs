@@ -216,7 +216,7 @@ mod tests {
         let (whole, dropped) = mail.split_at(3);
         assert!(whole.iter().all(|m| matches!(m, Mail::Whole(_))));
         // Whoever waits for an answer gets one: it is known of each which call it was.
-        assert_eq!(dropped, [(); 5].map(|()| Mail::Dropped(long[..HEAD].into())));
+        assert_eq!(dropped, [0; 5].map(|_| Mail::Dropped(long[..HEAD].into())));
         assert_eq!(mailbox.share.0, 0);
         // Short ones fit whatever others hold.
         let others: Vec<_> = (0..PARTS_MAX / MESSAGE_MAX + 1)

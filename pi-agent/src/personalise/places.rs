@@ -170,7 +170,7 @@ impl<'d> Places<'d> {
     /// Makes a folder, or sets the access of one that is there.
     pub(super) fn folder(&self, place: Place, path: &str, access: Access) -> anyhow::Result<()> {
         match self.find(place, path)? {
-            Ok(fat) => fat.folder(path).map(drop),
+            Ok(fat) => fat.folder(path),
             Err(path) => {
                 let folder = root_files::folder(self.root()?, Path::new(&path))?;
                 let folder = File::open(folder)?;
@@ -185,7 +185,7 @@ impl<'d> Places<'d> {
     /// Takes away a file, a link, or a whole folder, if it is there.
     pub(super) fn remove(&self, place: Place, path: &str) -> anyhow::Result<()> {
         match self.find(place, path)? {
-            Ok(fat) => Ok(fat.remove(path)?),
+            Ok(fat) => fat.remove(path),
             Err(path) => {
                 let Some(found) = root_files::existing(self.root()?, Path::new(&path))? else {
                     return Ok(());

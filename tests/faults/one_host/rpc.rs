@@ -73,5 +73,6 @@ async fn a_pi_with_the_password_that_takes_no_call_is_bounded() {
         assert!(matches!(said, Err(CallError::Function(_))), "{said:?}");
     }
     let more = server.memory_kb("VmHWM") - before;
-    assert!(more < 128 << 10, "{more} kB");
+    // What waits, and what two threads decode at a moment.
+    assert!(more < 192 << 10, "{more} kB of the 512 MB that were sent");
 }

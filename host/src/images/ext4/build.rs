@@ -1,33 +1,28 @@
-//! A tree as the layout of an ext4 filesystem.
+//! The filesystem of an archive: its metadata first, then the content as the archive gives it, and behind that the chunks.
 
-use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::AtomicBool;
 use std::thread;
 
-use mkext4::{FsBuilder, InodeHandle, Layout, Meta, SparseSeg, SpecialKind};
-use piman_core::archive::{self, Time};
+use mkext4::build::ImageWriter;
+use piman_core::archive;
 use piman_core::hash::Hash;
-use piman_core::hosted::ext4;
-use piman_core::install::geometry::JOURNAL_MAX;
-use piman_core::install::grow::Shape;
-use piman_core::install::table::BLOCK;
+use piman_core::hosted::ext4::SparseSink;
+use piman_core::install::table::{BLOCK, Entry, Header, Scope};
+use tempfile::NamedTempFile;
 
-use super::fill::fill;
-use super::need::Need;
-use super::pack::Built;
+use super::blocks::Blocks;
+use super::front::Front;
+use super::pack::{self, Built, Packing};
+use super::plan::Plan;
 use super::scan::Scan;
-use super::tree::{Id, Kind, Name, Node, ROOT, Tree};
-use super::{Error, LOST_FOUND, PROOF, Progress, pack};
+use super::spool::Spool;
+use super::tree::{Kind, Node, Tree};
+use super::{Error, LOST_FOUND, PROOF, Progress};
 use crate::sys::lock::lock;
-
-/// Seconds that ext4 can store.
-const SECONDS: (i64, i64) = (-(1 << 31), (1 << 34) - (1 << 31) - 1);
-/// What one block has room for in extended attributes, in bytes.
-const ATTRIBUTES_MAX: usize = 4096 - 36;
 
 /// What to make.
 #[derive(Debug, Clone, Copy)]
@@ -43,6 +38,9 @@ pub struct Order<'a> {
     /// Ends the work soon when set.
     pub stop: &'a AtomicBool,
 }
+
+/// What no entry of an archive comes after: when all of it is written and was read back.
+const ALL: u64 = u64::MAX;
 
 /// Makes an image. Reads the archive twice; takes memory for its names but not for its
 /// content, and room in the folder for what is unpacked, and for what is packed again.
@@ -77,237 +75,95 @@ fn apart<T: Send>(work: impl FnOnce() -> Result<T, Error> + Send) -> Result<T, E
     })
 }
 
-/// The frozen layout, and where each entry's content goes.
-pub(super) struct Plan {
-    pub(super) layout: Layout,
-    /// By the entry's number.
-    pub(super) fills: BTreeMap<u64, Id>,
-    /// By node.
-    pub(super) handles: Vec<Option<InodeHandle>>,
-    /// The proof's file and where it is, in bytes.
-    pub(super) proof_file: InodeHandle,
-    pub(super) proof: u64,
-    /// What the image is of; the layout is for the largest card, and the rest of it is cut off.
-    pub(super) shape: Shape,
-    /// The first block that nothing is in.
-    pub(super) spare: u64,
-}
-
-impl Plan {
-    fn new(tree: &Tree) -> Result<Self, Error> {
-        let need = Need::of(tree);
-        let frame = need.frame()?;
-        let epoch = tree.newest.min(now());
-        let largest = frame.with_blocks(frame.blocks_max());
-        let options = ext4::options(largest.bytes(), largest.inodes(), JOURNAL_MAX, epoch);
-        let options = options.map_err(Error::io("making a random UUID"))?;
-        let mut builder = FsBuilder::new(options)?;
-        let names = tree.names();
-        let mut handles = vec![None; tree.nodes.len()];
-        if let Some(root) = tree.nodes.first() {
-            builder.set_meta(mkext4::ROOT, meta(root, epoch))?;
-        }
-        if let Some(handle) = handles.first_mut() {
-            *handle = Some(mkext4::ROOT);
-        }
-        let mut fills = BTreeMap::new();
-        // Directories first: whatever else there is may have its first name in a later one.
-        let is_directory = |node: &Node| matches!(node.kind, Kind::Directory(_));
-        for directories in [true, false] {
-            for (id, (node, names)) in tree.nodes.iter().zip(&names).enumerate() {
-                if id == ROOT || is_directory(node) != directories {
-                    continue;
-                }
-                let Some((parent, name)) = names.first() else { continue };
-                let parent = handles.get(*parent).copied().flatten();
-                let parent = parent.ok_or_else(|| Error::Wrong(format!("`{name}` without a directory")))?;
-                let handle = declare(&mut builder, parent, name, node, epoch)?;
-                if let Kind::File { entry, .. } = node.kind {
-                    fills.insert(entry, id);
-                }
-                if let Some(place) = handles.get_mut(id) {
-                    *place = Some(handle);
-                }
-            }
-        }
-        for (handle, names) in handles.iter().zip(&names) {
-            for (parent, name) in names.iter().skip(1) {
-                let parent = handles.get(*parent).copied().flatten();
-                if let (Some(parent), Some(handle)) = (parent, *handle) {
-                    builder.hardlink(parent, name, handle)?;
-                }
-            }
-        }
-        for (handle, node) in handles.iter().zip(&tree.nodes) {
-            for (name, value) in &node.xattrs {
-                if let Some(handle) = *handle {
-                    builder.set_xattr(handle, name, value)?;
-                }
-            }
-        }
-        // The last file that is declared is the last one in the filesystem.
-        let meta = Meta::new(0o444, 0, 0, (epoch, 0));
-        let proof_file = builder.file(mkext4::ROOT, PROOF, meta, BLOCK)?;
-        let layout = builder.seal().map_err(|e| match e {
-            // Everything else was checked as it was declared: what is left are attributes, and room.
-            mkext4::Error::Invalid(_) => {
-                attributes_too_large(tree, &names).unwrap_or_else(|| need.too_large())
-            }
-            e => e.into(),
-        })?;
-        let place = layout.extents(proof_file).first().copied();
-        let (proof, _) = place.ok_or_else(|| Error::Wrong("the proof has no place".into()))?;
-        let spare = frame.next_for_files(proof / BLOCK + 1);
-        let shape = need.smallest(frame, spare)?;
-        Ok(Self { layout, fills, handles, proof_file, proof, shape, spare })
-    }
-}
-
-/// Declares a node under its first name.
-fn declare(
-    builder: &mut FsBuilder,
-    parent: InodeHandle,
-    name: &str,
-    node: &Node,
-    epoch: i64,
-) -> Result<InodeHandle, Error> {
-    let meta = meta(node, epoch);
-    Ok(match &node.kind {
-        Kind::Directory(_) => builder.mkdir(parent, name, meta)?,
-        Kind::File { size, runs: None, .. } => builder.file(parent, name, meta, *size)?,
-        Kind::File { size, runs: Some(runs), .. } => {
-            builder.file_sparse(parent, name, meta, &parts(runs, *size))?
-        }
-        Kind::Symlink(target) => builder.symlink(parent, name, target, meta)?,
-        Kind::CharDevice(major, minor) => {
-            builder.mknod(parent, name, meta, SpecialKind::Char { major: *major, minor: *minor })?
-        }
-        Kind::BlockDevice(major, minor) => {
-            builder.mknod(parent, name, meta, SpecialKind::Block { major: *major, minor: *minor })?
-        }
-        Kind::Fifo => builder.mknod(parent, name, meta, SpecialKind::Fifo)?,
-    })
-}
-
-fn meta(node: &Node, epoch: i64) -> Meta {
-    let Time { seconds, nanos } = node.meta.mtime.unwrap_or(Time { seconds: epoch, nanos: 0 });
-    Meta::new(node.meta.mode, node.meta.uid, node.meta.gid, cut_time(seconds, nanos))
-}
-
-/// What the kernel makes of a time that ext4 cannot store.
-pub(super) fn cut_time(seconds: i64, nanos: u32) -> (i64, u32) {
-    match seconds.clamp(SECONDS.0, SECONDS.1) {
-        cut if cut != seconds => (cut, 0),
-        seconds => (seconds, nanos),
-    }
-}
-
-fn parts(runs: &[(u64, u64)], size: u64) -> Vec<SparseSeg> {
-    let mut parts = Vec::new();
-    let mut at = 0;
-    for (start, end) in runs {
-        if *start > at {
-            parts.push(SparseSeg::Hole(start - at));
-        }
-        parts.push(SparseSeg::Data(end - start));
-        at = *end;
-    }
-    if at < size {
-        parts.push(SparseSeg::Hole(size - at));
-    }
-    parts
-}
-
-fn now() -> i64 {
-    std::time::UNIX_EPOCH.elapsed().map_or(0, |t| i64::try_from(t.as_secs()).unwrap_or(i64::MAX))
-}
-
-/// The content of a file in whole blocks: between the parts that the archive stores there
-/// are zeros.
-pub(super) struct Blocks<'a> {
-    content: &'a mut dyn Read,
-    parts: Vec<archive::Segment>,
-    runs: &'a [(u64, u64)],
-    part: usize,
-    run: usize,
-    at: u64,
-    /// What the archive said, before the writer makes another error of it.
-    failed: Option<io::Error>,
-}
-
-impl<'a> Blocks<'a> {
-    pub(super) fn new(content: &'a mut dyn Read, file: &archive::File, runs: &'a [(u64, u64)]) -> Self {
-        let at = runs.first().map_or(0, |r| r.0);
-        Self { content, parts: file.segments().collect(), runs, part: 0, run: 0, at, failed: None }
-    }
-
-    /// Whose fault a failed read was.
-    pub(super) fn io_error(&mut self, e: io::Error) -> Error {
-        self.why(e.into())
-    }
-
-    /// Whose fault a failed fill was.
-    pub(super) fn why(&mut self, e: mkext4::Error) -> Error {
-        match self.failed.take() {
-            Some(e) => match e.downcast::<archive::Error<io::Error>>() {
-                Ok(damage) => damage.into(),
-                Err(e) => archive::Error::Read(e).into(),
-            },
-            None => e.into(),
-        }
-    }
-}
-
-impl Read for Blocks<'_> {
-    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        let Some((_, mut end)) = self.runs.get(self.run).copied() else { return Ok(0) };
-        while self.at >= end {
-            self.run += 1;
-            let Some((start, next)) = self.runs.get(self.run).copied() else { return Ok(0) };
-            (self.at, end) = (start, next);
-        }
-        while self.parts.get(self.part).is_some_and(|p| p.offset + p.length <= self.at) {
-            self.part += 1;
-        }
-        let (is_data, until) = match self.parts.get(self.part) {
-            Some(part) if part.offset <= self.at => (true, part.offset + part.length),
-            Some(part) => (false, part.offset),
-            None => (false, end),
-        };
-        let room = usize::try_from(until.min(end) - self.at).unwrap_or(usize::MAX).min(buf.len());
-        let buf = buf.get_mut(..room).unwrap_or_default();
-        let n = if is_data {
-            match self.content.read(buf) {
-                Ok(n) => n,
-                Err(e) => {
-                    let kind = e.kind();
-                    self.failed = Some(e);
-                    return Err(kind.into());
-                }
-            }
-        } else {
-            buf.fill(0);
-            room
-        };
-        self.at += n as u64;
-        Ok(n)
-    }
-}
-
-/// If attributes of a file take more than a block has room for. (Some lie in its inode, so they may take more.)
-fn attributes_too_large(tree: &Tree, names: &[Vec<Name<'_>>]) -> Option<Error> {
-    let bytes = |node: &Node| -> usize {
-        let sizes = node.xattrs.iter().map(|(name, value)| (name.len(), value.len()));
-        sizes.map(|(name, value)| 16 + name.next_multiple_of(4) + value.next_multiple_of(4)).sum()
+/// Writes what is planned to `file`, and its chunks to `chunks`.
+fn fill(
+    order: &Order<'_>,
+    (plan, tree, id): (&Plan, &Tree, Hash),
+    file: &File,
+    chunks: &mut NamedTempFile,
+) -> Result<(Header, Vec<Entry>), Error> {
+    let spool = Spool::new(file, plan.shape)?;
+    let mut sink = SparseSink::new(&spool);
+    let mut writer = plan.layout.writer(&mut sink)?;
+    // Nothing of the metadata changes any more, so that chunks can be made while the content is written.
+    spool.cut(plan.spare)?;
+    let cuts = pack::cut(plan.used(spool.used()));
+    let needs = plan.needs(&cuts);
+    let front = Front::default();
+    let header = Header {
+        total_bytes: plan.shape.bytes(),
+        used_bytes: cuts.iter().map(|(_, length)| u64::from(*length)).sum(),
+        archive: id,
+        proof_offset: plan.proof,
+        entries: tree.entries,
+        ..pack::header(Scope::Root { grows: true }, &[])?
     };
-    let (node, names) = tree.nodes.iter().zip(names).find(|(node, _)| bytes(node) > ATTRIBUTES_MAX)?;
-    let why = format!("has extended attributes of {} bytes: ext4 has room for {ATTRIBUTES_MAX}", bytes(node));
-    Some(Error::Entry { name: names.first().map_or("/", |(_, name)| name).to_owned(), why })
+    let packing = Packing {
+        spool: file,
+        cuts: &cuts,
+        proof: None,
+        ready: &|chunk| front.wait(needs.get(chunk).copied().unwrap_or(ALL)),
+        early: order.progress.begin_chunks(header, chunks.as_file())?,
+        progress: order.progress,
+        part: (25, 100),
+        stop: order.stop,
+    };
+    let content = || {
+        let written = write(order, (plan, tree, id), &mut writer, &front);
+        written.and_then(|()| check_all(&spool, &cuts, file, tree)).inspect_err(|_| front.give_up())?;
+        front.reach(ALL);
+        Ok(())
+    };
+    let entries = pack::beside(content, || pack::pack(&packing, chunks))?;
+    Ok((header, entries))
+}
+
+/// Writes each entry's content as the archive gives it.
+fn write(
+    order: &Order<'_>,
+    (plan, tree, id): (&Plan, &Tree, Hash),
+    writer: &mut ImageWriter<'_, &mut SparseSink<&Spool<'_>>>,
+    front: &Front,
+) -> Result<(), Error> {
+    // What is displayed is how far it is packed.
+    let progress = Progress::new();
+    let scan = Scan { archive: order.archive, progress: &progress, part: (0, 100), stop: order.stop };
+    let mut index = 0;
+    let again = scan.run(|entry, content| {
+        let node = plan.fills.get(&index).and_then(|id| Some((tree.nodes.get(*id)?, *id)));
+        index += 1;
+        let Some((Node { kind: Kind::File { size, runs, .. }, .. }, id)) = node else { return Ok(()) };
+        let archive::Kind::File(file) = &entry.kind else { return Err(Error::Changed) };
+        let empty = runs.as_ref().map_or(*size == 0, Vec::is_empty);
+        if file.size != *size {
+            return Err(Error::Changed);
+        }
+        let handle = plan.handles.get(id).copied().flatten();
+        let Some(handle) = handle.filter(|_| !empty) else { return Ok(()) };
+        let whole = [(0, *size)];
+        let mut content = Blocks::new(content, file, runs.as_deref().unwrap_or(&whole));
+        writer.fill(handle, &mut content).map_err(|e| content.why(e))?;
+        front.reach(index);
+        Ok(())
+    })?;
+    if again != id || index != tree.entries {
+        return Err(Error::Changed);
+    }
+    writer.fill(plan.proof_file, &mut io::repeat(b'\n'))?;
+    Ok(())
+}
+
+/// Everything is where it was planned, and can be read back.
+fn check_all(spool: &Spool<'_>, cuts: &[(u64, u32)], file: &File, tree: &Tree) -> Result<(), Error> {
+    if !covers(cuts, &spool.used()) {
+        return Err(Error::Wrong("something was written where no chunk is".into()));
+    }
+    check(file, tree)
 }
 
 /// Reads the filesystem back by another way than it was written: all checksums and
 /// structures.
-pub(super) fn check(spool: &File, tree: &Tree) -> Result<(), Error> {
+fn check(spool: &File, tree: &Tree) -> Result<(), Error> {
     let wrong = |e: mkext4::Error| Error::Wrong(e.to_string());
     let fs = mkext4::reader::Fs::open(spool).map_err(wrong)?;
     if let Some(issue) = fs.verify().map_err(wrong)?.first() {
@@ -321,35 +177,85 @@ pub(super) fn check(spool: &File, tree: &Tree) -> Result<(), Error> {
     if whole { Ok(()) } else { Err(Error::Wrong("the root directory is not whole".into())) }
 }
 
+/// Whether these chunks, in ascending order, hold all of these ranges.
+fn covers(cuts: &[(u64, u32)], ranges: &[(u64, u64)]) -> bool {
+    ranges.iter().all(|(start, end)| {
+        let mut at = *start;
+        for (offset, length) in
+            overlapping(cuts, *start, *end).and_then(|range| cuts.get(range)).unwrap_or_default()
+        {
+            if *offset > at {
+                return false;
+            }
+            at = offset + u64::from(*length);
+        }
+        at >= *end
+    })
+}
+
+/// Which of the chunks hold something of a range.
+fn overlapping(cuts: &[(u64, u32)], start: u64, end: u64) -> Option<std::ops::Range<usize>> {
+    let first = cuts.partition_point(|(offset, length)| offset + u64::from(*length) <= start);
+    let behind = cuts.partition_point(|(offset, _)| *offset < end);
+    (first <= behind).then_some(first..behind)
+}
+
+impl Plan {
+    /// The metadata and where the content will be: beginning and end in bytes, whole blocks.
+    fn used(&self, mut metadata: Vec<(u64, u64)>) -> Vec<(u64, u64)> {
+        let files = self.fills.values().filter_map(|id| self.handles.get(*id).copied().flatten());
+        for file in files.chain([self.proof_file]) {
+            let extents = self.layout.extents(file);
+            metadata.extend(extents.iter().map(|(at, bytes)| (*at, at + bytes.next_multiple_of(BLOCK))));
+        }
+        metadata
+    }
+
+    /// How many entries of the archive are written when all of each chunk is there.
+    fn needs(&self, cuts: &[(u64, u32)]) -> Vec<u64> {
+        let mut needs = vec![0; cuts.len()];
+        let files = self
+            .fills
+            .iter()
+            .filter_map(|(entry, id)| Some((entry + 1, self.handles.get(*id).copied().flatten()?)));
+        for (entries, file) in files.chain([(ALL, self.proof_file)]) {
+            for (at, bytes) in self.layout.extents(file) {
+                let chunks = overlapping(cuts, at, at + bytes).and_then(|range| needs.get_mut(range));
+                for need in chunks.into_iter().flatten() {
+                    *need = entries.max(*need);
+                }
+            }
+        }
+        needs
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn blocks_fill_up_with_zeros() {
-        let segment = |offset, length| archive::Segment { offset, length };
-        let file = archive::File { size: 20_500, sparse: Some(vec![segment(10, 5), segment(20_490, 10)]) };
-        let mut stored: &[u8] = b"helloworldworld";
-        let mut blocks = Blocks::new(&mut stored, &file, &[(0, 4096), (16_384, 20_500)]);
-        let mut all = Vec::new();
-        blocks.read_to_end(&mut all).unwrap();
-        assert_eq!(all.len(), 4096 + 4116);
-        assert_eq!((&all[..10], &all[10..15], &all[15..20]), (&[0; 10][..], &b"hello"[..], &[0; 5][..]));
-        assert_eq!(&all[4096 + 4106..], b"worldworld");
+    fn chunks_hold_what_lies_in_them() {
+        let cuts = [(0, 8192), (8192, 4096), (20_480, 4096)];
+        assert_eq!(overlapping(&cuts, 4096, 12_288), Some(0..2));
+        assert_eq!(overlapping(&cuts, 12_288, 20_480), Some(2..2));
+        assert_eq!(overlapping(&cuts, 24_576, 28_672), Some(3..3));
+        assert!(covers(&cuts, &[(0, 12_288), (20_480, 24_576), (4096, 8192)]));
+        assert!(!covers(&cuts, &[(8192, 16_384)]));
+        assert!(!covers(&cuts, &[(12_288, 24_576)]));
+        assert!(!covers(&cuts, &[(24_576, 28_672)]));
+        assert!(!covers(&[], &[(0, 4096)]));
     }
 
     #[test]
-    fn times_are_cut_to_what_can_be_stored() {
-        let mut tree = Tree::new();
-        for (seconds, want) in [
-            (0, (0, 7)),
-            (i64::MAX, (0x3_7fff_ffff, 0)),
-            (0x3_7fff_ffff, (0x3_7fff_ffff, 7)),
-            (i64::MIN, (-0x8000_0000, 0)),
-            (-5, (-5, 7)),
-        ] {
-            tree.nodes[0].meta.mtime = Some(Time { seconds, nanos: 7 });
-            assert_eq!(meta(&tree.nodes[0], 9).mtime, want);
-        }
+    fn what_packs_ends_when_the_content_does() {
+        let front = Front::default();
+        let content = || {
+            front.reach(1);
+            front.give_up();
+            Err(Error::Changed)
+        };
+        let packer = || if front.wait(1) && !front.wait(2) { Err::<(), _>(Error::Stopped) } else { Ok(()) };
+        assert!(matches!(pack::beside(content, packer), Err(Error::Changed)));
     }
 }

@@ -28,8 +28,10 @@ struct State {
     entries: Vec<Entry>,
     used: u64,
     stored: u64,
-    /// Each has more chunks than the one before.
-    tables: Vec<Arc<Image>>,
+    /// What the tables so far are called and begin with; each has more chunks than the one before. Only the newest is
+    /// kept whole, since together those of a large image would be larger than its index.
+    tables: Vec<(Hash, Header)>,
+    newest: Option<Arc<Image>>,
     whole: Option<Arc<Image>>,
 }
 
@@ -71,47 +73,59 @@ impl Early {
         if let Some(whole) = &state.whole {
             return Some(Arc::clone(whole));
         }
-        let known = state.tables.last().map_or(0, |t| t.header().chunks as usize);
+        let known = state.newest.as_ref().map_or(0, |table| table.header().chunks as usize);
         let there = state.entries.len();
         if there > 0 && (known == 0 || there >= known + STEP.max(known / STEP_PART)) {
-            let table = Arc::new(self.table(&state));
-            state.tables.push(table);
+            let header = self.header(&state);
+            let table = Arc::new(self.table(header, &state.entries));
+            state.tables.push((table.hash(), header));
+            state.newest = Some(table);
         }
-        state.tables.last().cloned()
+        state.newest.clone()
     }
 
     /// The table with this hash.
     #[must_use]
     pub fn by_table(&self, hash: Hash) -> Option<Arc<Image>> {
         let state = self.lock();
-        state.tables.iter().chain(&state.whole).find(|table| table.hash() == hash).cloned()
+        let whole = [&state.whole, &state.newest].into_iter().flatten();
+        whole.into_iter().find(|table| table.hash() == hash).cloned().or_else(|| {
+            let (_, header) = state.tables.iter().find(|(known, _)| *known == hash)?;
+            Some(Arc::new(self.table(*header, &state.entries)))
+        })
     }
 
     /// What has more chunks than the table with this hash.
     #[must_use]
     pub fn after(&self, hash: Hash) -> Following {
-        match self.by_table(hash) {
-            Some(known) if !known.header().whole => match self.newest() {
-                Some(newest) if newest.hash() != hash => Following::Table(newest),
-                _ => Following::Later,
-            },
-            _ => Following::Nothing,
+        if !self.lock().tables.iter().any(|(known, _)| *known == hash) {
+            return Following::Nothing;
+        }
+        match self.newest() {
+            Some(newest) if newest.hash() != hash => Following::Table(newest),
+            _ => Following::Later,
         }
     }
 
-    fn table(&self, state: &State) -> Image {
+    /// What is said of the chunks so far.
+    fn header(&self, state: &State) -> Header {
         // What is left compresses as well as what is there.
         let part =
             u128::from(state.stored) * u128::from(self.header.used_bytes) / u128::from(state.used.max(1));
-        let header = Header {
+        Header {
             chunks: u32::try_from(state.entries.len()).unwrap_or(u32::MAX),
             stored_bytes: u64::try_from(part).unwrap_or(u64::MAX).max(state.stored),
             ..self.header
-        };
-        let mut table = Vec::with_capacity(HEADER + state.entries.len() * ENTRY);
+        }
+    }
+
+    fn table(&self, header: Header, entries: &[Entry]) -> Image {
+        let entries = entries.get(..header.chunks as usize).unwrap_or_default();
+        let mut table = Vec::with_capacity(HEADER + entries.len() * ENTRY);
         table.extend(header.encode());
-        table.extend(state.entries.iter().flat_map(Entry::encode));
-        Image::begun(header, table, Arc::clone(&self.chunks), state.stored)
+        table.extend(entries.iter().flat_map(Entry::encode));
+        let stored = entries.iter().map(|entry| u64::from(entry.stored)).sum();
+        Image::begun(header, table, Arc::clone(&self.chunks), stored)
     }
 
     /// No code panics while it holds the lock.
@@ -177,6 +191,7 @@ mod tests {
         let newest = tables.pop().unwrap();
         for table in &tables {
             assert!(matches!(early.after(table.hash()), Following::Table(t) if t.hash() == newest.hash()));
+            assert_eq!(early.by_table(table.hash()).unwrap().table(), table.table());
         }
         assert!(matches!(early.after(newest.hash()), Following::Later));
         assert!(matches!(early.after(Hash([0; 32])), Following::Nothing));

@@ -5,8 +5,9 @@
 //! | `tree` | what an archive says should be there |
 //! | `scan` | an archive, read once, as a tree |
 //! | `need` | how large that has to be |
-//! | `build` | a tree as the layout of a filesystem |
-//! | `fill` | that layout and its archive as a filesystem and its chunks |
+//! | `plan` | a tree as the layout of a filesystem |
+//! | `build` | that layout and its archive as a filesystem and its chunks |
+//! | `blocks` | the content of a file as its blocks have it |
 //! | `front` | how far its content is written, for what packs it |
 //! | `spool` | that filesystem while it is made |
 //! | `early` | what of an image can be fetched while it is made |
@@ -14,16 +15,15 @@
 //! | `store` | images in the state folder, [`Images`] |
 //! | `verify` | a filesystem compared with an archive |
 //! | `acl` | access control lists as ext4 stores them |
-//! | `cli` | `piman image` |
-//! | `register` | archives with names, who gets which, signatures |
 
 mod acl;
+mod blocks;
 mod build;
 mod early;
-mod fill;
 mod front;
 mod need;
 pub(super) mod pack;
+mod plan;
 mod scan;
 mod spool;
 mod store;

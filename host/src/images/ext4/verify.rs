@@ -14,7 +14,8 @@ use piman_core::hash::Hash;
 use piman_core::hosted::ext4::reader;
 use piman_core::install::table::BLOCK;
 
-use super::build::{Blocks, cut_time};
+use super::blocks::Blocks;
+use super::plan::cut_time;
 use super::scan::Scan;
 use super::tree::{Id, Kind, Node, ROOT, Tree};
 use super::{Error, LOST_FOUND, PROOF, Progress};

@@ -12,7 +12,7 @@ const TABLE_MAX: u64 = 16 << 20;
 /// The longest folder, in bytes, as the specification has it.
 const FOLDER_MAX: usize = 65_536 * ENTRY;
 /// The size of an entry of a folder.
-const ENTRY: usize = 32;
+pub(super) const ENTRY: usize = 32;
 
 /// Attributes of an entry.
 const FOLDER: u8 = 0x10;
@@ -22,10 +22,12 @@ const LONG_NAME: u8 = 0x0f;
 const DELETED: u8 = 0xe5;
 
 /// What the first sector says, and the table of clusters.
-struct Volume<'w, 'd> {
+pub(super) struct Volume<'w, 'd> {
     window: &'w Window<'d>,
     bits: u64,
     table: Vec<u8>,
+    /// Where the tables are and how long each is, in bytes.
+    tables: (u64, u64),
     clusters: u32,
     /// Where the first cluster is, in bytes.
     data: u64,
@@ -71,6 +73,11 @@ pub(super) fn tidy(window: &Window<'_>) -> anyhow::Result<()> {
     })
 }
 
+/// Whether nothing is in an entry of a folder.
+pub(super) fn is_free(entry: &[u8; ENTRY]) -> bool {
+    matches!(entry[0], 0 | DELETED)
+}
+
 /// What is done with a folder other than the root: its first cluster and what is in it.
 type Visit<'v> = dyn FnMut(u32, &[u8]) -> anyhow::Result<()> + 'v;
 
@@ -95,7 +102,7 @@ fn walk(volume: &Volume<'_, '_>, visit: &mut Visit<'_>) -> anyhow::Result<()> {
 }
 
 impl<'w, 'd> Volume<'w, 'd> {
-    fn read(window: &'w Window<'d>) -> anyhow::Result<Self> {
+    pub(super) fn read(window: &'w Window<'d>) -> anyhow::Result<Self> {
         let mut sector = [0_u8; 512];
         window.read_exact_at(0, &mut sector).context("reading the first sector")?;
         let byte = |at: usize| u64::from(sector.get(at).copied().unwrap_or(0));
@@ -132,6 +139,7 @@ impl<'w, 'd> Volume<'w, 'd> {
             window,
             bits,
             table,
+            tables: (reserved * sector_bytes, per_fat * sector_bytes),
             clusters: u32::try_from(clusters)?,
             data: data * sector_bytes,
             cluster_bytes: usize::try_from(per_cluster * sector_bytes)?,
@@ -140,12 +148,71 @@ impl<'w, 'd> Volume<'w, 'd> {
         })
     }
 
+    /// Whether a byte is in a table.
+    pub(super) fn is_table(&self, at: u64) -> bool {
+        (self.tables.0..self.root.0).contains(&at)
+    }
+
+    /// Whether it is where files and folders are.
+    pub(super) fn is_data(&self, at: u64) -> bool {
+        at >= self.data
+    }
+
+    /// Whether it is in a folder: files are never changed in their place, so that every other cluster in use is one.
+    pub(super) fn is_folder(&self, at: u64) -> bool {
+        let in_root = at >= self.root.0 && at < self.data;
+        let cluster = at.checked_sub(self.data).map(|at| at / self.cluster_bytes.max(1) as u64 + 2);
+        in_root || cluster.is_some_and(|cluster| u32::try_from(cluster).is_ok_and(|c| self.next(c) != 0))
+    }
+
+    /// A sector of a table in which no cluster becomes free; `kept` has all sectors of it that are new.
+    pub(super) fn with_old(
+        &self,
+        at: u64,
+        new: &[u8; 512],
+        kept: &std::collections::BTreeMap<u64, [u8; 512]>,
+    ) -> [u8; 512] {
+        let (start, length) = self.tables;
+        let inside = (at - start) % length.max(1);
+        let byte_of = |place: u64| {
+            let there = at - inside + place;
+            let sector = kept.get(&(there / 512 * 512)).and_then(|sector| sector.get((there % 512) as usize));
+            sector.copied().unwrap_or_else(|| self.table.get(place as usize).copied().unwrap_or(0))
+        };
+        let mut merged = *new;
+        // All that have a bit in this sector.
+        let (first, past) = (inside * 8 / self.bits, ((inside + 512) * 8).div_ceil(self.bits));
+        for cluster in first.saturating_sub(1)..past.min(u64::from(self.clusters) + 2) {
+            let bit = cluster * self.bits;
+            let bytes = (0..4).rev().map(|n| byte_of(bit / 8 + n));
+            let value = self.value(bit, bytes);
+            let before = u32::try_from(cluster).map_or(0, |cluster| self.next(cluster));
+            if value != 0 || before == 0 {
+                continue;
+            }
+            for n in 0..self.bits {
+                let place = bit + n;
+                let Some(inside) = (place / 8).checked_sub(inside) else { continue };
+                if let Some(byte) = merged.get_mut(inside as usize) {
+                    *byte = *byte & !(1 << (place % 8)) | u8::from(before >> n & 1 == 1) << (place % 8);
+                }
+            }
+        }
+        merged
+    }
+
     /// What the table says of a cluster: the next one, if it is one.
     fn next(&self, cluster: u32) -> u32 {
         let bit = u64::from(cluster) * self.bits;
         let at = usize::try_from(bit / 8).unwrap_or(usize::MAX);
-        let bytes = self.table.iter().skip(at).take(4).rev();
-        let number = bytes.fold(0_u32, |number, byte| number << 8 | u32::from(*byte));
+        let bytes: Vec<u8> =
+            (0..4).map(|n| self.table.get(at.saturating_add(n)).copied().unwrap_or(0)).collect();
+        self.value(bit, bytes.into_iter().rev())
+    }
+
+    /// The number at this bit, of the bytes that it is in, the last one first.
+    fn value(&self, bit: u64, bytes: impl Iterator<Item = u8>) -> u32 {
+        let number = bytes.fold(0_u32, |number, byte| number << 8 | u32::from(byte));
         match self.bits {
             12 => (number >> (bit % 8)) & 0xfff,
             16 => number & 0xffff,

@@ -3,12 +3,16 @@
 //! | file | what lives there |
 //! |---|---|
 //! | `clock` | the date that files get |
+//! | `overlay` | changes that are whole whenever the power is cut |
 //! | `check` | whether one is whole enough to be changed |
 
 mod check;
 mod clock;
+mod overlay;
 
 use std::cell::Cell;
+#[cfg(test)]
+use std::cell::RefCell;
 use std::fs::File;
 use std::io::{self, ErrorKind, Read, Write};
 
@@ -18,6 +22,7 @@ use piman_core::text::is_fat_name;
 
 use super::disk::{RootArea, Window};
 use clock::Clock;
+use overlay::{Kept, Overlay};
 
 /// What a file is called until it is whole.
 const NEW: &str = ".piman-new";
@@ -30,11 +35,16 @@ const DEPTH_MAX: usize = 128;
 
 /// A filesystem of a partition. Nobody else may use it meanwhile.
 pub(crate) struct Fat<'d> {
-    fs: FileSystem<Window<'d>>,
+    fs: FileSystem<Overlay<'d>>,
+    /// What is not written yet.
+    kept: Option<Kept>,
     disk: &'d File,
     area: RootArea,
     /// Whether a folder was made.
     untidy: Cell<bool>,
+    /// What was written, for tests that want to know.
+    #[cfg(test)]
+    recorded: RefCell<Option<Vec<overlay::Step>>>,
 }
 
 /// What a name in a folder is.
@@ -50,11 +60,32 @@ impl<'d> Fat<'d> {
     /// # Errors
     /// If there is no FAT filesystem, or it is damaged.
     pub(crate) fn open(disk: &'d File, area: &RootArea) -> anyhow::Result<Self> {
+        Self::with(disk, area, Some(Kept::default()))
+    }
+
+    /// The same to be filled, for a card that does not count as installed: what is written is written at once.
+    ///
+    /// # Errors
+    /// Like [`open`](Self::open).
+    pub(crate) fn to_fill(disk: &'d File, area: &RootArea) -> anyhow::Result<Self> {
+        Self::with(disk, area, None)
+    }
+
+    fn with(disk: &'d File, area: &RootArea, kept: Option<Kept>) -> anyhow::Result<Self> {
         let window = || Window::new(disk, area.offset, area.length);
         let what = || format!("the FAT filesystem at byte {}", area.offset);
         check::check(&window()).with_context(|| format!("{} is damaged: fsck.fat repairs it", what()))?;
-        let fs = FileSystem::new(window(), FsOptions::new().time_provider(&Clock)).with_context(what)?;
-        Ok(Self { fs, disk, area: *area, untidy: Cell::new(false) })
+        let overlay = Overlay::new(window(), kept.clone());
+        let fs = FileSystem::new(overlay, FsOptions::new().time_provider(&Clock)).with_context(what)?;
+        Ok(Self {
+            fs,
+            kept,
+            disk,
+            area: *area,
+            untidy: Cell::new(false),
+            #[cfg(test)]
+            recorded: RefCell::default(),
+        })
     }
 
     /// What is at this path; `None`: nothing.
@@ -107,37 +138,62 @@ impl<'d> Fat<'d> {
         Ok(Some(bytes))
     }
 
-    /// Writes a file with the folders that it needs. The old one goes when the new one is on the medium in its place:
-    /// whenever this is broken off, one of them is there, under its name or one that [`read`](Self::read) looks for.
+    /// Writes a file with the folders that it needs. Whenever this is broken off, the old one or the new one is there.
     ///
     /// # Errors
     /// The disk's; if it is full, or FAT cannot have such a name.
     pub(crate) fn write(&self, path: &str, mut bytes: &[u8]) -> anyhow::Result<()> {
-        if self.read(path, bytes.len() as u64).ok().flatten().as_deref() == Some(bytes) {
-            return Ok(());
-        }
         let (folder, name) = path.rsplit_once('/').unwrap_or(("", path));
         check_name(name)?;
-        let folder = self.folder(folder)?;
-        let (new, old) = (format!("{name}{NEW}"), format!("{name}{OLD}"));
+        let is_there = self.read(path, bytes.len() as u64).ok().flatten().as_deref() == Some(bytes);
+        if is_there && self.count(path)? == 1 {
+            return Ok(());
+        }
+        let folder = self.make_folder(folder)?;
+        let new = format!("{name}{NEW}");
         absent_or(folder.remove(&new))?;
-        absent_or(folder.remove(&old))?;
+        absent_or(folder.remove(&format!("{name}{OLD}")))?;
         if let Err(e) = copy(&mut bytes, &folder, &new) {
             // Of no use, and the disk may be full of it.
             absent_or(folder.remove(&new))?;
+            self.commit()?;
             return Err(e);
         }
-        self.disk.sync_data()?;
-        absent_or(folder.rename(name, &folder, &old))?;
+        // There are two where this was broken off before.
+        while find(&folder, name)?.is_some() {
+            folder.remove(name)?;
+        }
         folder.rename(&new, &folder, name)?;
-        self.disk.sync_data()?;
-        // Nothing of it is free before nothing leads to it.
-        absent_or(folder.remove(&old))?;
+        self.commit()
+    }
+
+    /// How many files or folders have this name.
+    fn count(&self, path: &str) -> io::Result<usize> {
+        let Some((parent, name)) = self.parent(path)? else { return Ok(0) };
+        let names = parent.iter().map(|entry| entry.map(|entry| is_called(&entry.file_name(), name)));
+        Ok(names.collect::<io::Result<Vec<_>>>()?.into_iter().filter(|is_it| *is_it).count())
+    }
+
+    /// Writes what was kept back, in its order.
+    fn commit(&self) -> anyhow::Result<()> {
+        let Some(kept) = &self.kept else { return Ok(()) };
+        let window = Window::new(self.disk, self.area.offset, self.area.length);
+        for step in overlay::steps(&window, &kept.borrow())? {
+            for (at, bytes) in &step {
+                window.write_all_at(*at, bytes).context("writing to the boot partition")?;
+            }
+            self.disk.sync_data().context("writing to the boot partition")?;
+            #[cfg(test)]
+            if let Some(recorded) = &mut *self.recorded.borrow_mut() {
+                recorded.push(step);
+            }
+        }
+        kept.borrow_mut().clear();
         Ok(())
     }
 
     /// Puts a file back that was being replaced when that was broken off.
-    fn restore(&self, folder: &Dir<'_, Window<'d>>, name: &str) -> anyhow::Result<()> {
+    fn restore(&self, folder: &Dir<'_, Overlay<'d>>, name: &str) -> anyhow::Result<()> {
         if find(folder, name)?.is_none() {
             for other in [NEW, OLD].map(|end| format!("{name}{end}")) {
                 if find(folder, &other)?.is_some() {
@@ -156,14 +212,20 @@ impl<'d> Fat<'d> {
     pub(crate) fn copy(&self, path: &str, from: &mut impl Read) -> anyhow::Result<()> {
         let (folder, name) = path.rsplit_once('/').unwrap_or(("", path));
         check_name(name)?;
-        copy(from, &self.folder(folder)?, name)
+        copy(from, &self.make_folder(folder)?, name)?;
+        self.commit()
     }
 
     /// A folder, made with its parents.
     ///
     /// # Errors
     /// Like [`Self::write`].
-    pub(crate) fn folder(&self, path: &str) -> anyhow::Result<Dir<'_, Window<'d>>> {
+    pub(crate) fn folder(&self, path: &str) -> anyhow::Result<()> {
+        self.make_folder(path)?;
+        self.commit()
+    }
+
+    fn make_folder(&self, path: &str) -> anyhow::Result<Dir<'_, Overlay<'d>>> {
         let mut folder = self.fs.root_dir();
         for name in path.split('/').filter(|name| !name.is_empty()) {
             check_name(name)?;
@@ -179,13 +241,15 @@ impl<'d> Fat<'d> {
     ///
     /// # Errors
     /// The disk's.
-    pub(crate) fn remove(&self, path: &str) -> io::Result<()> {
+    pub(crate) fn remove(&self, path: &str) -> anyhow::Result<()> {
         let Some((parent, name)) = self.parent(path)? else { return Ok(()) };
-        let Some((is_folder, _)) = find(&parent, name)? else { return Ok(()) };
-        if is_folder {
-            empty(parent.open_dir(name)?)?;
+        while let Some((is_folder, _)) = find(&parent, name)? {
+            if is_folder {
+                empty(parent.open_dir(name)?)?;
+            }
+            parent.remove(name)?;
         }
-        parent.remove(name)
+        self.commit()
     }
 
     /// The room that is left, in bytes.
@@ -207,8 +271,16 @@ impl<'d> Fat<'d> {
     /// # Errors
     /// The disk's.
     pub(crate) fn close(self) -> anyhow::Result<()> {
-        let Self { fs, disk, area, untidy } = self;
+        self.commit()?;
+        let Self { fs, kept, disk, area, untidy, .. } = self;
         fs.unmount()?;
+        if let Some(kept) = kept {
+            let window = Window::new(disk, area.offset, area.length);
+            // How much is free, which is a hint.
+            for (at, bytes) in overlay::steps(&window, &kept.borrow())?.into_iter().flatten() {
+                window.write_all_at(at, &bytes)?;
+            }
+        }
         if untidy.get() {
             check::tidy(&Window::new(disk, area.offset, area.length))?;
         }
@@ -216,7 +288,7 @@ impl<'d> Fat<'d> {
     }
 
     /// The folder of a path, if it is there, and the name in it.
-    fn parent<'p>(&self, path: &'p str) -> io::Result<Option<(Dir<'_, Window<'d>>, &'p str)>> {
+    fn parent<'p>(&self, path: &'p str) -> io::Result<Option<(Dir<'_, Overlay<'d>>, &'p str)>> {
         let (folder, name) = path.rsplit_once('/').unwrap_or(("", path));
         let mut parent = self.fs.root_dir();
         for name in folder.split('/').filter(|name| !name.is_empty()) {
@@ -229,15 +301,16 @@ impl<'d> Fat<'d> {
     }
 }
 
+/// Whether this is the name, not by case, as whoever reads it.
+fn is_called(found: &str, name: &str) -> bool {
+    found.chars().flat_map(char::to_uppercase).eq(name.chars().flat_map(char::to_uppercase))
+}
+
 /// Whether a name in a folder is a folder, and how long it is, in bytes.
-fn find(folder: &Dir<'_, Window<'_>>, name: &str) -> io::Result<Option<(bool, u64)>> {
+fn find(folder: &Dir<'_, Overlay<'_>>, name: &str) -> io::Result<Option<(bool, u64)>> {
     for entry in folder.iter() {
         let entry = entry?;
-        // Not by case, as whoever reads it.
-        let is_it = |other: &str| {
-            other.chars().flat_map(char::to_uppercase).eq(name.chars().flat_map(char::to_uppercase))
-        };
-        if is_it(&entry.file_name()) || is_it(&entry.short_file_name()) {
+        if is_called(&entry.file_name(), name) || is_called(&entry.short_file_name(), name) {
             return Ok(Some((entry.is_dir(), entry.len())));
         }
     }
@@ -245,7 +318,7 @@ fn find(folder: &Dir<'_, Window<'_>>, name: &str) -> io::Result<Option<(bool, u6
 }
 
 /// Takes away all that is in a folder, the innermost first.
-fn empty(folder: Dir<'_, Window<'_>>) -> io::Result<()> {
+fn empty(folder: Dir<'_, Overlay<'_>>) -> io::Result<()> {
     let mut todo = vec![folder];
     while let Some(folder) = todo.last() {
         let Some((name, is_folder)) = first(folder)? else {
@@ -265,7 +338,7 @@ fn empty(folder: Dir<'_, Window<'_>>) -> io::Result<()> {
 }
 
 /// What comes first in a folder, and whether it is one itself.
-fn first(folder: &Dir<'_, Window<'_>>) -> io::Result<Option<(String, bool)>> {
+fn first(folder: &Dir<'_, Overlay<'_>>) -> io::Result<Option<(String, bool)>> {
     for entry in folder.iter() {
         let entry = entry?;
         let name = entry.file_name();
@@ -276,7 +349,7 @@ fn first(folder: &Dir<'_, Window<'_>>) -> io::Result<Option<(String, bool)>> {
     Ok(None)
 }
 
-fn copy(from: &mut impl Read, folder: &Dir<'_, Window<'_>>, name: &str) -> anyhow::Result<()> {
+fn copy(from: &mut impl Read, folder: &Dir<'_, Overlay<'_>>, name: &str) -> anyhow::Result<()> {
     let what = || format!("writing {name} on the boot partition");
     let mut file = folder.create_file(name).with_context(what)?;
     file.truncate().with_context(what)?;

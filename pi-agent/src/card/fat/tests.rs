@@ -186,3 +186,83 @@ fn any_bytes_are_a_filesystem_or_none() {
         }
     }
 }
+
+/// All of a step that a disk may have when its power is cut in it: none, all, each alone, all but each, some by chance.
+fn parts_of(count: usize) -> Vec<Vec<bool>> {
+    let mut chosen = vec![vec![false; count], vec![true; count]];
+    for n in 0..count {
+        chosen.extend([true, false].map(|one| (0..count).map(|m| (m == n) == one).collect::<Vec<_>>()));
+    }
+    chosen.extend((1..4_usize).map(|turn| (0..count).map(|n| (n * 7 + turn) % 3 == 0).collect()));
+    chosen.truncate(24);
+    chosen
+}
+
+#[test]
+fn whenever_the_power_is_cut_all_files_are_whole() {
+    let long: Vec<u8> = (0..9000_u32).map(|n| (n % 253) as u8).collect();
+    for (bytes, kind) in KINDS {
+        let (disk, area) = made(bytes, kind);
+        let file = disk.as_file();
+        let fat = Fat::open(file, &area).unwrap();
+        // Names at all places of a sector, and holes between them.
+        for n in 0..20 {
+            fat.write(&format!("/file with a long name {n}"), b"before").unwrap();
+        }
+        (0..20).step_by(3).for_each(|n| fat.remove(&format!("/file with a long name {n}")).unwrap());
+        fat.write("/cmdline.txt", b"before").unwrap();
+        fat.write("/folder/one", b"before").unwrap();
+        fat.close().unwrap();
+        type Work = fn(&Fat<'_>, &[u8]) -> anyhow::Result<()>;
+        let works: [(&str, Work); 5] = [
+            ("/cmdline.txt", |fat, long| fat.write("/cmdline.txt", long)),
+            ("/file with a long name 10", |fat, _| fat.write("/file with a long name 10", b"after")),
+            ("/new/deep/er", |fat, long| fat.write("/new/deep/er", long)),
+            ("/folder", |fat, _| fat.remove("/folder")),
+            ("/another name that is long", |fat, _| fat.write("/another name that is long", b"")),
+        ];
+        for (path, work) in works {
+            let mut all = vec![0; usize::try_from(area.length).unwrap()];
+            file.read_exact_at(&mut all, area.offset).unwrap();
+            // What would be written, of a disk that is not: only the copy in memory is.
+            let copy = tempfile::tempfile().unwrap();
+            copy.write_all_at(&all, area.offset).unwrap();
+            let fat = Fat::open(&copy, &area).unwrap();
+            *fat.recorded.borrow_mut() = Some(Vec::new());
+            work(&fat, &long).unwrap();
+            let steps = fat.recorded.take().unwrap();
+            assert!(!steps.is_empty(), "{path}");
+            for step in &steps {
+                for chosen in parts_of(step.len()) {
+                    let torn = tempfile::tempfile().unwrap();
+                    torn.write_all_at(&all, area.offset).unwrap();
+                    for ((at, bytes), _) in step.iter().zip(&chosen).filter(|(_, is_there)| **is_there) {
+                        torn.write_all_at(bytes, area.offset + at).unwrap();
+                    }
+                    let what = format!("{kind:?} {path} {chosen:?}");
+                    let fat = Fat::open(&torn, &area).unwrap_or_else(|e| panic!("{what}: {e:#}"));
+                    let found = fat.read("/cmdline.txt", 1 << 20).unwrap().expect("it is there");
+                    assert!(found == b"before" || found == long, "{what}");
+                    let found = fat.read("/file with a long name 10", 100).unwrap().expect("it is there");
+                    assert!(found == b"before" || found == b"after", "{what}");
+                    // Another try ends it.
+                    work(&fat, &long).unwrap_or_else(|e| panic!("{what}: {e:#}"));
+                    fat.close().unwrap();
+                    let fat = Fat::open(&torn, &area).unwrap();
+                    let count = usize::from(path != "/folder");
+                    assert_eq!(fat.count(path).unwrap(), count, "{what}");
+                    let names = fat.names("/").unwrap();
+                    assert!(names.iter().all(|name| !name.contains(NEW)), "{what}: {names:?}");
+                }
+                for (at, bytes) in step {
+                    let at = usize::try_from(*at).unwrap();
+                    all[at..][..512].copy_from_slice(bytes);
+                }
+            }
+            let fat = Fat::open(file, &area).unwrap();
+            work(&fat, &long).unwrap();
+            fat.close().unwrap();
+            assert_sound(file, &area);
+        }
+    }
+}

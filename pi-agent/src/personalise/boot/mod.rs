@@ -42,7 +42,7 @@ pub(super) fn fill(
     let (inside, folder) = source(root)?;
     let mut entries = Vec::new();
     list(root, &folder, "", DEPTH_MAX, &mut entries)?;
-    let fat = Fat::open(disk, area)?;
+    let fat = Fat::to_fill(disk, area)?;
     let needed: u64 =
         entries.iter().map(|(.., length)| length.unwrap_or(1).next_multiple_of(fat.cluster())).sum();
     let room = fat.free()?;
@@ -56,7 +56,7 @@ pub(super) fn fill(
     for (source, path, length) in &entries {
         let what = || format!("copying {inside}{path} to the boot partition");
         match length {
-            None => fat.folder(path).map(drop),
+            None => fat.folder(path),
             Some(_) => {
                 let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed();
                 let mut file =

@@ -4,7 +4,7 @@ use piman_core::install::Installation;
 use piman_core::install::personal::{Bundle, Place, User};
 
 use super::*;
-use crate::images::fitness::{Has, System};
+use crate::images::fitness::{Boot, Has, System};
 use crate::images::personalise::items;
 use crate::images::personalise::template::Facts;
 
@@ -66,7 +66,8 @@ template = true
 "##;
 
 fn system(kind: Kind, has: &[Has]) -> System {
-    System { kind, has: has.iter().copied().collect::<BTreeSet<_>>(), ..System::default() }
+    let boot = Boot { has_place: true, ..Boot::default() };
+    System { kind, has: has.iter().copied().collect::<BTreeSet<_>>(), boot, ..System::default() }
 }
 
 fn debian(kind: Kind) -> System {
