@@ -62,7 +62,7 @@ impl Drop for Share {
 /// Why a long message is not taken at the moment.
 pub(super) fn too_much() -> String {
     format!(
-        "more than {} MB of long messages of one peer, or {} MB of all, are waiting: send it again later",
+        "more than {} MB of one peer, or {} MB of all, are waiting in long messages: send it again later",
         CONNECTION_MAX >> 20,
         PARTS_MAX >> 20
     )
