@@ -12,7 +12,7 @@ use piman_core::install::Stage;
 use crate::telemetry::progress::{Progress, Snapshot};
 
 /// How much of the reason of a wait a line shows, in characters.
-const REASON_SHOWN: usize = 56;
+const REASON_SHOWN: usize = 54;
 
 /// Shows counters until it is dropped.
 #[derive(Debug)]
