@@ -30,7 +30,7 @@ fn silent(network: &Network, file: &str, count: usize) -> Vec<UdpSocket> {
                 let (length, from) = socket.recv_from(&mut [0; 600]).unwrap();
                 assert_eq!(length, 516);
                 socket.connect(from).unwrap();
-                // Whoever has answered once has a place.
+                // A client that has answered once has a place.
                 socket.send(&[0, 4, 0, 1]).unwrap();
                 let (length, _) = socket.recv_from(&mut [0; 600]).unwrap();
                 assert_eq!(length, 516);

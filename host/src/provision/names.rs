@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use crate::state::Identity;
 use crate::sys::lock::lock;
 
-/// So long after it was last used a name is still of its address.
+/// A name belongs to its address for this time after its last use.
 const KEPT: Duration = Duration::from_secs(600);
 /// How many names are remembered, and how many of one address.
 const NAMES_MAX: usize = 20_000;

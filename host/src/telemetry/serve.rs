@@ -70,7 +70,7 @@ impl TelemetryServer {
 
     /// Serves one connection of the client that is known as `who` to its end.
     pub async fn serve(&self, stream: TcpStream, who: &str) -> Served {
-        // Whoever has gone again has the address of nobody.
+        // A client that has gone again has no address.
         let peer = stream.peer_addr().map_or(Ipv4Addr::UNSPECIFIED.into(), |peer| peer.ip().to_canonical());
         let stream = Arc::new(stream);
         let mut line = Socket(stream.clone());

@@ -241,7 +241,7 @@ impl Hashing {
             hashes: VecDeque::new(),
         });
         what(&mut known);
-        // Whoever is asked for most recently stays.
+        // The one that was asked for most recently stays.
         files.push_front(known);
         files.truncate(FILES_MAX);
     }

@@ -96,7 +96,7 @@ impl Transfers {
     pub async fn serve(&self, stream: TcpStream) -> Served {
         let began = Instant::now();
         let activity = Arc::new(Activity::default());
-        // Whoever has gone again has the address of nobody.
+        // A client that has gone again has no address.
         let peer = stream.peer_addr().map_or(Ipv4Addr::UNSPECIFIED.into(), |peer| peer.ip().to_canonical());
         let mut storage =
             ConnectionStorage::new(self.folder.clone(), self.pool.clone(), activity.clone(), peer);

@@ -196,7 +196,7 @@ impl Current {
         self.seats.insert(number, seat);
     }
 
-    /// Takes a seat away. Whoever has it notices, or knows it.
+    /// Takes a seat away. Its holder notices, or knows it.
     fn take(&mut self, number: u64) -> Option<Seat> {
         let seat = self.seats.remove(&number)?;
         self.greetings.remove(&number);
@@ -261,7 +261,7 @@ impl Current {
     /// Whose turn it is gets it.
     fn promote(&mut self, limits: &Limits, now: Instant) {
         loop {
-            // Whoever has the fewest is first, and among those whoever came first.
+            // The address with the fewest is first, and among those the one that came first.
             let first = self
                 .staged(Stage::Waiting)
                 .map(|(number, seat)| (self.at(seat.address).active, number))

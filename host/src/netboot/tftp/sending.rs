@@ -117,7 +117,7 @@ impl Sending<'_> {
                 return Ok(Outcome::Complete);
             }
             if !*self.proven {
-                // Whoever has not answered holds no file open.
+                // A client that has not answered holds no file open.
                 body = None;
             }
             let Some(deadline) = talk.transfer.poll_timeout() else { break };

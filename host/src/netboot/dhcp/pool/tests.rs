@@ -187,7 +187,7 @@ fn an_address_given_back_is_the_last_to_be_given_to_another() {
     assert_eq!(ends(&mut pool, &ask_with(Kind::Inform, 9, ip(99), &[]), 4).0, "ack");
 }
 
-/// What comes of a request when these addresses are in use by whoever has them.
+/// What comes of a request when these addresses are in use.
 #[track_caller]
 fn ends_where(pool: &mut Pool, ask: &Ask, now: u64, in_use: impl Fn(Ipv4Addr) -> bool) -> Option<Ipv4Addr> {
     let boot = Boot { file: "bootcode.bin".into(), everybody: false };
