@@ -8,7 +8,9 @@ use super::*;
 fn a_few_addresses_that_take_all_connections_give_way() {
     let folder = tempfile::tempdir().unwrap();
     let limits = ["--no-date", "--connections", "120", "--connections-per-address", "30"];
-    let server = Server::start(tar::of_bytes(1000).path(), folder.path(), &limits);
+    // It is read after the start.
+    let archive = tar::of_bytes(1000);
+    let server = Server::start(archive.path(), folder.path(), &limits);
     server.wait_log("is good");
     let port = server.port("control");
     let mut said = [0; 9];

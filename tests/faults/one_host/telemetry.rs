@@ -55,7 +55,9 @@ fn nobody_writes_into_the_file_of_another_pi() {
     let records = folder.path().join("records");
     fs::create_dir(&records).unwrap();
     let more = ["--no-date", "--telemetry-dir", records.to_str().unwrap(), "--telemetry-port", "0"];
-    let server = Server::start(tar::of_bytes(1000).path(), &folder.path().join("state"), &more);
+    // It is read after the start.
+    let archive = tar::of_bytes(1000);
+    let server = Server::start(archive.path(), &folder.path().join("state"), &more);
     let (pi, other) = ([127, 0, 5, 1], [127, 0, 5, 2]);
     let _controls = [pi, other].map(|address| says(address, &server, "10000000abcdef01"));
     assert!(record(&mut connect(other, &server), "false\n"));
