@@ -1,8 +1,11 @@
 //! What `piman serve` is told: by flags, by a TOML file with the same names, by defaults.
 
+mod boot_services;
 pub mod check;
 pub mod live;
 pub mod services;
+
+mod state_folder;
 mod wait;
 
 use std::fs;
@@ -22,13 +25,14 @@ use crate::net::min_rate::{Limits, SLOWEST, UNANSWERED};
 use crate::net::quota::{Allowance, Quotas};
 use crate::net::reserve::Reserve;
 use crate::net::timeout::Timeouts;
+use crate::netboot;
 use crate::netboot::dhcp::{Fixed, Mode, Range};
-use crate::netboot::{self, dhcp};
 use crate::state::IdentityMode;
 use crate::state::decision::{Policy, Rule};
 use crate::telemetry::Rotation;
 use crate::text::duration::HumanDuration;
 use services::{TelemetrySettings, TransferSettings};
+pub use state_folder::{ROOT_STATE, state_folder};
 pub use wait::Wait;
 
 /// A Pi reports as soon as it is connected: one that has said nothing at all for so long will not.
@@ -381,7 +385,7 @@ impl TryFrom<Options> for Settings {
     fn try_from(mut o: Options) -> anyhow::Result<Self> {
         check::refuse(&check::contradictions(&o, None))?;
         let given = Box::new(o.clone());
-        let netboot = netboot(&mut o);
+        let netboot = boot_services::settings(&mut o);
         let span =
             |given: Option<HumanDuration>, seconds| given.map_or(Duration::from_secs(seconds), |s| s.0);
         let stall = span(o.stall_timeout, 300);
@@ -470,47 +474,6 @@ impl TryFrom<Options> for Settings {
             shutdown: span(o.shutdown_timeout, 60),
         })
     }
-}
-
-/// What the services for booting are told, if there are any.
-fn netboot(o: &mut Options) -> Option<netboot::Settings> {
-    let folder = o.netboot.take()?;
-    let dhcp = o.dhcp.zip(o.dhcp_interface.take());
-    let dhcp = dhcp.map(|(mode, interface)| dhcp::Settings {
-        mode,
-        interface,
-        range: o.dhcp_range,
-        fixed: std::mem::take(&mut o.dhcp_lease),
-        router: o.dhcp_router,
-        dns: std::mem::take(&mut o.dhcp_dns),
-        lease: o.dhcp_lease_time.map_or(Duration::from_secs(3600), |s| s.0),
-        boot: dhcp::proxy::Boot {
-            file: o.dhcp_file.take().unwrap_or_else(|| "bootcode.bin".into()),
-            everybody: o.dhcp_everybody.unwrap_or(false),
-        },
-        state: o.state.clone().unwrap_or_else(state_folder),
-        force: o.dhcp_force.unwrap_or(false),
-    });
-    let tftp_port = o.tftp_port.unwrap_or(netboot::tftp::PORT);
-    let limits = netboot::tftp::Limits::default();
-    let tftp_transfers = o.tftp_transfers.unwrap_or(limits.transfers);
-    let only_known = o.only_known.unwrap_or(false);
-    Some(netboot::Settings { folder, tftp_port, tftp_transfers, dhcp, only_known })
-}
-
-/// Where the state of a server that runs as root is, if nothing else is configured.
-pub const ROOT_STATE: &str = "/var/lib/piman";
-
-/// Where the state is if nobody says: `/var/lib/piman` for root, else in the user's own folder.
-#[must_use]
-pub fn state_folder() -> PathBuf {
-    if rustix::process::geteuid().is_root() {
-        return ROOT_STATE.into();
-    }
-    let folder = |variable: &str| std::env::var_os(variable).map(PathBuf::from).filter(|p| p.is_absolute());
-    folder("XDG_STATE_HOME")
-        .or_else(|| Some(folder("HOME")?.join(".local/state")))
-        .map_or_else(|| "piman-state".into(), |f| f.join("piman"))
 }
 
 #[cfg(test)]

@@ -42,5 +42,5 @@ fn a_few_addresses_that_take_all_connections_give_way() {
     };
     wait_until("sixty gave way", || greedy.iter().filter(|s| open(s)).count() == 60);
     assert!(open(&greedy[0]), "the idlest go");
-    assert!(others.iter().all(open), "whoever has one keeps it");
+    assert!(others.iter().all(open), "the others keep theirs");
 }
