@@ -86,7 +86,9 @@ fn others_read_the_image_and_verify_its_signature() {
     assert_eq!(bytes.len() % 512, 0);
     make("two");
     for name in ["boot.img", "boot.sig"] {
-        assert!(fs::read(dir.join("one").join(name)).unwrap() == fs::read(dir.join("two").join(name)).unwrap());
+        assert!(
+            fs::read(dir.join("one").join(name)).unwrap() == fs::read(dir.join("two").join(name)).unwrap()
+        );
     }
     // Again into the same folder: the image is no part of itself.
     make("one");
@@ -142,7 +144,8 @@ fn keys() {
     let lines: Vec<&str> = pem.lines().collect();
     fs::write(dir.join("cut.pem"), &pem[..pem.len() / 2]).unwrap();
     fs::write(dir.join("short.pem"), [&lines[..5], &lines[6..]].concat().join("\n")).unwrap();
-    fs::write(dir.join("damaged.pem"), pem.replace(lines[8], lines[9])).unwrap();
+    // In one of the primes.
+    fs::write(dir.join("damaged.pem"), pem.replace(lines[13], lines[14])).unwrap();
     fs::write(dir.join("noise.pem"), [0xff; 3000]).unwrap();
     fs::write(dir.join("huge.pem"), vec![b'a'; 100_000]).unwrap();
     let refused = |file: &str, words: &str| {
@@ -180,14 +183,18 @@ fn keys() {
         let said = printed(build(dir, out, &more).env("SOURCE_DATE_EPOCH", "1700000000"));
         (said, fs::read(dir.join(out).join("boot.sig")).unwrap())
     };
-    let mode = |key: &str, mode| fs::set_permissions(dir.join(key), fs::Permissions::from_mode(mode)).unwrap();
+    let mode =
+        |key: &str, mode| fs::set_permissions(dir.join(key), fs::Permissions::from_mode(mode)).unwrap();
     mode("key.pem", 0o600);
     mode("traditional.pem", 0o644);
     let (quiet, one) = sign("key.pem", "one");
     let (warned, two) = sign("traditional.pem", "two");
     assert!(one == two);
     assert!(!quiet.contains("by others"), "{quiet}");
-    assert!(warned.contains("warning: traditional.pem can be read or written by others (mode 644)"), "{warned}");
+    assert!(
+        warned.contains("warning: traditional.pem can be read or written by others (mode 644)"),
+        "{warned}"
+    );
 
     let more = ["--firmware", "firmware", "--kernel", "kernel", "--boot-image"];
     let said = printed(&mut build(dir, "unsigned", &more));

@@ -83,7 +83,8 @@ fn curl_gets_files_and_parts_of_them() {
         (status.parse::<u16>().unwrap(), fs::read(boot.path("got")).unwrap_or_default())
     };
     let image = boot.file("boot.img");
-    for path in ["/boot.img", "/net_install/boot.img", "/abcdef01/boot.img", "//./boot.img?x", "/b%6fot.img"] {
+    for path in ["/boot.img", "/net_install/boot.img", "/abcdef01/boot.img", "//./boot.img?x", "/b%6fot.img"]
+    {
         assert!(curl(&[], path) == (200, image.clone()), "{path}");
     }
     assert_eq!(curl(&[], "/boot.sig"), (200, boot.file("boot.sig")));
@@ -189,7 +190,8 @@ fn many_clients_at_once() {
                 let mut parts = Vec::new();
                 while parts.len() < image.len() {
                     let (from, to) = (parts.len(), parts.len() + 1_000_000 - 1);
-                    let part = client.get("/boot.img", &format!("Range: bytes={from}-{to}\r\nIf-Range: {tag}\r\n"));
+                    let part =
+                        client.get("/boot.img", &format!("Range: bytes={from}-{to}\r\nIf-Range: {tag}\r\n"));
                     assert_eq!(part.status, 206);
                     parts.extend(part.body);
                 }
@@ -343,7 +345,12 @@ fn hostile_clients() {
         (b"GET / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n".to_vec(), 413),
         (b"PUT /boot.img HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n123456789".to_vec(), 405),
     ] {
-        assert_eq!(status(&bytes), Some(expected), "{:?}", String::from_utf8_lossy(&bytes[..bytes.len().min(60)]));
+        assert_eq!(
+            status(&bytes),
+            Some(expected),
+            "{:?}",
+            String::from_utf8_lossy(&bytes[..bytes.len().min(60)])
+        );
     }
     // Several requests at once are answered in their order.
     let mut client = boot.client(1);
@@ -393,26 +400,28 @@ fn a_stop_waits_for_a_download() {
     let large: Vec<u8> = (0..40_u32 << 20).map(|n| (n ^ (n >> 10)) as u8).collect();
     fs::write(boot.path("boot/large"), &large).unwrap();
     let mut client = boot.client(1);
-    client.ask("/large", "");
-    let mut first = [0; 1];
-    std::io::Read::read_exact(&mut client.0, &mut first).unwrap();
+    client.ask("/large", "Connection: close\r\n");
+    let mut all = vec![0; 1];
+    std::io::Read::read_exact(&mut client.0, &mut all).unwrap();
     boot.server.terminate();
     boot.server.wait_log("1 transfers");
-    let mut rest = Vec::new();
-    while rest.len() < large.len() {
-        let mut piece = vec![0; 1 << 20];
-        let n = std::io::Read::read(&mut client.0, &mut piece).unwrap();
-        assert!(n > 0, "it was cut after {} bytes", rest.len());
-        rest.extend_from_slice(&piece[..n]);
-    }
-    assert!(rest.ends_with(&large));
+    std::io::Read::read_to_end(&mut client.0, &mut all).unwrap();
+    assert!(all.ends_with(&large), "it was cut after {} bytes", all.len());
     drop(client);
     assert!(boot.server.ended(Duration::from_secs(60)).success());
 }
 
 fn doctor(dir: &Path, port: u16) -> String {
     let mut doctor = Command::new(piman());
-    doctor.current_dir(dir).args(["doctor", "--listen", "127.0.0.1", "--state", "other", "--netboot", "boot"]);
+    doctor.current_dir(dir).args([
+        "doctor",
+        "--listen",
+        "127.0.0.1",
+        "--state",
+        "other",
+        "--netboot",
+        "boot",
+    ]);
     doctor.args(["--tftp-port", "0", "--http-boot-port", &port.to_string()]);
     said(doctor)
 }

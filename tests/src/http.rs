@@ -26,7 +26,8 @@ impl Answer {
     /// The value of a header field.
     #[must_use]
     pub fn field(&self, name: &str) -> Option<&str> {
-        let of = |line: &'_ str| line.split_once(": ").filter(|(n, _)| n.eq_ignore_ascii_case(name)).is_some();
+        let of =
+            |line: &'_ str| line.split_once(": ").filter(|(n, _)| n.eq_ignore_ascii_case(name)).is_some();
         self.head.iter().find(|line| of(line)).and_then(|line| line.split_once(": ")).map(|(_, value)| value)
     }
 }
@@ -77,7 +78,8 @@ impl Client {
         let head = String::from_utf8(head).expect("text");
         let mut lines = head.trim_end().lines().map(str::to_owned);
         let status = lines.next().expect("a line");
-        let status = status.strip_prefix("HTTP/1.1 ").and_then(|s| s.get(..3)?.parse().ok()).expect("a status");
+        let status =
+            status.strip_prefix("HTTP/1.1 ").and_then(|s| s.get(..3)?.parse().ok()).expect("a status");
         let mut answer = Answer { status, head: lines.collect(), body: Vec::new() };
         let length = answer.field("content-length").and_then(|n| n.parse().ok()).expect("a length");
         answer.body = vec![0; length];

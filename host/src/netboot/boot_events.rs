@@ -164,7 +164,8 @@ impl Timeline {
             What::Refused(name) => {
                 let serial = Some(name.as_str()).filter(|n| n.len() <= 16 && !n.contains(':'));
                 let service = service.to_ascii_uppercase();
-                let text = format!("gets no files by {service}: {name} is not in the device list (--only-known)");
+                let text =
+                    format!("gets no files by {service}: {name} is not in the device list (--only-known)");
                 let mut pi = self.who(Some(ip), None, serial);
                 // By what it said of itself it can be let in; its address may be another's tomorrow.
                 let is_serial =

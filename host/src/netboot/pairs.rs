@@ -278,9 +278,6 @@ mod tests {
             assert_eq!(own("11111111/", None), "all");
             assert_eq!(own("11111111/", Some("lab")), "lab's");
         }
-        assert!(matches!(
-            pairs.of(&folder, [10, 0, 0, 1].into(), "../boot.img", None),
-            Err(NoFile::Outside)
-        ));
+        assert!(matches!(pairs.of(&folder, [10, 0, 0, 1].into(), "../boot.img", None), Err(NoFile::Outside)));
     }
 }

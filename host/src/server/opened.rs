@@ -63,7 +63,8 @@ impl Opened {
         let messages = settings.messages.as_ref().map(messages::Bound::open).transpose()?;
         let secret = secret(settings)?;
         let http_boot = settings.netboot.as_ref().and_then(|n| n.http_port);
-        let http_boot = http_boot.map(|port| http_boot::Bound::open(ip, port, gate("http-boot"))).transpose()?;
+        let http_boot =
+            http_boot.map(|port| http_boot::Bound::open(ip, port, gate("http-boot"))).transpose()?;
         // Last, since it may take seconds: other DHCP servers are looked for.
         let netboot = settings.netboot.as_ref().map(|n| netboot::Bound::open(n, ip)).transpose()?;
         let addresses = Addresses {

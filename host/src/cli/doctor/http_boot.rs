@@ -78,7 +78,8 @@ fn get(address: SocketAddr) -> io::Result<(u16, Vec<u8>)> {
     let end = answer.windows(4).position(is_end).unwrap_or(answer.len());
     let head = String::from_utf8_lossy(answer.get(..end).unwrap_or_default());
     let status = head.strip_prefix("HTTP/1.").and_then(|rest| rest.split(' ').nth(1)?.parse().ok());
-    let status = status.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "it is no answer of HTTP"))?;
+    let status =
+        status.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "it is no answer of HTTP"))?;
     Ok((status, answer.get(end + 4..).unwrap_or_default().to_vec()))
 }
 

@@ -41,7 +41,9 @@ impl Range {
             // The last bytes.
             (Some(None), Some(Some(last))) => match last.min(length) {
                 0 => Self::Unsatisfiable,
-                length_of_part => Self::Part(Part { offset: length - length_of_part, length: length_of_part }),
+                length_of_part => {
+                    Self::Part(Part { offset: length - length_of_part, length: length_of_part })
+                }
             },
             _ => Self::Whole,
         }

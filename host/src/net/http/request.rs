@@ -82,8 +82,7 @@ impl Request {
         let says = |word: &str| connection.split(',').any(|other| other.trim() == word);
         let keep_alive = if is_new { !says("close") } else { says("keep-alive") };
         let owned = |name: &str| fields.get(name).map(str::to_owned);
-        let request =
-            Self { method, path, range: owned("range"), if_range: owned("if-range"), keep_alive };
+        let request = Self { method, path, range: owned("range"), if_range: owned("if-range"), keep_alive };
         Ok(Some((request, length)))
     }
 }

@@ -43,7 +43,12 @@ impl Default for Limits {
         Self {
             head: Duration::from_secs(10),
             idle: Duration::from_secs(30),
-            sending: min_rate::Limits { stall: Some(minute), slowest: 4096, span: minute, unanswered: minute },
+            sending: min_rate::Limits {
+                stall: Some(minute),
+                slowest: 4096,
+                span: minute,
+                unanswered: minute,
+            },
         }
     }
 }
@@ -189,7 +194,9 @@ impl<F: Files> Connection<F> {
             let mut stream = (&mut self.stream).take(room);
             match timeout_at(deadline, stream.read_buf(&mut self.read)).await {
                 Err(_) if self.read.is_empty() => return Ok(None),
-                Err(_) => return Ok(Some(Err(Bad { status: 408, text: "the head of the request did not come" }))),
+                Err(_) => {
+                    return Ok(Some(Err(Bad { status: 408, text: "the head of the request did not come" })));
+                }
                 Ok(read) => match read? {
                     0 => return Ok(None),
                     _ => moved(),
@@ -292,7 +299,13 @@ impl<F: Files> Connection<F> {
     }
 
     /// Sends an answer that is a text.
-    async fn short(&mut self, head: Head, text: String, method: Method, keep_alive: bool) -> io::Result<Next> {
+    async fn short(
+        &mut self,
+        head: Head,
+        text: String,
+        method: Method,
+        keep_alive: bool,
+    ) -> io::Result<Next> {
         let mut bytes = head.bytes();
         if method == Method::Get {
             bytes.extend_from_slice(text.as_bytes());

@@ -29,7 +29,9 @@ pub(super) fn boot_image(path: &Path) -> Vec<Finding> {
         }
         (false, false) => return Vec::new(),
         (false, true) => {
-            return error("there is boot.sig and no boot.img: `piman netboot build --boot-image` makes both".into());
+            return error(
+                "there is boot.sig and no boot.img: `piman netboot build --boot-image` makes both".into(),
+            );
         }
         (true, false) => {
             let text = "boot.img has no boot.sig, without which it boots neither by HTTP nor with secure boot: `piman \
@@ -68,7 +70,10 @@ fn pair(image: &Path, sig: &Path) -> Result<BootSig, String> {
         ));
     }
     if sha256(&file, length).map_err(what)? != parsed.sha256 {
-        return Err("boot.sig is not the one of this boot.img, and Pis refuse it: build both anew with --boot-image".into());
+        return Err(
+            "boot.sig is not the one of this boot.img, and Pis refuse it: build both anew with --boot-image"
+                .into(),
+        );
     }
     Ok(parsed)
 }
@@ -77,7 +82,8 @@ fn pair(image: &Path, sig: &Path) -> Result<BootSig, String> {
 fn dates(path: &Path, image: &Path, sig: &BootSig) -> Vec<Finding> {
     let mut found = Vec::new();
     if sig.made > now_ms() / 1000 + FUTURE {
-        let text = "boot.sig says that it was made in the future: is this clock right, or SOURCE_DATE_EPOCH wrong?";
+        let text =
+            "boot.sig says that it was made in the future: is this clock right, or SOURCE_DATE_EPOCH wrong?";
         found.push(Finding::new(Weight::Warning, text));
     }
     let changed = |path: &Path| -> Option<SystemTime> { fs::metadata(path).ok()?.modified().ok() };

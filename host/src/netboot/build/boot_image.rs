@@ -156,7 +156,9 @@ fn files(
     }
     for model in &asked {
         if let Some(what) = model.lacks(&files) {
-            bail!("boot.img for {model:?} would not boot: there is no {what}; --firmware takes a folder that has it");
+            bail!(
+                "boot.img for {model:?} would not boot: there is no {what}; --firmware takes a folder that has it"
+            );
         }
     }
     let lacks: Vec<String> = BootModel::ALL.iter().filter_map(|model| model.lacks(&files)).collect();
@@ -205,7 +207,10 @@ fn content(
             let name = if at.is_empty() { last } else { format!("{at}/{last}") };
             // Links are followed. Files that are not below the folder are refused when they are opened.
             if entry.path().is_dir() {
-                ensure!(name.split('/').count() <= DEPTH_MAX, "{name}: more than {DEPTH_MAX} folders in each other");
+                ensure!(
+                    name.split('/').count() <= DEPTH_MAX,
+                    "{name}: more than {DEPTH_MAX} folders in each other"
+                );
                 rest.push(name);
                 continue;
             }
@@ -222,7 +227,11 @@ fn content(
             );
             let mut bytes = Vec::new();
             // It may grow meanwhile.
-            found.file.take(found.length).read_to_end(&mut bytes).with_context(|| format!("reading {name}"))?;
+            found
+                .file
+                .take(found.length)
+                .read_to_end(&mut bytes)
+                .with_context(|| format!("reading {name}"))?;
             files.push((name, bytes));
         }
     }

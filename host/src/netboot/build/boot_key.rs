@@ -64,7 +64,8 @@ impl BootKey {
                  remove OTHER.pem afterwards"
             );
         }
-        let (label, der) = pem_rfc7468::decode_vec(pem).map_err(|e| anyhow!("it is no whole PEM file: {e}; {MAKE}"))?;
+        let (label, der) =
+            pem_rfc7468::decode_vec(pem).map_err(|e| anyhow!("it is no whole PEM file: {e}; {MAKE}"))?;
         let key = match label {
             "PRIVATE KEY" => KeyPair::from_pkcs8(&der),
             "RSA PRIVATE KEY" => KeyPair::from_der(&der),
@@ -72,8 +73,12 @@ impl BootKey {
             other => bail!("it is a \"{other}\" and no RSA key; {MAKE}"),
         };
         let key = key.map_err(|e| match e.to_string().as_str() {
-            "TooSmall" => anyhow!("it is an RSA key of fewer than 2048 bits, and boot loaders take 2048 bits only; {MAKE}"),
-            "TooLarge" => anyhow!("it is an RSA key of more than 4096 bits, and boot loaders take 2048 bits only; {MAKE}"),
+            "TooSmall" => anyhow!(
+                "it is an RSA key of fewer than 2048 bits, and boot loaders take 2048 bits only; {MAKE}"
+            ),
+            "TooLarge" => anyhow!(
+                "it is an RSA key of more than 4096 bits, and boot loaders take 2048 bits only; {MAKE}"
+            ),
             "WrongAlgorithm" => anyhow!("it is a key of another kind than RSA; {MAKE}"),
             what => anyhow!("it is damaged, or a kind of RSA key that is not known ({what}); {MAKE}"),
         })?;
@@ -91,9 +96,9 @@ impl BootKey {
     /// If the system gives no random numbers, or the key does not sign.
     pub(super) fn sign(&self, bytes: &[u8]) -> anyhow::Result<Vec<u8>> {
         let mut signature = vec![0; SIGNATURE];
-        self.0
-            .sign(&RSA_PKCS1_SHA256, &SystemRandom::new(), bytes, &mut signature)
-            .map_err(|_| anyhow!("the key does not sign: is it damaged? or the system gives no random numbers"))?;
+        self.0.sign(&RSA_PKCS1_SHA256, &SystemRandom::new(), bytes, &mut signature).map_err(|_| {
+            anyhow!("the key does not sign: is it damaged? or the system gives no random numbers")
+        })?;
         Ok(signature)
     }
 }

@@ -42,8 +42,10 @@ struct Fixed(OnceLock<DateTime>);
 
 static FIXED: Fixed = Fixed(OnceLock::new());
 
-const FIRST: DateTime =
-    DateTime { date: Date { year: 1980, month: 1, day: 1 }, time: Time { hour: 0, min: 0, sec: 0, millis: 0 } };
+const FIRST: DateTime = DateTime {
+    date: Date { year: 1980, month: 1, day: 1 },
+    time: Time { hour: 0, min: 0, sec: 0, millis: 0 },
+};
 
 impl TimeProvider for Fixed {
     fn get_current_date(&self) -> Date {
@@ -167,25 +169,66 @@ pub(super) fn image(files: &[(String, Vec<u8>)], most: u64) -> anyhow::Result<Ve
         .volume_label(*b"PIMAN BOOT ")
         .volume_id(volume_id(files));
     format_volume(&mut disk, options).context("making the filesystem")?;
+    make_folders(&mut disk, folders(files.iter().map(|(name, _)| name.as_str())).into_keys())?;
+    disk.set_position(0);
     let filesystem = FileSystem::new(&mut disk, FsOptions::new().time_provider(&FIXED))?;
-    {
-        let root = filesystem.root_dir();
-        for (folder, _) in folders(files.iter().map(|(name, _)| name.as_str())) {
-            if !folder.is_empty() {
-                root.create_dir(folder).with_context(|| format!("making the folder {folder}"))?;
-            }
-        }
-        for (name, bytes) in files {
-            let write = || -> std::io::Result<()> {
-                let mut file = root.create_file(name)?;
-                file.write_all(bytes)?;
-                file.flush()
-            };
-            write().with_context(|| format!("writing {name} into it"))?;
-        }
+    for (name, bytes) in files {
+        let write = || -> std::io::Result<()> {
+            let mut file = filesystem.root_dir().create_file(name)?;
+            file.write_all(bytes)?;
+            file.flush()
+        };
+        write().with_context(|| format!("writing {name} into it"))?;
     }
     filesystem.unmount().context("completing the filesystem")?;
     Ok(disk.into_inner())
+}
+
+/// Makes these folders, each after the one that it is in.
+///
+/// `fatfs` gives `.` and `..` long names, too, which no FAT has: `fsck.fat` finds it, and boot loaders may stumble. So each
+/// folder is put right as soon as it is made, when it has nothing but these four entries.
+fn make_folders<'a>(
+    disk: &mut Cursor<Vec<u8>>,
+    folders: impl Iterator<Item = &'a str>,
+) -> anyhow::Result<()> {
+    // Clusters are taken one after another.
+    let mut from = 0;
+    for folder in folders.filter(|folder| !folder.is_empty()) {
+        disk.set_position(0);
+        let filesystem = FileSystem::new(&mut *disk, FsOptions::new().time_provider(&FIXED))?;
+        filesystem.root_dir().create_dir(folder).with_context(|| format!("making the folder {folder}"))?;
+        filesystem.unmount()?;
+        let mut sectors = disk.get_mut().chunks_exact_mut(usize::try_from(SECTOR)?).enumerate().skip(from);
+        let (at, sector) = sectors
+            .find(|(_, sector)| has_long_dots(sector))
+            .with_context(|| format!("the folder {folder} is not where it was made"))?;
+        let entry = usize::try_from(ENTRY)?;
+        sector.copy_within(entry..2 * entry, 0);
+        sector.copy_within(3 * entry..4 * entry, entry);
+        sector.get_mut(2 * entry..).unwrap_or_default().fill(0);
+        if !folder.contains('/') {
+            // The root folder is 0 here, also where it has a number.
+            for number in [entry + 20..entry + 22, entry + 26..entry + 28] {
+                sector.get_mut(number).unwrap_or_default().fill(0);
+            }
+        }
+        from = at + 1;
+    }
+    Ok(())
+}
+
+/// Whether a sector begins with a long name, `.`, another one, and `..`, and has no more.
+fn has_long_dots(sector: &[u8]) -> bool {
+    const LONG_NAME: u8 = 0x0f;
+    let mut entries = sector.chunks_exact(32);
+    let mut next = |is: &dyn Fn(&[u8]) -> bool| entries.next().is_some_and(is);
+    let is_long = |entry: &[u8]| entry.get(11) == Some(&LONG_NAME);
+    next(&is_long)
+        && next(&|entry| entry.starts_with(b".          "))
+        && next(&is_long)
+        && next(&|entry| entry.starts_with(b"..         "))
+        && next(&|entry| entry.iter().all(|byte| *byte == 0))
 }
 
 /// Other files, another number: by their names and bytes.
@@ -215,7 +258,10 @@ mod tests {
     #[test]
     fn all_files_are_in_it_and_the_end_is_free() {
         let overlays = (0..300).map(|n| file(&format!("overlays/a-rather-long-name-{n:03}.dtbo"), 700 + n));
-        let small: Vec<_> = [file("config.txt", 90), file("deep/er/x", 0)].into_iter().chain(overlays).collect();
+        let small: Vec<_> = [file("config.txt", 90), file("deep/er/x", 0), file("deep/and/deeper/y", 5000)]
+            .into_iter()
+            .chain(overlays)
+            .collect();
         let mut large = small.clone();
         large.push(file("start4.elf", 40 << 20));
         for (mut files, kind) in [(small, FatType::Fat16), (large, FatType::Fat32)] {
@@ -229,6 +275,10 @@ mod tests {
                 let mut read = Vec::new();
                 filesystem.root_dir().open_file(name).unwrap().read_to_end(&mut read).unwrap();
                 assert!(read == *bytes, "{name}");
+            }
+            for entry in filesystem.root_dir().iter().map(Result::unwrap).filter(|e| e.is_dir()) {
+                let names: Vec<_> = entry.to_dir().iter().take(2).map(|e| e.unwrap().file_name()).collect();
+                assert_eq!(names, [".", ".."], "the first two");
             }
             let entry = filesystem.root_dir().iter().find_map(|e| e.ok().filter(|e| e.is_file())).unwrap();
             assert_eq!(entry.modified().date.year, 1980);
