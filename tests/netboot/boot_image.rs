@@ -133,7 +133,7 @@ fn keys() {
     let openssl = |line: &str| run(Command::new("openssl").args(line.split_whitespace()).current_dir(dir));
     key(dir, "key.pem");
     openssl("rsa -in key.pem -traditional -out traditional.pem");
-    for bits in ["1024", "3072", "4096", "8192"] {
+    for bits in ["1024", "3072", "4096", "4608"] {
         openssl(&format!("genrsa -out {bits}.pem {bits}"));
     }
     openssl("pkcs8 -topk8 -in key.pem -v2 aes-256-cbc -passout pass:secret -out encrypted.pem");
@@ -159,7 +159,7 @@ fn keys() {
         ("1024.pem", "fewer than 2048 bits"),
         ("3072.pem", "of 3072 bits, and boot loaders take 2048"),
         ("4096.pem", "of 4096 bits, and boot loaders take 2048"),
-        ("8192.pem", "more than 4096 bits"),
+        ("4608.pem", "more than 4096 bits"),
         ("encrypted.pem", "it is encrypted"),
         ("encrypted-traditional.pem", "it is encrypted"),
         ("ec.pem", "no RSA key"),
