@@ -12,7 +12,7 @@ use piman_core::install::drive;
 use piman_core::install::{
     Clock, Date, Event, Hello, InstallPolicy, Installation, Milestone, Plan, Question, Stage,
 };
-use piman_core::text::is_shown;
+use piman_core::text::shown_or_space;
 use tokio::net::TcpStream;
 use tokio::task::block_in_place;
 use tokio::time::Instant;
@@ -281,7 +281,7 @@ impl<'a> ControlConnection<'a> {
     /// It says what is on its disk.
     fn disk(&mut self, text: &str) {
         // From the network, for terminals.
-        self.disk = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+        self.disk = text.chars().map(shown_or_space).collect();
         let text = format!("on its disk: {}", self.disk);
         let change = Change { disk: Some(self.disk.as_str().into()), ..self.change() };
         self.happened("disk", text, change);
@@ -468,7 +468,7 @@ impl ControlConnection<'_> {
     fn failed(&mut self, at: Stage, text: &str) {
         self.installing = None;
         // From the network, for terminals.
-        let text: String = text.chars().map(|c| if is_shown(c) { c } else { ' ' }).collect();
+        let text: String = text.chars().map(shown_or_space).collect();
         let text = format!("failed ({}): {text}", at.word());
         let change =
             Change { stage: Some("failed".into()), error: Some(Some(text.as_str().into())), ..self.change() };

@@ -87,5 +87,5 @@ fn text(out: &mut String, content: &[u8]) -> std::fmt::Result {
 
 /// A line without what a terminal would obey.
 fn shown(line: &str) -> String {
-    line.chars().map(|c| if c.is_control() && c != '\t' { '\u{fffd}' } else { c }).collect()
+    EscapedLines(line).to_string()
 }
