@@ -53,6 +53,14 @@ pub struct Settings {
     pub dhcp: Option<dhcp::Settings>,
 }
 
+impl Settings {
+    /// Whether addresses are given, and not only told where to boot from.
+    #[must_use]
+    pub fn gives_addresses(&self) -> bool {
+        self.dhcp.as_ref().is_some_and(|dhcp| matches!(dhcp.mode, dhcp::Mode::Server))
+    }
+}
+
 /// The services, with their ports open.
 pub struct Bound {
     /// Where TFTP listens.

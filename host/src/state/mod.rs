@@ -4,6 +4,7 @@
 
 pub mod archive_facts;
 pub mod decision;
+mod private;
 mod recorder;
 pub mod resolve;
 pub mod server_lock;

@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 
 use piman_core::install::personal::{Bundle, Item, Place, Renew, User};
+use piman_core::text::EscapedLines;
 
 /// The longest content that is shown whole, in bytes.
 const CONTENT_SHOWN: usize = 4096;
