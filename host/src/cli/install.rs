@@ -90,7 +90,8 @@ fn what_is_erased(device: &Device) -> String {
 
 fn agreed(device: &Device) -> anyhow::Result<bool> {
     // Standard output is for what was done.
-    write!(stderr(), "This erases {}.\nErase it? [y/N] ", Escaped(&what_is_erased(device))).context("asking")?;
+    write!(stderr(), "This erases {}.\nErase it? [y/N] ", Escaped(&what_is_erased(device)))
+        .context("asking")?;
     let mut answer = String::new();
     stdin().read_line(&mut answer).context("reading the answer")?;
     Ok(matches!(answer.trim(), "y" | "Y" | "yes"))

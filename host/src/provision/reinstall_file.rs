@@ -203,7 +203,10 @@ fn import(file: &Path, taken: &Path, state: &dyn State) -> anyhow::Result<()> {
         }
     }
     if wrong > WRONG_SAID {
-        tracing::error!("{name}: {} more lines are no IPv4 addresses; they order nothing", wrong - WRONG_SAID);
+        tracing::error!(
+            "{name}: {} more lines are no IPv4 addresses; they order nothing",
+            wrong - WRONG_SAID
+        );
     }
     Ok(())
 }

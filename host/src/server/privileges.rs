@@ -39,7 +39,9 @@ impl As {
             }
             (None, Ok(uid)) => Self { name: text.to_owned(), uid, gid: uid, is_known: false },
             (None, Err(_)) => {
-                bail!("there is no user {text} (--user): make one with `useradd --system {text}`, or name another")
+                bail!(
+                    "there is no user {text} (--user): make one with `useradd --system {text}`, or name another"
+                )
             }
         };
         ensure!(user.uid != 0, "--user {text} is root, so nothing would be given up: name an ordinary user");
@@ -126,7 +128,8 @@ pub(super) fn give_up(settings: &Settings) -> anyhow::Result<()> {
     let sets = CapabilitySets { effective: kept, permitted: kept, inheritable: CapabilitySet::empty() };
     set_capabilities(None, sets).context("giving up capabilities")?;
     set_no_new_privs(true).context("giving up further privileges")?;
-    let who = user.as_ref().map_or_else(|| format!("user {}", geteuid().as_raw()), |u| format!("user {}", u.name));
+    let who =
+        user.as_ref().map_or_else(|| format!("user {}", geteuid().as_raw()), |u| format!("user {}", u.name));
     tracing::info!("privileges: {who}; capabilities kept: {}; no new privileges", names(kept));
     if let Some(user) = &user {
         reachable(settings, &user.name)?;
@@ -172,7 +175,10 @@ fn reachable(settings: &Settings, user: &str) -> anyhow::Result<()> {
         let Some(path) = path else { continue };
         rustix::fs::access(path, access).with_context(|| {
             let may = if access == writes { "write to" } else { "read" };
-            format!("the user {user} (--user) cannot {may} {} ({flag}); give it to {user} with chown", path.display())
+            format!(
+                "the user {user} (--user) cannot {may} {} ({flag}); give it to {user} with chown",
+                path.display()
+            )
         })?;
     }
     Ok(())

@@ -47,7 +47,9 @@ fn narrow(folder: &Path, user: u32, depth: usize, left: &mut usize) {
             Ok(_) => {}
             // It may have gone meanwhile: temporary files come and go.
             Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-            Err(e) => tracing::warn!("others may read {}, which is only for this server: {e}", path.display()),
+            Err(e) => {
+                tracing::warn!("others may read {}, which is only for this server: {e}", path.display())
+            }
         }
     }
 }

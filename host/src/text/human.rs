@@ -111,7 +111,8 @@ const COLUMN_MAX: usize = 100;
 
 /// A table with columns as wide as their widest cell; the last is as long as it is.
 pub fn columns<const N: usize>(head: [&str; N], rows: impl Iterator<Item = [String; N]>) -> String {
-    let rows: Vec<[String; N]> = [head.map(String::from)].into_iter().chain(rows.map(|row| row.map(|text| cell(&text)))).collect();
+    let rows: Vec<[String; N]> =
+        [head.map(String::from)].into_iter().chain(rows.map(|row| row.map(|text| cell(&text)))).collect();
     let widths: [usize; N] = std::array::from_fn(|i| {
         let lengths = rows.iter().filter_map(|r| r.get(i)).map(|cell| cell.chars().count());
         lengths.filter(|length| *length <= COLUMN_MAX).max().unwrap_or(0)

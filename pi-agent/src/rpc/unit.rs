@@ -139,7 +139,10 @@ mod tests {
         let other = Enrol { port: 7, password_file: None, ..enrol.clone() };
         other.put(&root).unwrap();
         let unit = fs::read_to_string(root.join("etc/systemd/system").join(UNIT)).unwrap();
-        assert!(unit.contains("--port 7 --password-file /etc/piman/password\n"), "a profile may put it there: {unit}");
+        assert!(
+            unit.contains("--port 7 --password-file /etc/piman/password\n"),
+            "a profile may put it there: {unit}"
+        );
         fs::remove_file(root.join("etc/piman/password")).unwrap();
         other.put(&root).unwrap();
         let unit = fs::read_to_string(root.join("etc/systemd/system").join(UNIT)).unwrap();
