@@ -91,9 +91,17 @@ pub(super) async fn admit<S: AsyncRead + AsyncWrite + Unpin>(
     let begun: &[u8] = if asked { &[] } else { &[FIRST] };
     let theirs = timeout(within, hello(&mut stream, begun)).await.map_err(late)??;
     let random = random::bytes();
-    let server = match Server::new(&terms(rules.secret, NAME, false, &random), &theirs) {
+    let server = Server::new(&terms(rules.secret, NAME, false, &random), &theirs);
+    // It costs as much as an attempt, whatever comes of it.
+    let unfinished = || {
+        if let (Some(address), true) = (address, rules.secret.password().is_some()) {
+            rules.attempts.unfinished(address, Instant::now());
+        }
+    };
+    let server = match server {
         Ok(server) => server,
         Err(fault) => {
+            unfinished();
             if let LoginFault::Refused(status) = fault {
                 refuse(stream, &status.refusal()).await;
             }
@@ -109,10 +117,7 @@ pub(super) async fn admit<S: AsyncRead + AsyncWrite + Unpin>(
     match timeout(within, proven).await.map_err(late) {
         Ok(Ok(_)) => {}
         unproven => {
-            // It has cost as much as an attempt.
-            if let (Some(address), true) = (address, rules.secret.password().is_some()) {
-                rules.attempts.unfinished(address, Instant::now());
-            }
+            unfinished();
             unproven??;
         }
     }

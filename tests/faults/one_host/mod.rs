@@ -11,6 +11,7 @@ use piman_tests::server::{Server, connect_from, wait_until};
 mod control;
 mod log;
 mod rpc;
+mod rpc_login;
 mod slots;
 mod telemetry;
 mod tftp;

@@ -190,7 +190,7 @@ impl<B: AsRef<[u8]> + AsMut<[u8]>> Outbox<B> {
 
     /// So many bytes of it were sent.
     pub fn sent(&mut self, n: usize) {
-        self.sealed.start = (self.sealed.start + n).min(self.sealed.end);
+        self.sealed.start = self.sealed.start.saturating_add(n).min(self.sealed.end);
     }
 }
 
@@ -274,7 +274,7 @@ impl<B: AsRef<[u8]> + AsMut<[u8]>> Inbox<B> {
         if n == 0 && self.state.is_ok() {
             self.state = Err(RecordError::Truncated);
         }
-        self.sealed.end = (self.sealed.end + n).min(self.buffer.as_ref().len());
+        self.sealed.end = self.sealed.end.saturating_add(n).min(self.buffer.as_ref().len());
     }
 
     /// Opens the next record, if it is here whole and all content was taken.
