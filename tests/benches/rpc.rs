@@ -227,7 +227,14 @@ fn main() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         listener.set_nonblocking(true).unwrap();
         let secret = Secret::new(None);
-        let plan = Plan { listener, operator: None, secret, old_peers: true, connections: 100, connections_per_address: 100 };
+        let plan = Plan {
+            listener,
+            operator: None,
+            secret,
+            old_peers: true,
+            connections: 100,
+            connections_per_address: 100,
+        };
         let server = Server::start(plan, ConnectedPis::default(), Arc::new(Echo)).unwrap();
         println!("{:32} {:>10} {:>10} {:>7}", "", "Python", "piman", "ratio");
         let row = |what: &str, old: f64, ours: f64| {

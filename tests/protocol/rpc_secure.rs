@@ -77,7 +77,11 @@ fn sealed(outbox: &mut Outbox<Vec<u8>>, mut content: &[u8], end: bool) -> Vec<Ve
 }
 
 /// What an inbox makes of these bytes, in pieces of any size, before the stream ends.
-fn opened(inbox: &mut Inbox<Vec<u8>>, mut bytes: &[u8], mut piece: impl FnMut() -> usize) -> (Vec<u8>, Result<(), RecordError>) {
+fn opened(
+    inbox: &mut Inbox<Vec<u8>>,
+    mut bytes: &[u8],
+    mut piece: impl FnMut() -> usize,
+) -> (Vec<u8>, Result<(), RecordError>) {
     let mut got = Vec::new();
     loop {
         match inbox.open() {
@@ -117,7 +121,8 @@ fn golden_bytes() {
     assert!(hello.ends_with(b"\x0c10000000cafe") && answer.ends_with(b"\x05piman"));
     let (_, mut out) = boxes(done.client.as_ref().unwrap());
     let records = sealed(&mut out, b"hello", true);
-    let golden = [hex(&hello[22..54]), hex(&answer[22..54]), hex(proof), hex(end), hex(&records[0]), hex(&records[1])];
+    let golden =
+        [hex(&hello[22..54]), hex(&answer[22..54]), hex(proof), hex(end), hex(&records[0]), hex(&records[1])];
     assert_eq!(golden, GOLDEN, "the wire has changed: a new version is needed");
 }
 
@@ -137,7 +142,8 @@ fn both_sides_have_the_same_keys_and_each_direction_its_own() {
         let done = login(password, password, |_, _| {}).unwrap();
         assert!(done.verified);
         let keys = done.client.unwrap();
-        let ((mut client_in, mut client_out), (mut server_in, mut server_out)) = (boxes(&keys), boxes(&done.server));
+        let ((mut client_in, mut client_out), (mut server_in, mut server_out)) =
+            (boxes(&keys), boxes(&done.server));
         let content: Vec<u8> = (0..10_000_u32).map(|i| i as u8).collect();
         let to_server = sealed(&mut client_out, &content, true);
         let to_client = sealed(&mut server_out, &content, true);
@@ -147,7 +153,11 @@ fn both_sides_have_the_same_keys_and_each_direction_its_own() {
         let piece = || chance.below(700) as usize;
         assert_eq!(opened(&mut server_in, &to_server.concat(), piece), (content.clone(), Ok(())));
         assert_eq!(opened(&mut client_in, &to_client.concat(), || 1), (content, Ok(())));
-        assert_eq!((client_out.push(b"more"), client_out.is_idle()), (0, true), "nothing follows the last record");
+        assert_eq!(
+            (client_out.push(b"more"), client_out.is_idle()),
+            (0, true),
+            "nothing follows the last record"
+        );
     }
 }
 
@@ -160,7 +170,12 @@ fn a_wrong_password_is_the_same_error_whoever_has_it() {
         // The server proves nothing to one without the password.
         assert_eq!(done.sent[3][1..], [0; PROOF_LENGTH]);
         // A rogue server that says welcome all the same.
-        let done = login(Some(client), Some(server), |n, bytes| if n == 3 { bytes[0] = 0 }).unwrap();
+        let done = login(Some(client), Some(server), |n, bytes| {
+            if n == 3 {
+                bytes[0] = 0
+            }
+        })
+        .unwrap();
         assert_eq!(done.client.unwrap_err(), LoginFault::WrongPassword);
     }
     assert_eq!(login(None, Some("x"), |_, _| {}).unwrap_err(), LoginFault::PasswordWanted);
@@ -187,8 +202,14 @@ fn no_bit_of_a_login_can_be_changed() {
         }
     }
     // What somebody in the middle would like to change: the version, the password flag, the name.
-    for change in [|h: &mut Vec<u8>| h[1] = 2, |h: &mut Vec<u8>| h[3] ^= FLAG_PASSWORD, |h: &mut Vec<u8>| h[60] = b'9'] {
-        let done = login(Some("x"), Some("x"), |n, bytes| if n == 0 { change(bytes) });
+    for change in
+        [|h: &mut Vec<u8>| h[1] = 2, |h: &mut Vec<u8>| h[3] ^= FLAG_PASSWORD, |h: &mut Vec<u8>| h[60] = b'9']
+    {
+        let done = login(Some("x"), Some("x"), |n, bytes| {
+            if n == 0 {
+                change(bytes)
+            }
+        });
         assert!(done.is_err() || done.is_ok_and(|done| !done.verified && done.client.is_err()));
     }
 }
@@ -231,7 +252,12 @@ fn a_record_that_is_changed_left_out_repeated_moved_or_reflected_is_noticed_at_o
         }
         let mut without = records.clone();
         without.remove(n);
-        check("left out", &without, n, if n + 1 == records.len() { RecordError::Truncated } else { RecordError::Forged });
+        check(
+            "left out",
+            &without,
+            n,
+            if n + 1 == records.len() { RecordError::Truncated } else { RecordError::Forged },
+        );
         let mut twice = records.clone();
         twice.insert(n, records[n].clone());
         if n + 1 < records.len() {

@@ -167,7 +167,9 @@ impl ConnectedPis {
         let logged_in_as = self.lock().name_of(&peer);
         match (&logged_in_as, &serial) {
             (Some(name), Some(other)) if name != other => {
-                tracing::warn!("rpc: {peer} logged in as {name} and says now that it is {other}: it stays {name}");
+                tracing::warn!(
+                    "rpc: {peer} logged in as {name} and says now that it is {other}: it stays {name}"
+                );
                 serial = logged_in_as;
             }
             (None, Some(name)) if !self.clone().claim_name(peer.clone(), name.clone()).await => {

@@ -98,7 +98,9 @@ pub enum RpcError {
     #[error("{}", LoginFault::NoPasswordThere)]
     ServerNotTrusted,
     /// Another peer with this name is connected.
-    #[error("a peer with the name {0} is connected already, and it answers: the login of another one is refused")]
+    #[error(
+        "a peer with the name {0} is connected already, and it answers: the login of another one is refused"
+    )]
     NameTaken(String),
     /// The server refuses the login.
     #[error("{}", LoginFault::Refused(*.0))]
@@ -402,7 +404,10 @@ async fn whole<S: AsyncRead + AsyncWrite + Unpin>(
 }
 
 /// The next whole pickle.
-pub(super) async fn next(stream: &mut (impl AsyncRead + Unpin), incoming: &mut Pickles) -> Result<Vec<u8>, RpcError> {
+pub(super) async fn next(
+    stream: &mut (impl AsyncRead + Unpin),
+    incoming: &mut Pickles,
+) -> Result<Vec<u8>, RpcError> {
     loop {
         if let Some(message) = incoming.next()? {
             return Ok(message);

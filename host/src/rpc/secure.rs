@@ -7,13 +7,14 @@ use std::time::{Duration, Instant};
 use piman_core::rpc::Codec;
 use piman_core::rpc::auth::{LOGIN_MS, PENALTY_MS};
 use piman_core::rpc::secure::{
-    Client, END_LENGTH, FIRST, HELLO_MIN, Hello, LoginFault, PROOF_LENGTH, Server, Status, Terms, hello_length,
+    Client, END_LENGTH, FIRST, HELLO_MIN, Hello, LoginFault, PROOF_LENGTH, Server, Status, Terms,
+    hello_length,
 };
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::time::{sleep, timeout};
 
 use super::engine::Engine;
-use super::login::{Rules, RpcError, Secret, judge};
+use super::login::{RpcError, Rules, Secret, judge};
 use super::peer::{Ends, Peer};
 use super::sealed::{RECORD, Sealed};
 use crate::messages::transport::ahead::Ahead;
@@ -122,7 +123,8 @@ pub(super) async fn admit<S: AsyncRead + AsyncWrite + Unpin>(
         }
     }
     if let Err(e) = judge(address, rules, || server.verify(&proof)) {
-        let status = if matches!(e, RpcError::Unseen) { Status::TooManyAttempts } else { Status::WrongPassword };
+        let status =
+            if matches!(e, RpcError::Unseen) { Status::TooManyAttempts } else { Status::WrongPassword };
         sleep(Duration::from_millis(PENALTY_MS)).await;
         refuse(stream, &server.end(status, false)).await;
         return Err(e);

@@ -69,8 +69,7 @@ impl Server {
             let (attempts, functions) = (Arc::clone(&attempts), Arc::clone(&functions));
             pass.serve(Box::pin(async move {
                 crate::net::socket::tune(&stream);
-                let rules =
-                    Rules { secret: &secret, attempts: &attempts, functions: &functions, old_peers };
+                let rules = Rules { secret: &secret, attempts: &attempts, functions: &functions, old_peers };
                 match serve(Living::new(stream), Some(address), rules).await {
                     Ok(()) => {}
                     // The limit has a line of its own, which does not flood the log.

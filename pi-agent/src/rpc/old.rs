@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, bail, ensure};
 use piman_core::rpc::auth::{EITHER, LOGIN_MAX, LoginOut, Verdict};
-use piman_core::rpc::secure::FIRST;
 use piman_core::rpc::pickle::{self, Pickler, Scanner};
+use piman_core::rpc::secure::FIRST;
 use piman_core::rpc::{
     Codec, DEPTH_MAX, DecodeError, Encode, Head, Memory, Place, Protocol, Session, Slot, Value, WEIGHT_MAX,
 };

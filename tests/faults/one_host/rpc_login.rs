@@ -16,8 +16,8 @@ use piman_core::blocking::{self, Blocking};
 use piman_core::messages::GO;
 use piman_core::rpc::auth::Verdict;
 use piman_core::rpc::secure::{
-    Buffers, Client, FIRST, HELLO_MIN, LoginFault, OVERHEAD, Protected, RANDOM_LENGTH, SecureError, Server as Side,
-    Status, Terms, login,
+    Buffers, Client, FIRST, HELLO_MIN, LoginFault, OVERHEAD, Protected, RANDOM_LENGTH, SecureError,
+    Server as Side, Status, Terms, login,
 };
 use piman_core::rpc::{Codec, IDENTITY, Protocol};
 use piman_tests::binaries;
@@ -56,7 +56,8 @@ fn here(password: &str, old_peers: bool) -> (piman::rpc::Server, Receiver<()>) {
     listener.set_nonblocking(true).unwrap();
     let secret = Secret::new(Some(password.into()));
     let (gone, when) = channel();
-    let plan = Plan { listener, operator: None, secret, old_peers, connections: 100, connections_per_address: 100 };
+    let plan =
+        Plan { listener, operator: None, secret, old_peers, connections: 100, connections_per_address: 100 };
     let functions = Arc::new(Watched(gone.into()));
     (piman::rpc::Server::start(plan, ConnectedPis::default(), functions).unwrap(), when)
 }
@@ -135,9 +136,11 @@ async fn a_client_of_ours_never_falls_back_and_gives_nothing_away() {
     let mut verdict = vec![0; 100];
     let n = Codec::Pickle.encode(&Verdict(true), &mut verdict).unwrap();
     verdict.truncate(n);
-    let hello = Side::new(&terms("guess", "piman", &random()), Client::new(&terms("guess", "", &random())).hello());
+    let hello =
+        Side::new(&terms("guess", "piman", &random()), Client::new(&terms("guess", "", &random())).hello());
     let (rogue, refusal) = (hello.unwrap().hello().to_vec(), Status::WrongPassword.refusal().to_vec());
-    for answer in [verdict, vec![0xFF], vec![], b"HTTP/1.1 400 Bad Request\r\n\r\n".to_vec(), rogue, refusal] {
+    for answer in [verdict, vec![0xFF], vec![], b"HTTP/1.1 400 Bad Request\r\n\r\n".to_vec(), rogue, refusal]
+    {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let says = answer.clone();
@@ -314,7 +317,9 @@ async fn nobody_takes_the_name_of_a_peer_that_answers() {
     }
     // An old peer, which says its name after the login.
     let secret = || Secret::new(Some("secret".into()));
-    let old = connect(address, Codec::Pickle, secret(), Arc::new(Claims("10000000 000000F1")), WITHIN).await.unwrap();
+    let old = connect(address, Codec::Pickle, secret(), Arc::new(Claims("10000000 000000F1")), WITHIN)
+        .await
+        .unwrap();
     tokio::time::timeout(WITHIN, old.closed()).await.expect("it is closed");
     let status = || {
         let mut command = Command::new(binaries::piman());
@@ -324,7 +329,9 @@ async fn nobody_takes_the_name_of_a_peer_that_answers() {
     let text = status();
     assert!(text.matches(SERIAL).count() == 1 && !text.contains("not protected"), "{text}");
     // Another old one is shown as what it is.
-    let other = connect(address, Codec::Pickle, secret(), Arc::new(Claims("10000000000000f2")), WITHIN).await.unwrap();
+    let other = connect(address, Codec::Pickle, secret(), Arc::new(Claims("10000000000000f2")), WITHIN)
+        .await
+        .unwrap();
     wait_until("the old peer is listed, and marked", || {
         let text = status();
         text.contains("10000000000000f2") && text.contains("old login, not protected")

@@ -105,7 +105,8 @@ impl<'a> Hello<'a> {
 
     /// Writes it. A name that is too long, or not printable, is left out.
     pub(super) fn write(&self) -> Bytes {
-        let name = Some(self.name.as_bytes()).filter(|n| n.len() <= NAME_MAX && is_name(n)).unwrap_or_default();
+        let name =
+            Some(self.name.as_bytes()).filter(|n| n.len() <= NAME_MAX && is_name(n)).unwrap_or_default();
         let mut bytes = Bytes::new();
         let parts: [&[u8]; 6] = [
             &[FIRST, self.version, POSTCARD, self.flags],

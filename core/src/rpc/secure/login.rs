@@ -104,7 +104,8 @@ impl Status {
     /// What a byte means.
     #[must_use]
     pub fn of(code: u8) -> Self {
-        let known = [Self::Welcome, Self::WrongPassword, Self::NameTaken, Self::TooManyAttempts, Self::Version];
+        let known =
+            [Self::Welcome, Self::WrongPassword, Self::NameTaken, Self::TooManyAttempts, Self::Version];
         known.get(usize::from(code)).copied().unwrap_or(Self::Other(code))
     }
 

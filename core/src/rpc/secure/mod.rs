@@ -29,6 +29,8 @@ mod pake;
 mod record;
 
 pub use drive::{Buffers, Protected, ProtectedError, SecureError, login};
-pub use hello::{FIRST, FLAG_ASKED, FLAG_PASSWORD, HELLO_MAX, HELLO_MIN, Hello, NAME_MAX, VERSION, hello_length};
+pub use hello::{
+    FIRST, FLAG_ASKED, FLAG_PASSWORD, HELLO_MAX, HELLO_MIN, Hello, NAME_MAX, VERSION, hello_length,
+};
 pub use login::{Client, END_LENGTH, Keys, LoginFault, PROOF_LENGTH, RANDOM_LENGTH, Server, Status, Terms};
 pub use record::{HEADER, Inbox, OVERHEAD, Opened, Outbox, RECORD_MAX, RECORD_MIN, RecordError, TAG};

@@ -159,7 +159,9 @@ mod tests {
         let share = hex(CLIENT_SHARE);
         let both = Transcript { client: (&share, b""), server: (&share, b"") };
         // The neutral element, what is not in its one form, and what is on no curve.
-        for bad in [[0; 32], [0xFF; 32], hex("0100000000000000000000000000000000000000000000000000000000000000")] {
+        for bad in
+            [[0; 32], [0xFF; 32], hex("0100000000000000000000000000000000000000000000000000000000000000")]
+        {
             assert_eq!(client.key(b"", &bad, both), None, "{bad:02x?}");
         }
     }

@@ -55,8 +55,7 @@ pub(super) async fn calls<T: Read + Write>(frames: &mut MessageStream<'_, T, Tim
     let mut session = Session::new([Place::default(); 2], 2);
     let mut last = Last::new();
     let (retcode, _) = session.calls.begin(1 << 16, 1000).ok()?;
-    write_line(frames, &mut last, &CallOut { opcode: 1, retcode, args: &Tuple(&[&2_i64, &"two"]) })
-        .await?;
+    write_line(frames, &mut last, &CallOut { opcode: 1, retcode, args: &Tuple(&[&2_i64, &"two"]) }).await?;
     let mut room = Room::new();
     let mut answered = false;
     while frames.receive(&mut last).await.ok()? {

@@ -23,8 +23,13 @@ impl Service for Protected {
 async fn talk(io: &mut Line, buf: &mut [u8]) -> Option<bool> {
     let (incoming, buf) = buf.split_at_mut_checked(256)?;
     let (outgoing, buf) = buf.split_at_mut_checked(256)?;
-    let terms =
-        Terms { password: Some("secret"), name: "10000000cafe", record_max: 238, asked: false, random: &[9; 80] };
+    let terms = Terms {
+        password: Some("secret"),
+        name: "10000000cafe",
+        record_max: 238,
+        asked: false,
+        random: &[9; 80],
+    };
     let io = login(io, &terms, Buffers { incoming, outgoing }).await.ok()?;
     let mut frames = MessageStream::open(io, Timeless, Role::Client, 64, buf).await.ok()?;
     calls(&mut frames).await
