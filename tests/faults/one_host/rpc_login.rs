@@ -66,8 +66,11 @@ async fn dial(address: SocketAddr, password: &str) -> Result<Peer, RpcError> {
     connect(address, Protocol::Piman, Secret::new(Some(password.into())), Arc::new(Nothing), WITHIN).await
 }
 
+/// What somebody does to bytes that pass by, at a place.
+type Change = fn(&mut Vec<u8>, usize);
+
 /// Somebody between a client and the server, who changes what goes from one of them at one place.
-fn between(server: SocketAddr, of_client: bool, change: fn(&mut Vec<u8>, usize), at: usize) -> SocketAddr {
+fn between(server: SocketAddr, of_client: bool, change: Change, at: usize) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     thread::spawn(move || {
@@ -100,13 +103,11 @@ fn between(server: SocketAddr, of_client: bool, change: fn(&mut Vec<u8>, usize),
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn whatever_somebody_in_between_changes_both_ends_notice_at_once() {
     let (server, gone) = here("secret", true);
-    let flip = |bytes: &mut Vec<u8>, at: usize| bytes[at] ^= 4;
-    let drop_one = |bytes: &mut Vec<u8>, at: usize| drop(bytes.remove(at));
-    let twice = |bytes: &mut Vec<u8>, _: usize| bytes.extend_from_within(..);
+    let flip: Change = |bytes, at| bytes[at] ^= 4;
+    let one_more: Change = |bytes, at| bytes.insert(at, 7);
+    let twice: Change = |bytes, _| bytes.extend_from_within(..);
     // Bytes of the login: of the client 55 and 32, of the server 60 and 33; records follow.
-    for (change, at) in
-        [(flip as fn(&mut Vec<u8>, usize), 300), (drop_one, 300), (twice, 300), (flip, 130), (drop_one, 131)]
-    {
+    for (change, at) in [(flip, 300), (one_more, 300), (twice, 300), (flip, 130), (one_more, 131)] {
         for of_client in [true, false] {
             let address = between(server.address(), of_client, change, at);
             let began = Instant::now();
@@ -308,7 +309,7 @@ async fn nobody_takes_the_name_of_a_peer_that_answers() {
     let mut pi = agent(address, SERIAL, &password);
     server.wait_log(&format!("is {SERIAL}"));
     for name in [SERIAL, "10000000000000F1", "1000 0000 0000 00f1"] {
-        let refused = named(address.port(), name, &mut MEMORY.clone()).unwrap_err();
+        let refused = named(address.port(), name, &mut MEMORY.clone()).err().unwrap();
         assert!(
             matches!(refused, SecureError::Login(LoginFault::Refused(Status::NameTaken))),
             "{name}: {refused}"
