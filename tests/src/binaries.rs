@@ -1,10 +1,9 @@
 //! The programs under test, as they are built: those in the folder `PIMAN_BIN_DIR`, if they have just been built,
 //! or what cargo builds once for each run of a test binary.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::OnceLock;
 
 /// The server's program, built as this test is.
 ///
@@ -30,13 +29,7 @@ pub fn pi_agent() -> &'static Path {
 /// If it cannot be built.
 #[must_use]
 pub fn example(name: &str) -> PathBuf {
-    static BUILT: Mutex<BTreeMap<String, PathBuf>> = Mutex::new(BTreeMap::new());
-    if let Some(folder) = given() {
-        return there(folder.join("examples").join(name));
-    }
-    let mut built = BUILT.lock().unwrap_or_else(PoisonError::into_inner);
-    let make = || build(&["--package", "piman", "--example", name]).join("examples").join(name);
-    built.entry(name.to_owned()).or_insert_with(make).clone()
+    program(&format!("examples/{name}"))
 }
 
 /// Where the programs are, if somebody says so.
@@ -49,30 +42,26 @@ fn there(program: PathBuf) -> PathBuf {
     program
 }
 
-/// Cargo builds programs only for tests of their own package: so it is asked to once more, for both of them at
+/// Cargo builds programs only for tests of their own package: so it is asked to once more, for all of them at
 /// once, which takes a moment where they are fresh.
 fn program(name: &str) -> PathBuf {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();
-    if let Some(folder) = given() {
-        return there(folder.join(name));
-    }
-    let features = "piman/bluetooth,pi-agent/serial,pi-agent/bluetooth";
-    let make = || build(&["--package", "piman", "--package", "pi-agent", "--features", features]);
-    BUILT.get_or_init(make).join(name)
+    there(given().unwrap_or_else(|| BUILT.get_or_init(build).clone()).join(name))
 }
 
-/// Builds, and gives the folder of the profile.
-fn build(what: &[&str]) -> PathBuf {
+/// Builds as `cargo test --workspace` does, so that what the programs and the tests are made of is the same and is
+/// built once; gives the folder of the profile.
+fn build() -> PathBuf {
     let test = std::env::current_exe().expect("a running test has a path");
     let profile = test.ancestors().nth(2).expect("tests run in target/PROFILE/deps");
     let mut cargo = Command::new(env!("CARGO"));
-    cargo.args(["build", "--quiet"]).args(what);
+    cargo.args(["build", "--quiet", "--workspace", "--bins", "--examples"]);
     cargo.current_dir(env!("CARGO_MANIFEST_DIR")).env_remove("CARGO_BUILD_TARGET");
     cargo.arg("--target-dir").arg(profile.parent().expect("a profile's folder is in target"));
     if profile.ends_with("release") {
         cargo.arg("--release");
     }
     let status = cargo.status().expect("cargo runs the tests, so it is there");
-    assert!(status.success(), "building {what:?} failed");
+    assert!(status.success(), "building the programs failed");
     profile.to_owned()
 }
