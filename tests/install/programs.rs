@@ -57,6 +57,7 @@ fn small(folder: &Path) -> Server {
 #[cfg_attr(lacks = "root", ignore = "needs root")]
 #[cfg_attr(lacks = "debian", ignore = "needs mmdebstrap, or a root filesystem in PIMAN_TEST_ROOTFS")]
 fn a_real_debian_by_both_paths_onto_a_block_device() {
+    const SIZE: u64 = 2 << 30;
     let archive = debian();
     let folder = tempfile::tempdir().unwrap();
     let extracted = folder.path().join("extracted");
@@ -69,12 +70,12 @@ fn a_real_debian_by_both_paths_onto_a_block_device() {
 
     let server = Server::start(archive, &folder.path().join("state"), &[]);
     for (path, way) in [("image", Way::Image), ("archive", Way::Archive)] {
-        let disk = LoopDevice::new(4 << 30);
+        let disk = LoopDevice::new(SIZE);
         run(server.agent(disk.path(), SERIAL).args(["--path", path, "--reinstall"]));
         let Card::Installed(found) = inspect::check(disk.path()).unwrap() else { panic!("{path}: no proof") };
         assert_eq!(found.path, way);
         let file = File::open(disk.path()).unwrap();
-        let RootArea { offset, length } = root_in_table(&file, 4 << 30).unwrap();
+        let RootArea { offset, length } = root_in_table(&file, SIZE).unwrap();
         drop(file);
         e2fsck(disk.path(), offset, length);
         assert_reads(disk.path(), offset, &want);
