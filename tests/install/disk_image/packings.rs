@@ -79,7 +79,8 @@ fn a_card_is_copied_while_nobody_writes_to_it() {
     workshop.script("umount mnt");
     workshop.script(&format!("mount -o ro,noload {device}p2 mnt"));
     let (ok, text) = from_card();
-    workshop.script(&format!("umount mnt && partx -d {device}"));
+    // Its partitions go with the device: another test's name space may have a copy of this mount for a while.
+    workshop.script("umount mnt");
     assert!(ok, "{text}");
     let (ok, text) = workshop.piman(&["add", "--name", "pi", device], None);
     assert!(!ok && text.contains("--from-card"), "{text}");
