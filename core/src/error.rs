@@ -26,6 +26,8 @@ pub enum PeerError {
     Refused(u8),
     /// It said what the protocol does not allow.
     Broken,
+    /// It ordered something, and did not show that it may.
+    NotTrusted,
 }
 
 impl<E> From<E> for Error<E> {
@@ -43,6 +45,7 @@ impl<E: fmt::Display> fmt::Display for Error<E> {
             Self::Peer(PeerError::Refused(code)) => {
                 write!(f, "the peer refused the connection (code {code:#04x})")
             }
+            Self::Peer(PeerError::NotTrusted) => f.write_str("the peer did not show that it may order this"),
             Self::Peer(PeerError::Broken) => f.write_str("the peer does not speak this protocol"),
         }
     }

@@ -6,6 +6,9 @@ use core::future::Future;
 
 use embedded_io_async::{Error as _, ErrorKind, Read, Write};
 
+use super::guard::{Guard, Heard, Open, PIECE};
+#[cfg(feature = "trust")]
+use super::trust::PiTrust;
 use super::{
     Agent, AgentStep, Clock, Date, Decision, Event, Hello, InstallPolicy, MARK, Milestone, Notice, Report,
     Session, Start, Step, TEXT_MAX,
@@ -36,8 +39,10 @@ pub async fn serve<T: Read + Write>(
             Step::Close => return Ok(()),
             Step::Read => {}
             step => {
-                let text = policy.reason();
+                policy.prepare(step);
+                let (head, text) = (policy.head(), policy.reason());
                 write_line::<_, COMMAND_PIECE>(io, |to| {
+                    to.text(head);
                     if let Some(command) = step.command(text) {
                         command.write_text(to);
                     }
@@ -50,7 +55,8 @@ pub async fn serve<T: Read + Write>(
         }
         step = loop {
             match framer.next_line() {
-                Ok(Some(line)) => break session.handle(Report::parse(line), policy),
+                Ok(Some(line)) if policy.hear(line) => break session.handle(Report::parse(line), policy),
+                Ok(Some(_)) => continue,
                 Ok(None) => {}
                 Err(TooLong) => {
                     policy.note(Event::TooLong);
@@ -62,7 +68,10 @@ pub async fn serve<T: Read + Write>(
                 let Some(line) = framer.rest() else { return Ok(()) };
                 // The Pi may still read although it writes no more.
                 last = true;
-                break session.handle(Report::parse(line), policy);
+                if policy.hear(line) {
+                    break session.handle(Report::parse(line), policy);
+                }
+                break Step::Read;
             }
             framer.filled(n);
         };
@@ -117,10 +126,73 @@ pub async fn run<T: Read + Write>(
     start: &Start<'_>,
     pi: &mut impl Pi,
 ) -> Result<Decision, Error<T::Error>> {
+    talk(io, buf, start, pi, &mut Open).await
+}
+
+/// The same as [`run`], where the server has to show who it is, and gets to know who this Pi is.
+///
+/// # Errors
+/// As [`run`]; [`PeerError::NotTrusted`] for an order that is not taken: [`PiTrust::refusal`] says why.
+#[cfg(feature = "trust")]
+pub async fn run_trusted<T: Read + Write>(
+    io: &mut T,
+    buf: &mut [u8],
+    start: &Start<'_>,
+    pi: &mut impl Pi,
+    trust: &mut PiTrust,
+) -> Result<Decision, Error<T::Error>> {
+    talk(io, buf, start, pi, trust).await
+}
+
+/// Greets a server to which things are reported that have happened before, until it has said who it is, or until a
+/// read ends with [`ErrorKind::TimedOut`]: an earlier server does not say it.
+///
+/// # Errors
+/// [`Error::Io`] if the stream fails.
+#[cfg(feature = "trust")]
+pub async fn greet_trusted<T: Read + Write>(
+    io: &mut T,
+    buf: &mut [u8],
+    hello: Hello<'_>,
+    trust: &mut PiTrust,
+) -> Result<(), Error<T::Error>> {
+    let start = Start { hello: Some(hello), disk: None, installed: false };
+    trust.greet(&start);
+    write_line::<_, PIECE>(io, |to| {
+        trust.write_line(to);
+        to.byte(b'\n');
+        Notice::Hello(hello).write_text(to);
+        to.byte(b'\n');
+    })
+    .await?;
+    let mut framer = Framer::new(buf);
+    while !trust.is_answered() {
+        match framer.next_line() {
+            Ok(Some(line)) => _ = trust.hear(line),
+            Err(TooLong) => {}
+            Ok(None) => match io.read(framer.spare()).await {
+                Ok(0) => break,
+                Ok(n) => framer.filled(n),
+                Err(e) if e.kind() == ErrorKind::TimedOut => break,
+                Err(e) => return Err(e.into()),
+            },
+        }
+    }
+    Ok(())
+}
+
+async fn talk<T: Read + Write, G: Guard>(
+    io: &mut T,
+    buf: &mut [u8],
+    start: &Start<'_>,
+    pi: &mut impl Pi,
+    guard: &mut G,
+) -> Result<Decision, Error<T::Error>> {
     let mut framer = Framer::new(buf);
     let mut agent = Agent::new();
     let mut turn = Turn::Greet;
     let (mut reported, mut last) = (false, Last::Nothing);
+    guard.greet(start);
     loop {
         for then in [false, true] {
             let done = match &turn {
@@ -148,7 +220,26 @@ pub async fn run<T: Read + Write>(
             if last.must_be_read_before(now) {
                 pi.pause().await;
             }
-            write_line::<_, PIECE>(io, |to| line.write_text(to, pi)).await?;
+            if let Line::Report(word) = line {
+                guard.reported(word);
+            }
+            if G::SPEAKS && matches!(line, Line::Hello(_)) {
+                write_line::<_, PIECE>(io, |to| {
+                    guard.write_line(to);
+                    to.byte(b'\n')
+                })
+                .await?;
+            }
+            let mut words = |to: &mut Piece<PIECE>| line.write_text(to, pi);
+            let mark = if line.is_marked() { guard.mark(&mut words) } else { None };
+            write_line::<_, PIECE>(io, |to| {
+                if let Some(mark) = &mark {
+                    G::write_mark(to, mark);
+                    to.byte(b'\n');
+                }
+                words(to);
+            })
+            .await?;
             last = now;
         }
         reported |= matches!(turn, Turn::Report);
@@ -168,7 +259,11 @@ pub async fn run<T: Read + Write>(
                 break Turn::Report;
             }
             match framer.next_line() {
-                Ok(Some(line)) => break Turn::Step(agent.handle(line)),
+                Ok(Some(line)) => match guard.hear(line) {
+                    Heard::Take => break Turn::Step(agent.handle(line)),
+                    Heard::Skip => {}
+                    Heard::Refuse => return Err(Error::Peer(PeerError::NotTrusted)),
+                },
                 Err(TooLong) => warning!("the server sent a line that is too long"),
                 Ok(None) => match io.read(framer.spare()).await {
                     Ok(0) => return Err(Error::Peer(PeerError::Closed)),
@@ -239,6 +334,11 @@ impl<'a> Line<'a> {
         }))
     }
 
+    /// Whether it is one that a server acts on.
+    const fn is_marked(&self) -> bool {
+        matches!(self, Self::Report(_) | Self::Word(_) | Self::Decided(_))
+    }
+
     fn kind(&self) -> Last {
         match self {
             Self::Report(_) => Last::Report,
@@ -270,7 +370,32 @@ impl<'a> Line<'a> {
 /// # Errors
 /// [`Error::Io`] if the stream fails.
 pub async fn report<T: Write>(io: &mut T, report: &Report<'_>) -> Result<(), Error<T::Error>> {
-    write_line::<_, PIECE>(io, |to| match (report.word(), report) {
+    write_line::<_, PIECE>(io, |to| write_report(to, report)).await
+}
+
+/// The same, marked, on a connection that began with [`run_trusted`] or [`greet_trusted`].
+///
+/// # Errors
+/// [`Error::Io`] if the stream fails.
+#[cfg(feature = "trust")]
+pub async fn report_trusted<T: Write>(
+    io: &mut T,
+    report: &Report<'_>,
+    trust: &mut PiTrust,
+) -> Result<(), Error<T::Error>> {
+    let mark = trust.mark(&mut |to: &mut Piece<PIECE>| write_report(to, report));
+    write_line::<_, PIECE>(io, |to| {
+        if let Some(mark) = &mark {
+            PiTrust::write_mark(to, mark);
+            to.byte(b'\n');
+        }
+        write_report(to, report);
+    })
+    .await
+}
+
+fn write_report(to: &mut Piece<PIECE>, report: &Report<'_>) {
+    match (report.word(), report) {
         (Some(word), _) => {
             to.text(word);
             to.byte(b'\n')
@@ -280,8 +405,7 @@ pub async fn report<T: Write>(io: &mut T, report: &Report<'_>) -> Result<(), Err
             to.byte(b'\n')
         }
         (None, _) => {}
-    })
-    .await
+    }
 }
 
 /// Sends one line of ours.
@@ -291,9 +415,6 @@ pub async fn report<T: Write>(io: &mut T, report: &Report<'_>) -> Result<(), Err
 pub async fn notify<T: Write>(io: &mut T, notice: Notice<'_>) -> Result<(), Error<T::Error>> {
     report(io, &Report::Ours(notice)).await
 }
-
-/// What the Pi's side holds of a line on its way, in bytes: most lines leave in one write.
-const PIECE: usize = 128;
 
 /// How much of a command is written at once, in bytes: a server holds this room for each Pi.
 /// All that old peers are told fits.

@@ -7,6 +7,8 @@
 //! | `ours` | the lines that only our own peers understand: [`Hello`], [`Offer`], [`Notice`] |
 //! | `session` | piman's side, [`Session`] |
 //! | `agent` | the Pi's side, [`Agent`] |
+//! | `guard` | what a Pi demands of its server's lines |
+//! | `trust` | who a server is, and who a Pi is: [`trust::Certificate`] (feature `trust`) |
 //! | `drive` | both sides over a byte stream: [`drive::serve`], [`drive::run`] over a [`drive::Pi`] |
 //! | `fetch` | ranges of archives and images on the fetch connection |
 //! | `table` | the chunk table of an image |
@@ -32,6 +34,7 @@ pub mod fetch;
 pub mod geometry;
 pub mod gpt;
 pub mod grow;
+mod guard;
 pub mod layout;
 pub mod manifest;
 pub mod mbr;
@@ -46,6 +49,8 @@ mod session;
 pub mod summing;
 pub mod sums;
 pub mod table;
+#[cfg(feature = "trust")]
+pub mod trust;
 
 pub use agent::{Agent, Decision, Start, Step as AgentStep};
 pub use command::{Command, Date};

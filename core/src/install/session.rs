@@ -51,6 +51,19 @@ pub trait InstallPolicy {
     /// errors into [`Plan::Boot`] or [`Plan::Wait`].
     fn decide(&mut self, question: &Question) -> Plan;
 
+    /// Hears a line before it is acted on, and says whether it is to be.
+    fn hear(&mut self, _line: &[u8]) -> bool {
+        true
+    }
+
+    /// A step is about to be carried out.
+    fn prepare(&mut self, _step: &Step) {}
+
+    /// Lines of ours, each with its end, that go in front of what the step sends.
+    fn head(&self) -> &str {
+        ""
+    }
+
     /// Why the last plan was to wait, and the command that decides; for people, may be empty.
     fn reason(&self) -> &str {
         ""

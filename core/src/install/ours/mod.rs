@@ -63,7 +63,7 @@ pub(super) fn split(line: &[u8]) -> Option<(&[u8], &[u8])> {
     rest.split_at_checked(end)
 }
 
-fn field<'a>(fields: &'a [u8], key: &str) -> Option<&'a [u8]> {
+pub(super) fn field<'a>(fields: &'a [u8], key: &str) -> Option<&'a [u8]> {
     fields
         .split(u8::is_ascii_whitespace)
         .find_map(|f| text::after(text::after(f, key.as_bytes())?, b"="))
@@ -124,7 +124,7 @@ impl Hash {
 }
 
 /// Writes the key, as ` key=`, and a number.
-fn put(to: &mut impl Sink, key: &str, number: u64) {
+pub(super) fn put(to: &mut impl Sink, key: &str, number: u64) {
     to.text(key);
     text::number(to, number, 0)
 }
