@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail, ensure};
 
+use super::device_keys;
 use super::reinstall::operator;
 use crate::cli::state_arg::{DevicesArgs, StateFolder};
 use crate::state::resolve::{Note, resolve};
@@ -43,6 +44,27 @@ pub enum ListCommand {
         #[arg(value_name = "DEVICE", required_unless_present = "from")]
         devices: Vec<String>,
     },
+    /// Take the key that was shown for the Pi's own, when it waits because it has another one than before
+    Approve {
+        /// Where the keys are kept
+        #[command(flatten)]
+        state: StateFolder,
+        /// Which key, by its first digits, if several say that they are this Pi
+        #[arg(long, value_name = "DIGITS")]
+        key: Option<String>,
+        /// Which Pi
+        #[arg(value_name = "DEVICE")]
+        device: String,
+    },
+    /// Forget a Pi's key: whoever says its name next is taken for it
+    Forget {
+        /// Where the keys are kept
+        #[command(flatten)]
+        state: StateFolder,
+        /// Which Pi
+        #[arg(value_name = "DEVICE")]
+        device: String,
+    },
     /// Take Pis out of the device list
     Remove(DevicesArgs),
     /// Show the device list
@@ -68,6 +90,10 @@ pub fn run(command: ListCommand, folder: StateFolder) -> anyhow::Result<String> 
             add(&state, name, from.as_deref(), &devices)
         }
         ListCommand::Remove(DevicesArgs { state, devices }) => remove(&state.or(folder).open()?, &devices),
+        ListCommand::Approve { state, key, device } => {
+            device_keys::approve(&state.or(folder).open()?, &device, key.as_deref())
+        }
+        ListCommand::Forget { state, device } => device_keys::forget(&state.or(folder).open()?, &device),
         ListCommand::List { state } => list(&state.or(folder).open()?),
     }
 }
@@ -244,6 +270,7 @@ fn list(state: &dyn State) -> anyhow::Result<String> {
 /// # Errors
 /// If the state cannot be read.
 pub fn pending(state: &dyn State) -> anyhow::Result<String> {
+    let strange = device_keys::pending(state)?;
     let mut rows = Vec::new();
     for device in state.devices()? {
         let Ok(address) = device.address.parse() else { continue };
@@ -257,10 +284,11 @@ pub fn pending(state: &dyn State) -> anyhow::Result<String> {
             rows.push([device.key, device.address, when(device.last_seen_ms, now_ms()), command]);
         }
     }
+    let strange = strange.map(|text| text + "\n").unwrap_or_default();
     if rows.is_empty() {
-        return Ok("every Pi that was seen is in the device list\n".into());
+        return Ok(strange + "every Pi that was seen is in the device list\n");
     }
-    Ok(columns(["DEVICE", "ADDRESS", "LAST SEEN", "LET IT IN WITH"], rows.into_iter()))
+    Ok(strange + &columns(["DEVICE", "ADDRESS", "LAST SEEN", "LET IT IN WITH"], rows.into_iter()))
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@ pub mod call;
 pub mod catalog;
 #[cfg(feature = "demo")]
 pub mod demo;
+pub mod device_keys;
 pub mod device_list;
 pub mod devices;
 mod disk_report;
@@ -143,7 +144,8 @@ enum Command {
         /// Show what was ordered for them and what became of it
         #[arg(long, conflicts_with = "json")]
         history: bool,
-        /// Show those that are not in the device list, and the command that lets each in
+        /// Show those that wait because they have not shown who they are, and those that are not in the device list, with
+        /// the command that lets each in
         #[arg(long, conflicts_with_all = ["json", "history"])]
         pending: bool,
         #[command(subcommand)]
@@ -204,7 +206,7 @@ enum Command {
     /// Put Pis into groups, which have an image of their own
     #[command(subcommand)]
     Group(GroupCommand),
-    /// Make keys to sign images with
+    /// Make the key that signs images, and certify servers with it
     #[command(subcommand)]
     Key(KeyCommand),
     /// See an installation on this machine, without a Pi and without root

@@ -66,6 +66,18 @@ pub fn secret_key(file: &Path, password: &Password) -> anyhow::Result<SecretKey>
     key.with_context(|| format!("opening the secret key {name}: is the password right?"))
 }
 
+/// The bytes of a secret key: its seed and its public key.
+///
+/// # Errors
+/// If it is no key of minisign.
+pub fn secret_bytes(key: &SecretKey) -> anyhow::Result<[u8; 64]> {
+    // Two bytes each of the algorithms, the salt, two limits, and the number of the key come first.
+    const AT: usize = 2 + 2 + 2 + 32 + 8 + 8 + 8;
+    let bytes = key.to_bytes();
+    let secret = bytes.get(AT..AT + 64).and_then(|bytes| bytes.try_into().ok());
+    secret.context("this is no secret key of minisign")
+}
+
 /// Signs a manifest; returns the text of a `.minisig` file.
 ///
 /// # Errors

@@ -13,6 +13,8 @@ use crate::provision::bounded_cache::BoundedCache;
 use crate::provision::bundles::Bundles;
 use crate::provision::legacy::{Advance, Installs};
 use crate::provision::names::{Held, Names};
+use crate::provision::proof::ProvenPis;
+use crate::provision::server_key::ServerKeys;
 use crate::state::{Change, DeviceEvent, Identity, Listed, Recorder};
 use crate::sys::clock::now_ms;
 
@@ -40,6 +42,10 @@ pub struct InstallContext {
     pub last_identity: BoundedCache<IpAddr, Identity>,
     /// From which address a Pi uses its name.
     pub names: Names,
+    /// The Pis that have shown who they are and are connected.
+    pub proven: ProvenPis,
+    /// By which the server shows who it is.
+    pub keys: ServerKeys,
     /// Pis, by key, that were told to wait, and why if something is wrong: that they ask again
     /// is no news.
     pub waiting: BoundedCache<String, String>,
@@ -108,7 +114,8 @@ impl InstallContext {
     pub fn happened(&self, pi: &Identity, kind: &str, text: String, change: Change) {
         pi.log(kind, &text);
         let event = DeviceEvent { at_ms: now_ms(), kind: kind.into(), text };
-        self.recorder.note(Change { events: vec![event], ..change });
+        let is_proven = change.is_proven || self.proven.has(pi);
+        self.recorder.note(Change { events: vec![event], is_proven, ..change });
     }
 
     /// Puts a Pi at the end of the line for a transfer.

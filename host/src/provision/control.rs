@@ -4,14 +4,15 @@ use std::fmt::Write as _;
 use std::io::ErrorKind;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use piman_core::Error;
 use piman_core::hash::Hash;
 use piman_core::install::drive;
 use piman_core::install::{
-    Clock, Date, Event, Hello, InstallPolicy, Installation, Milestone, Plan, Question, Stage,
+    Clock, Date, Event, Hello, InstallPolicy, Installation, Milestone, Notice, Plan, Question, Report, Stage,
+    Step,
 };
+use piman_core::install::trust::Said;
 use piman_core::text::is_shown;
 use tokio::net::TcpStream;
 use tokio::task::block_in_place;
@@ -25,9 +26,10 @@ use crate::net::timeout::TalkState;
 use crate::net::timeout::Timed;
 use crate::provision::context::InstallContext;
 use crate::provision::legacy::Advance;
+use crate::provision::proof::{Proof, names};
 use crate::state::archive_facts::Content;
 use crate::state::{About, Change, DeviceEvent, Facts, Identity};
-use crate::sys::clock::now_ms;
+use crate::sys::clock::{now, now_ms};
 
 /// How many events of one connection are kept, and one more for each second it lasts.
 const EVENTS_MAX: u64 = 100;
@@ -95,6 +97,8 @@ pub(super) struct ControlConnection<'a> {
     pub(super) unread: Option<String>,
     /// What is decided for its card; a Pi that says nothing has no memory for it.
     own: Option<Box<Own>>,
+    /// Who it has shown to be, in the same way.
+    proof: Option<Box<Proof>>,
 }
 
 /// What is decided for a card.
@@ -161,6 +165,7 @@ impl<'a> ControlConnection<'a> {
             orders: 0,
             unread: None,
             own: None,
+            proof: None,
         }
     }
 
@@ -189,7 +194,26 @@ impl<'a> ControlConnection<'a> {
     }
 
     fn change(&self) -> Change {
-        Change::of(self.pi())
+        let is_proven = self.proof.as_ref().is_some_and(|proof| proof.is_proven());
+        Change { is_proven, ..Change::of(self.pi()) }
+    }
+
+    /// Why nothing that is meant for the Pi that it says it is is meant for it.
+    pub(super) fn refusal(&self) -> Option<String> {
+        self.proof.as_ref()?.refusal()
+    }
+
+    /// It has shown that it has its key.
+    fn vouched(&mut self) {
+        let pi = self.pi();
+        let Some(proof) = &mut self.proof else { return };
+        for line in proof.proven(&pi, self.service) {
+            match Report::parse(&line) {
+                Report::Ours(Notice::Hello(hello)) => self.hello(hello),
+                Report::Ours(Notice::Disk { text }) => self.disk(text),
+                _ => {}
+            }
+        }
     }
 
     /// Takes note of what happened. Whoever reports without end is heard, not recorded.
@@ -206,9 +230,13 @@ impl<'a> ControlConnection<'a> {
 
     fn hello(&mut self, hello: Hello<'_>) {
         self.unread = None;
-        // Names are compared exactly, so they are kept in one spelling.
-        let name = |n: Option<&str>| n.map(|n| n.to_ascii_lowercase().into_boxed_str());
-        let pi = Identity { serial: name(hello.serial), mac: name(hello.mac), address: self.address };
+        let [serial, mac] = names(&hello);
+        let said = Identity { serial, mac, address: self.address };
+        let judged = self.proof.get_or_insert_default().judge(said, self.service);
+        let pi = judged.unwrap_or_else(|e| {
+            self.unread = Some(e);
+            Identity::of(self.address)
+        });
         self.service.last_identity.put(self.address, pi.clone());
         if !self.service.names.said(&pi) {
             tracing::debug!("{pi}: another address uses this name");
@@ -228,6 +256,10 @@ impl<'a> ControlConnection<'a> {
             grows: hello.can.grow,
             early: hello.can.early,
         }));
+        if self.refusal().is_some() || self.unread.is_some() {
+            // It is said again when the Pi has shown who it is; an error of the state is said by the decision.
+            return;
+        }
         let facts = Facts {
             model: hello.model.map(Into::into),
             agent: hello.agent.map(Into::into),
@@ -293,7 +325,15 @@ impl<'a> ControlConnection<'a> {
         let ordered = |number| block_in_place(|| self.service.recorder.personal_ordered_ms(&pi, number));
         match number.map(ordered).transpose().map(Option::flatten) {
             Ok(Some(ordered_ms)) => self.personalised(ordered_ms),
-            Ok(None) => self.installed(id, number),
+            Ok(None) => match self.service.recorder.is_given(&pi, id, number) {
+                Ok(true) => self.installed(id, number),
+                Ok(false) => {
+                    let text = format!("says that it has installed image {id:.12}, which it was not given");
+                    let change = self.change();
+                    self.happened("committed", text, change);
+                }
+                Err(e) => self.alert("what it has done is not recorded", &format!("reading what it was given: {e}")),
+            },
             // It says so again when it asks next.
             Err(e) => {
                 self.alert("what it has done is not recorded", &format!("reading what is ordered: {e}"))
@@ -320,7 +360,7 @@ impl<'a> ControlConnection<'a> {
             image: Some(id),
             error: Some(None),
             progress: Some((0, 0)),
-            ..Change::of(pi)
+            ..self.change()
         };
         self.happened("installed", format!("installed{ordered}: image {id:.12} is on its card"), change);
     }
@@ -328,8 +368,10 @@ impl<'a> ControlConnection<'a> {
 
 impl InstallPolicy for ControlConnection<'_> {
     fn clock(&mut self) -> Option<Clock> {
-        let now =
-            SystemTime::now().duration_since(UNIX_EPOCH).ok().filter(|_| self.service.settings().date)?;
+        if !self.service.settings().date {
+            return None;
+        }
+        let now = now();
         Some(Clock { seconds: now.as_secs(), nanos: now.subsec_nanos() })
     }
 
@@ -341,7 +383,36 @@ impl InstallPolicy for ControlConnection<'_> {
         &self.wrong
     }
 
+    fn hear(&mut self, line: &[u8]) -> bool {
+        let greeted = self.said.is_some();
+        // An old Pi has no memory for it.
+        if self.proof.is_none() && !Proof::concerns(line) {
+            return true;
+        }
+        let said = self.proof.get_or_insert_default().hear(line, self.service, greeted);
+        if said == Some(Said::Vouched) {
+            self.vouched();
+        }
+        said.is_some()
+    }
+
+    fn prepare(&mut self, step: &Step) {
+        if let Some(proof) = &mut self.proof {
+            proof.prepare(step, &self.wrong, self.service);
+        }
+    }
+
+    fn head(&self) -> &str {
+        self.proof.as_ref().map_or("", |proof| proof.head())
+    }
+
     fn note(&mut self, event: Event<'_>) {
+        let is_talk = matches!(event, Event::Hello(_) | Event::Found { .. } | Event::Wait | Event::Noise(_));
+        if !is_talk && self.refusal().is_some() {
+            // It may be anybody.
+            tracing::debug!("{}: has not shown who it is: {event:?}", self.address);
+            return;
+        }
         match event {
             Event::Noise(line) => {
                 let shown = line.get(..NOISE_SHOWN).unwrap_or(line);
@@ -415,7 +486,6 @@ impl ControlConnection<'_> {
     fn told_to_format(&mut self) {
         self.decided();
         self.boot = Boot::No;
-        let pi = self.pi();
         if self.said.is_none() {
             self.service.installs.told(self.address);
         }
@@ -423,7 +493,7 @@ impl ControlConnection<'_> {
         let ordered = if self.orders > 0 { ", as ordered" } else { "" };
         let text = format!("told to format{ordered}: {}", self.wrong);
         let waits = Some(None);
-        let change = Change { image: self.own().image, progress: Some((0, 0)), waits, ..Change::of(pi) };
+        let change = Change { image: self.own().image, progress: Some((0, 0)), waits, ..self.change() };
         self.happened("format", text, stage("formatting", change));
     }
 
@@ -437,7 +507,7 @@ impl ControlConnection<'_> {
         if self.service.waiting.find(&pi.key()).is_some_and(|known| known != self.wrong) {
             self.quiet = false;
         }
-        let change = Change { waits: Some(why), ..stage("waiting", Change::of(pi.clone())) };
+        let change = Change { waits: Some(why), ..stage("waiting", self.change()) };
         self.happened("wait", text, change);
         if self.said.is_some() {
             self.service.waiting.put(pi.key(), self.wrong.clone());

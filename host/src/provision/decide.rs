@@ -115,6 +115,11 @@ impl ControlConnection<'_> {
         (self.orders, self.installation) = (0, None);
         *self.own() = Own::default();
         let pi = self.pi();
+        // It is not known who this is: whatever is meant for a Pi is not meant for this one.
+        if let Some(reason) = self.refusal() {
+            self.wrong = reason;
+            return Plan::Wait { seconds: ASK_FOR_DECISION, percent: 0 };
+        }
         let settings = self.service.settings();
         let recorder = &self.service.recorder;
         if settings.only_known {
@@ -185,7 +190,7 @@ impl ControlConnection<'_> {
         };
         let (archive, id) = match self.meant(question) {
             Ok(Some(meant)) => meant,
-            Ok(None) => return self.claim(question, policy).unwrap_or(Plan::Format(None)),
+            Ok(None) => return self.claim(question, policy, None).unwrap_or(Plan::Format(None)),
             Err(plan) => return *plan,
         };
         // It has them as long as it is good.
@@ -210,7 +215,7 @@ impl ControlConnection<'_> {
             Ok(image) => image,
             Err(plan) => return *plan,
         };
-        if let Some(plan) = self.claim(question, policy) {
+        if let Some(plan) = self.claim(question, policy, Some(id)) {
             return plan;
         }
         self.own().image = Some(id);
@@ -330,11 +335,13 @@ impl ControlConnection<'_> {
     }
 
     /// Puts the reason on record; without that nothing is formatted, and what happens in its place is returned.
-    fn claim(&mut self, question: &Question, policy: Option<&str>) -> Option<Plan> {
+    fn claim(&mut self, question: &Question, policy: Option<&str>, image: Option<Hash>) -> Option<Plan> {
         let pi = self.pi();
         // Waits until it is on the disk; meanwhile other threads decide.
         let claimed =
-            tokio::task::block_in_place(|| self.service.recorder.claim(&pi, question, &self.disk, policy));
+            tokio::task::block_in_place(|| {
+                self.service.recorder.claim(&pi, question, &self.disk, (policy, image))
+            });
         match claimed {
             Ok(Some(claimed)) => {
                 (self.orders, self.installation) = (claimed.orders, Some(claimed.number));

@@ -10,7 +10,9 @@ pub mod fetch_port;
 pub mod legacy;
 pub mod names;
 mod personal;
+pub mod proof;
 pub mod reinstall_file;
+pub mod server_key;
 
 use std::future::{Future, ready};
 use std::net::SocketAddr;
@@ -38,6 +40,8 @@ use bundles::Bundles;
 use context::InstallContext;
 use legacy::Installs;
 use names::Names;
+use proof::ProvenPis;
+use server_key::ServerKeys;
 
 /// Where the service listens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -143,6 +147,8 @@ impl Bound {
             drain,
             last_identity: BoundedCache::default(),
             names: Names::default(),
+            proven: ProvenPis::default(),
+            keys: ServerKeys::open(&settings.state)?,
             waiting: BoundedCache::default(),
             refused: BoundedCache::default(),
             installs: Installs::default(),

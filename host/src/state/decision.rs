@@ -4,6 +4,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+use piman_core::hash::Hash;
 use piman_core::install::{Fingerprint, Found, Installation};
 use serde::Deserialize;
 
@@ -162,6 +163,8 @@ pub struct Ask<'a> {
     pub number: Installation,
     /// The policy by which it may be formatted without an order; `None`: only by order.
     pub policy: Option<&'a str>,
+    /// The image that it is given, if that is known.
+    pub image: Option<Hash>,
 }
 
 /// What is on record now: the Pi may be told to format.

@@ -4,6 +4,7 @@
 
 pub mod archive_facts;
 pub mod decision;
+pub mod keys;
 mod recorder;
 pub mod resolve;
 pub mod server_lock;
@@ -12,10 +13,13 @@ mod types;
 
 use std::path::{Path, PathBuf};
 
+use piman_core::hash::Hash;
+use piman_core::install::trust::PublicKey;
 use piman_core::install::{Fingerprint, Installation};
 
 use archive_facts::{Content, Stamp};
 use decision::{Ask, Cancelled, Claimed, Policy, Rule, Scope};
+use keys::{Keys, PendingKey, PinnedKey};
 
 pub use crate::images::personalise::profile::IdentityMode;
 pub use recorder::Recorder;
@@ -119,6 +123,17 @@ pub trait State: Send + Sync {
     /// [`StateError`] if the state cannot be written: then the Pi must not be told to format.
     fn claim(&self, ask: &Ask<'_>) -> Result<Option<Claimed>, StateError>;
 
+    /// Whether this Pi was given this image last, as this installation (`None`: it knows no such names).
+    ///
+    /// # Errors
+    /// [`StateError`] if the state cannot be read.
+    fn is_given(
+        &self,
+        pi: &Identity,
+        image: Hash,
+        number: Option<Installation>,
+    ) -> Result<bool, StateError>;
+
     /// Orders a reinstall of the Pi with exactly this name, for `source`; with a fingerprint, of what has this one
     /// alone. It is on the disk when this returns.
     ///
@@ -175,6 +190,37 @@ pub trait State: Send + Sync {
     /// # Errors
     /// [`StateError`] if the state cannot be written.
     fn remove_listed(&self, names: &[String]) -> Result<Vec<String>, StateError>;
+
+    /// The keys that matter for a Pi that says who it is.
+    ///
+    /// # Errors
+    /// [`StateError`] if the state cannot be read.
+    fn keys_of(&self, pi: &Identity) -> Result<Keys, StateError>;
+
+    /// The keys of all Pis that have one.
+    ///
+    /// # Errors
+    /// [`StateError`] if the state cannot be read.
+    fn pinned_keys(&self) -> Result<Vec<PinnedKey>, StateError>;
+
+    /// Pins a key to the Pi that is kept under this name; with `replaces` in the place of another one. Returns whether
+    /// it is the Pi's key now. It is on the disk when this returns.
+    ///
+    /// # Errors
+    /// [`StateError`] if the state cannot be written.
+    fn pin(&self, device: &str, key: PublicKey, source: &str, replaces: bool) -> Result<bool, StateError>;
+
+    /// Takes its key away, and what waits for it; returns whether it had one. It is on the disk when this returns.
+    ///
+    /// # Errors
+    /// [`StateError`] if the state cannot be written.
+    fn forget_key(&self, device: &str) -> Result<bool, StateError>;
+
+    /// Who says the name of a Pi with a key, and has not shown that it is that one; the last heard first.
+    ///
+    /// # Errors
+    /// [`StateError`] if the state cannot be read.
+    fn pending_keys(&self) -> Result<Vec<PendingKey>, StateError>;
 
     /// All orders that are kept, the newest first.
     ///

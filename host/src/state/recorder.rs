@@ -8,9 +8,12 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use piman_core::hash::Hash;
+use piman_core::install::trust::PublicKey;
 use piman_core::install::{Installation, Question};
 
 use super::decision::{Ask, Claimed, Policy};
+use super::keys::{Keys, PendingKey};
 use super::{Batch, Change, Identity, Listed, OpenOrder, PersonalFacts, State, StateError};
 use crate::sys::clock::now_ms;
 use crate::sys::lock::lock;
@@ -47,7 +50,8 @@ pub struct Recorder {
 
 #[derive(Default)]
 struct Notes {
-    changes: HashMap<String, Change>,
+    /// By device, and whether it has shown that it is that one.
+    changes: HashMap<(String, bool), Change>,
     /// How many of them are of an address.
     of_address: HashMap<IpAddr, usize>,
     /// The events in them.
@@ -154,7 +158,7 @@ impl Recorder {
         pi: &Identity,
         question: &Question,
         disk: &str,
-        policy: Option<&str>,
+        (policy, image): (Option<&str>, Option<Hash>),
     ) -> Result<Option<Claimed>, StateError> {
         // What is completed must be written before orders are looked for again.
         let unsaved = !lock(&self.completed).is_empty();
@@ -162,7 +166,7 @@ impl Recorder {
             self.flush(SETTLE);
         }
         let Question { found, print, .. } = *question;
-        self.state.claim(&Ask { pi, found, print, disk, number: new_number(), policy })
+        self.state.claim(&Ask { pi, found, print, disk, number: new_number(), policy, image })
     }
 
     /// Whether an open order was given to this Pi as this installation.
@@ -174,6 +178,14 @@ impl Recorder {
             return Ok(false);
         }
         Ok(self.open_orders(pi)?.iter().any(|o| o.claimed && o.installation == number))
+    }
+
+    /// Whether this Pi was given this image last, as this installation.
+    ///
+    /// # Errors
+    /// [`StateError`] if the state cannot be read.
+    pub fn is_given(&self, pi: &Identity, image: Hash, number: Option<Installation>) -> Result<bool, StateError> {
+        self.state.is_given(pi, image, number)
     }
 
     /// An installation of this Pi is complete: so are the orders that it was given as this one.
@@ -266,6 +278,32 @@ impl Recorder {
         self.wake.notify_all();
     }
 
+    /// The keys that matter for a Pi that says who it is.
+    ///
+    /// # Errors
+    /// [`StateError`] if the state cannot be read.
+    pub fn keys_of(&self, pi: &Identity) -> Result<Keys, StateError> {
+        self.state.keys_of(pi)
+    }
+
+    /// Pins the key that a Pi has shown at its first contact; returns whether it is the Pi's.
+    ///
+    /// # Errors
+    /// [`StateError`] if the state cannot be written.
+    pub fn pin(&self, pi: &Identity, key: PublicKey) -> Result<bool, StateError> {
+        self.state.pin(&pi.key(), key, "first contact", false)
+    }
+
+    /// Takes note of somebody who has not shown that it is the Pi that it says it is.
+    pub fn pending_key(&self, pending: PendingKey) {
+        let mut notes = lock(&self.notes);
+        if notes.rest.pending_keys.len() < DEVICES_MAX {
+            notes.rest.pending_keys.push(pending);
+        }
+        drop(notes);
+        self.wake.notify_all();
+    }
+
     /// Waits until all notes taken so far are saved, or the time is up.
     pub fn flush(&self, at_most: Duration) {
         let end = Instant::now() + at_most;
@@ -347,7 +385,7 @@ impl Notes {
         let new = change.events.len();
         let full = self.changes.len() >= DEVICES_MAX;
         let of_address = self.of_address.entry(change.identity.address).or_default();
-        let over = match self.changes.entry(change.identity.key()) {
+        let over = match self.changes.entry((change.identity.key(), change.is_proven)) {
             Entry::Occupied(mut old) => old.get_mut().merge(change, HAPPENINGS_MAX),
             Entry::Vacant(_) if full || *of_address >= DEVICES_OF_ONE => new.max(1),
             Entry::Vacant(place) => {
@@ -364,7 +402,7 @@ impl Notes {
     fn put_back(&mut self, old: Batch) {
         for change in old.changes {
             self.events += change.events.len();
-            match self.changes.entry(change.identity.key()) {
+            match self.changes.entry((change.identity.key(), change.is_proven)) {
                 Entry::Vacant(place) => {
                     place.insert(change);
                 }
@@ -376,6 +414,7 @@ impl Notes {
         }
         self.rest.completed.splice(..0, old.completed);
         self.rest.personalised.splice(..0, old.personalised);
+        self.rest.pending_keys.splice(..0, old.pending_keys);
         for (kind, text) in old.alerts {
             if !self.rest.alerts.iter().any(|(k, _)| *k == kind) {
                 self.rest.alerts.push((kind, text));

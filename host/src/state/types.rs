@@ -12,6 +12,7 @@ use tracing::Level;
 use crate::images::fitness::BootFrom;
 use crate::images::personalise::profile::{Profile, Secret};
 use crate::state::decision::Scope;
+use crate::state::keys::PendingKey;
 use crate::sys::clock::now_ms;
 
 /// Who a Pi is: its serial number, then its hardware address, then its address.
@@ -191,6 +192,8 @@ pub struct Change {
     pub error: Option<Option<Box<str>>>,
     /// What happened, in order.
     pub events: Vec<DeviceEvent>,
+    /// Whether the Pi has shown that it is the one. Of a Pi with a key, what has not is recorded as an event alone.
+    pub is_proven: bool,
 }
 
 impl Change {
@@ -208,6 +211,7 @@ impl Change {
             waits: None,
             error: None,
             events: Vec::new(),
+            is_proven: false,
         }
     }
 
@@ -250,6 +254,8 @@ pub struct Batch {
     pub personalised: Vec<(Identity, u64)>,
     /// The server's own alerts: a word, and what is the matter (`None`: it is over).
     pub alerts: Vec<(String, Option<String>)>,
+    /// Who says the name of a Pi with a key, and has not shown that it is that one.
+    pub pending_keys: Vec<PendingKey>,
 }
 
 impl Batch {
@@ -260,6 +266,7 @@ impl Batch {
             && self.completed.is_empty()
             && self.personalised.is_empty()
             && self.alerts.is_empty()
+            && self.pending_keys.is_empty()
     }
 }
 

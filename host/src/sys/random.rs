@@ -1,6 +1,20 @@
 //! Random bytes, from the kernel.
 
+use std::io;
+
 use crate::sys::clock::now_ms;
+
+/// Random bytes that somebody's trust rests on.
+///
+/// # Errors
+/// If the kernel has none.
+pub(crate) fn secret<const N: usize>() -> io::Result<[u8; N]> {
+    let mut bytes = [0; N];
+    match rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())? {
+        n if n == N => Ok(bytes),
+        _ => Err(io::Error::other("the kernel gives too few random bytes")),
+    }
+}
 
 /// Linux always has them, from shortly after its start; until then the time has to do.
 pub(crate) fn bytes<const N: usize>() -> [u8; N] {

@@ -82,6 +82,13 @@ pub fn clock(at_ms: u64) -> String {
     )
 }
 
+/// A moment in UTC, in seconds since 1970.
+#[must_use]
+pub fn when_utc(at: u64) -> String {
+    let moment = i64::try_from(at).ok().and_then(|at| jiff::Timestamp::from_second(at).ok());
+    moment.map_or_else(|| format!("{at} s after 1970"), |m| m.strftime("%Y-%m-%d %H:%M:%S UTC").to_string())
+}
+
 /// The widest that a column is made, in characters; what is longer pushes the rest of its line aside. A
 /// table of thousands of lines must not take the length of one long cell in every one of them.
 const COLUMN_MAX: usize = 100;

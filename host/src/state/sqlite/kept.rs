@@ -2,7 +2,7 @@
 
 use rusqlite::{Connection, Params, params};
 
-use super::{DEVICES_KEPT, personal};
+use super::{DEVICES_KEPT, keys, personal};
 
 /// How many devices that no operator named are kept of one address.
 const AT_ADDRESS: i64 = 256;
@@ -18,8 +18,9 @@ const NAMED: &str = "key IN (SELECT name FROM listed) OR key IN (SELECT name FRO
     OR key IN (SELECT name FROM personal_orders) OR key IN (SELECT device FROM members)
     OR key IN (SELECT who FROM choices WHERE NOT is_group) OR key IN (SELECT who FROM rules WHERE NOT is_group)
     OR key IN (SELECT who FROM profiles WHERE NOT is_group)";
-/// What was installed, or has come again after an hour, goes after what was seen once.
-const PROVEN: &str = "image IS NOT NULL OR card IS NOT NULL OR last_seen_ms - first_seen_ms > 3600000";
+/// What was installed, has a key, or has come again after an hour, goes after what was seen once.
+const PROVEN: &str = "image IS NOT NULL OR card IS NOT NULL OR last_seen_ms - first_seen_ms > 3600000
+    OR key IN (SELECT device FROM keys)";
 
 /// A device is new, at this address: whatever is too much goes.
 pub(super) fn forget_devices(work: &Connection, address: &str) -> rusqlite::Result<()> {
@@ -56,6 +57,8 @@ fn delete(work: &Connection, sql: &str, given: impl Params) -> rusqlite::Result<
     for key in &gone {
         work.prepare_cached("DELETE FROM happenings WHERE device = ?1")?.execute([key])?;
         personal::forget(work, key)?;
+        keys::forget_in(work, key)?;
+        work.prepare_cached("DELETE FROM given WHERE device = ?1")?.execute([key])?;
     }
     Ok(())
 }

@@ -5,6 +5,7 @@
 //! | `open`, `tables` | opening it, and its tables |
 //! | `save` | what happened |
 //! | `kept` | how much is kept, and what goes first |
+//! | `keys` | the keys of Pis, and who waits for an operator because of his |
 //! | `orders` | orders to reinstall, and the claims of Pis on them |
 //! | `rules` | what happens by what is on a disk |
 //! | `listed` | the device list: who is served with `--only-known` |
@@ -14,6 +15,7 @@
 
 mod catalogue;
 mod kept;
+mod keys;
 mod listed;
 mod open;
 mod orders;
@@ -29,6 +31,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use piman_core::hash::Hash;
+use piman_core::install::trust::PublicKey;
 use piman_core::install::{Fingerprint, Installation};
 use rusqlite::{Connection, Row, ffi};
 
@@ -38,6 +42,7 @@ use super::{
 };
 use crate::state::archive_facts::{Content, Stamp};
 use crate::state::decision::{Ask, Cancelled, Claimed, Policy, Rule, Scope};
+use crate::state::keys::{Keys, PendingKey, PinnedKey};
 use crate::sys::lock::lock;
 use open::{Check, inode, open, open_or_replace, read_only, sort};
 pub use preview::preview;
@@ -195,6 +200,15 @@ impl State for Sqlite {
         self.write_durably(|db| orders::claim(db, ask))
     }
 
+    fn is_given(
+        &self,
+        pi: &Identity,
+        image: Hash,
+        number: Option<Installation>,
+    ) -> Result<bool, StateError> {
+        self.read(|db| orders::is_given(db, pi, (image, number)))
+    }
+
     fn order(&self, name: &str, source: &str, print: Option<Fingerprint>) -> Result<Ordered, StateError> {
         self.write_durably(|db| orders::order(db, name, source, print))
     }
@@ -229,6 +243,26 @@ impl State for Sqlite {
 
     fn remove_listed(&self, names: &[String]) -> Result<Vec<String>, StateError> {
         self.write_durably(|db| listed::remove(db, names))
+    }
+
+    fn keys_of(&self, pi: &Identity) -> Result<Keys, StateError> {
+        self.read(|db| keys::of(db, pi))
+    }
+
+    fn pinned_keys(&self) -> Result<Vec<PinnedKey>, StateError> {
+        self.read(keys::all)
+    }
+
+    fn pin(&self, device: &str, key: PublicKey, source: &str, replaces: bool) -> Result<bool, StateError> {
+        self.write_durably(|db| keys::pin(db, device, key, (source, replaces)))
+    }
+
+    fn forget_key(&self, device: &str) -> Result<bool, StateError> {
+        self.write_durably(|db| keys::forget(db, device))
+    }
+
+    fn pending_keys(&self) -> Result<Vec<PendingKey>, StateError> {
+        self.read(keys::pending)
     }
 
     fn orders(&self) -> Result<Vec<Order>, StateError> {

@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 
+use piman_core::hash::Hash;
 use piman_core::install::{Fingerprint, Installation};
 use rusqlite::{Connection, OptionalExtension, TransactionBehavior, params};
 
@@ -74,11 +75,29 @@ pub(super) fn claim(db: &mut Connection, ask: &Ask<'_>) -> rusqlite::Result<Opti
         let _ = write!(reason, ", fingerprint {print}");
     }
     work.execute(
+        "INSERT OR REPLACE INTO given (device, installation, image) VALUES (?1, ?2, ?3)",
+        params![ask.pi.key(), number.to_string(), ask.image.map(|image| image.to_string())],
+    )?;
+    work.execute(
         "INSERT INTO happenings (device, at_ms, kind, text) VALUES (?1, ?2, 'reason', ?3)",
         params![ask.pi.key(), now, format!("may be formatted as installation {number}: {reason}")],
     )?;
     work.commit()?;
     Ok(Some(Claimed { number, orders: orders.len(), reason }))
+}
+
+/// Whether this Pi was given this image last, as this installation. A Pi that knows no installations says none.
+pub(super) fn is_given(
+    db: &Connection,
+    pi: &Identity,
+    (image, number): (Hash, Option<Installation>),
+) -> rusqlite::Result<bool> {
+    let given = params![pi.key(), number.map(|n| n.to_string()), image.to_string()];
+    db.prepare_cached(
+        "SELECT EXISTS (SELECT 1 FROM given WHERE device = ?1 AND (?2 IS NULL OR installation = ?2)
+            AND (image IS NULL OR image = ?3))",
+    )?
+    .query_row(given, |row| row.get(0))
 }
 
 pub(super) fn order(

@@ -2,7 +2,7 @@
 
 use rusqlite::{Connection, params};
 
-use super::{HAPPENINGS_KEPT, ORDERS_KEPT, kept, personal, signed};
+use super::{HAPPENINGS_KEPT, ORDERS_KEPT, kept, keys, personal, signed};
 use crate::state::{Batch, Change, Identity};
 use crate::sys::clock::now_ms;
 
@@ -29,6 +29,9 @@ pub(super) fn save(db: &mut Connection, batch: &Batch) -> rusqlite::Result<()> {
             [ORDERS_KEPT],
         )?;
     }
+    for pending in &batch.pending_keys {
+        keys::note_pending(&work, pending)?;
+    }
     for (kind, text) in &batch.alerts {
         match text {
             Some(text) => work.execute(
@@ -43,6 +46,10 @@ pub(super) fn save(db: &mut Connection, batch: &Batch) -> rusqlite::Result<()> {
 
 fn save_change(work: &Connection, change: &Change) -> rusqlite::Result<()> {
     let key = change.identity.key();
+    if !change.is_proven && keys::is_pinned(work, &key)? {
+        let from = format!(" (not proven, from {})", change.identity.address);
+        return save_events(work, &key, change, &from);
+    }
     adopt(work, &change.identity, &key)?;
     let (seen, address) = (signed(change.seen_ms), change.identity.address.to_string());
     let new = work
@@ -98,9 +105,15 @@ fn save_change(work: &Connection, change: &Change) -> rusqlite::Result<()> {
         change.waits.is_some(),
         change.waits.clone().flatten(),
     ])?;
+    save_events(work, &key, change, "")?;
+    if new > 0 { kept::forget_devices(work, &address) } else { Ok(()) }
+}
+
+/// Writes what happened, with a remark behind it.
+fn save_events(work: &Connection, key: &str, change: &Change, remark: &str) -> rusqlite::Result<()> {
     for h in &change.events {
-        work.prepare_cached("INSERT INTO happenings (device, at_ms, kind, text) VALUES (?1, ?2, ?3, ?4)")?
-            .execute(params![key, signed(h.at_ms), h.kind, h.text])?;
+        work.prepare_cached("INSERT INTO happenings (device, at_ms, kind, text) VALUES (?1, ?2, ?3, ?4 || ?5)")?
+            .execute(params![key, signed(h.at_ms), h.kind, h.text, remark])?;
     }
     if !change.events.is_empty() {
         work.prepare_cached(
@@ -109,7 +122,7 @@ fn save_change(work: &Connection, change: &Change) -> rusqlite::Result<()> {
         )?
         .execute(params![key, HAPPENINGS_KEPT])?;
     }
-    if new > 0 { kept::forget_devices(work, &address) } else { Ok(()) }
+    Ok(())
 }
 
 /// A Pi that was known by its address or hardware address only has said its name.
@@ -120,7 +133,9 @@ fn adopt(work: &Connection, pi: &Identity, key: &str) -> rusqlite::Result<()> {
     let by_address = Some(pi.address.to_string());
     let by_mac = pi.serial.as_ref().and(pi.mac.as_ref()).map(|mac| mac.to_string());
     for old in [by_address, by_mac].into_iter().flatten() {
-        let gone = work.prepare_cached("DELETE FROM devices WHERE key = ?1")?.execute([&old])?;
+        // One with a key is another Pi, whatever this one says.
+        let sql = "DELETE FROM devices WHERE key = ?1 AND key NOT IN (SELECT device FROM keys)";
+        let gone = work.prepare_cached(sql)?.execute([&old])?;
         if gone > 0 {
             work.execute("UPDATE happenings SET device = ?1 WHERE device = ?2", [key, &old])?;
             personal::adopt(work, key, &old)?;

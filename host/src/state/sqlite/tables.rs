@@ -1,7 +1,7 @@
 //! The tables, and what brings those of an older piman up to date.
 
 /// The version of the tables.
-pub(super) const FORMAT: i64 = 5;
+pub(super) const FORMAT: i64 = 6;
 
 /// The tables.
 pub(super) const TABLES: &str = "
@@ -58,6 +58,14 @@ CREATE TABLE IF NOT EXISTS personal_orders (
 );
 CREATE UNIQUE INDEX IF NOT EXISTS open_personal_orders ON personal_orders (name)
     WHERE completed_ms IS NULL AND cancelled_ms IS NULL;
+CREATE TABLE IF NOT EXISTS given (device TEXT PRIMARY KEY, installation TEXT NOT NULL, image TEXT);
+CREATE TABLE IF NOT EXISTS keys (
+    device TEXT PRIMARY KEY, key TEXT NOT NULL, pinned_ms INTEGER NOT NULL, source TEXT NOT NULL
+);
+CREATE TABLE IF NOT EXISTS pending_keys (
+    device TEXT NOT NULL, key TEXT NOT NULL, address TEXT NOT NULL, first_ms INTEGER NOT NULL,
+    last_ms INTEGER NOT NULL, PRIMARY KEY (device, key)
+);
 ";
 
 /// What turns tables of format 1 into those of 2.
@@ -81,7 +89,7 @@ ALTER TABLE images ADD COLUMN takes_unfit INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE archives ADD COLUMN fitness TEXT NOT NULL DEFAULT '';
 ";
 
-/// What turns the table of images of formats 2 to 4 into that of 5; the other tables of 5 are new.
+/// What turns the table of images of formats 2 to 4 into that of 5; the other tables of 5 and 6 are new.
 pub(super) const IMAGES_FROM_4: &str = "
 ALTER TABLE images ADD COLUMN description TEXT;
 ALTER TABLE images ADD COLUMN release TEXT;
