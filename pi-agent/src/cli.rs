@@ -159,6 +159,7 @@ fn install(parser: &mut Parser) -> anyhow::Result<Order> {
         reinstall: false,
         identity: Identity::of_this_machine(),
         key: None,
+        device: None,
         boot_from: None,
         service: None,
         tell_time: TELL_TIME,

@@ -3,17 +3,22 @@
 
 use std::fs;
 use std::io::{self, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::ensure;
+use piman_core::hash::Hash;
 use piman_core::hosted::backoff::Backoff;
 use piman_core::install::receipt::{NAME, Proof, UNSAID};
 use piman_core::install::{Can, Hello, Installation, Notice, REVISION, Stage};
 
 use crate::control::{ControlConnection, Peer, Server};
 use crate::identity::Identity;
+use crate::trust::{Device, Trust};
 
+/// What is in front of the key of this Pi.
+const KEY: &str = " key=";
 /// The longest that is read, in bytes.
 const LONGEST: u64 = 4096;
 /// How long the server's machine may take to acknowledge what it was told.
@@ -33,18 +38,23 @@ pub enum Unsaid {
 ///
 /// # Errors
 /// If it cannot be written, or there is no proof.
-pub fn keep(root: &Path, server: Option<&Server>, what: &Unsaid) -> io::Result<()> {
-    let (host, port) = server.map_or(("-", 0), |server| (server.host.as_str(), server.control_port));
+///
+/// With this Pi's key, which only root can read there, it is told as this Pi.
+pub fn keep(root: &Path, server: Option<(&Server, Option<&Device>)>, what: &Unsaid) -> io::Result<()> {
+    let (host, port) = server.map_or(("-", 0), |(server, _)| (server.host.as_str(), server.control_port));
+    let key = server
+        .and_then(|(_, device)| device)
+        .map_or_else(String::new, |device| format!("{KEY}{}", Hash(*device.secret())));
     let proof = proof(root).ok_or(io::ErrorKind::NotFound)?;
     let which = which(&proof);
     let text = match what {
-        Unsaid::Installed => format!("{host} {port} {which}\ninstalled\n"),
-        Unsaid::NotBooted(why) => format!("{host} {port} {which}\nnot booted\n{why}\n"),
+        Unsaid::Installed => format!("{host} {port} {which}{key}\ninstalled\n"),
+        Unsaid::NotBooted(why) => format!("{host} {port} {which}{key}\nnot booted\n{why}\n"),
     };
     let new = root.join(".piman-unsaid-new");
     // Whatever an archive has put there, a link for example, is not written to.
     let _ = fs::remove_file(&new);
-    let mut file = fs::File::create_new(&new)?;
+    let mut file = fs::File::options().write(true).create_new(true).mode(0o600).open(&new)?;
     file.write_all(text.as_bytes())?;
     file.sync_all()?;
     fs::rename(new, place(root))
@@ -58,14 +68,25 @@ pub fn kept(root: &Path) -> Option<(Option<Server>, Unsaid)> {
     if found.is_none() {
         forget(root);
     }
-    found.map(|(server, what, _)| (server, what))
+    found.map(|Kept { server, what, .. }| (server, what))
 }
 
-fn read(root: &Path) -> Option<(Option<Server>, Unsaid, Proof)> {
+/// What is kept.
+struct Kept {
+    server: Option<Server>,
+    what: Unsaid,
+    proof: Proof,
+    device: Option<Device>,
+}
+
+fn read(root: &Path) -> Option<Kept> {
     let meta = fs::symlink_metadata(place(root)).ok().filter(fs::Metadata::is_file)?;
     let text = fs::read_to_string(place(root)).ok().filter(|_| meta.len() <= LONGEST)?;
     let mut lines = text.splitn(3, '\n');
-    let (rest, named) = lines.next()?.rsplit_once(' ')?;
+    let line = lines.next()?;
+    let (line, key) = line.split_once(KEY).unwrap_or((line, ""));
+    let device = Hash::parse(key).map(|secret| Device::with_secret(secret.0));
+    let (rest, named) = line.rsplit_once(' ')?;
     let (host, port) = rest.rsplit_once(' ')?;
     let proof = proof(root).filter(|proof| which(proof) == named)?;
     let control_port = port.parse().ok()?;
@@ -75,7 +96,7 @@ fn read(root: &Path) -> Option<(Option<Server>, Unsaid, Proof)> {
         "not booted" => Unsaid::NotBooted(lines.next()?.trim().to_owned()),
         _ => return None,
     };
-    Some((Some(server).filter(|server| server.control_port != 0), what, proof))
+    Some(Kept { server: Some(server).filter(|server| server.control_port != 0), what, proof, device })
 }
 
 fn proof(root: &Path) -> Option<Proof> {
@@ -100,9 +121,9 @@ pub fn forget(root: &Path) {
 /// proof that can be read there is nothing to tell.
 pub fn tell(root: &Path, identity: &Identity) {
     let mut backoff = Backoff::default();
-    while let Some((server, what, proof)) = read(root) {
+    while let Some(Kept { server, what, proof, device }) = read(root) {
         let Some(server) = server else { return };
-        match try_tell(&proof, identity, &server, &what) {
+        match try_tell(&proof, identity, (&server, device), &what) {
             Ok(()) => {
                 log::info!("the server {} was told how the installation ended", server.host);
                 return forget(root);
@@ -114,7 +135,12 @@ pub fn tell(root: &Path, identity: &Identity) {
     forget(root);
 }
 
-fn try_tell(proof: &Proof, identity: &Identity, server: &Server, what: &Unsaid) -> anyhow::Result<()> {
+fn try_tell(
+    proof: &Proof,
+    identity: &Identity,
+    (server, device): (&Server, Option<Device>),
+    what: &Unsaid,
+) -> anyhow::Result<()> {
     let hello = Hello {
         revision: REVISION,
         can: Can::default(),
@@ -126,7 +152,9 @@ fn try_tell(proof: &Proof, identity: &Identity, server: &Server, what: &Unsaid) 
         installation: proof.installation,
         ..Hello::default()
     };
-    let mut talk = ControlConnection::resume(server, hello, Peer::Ours)?;
+    // A server is told, whoever it is: it orders nothing here.
+    let trust = Trust { root: None, device };
+    let mut talk = ControlConnection::resume(server, hello, Peer::Ours, &trust)?;
     talk.notify(match what {
         Unsaid::Installed => Notice::Committed { id: proof.image, installation: proof.installation },
         Unsaid::NotBooted(why) => Notice::Failed { stage: Stage::Boot, text: why },
@@ -142,7 +170,6 @@ fn place(root: &Path) -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use piman_core::hash::Hash;
     use piman_core::install::More;
     use piman_core::install::receipt::Way;
 
@@ -172,7 +199,7 @@ mod tests {
         let server = Server { host: "127.0.0.1".into(), control_port: 9, rootfs_port: 0 };
         for spoil in [|proof: &Path| fs::remove_file(proof), |proof: &Path| fs::write(proof, "none")] {
             prove(root, Some(5));
-            keep(root, Some(&server), &Unsaid::Installed).unwrap();
+            keep(root, Some((&server, None)), &Unsaid::Installed).unwrap();
             spoil(&root.join(NAME)).unwrap();
             tell(root, &Identity::default());
             assert!(!place(root).exists());
@@ -187,7 +214,7 @@ mod tests {
         prove(root, None);
         let server = Server { host: "fe80::1".into(), control_port: 3333, rootfs_port: 0 };
         for what in [Unsaid::Installed, Unsaid::NotBooted("no init:\nreally".into())] {
-            keep(root, Some(&server), &what).unwrap();
+            keep(root, Some((&server, None)), &what).unwrap();
             assert_eq!(kept(root), Some((Some(server.clone()), what.clone())));
             keep(root, None, &what).unwrap();
             assert_eq!(kept(root), Some((None, what)));

@@ -1,12 +1,15 @@
 //! A server that says whatever it is told to say.
 
-use std::io::{BufRead, BufReader, Write};
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read as _, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
 use piman_core::install::fetch::{Answer, Request};
+use piman_core::install::trust::{Nonce, ServerKey, ServerTrust};
+use piman_core::install::{Clock, Command};
 
 /// What a rogue server does.
 #[derive(Debug, Clone, Default)]
@@ -19,6 +22,8 @@ pub struct Script {
     pub stalls: bool,
     /// What it sends for every range that is asked for, whatever it is.
     pub fetch: Vec<u8>,
+    /// By which it signs its orders; with a certificate it is a server that may order.
+    pub key: Option<Arc<ServerKey>>,
 }
 
 /// A running rogue server; it ends when dropped.
@@ -97,6 +102,19 @@ impl Drop for Rogue {
     }
 }
 
+/// Random bytes.
+fn nonce() -> Nonce {
+    let mut bytes = [0; 16];
+    let read = File::open("/dev/urandom").and_then(|mut file| file.read_exact(&mut bytes));
+    read.expect("random bytes");
+    Nonce(bytes)
+}
+
+/// The time, in seconds since 1970.
+fn now() -> u64 {
+    std::time::UNIX_EPOCH.elapsed().map_or(0, |time| time.as_secs())
+}
+
 type Ports = [SocketAddr; 3];
 
 fn control(
@@ -106,11 +124,26 @@ fn control(
     heard: &Mutex<Vec<String>>,
 ) -> std::io::Result<()> {
     let [_, rootfs, fetch] = ports.map(|address| address.port().to_string());
+    let mut trust = None::<ServerTrust>;
     for line in BufReader::new(stream).lines() {
         let line = line?;
+        if let Some(key) = &script.key {
+            match &mut trust {
+                Some(trust) => _ = trust.hear(line.as_bytes(), key),
+                None => trust = ServerTrust::begin(line.as_bytes(), nonce),
+            }
+        }
+        let signed = trust.as_ref().zip(script.key.as_deref());
+        let clock = Clock { seconds: now(), nanos: 0 };
+        if let (Some((trust, key)), true) = (signed, line.starts_with("PIMAN/1 hello")) {
+            let answer = Command::Hello { clock: None };
+            let text = format!("{}{answer}", trust.head(&answer, clock, key));
+            (&mut &*stream).write_all(text.as_bytes())?;
+        }
         if line == "IS_UNINSTALLED" || line == "IS_INSTALLED" {
             let order = script.order.replace("{rootfs}", &rootfs).replace("{fetch}", &fetch);
-            (&mut &*stream).write_all(order.as_bytes())?;
+            let head = signed.map_or_else(String::new, |(trust, key)| trust.sign(&order, clock, key));
+            (&mut &*stream).write_all((head + &order).as_bytes())?;
         }
         heard.lock().expect("no panic").push(line);
     }

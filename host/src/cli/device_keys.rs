@@ -27,7 +27,8 @@ pub fn approve(state: &dyn State, name: &str, chosen: Option<&str>) -> anyhow::R
         !waiting.is_empty(),
         "nobody waits who says that it is {name}; `piman devices --pending` shows who waits; nothing was changed"
     );
-    let keys: Vec<&PendingKey> = waiting.iter().filter(|p| p.key.is_some_and(|key| is_chosen(key, chosen))).collect();
+    let keys: Vec<&PendingKey> =
+        waiting.iter().filter(|p| p.key.is_some_and(|key| is_chosen(key, chosen))).collect();
     let (key, address) = match keys.as_slice() {
         [PendingKey { key: Some(key), address, .. }] => (*key, address),
         [] if chosen.is_none() => bail!(

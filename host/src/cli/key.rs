@@ -31,9 +31,11 @@ pub enum KeyCommand {
         password: Password,
     },
     /// Certify a server: Pis with the public key obey no server that has no certificate
-    #[command(after_help = "A running server takes a new certificate at once. Where the secret key is on another \
+    #[command(
+        after_help = "A running server takes a new certificate at once. Where the secret key is on another \
         machine: `piman key show` here, `piman key certify --server-key KEY --out FILE` there, `piman key import FILE` \
-        here.")]
+        here."
+    )]
     Certify {
         /// Where the server's key is, and its certificate goes
         #[command(flatten)]
@@ -105,7 +107,8 @@ pub fn run(command: &KeyCommand) -> anyhow::Result<String> {
     match command {
         KeyCommand::Generate { secret, public, password } => generate(secret, public, password),
         KeyCommand::Certify { state: _, by, server_key: Some(key), out: Some(out) } => {
-            let key = PublicKey::parse(key).context("--server-key: this is no key that `piman key show` shows")?;
+            let key =
+                PublicKey::parse(key).context("--server-key: this is no key that `piman key show` shows")?;
             let certificate = certify(key, by, 0)?;
             create(out, 0o644, format!("{}\n", certificate.to_string().trim_start()).as_bytes())?;
             Ok(format!("{}: {}\n", out.display(), about(&certificate)))
@@ -182,7 +185,11 @@ fn certify(key: PublicKey, by: &Signer, since: u64) -> anyhow::Result<Certificat
 }
 
 /// `now` is in milliseconds since 1970, and counts: a later certificate has a larger one.
-fn certify_by(secret: &SecretKey, key: PublicKey, (days, since, now): (u32, u64, u64)) -> anyhow::Result<Certificate> {
+fn certify_by(
+    secret: &SecretKey,
+    key: PublicKey,
+    (days, since, now): (u32, u64, u64),
+) -> anyhow::Result<Certificate> {
     let secret = sign::secret_bytes(secret)?;
     let until = now / 1000 + u64::from(days) * 24 * 3600;
     let counter = now.max(since);
@@ -207,7 +214,8 @@ fn renew(folder: &Path, by: &Signer, revokes: bool) -> anyhow::Result<String> {
     let mut out = format!("the server's key is {} now; it was {:.16}\n", key.public(), before.public());
     out += &keep(folder, &certificate)?;
     if revokes {
-        out += "every older certificate is revoked: a Pi knows it from its next contact with this server on\n";
+        out +=
+            "every older certificate is revoked: a Pi knows it from its next contact with this server on\n";
     }
     Ok(out)
 }

@@ -8,11 +8,11 @@ use std::sync::Arc;
 use piman_core::Error;
 use piman_core::hash::Hash;
 use piman_core::install::drive;
+use piman_core::install::trust::Said;
 use piman_core::install::{
     Clock, Date, Event, Hello, InstallPolicy, Installation, Milestone, Notice, Plan, Question, Report, Stage,
     Step,
 };
-use piman_core::install::trust::Said;
 use piman_core::text::is_shown;
 use tokio::net::TcpStream;
 use tokio::task::block_in_place;
@@ -203,6 +203,11 @@ impl<'a> ControlConnection<'a> {
         self.proof.as_ref()?.refusal()
     }
 
+    /// Whether what this Pi is told is signed for it.
+    pub(super) fn signs(&self) -> bool {
+        self.proof.as_ref().is_some_and(|proof| proof.signs(self.service))
+    }
+
     /// It has shown that it has its key.
     fn vouched(&mut self) {
         let pi = self.pi();
@@ -332,7 +337,9 @@ impl<'a> ControlConnection<'a> {
                     let change = self.change();
                     self.happened("committed", text, change);
                 }
-                Err(e) => self.alert("what it has done is not recorded", &format!("reading what it was given: {e}")),
+                Err(e) => {
+                    self.alert("what it has done is not recorded", &format!("reading what it was given: {e}"))
+                }
             },
             // It says so again when it asks next.
             Err(e) => {
@@ -407,7 +414,10 @@ impl InstallPolicy for ControlConnection<'_> {
     }
 
     fn note(&mut self, event: Event<'_>) {
-        let is_talk = matches!(event, Event::Hello(_) | Event::Found { .. } | Event::Wait | Event::Noise(_));
+        let is_talk = matches!(
+            event,
+            Event::Hello(_) | Event::Found { .. } | Event::Wait | Event::Failed { .. } | Event::Noise(_)
+        );
         if !is_talk && self.refusal().is_some() {
             // It may be anybody.
             tracing::debug!("{}: has not shown who it is: {event:?}", self.address);

@@ -338,10 +338,9 @@ impl ControlConnection<'_> {
     fn claim(&mut self, question: &Question, policy: Option<&str>, image: Option<Hash>) -> Option<Plan> {
         let pi = self.pi();
         // Waits until it is on the disk; meanwhile other threads decide.
-        let claimed =
-            tokio::task::block_in_place(|| {
-                self.service.recorder.claim(&pi, question, &self.disk, (policy, image))
-            });
+        let claimed = tokio::task::block_in_place(|| {
+            self.service.recorder.claim(&pi, question, &self.disk, (policy, image))
+        });
         match claimed {
             Ok(Some(claimed)) => {
                 (self.orders, self.installation) = (claimed.orders, Some(claimed.number));

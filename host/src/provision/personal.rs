@@ -62,7 +62,7 @@ impl ControlConnection<'_> {
         };
         let mut profile = profile.unwrap_or_default();
         // Who can write into a system needs no other key to it.
-        let is_withheld = said.signed && is_meant;
+        let is_withheld = said.signed && is_meant && !self.signs();
         if is_withheld {
             profile = Profile { identity: profile.identity, ..Profile::default() };
         }
@@ -103,7 +103,7 @@ impl ControlConnection<'_> {
         if wanted.is_withheld {
             self.alert(
                 "its profile is not applied",
-                "a Pi with a key takes from an unsigned profile nothing but a new identity",
+                "a Pi with a public key takes from a server without a certificate nothing but a new identity (`piman key certify`)",
             );
         }
         Ok(())
@@ -168,8 +168,9 @@ impl ControlConnection<'_> {
         let pi = self.pi();
         let card = self.said.as_ref().and_then(|said| said.card);
         let card = card.ok_or_else(|| "it does not say which image is on its card".to_owned())?;
-        if self.said.as_ref().is_some_and(|said| said.signed) {
-            return Err(Refusal::Reason("a Pi with a key takes no unsigned profile".into()));
+        if self.said.as_ref().is_some_and(|said| said.signed) && !self.signs() {
+            let reason = "a Pi with a public key takes no profile from a server without a certificate (`piman key certify`)";
+            return Err(Refusal::Reason(reason.into()));
         }
         let archive = self.service.catalog.by_id(card);
         let is_checking = archive.is_none() && self.service.catalog.is_checking();

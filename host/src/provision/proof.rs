@@ -118,10 +118,7 @@ impl Proof {
 
     /// Keeps what counts only once it is known who said it.
     fn hold(&mut self, line: &[u8]) {
-        let is_greeting = matches!(
-            Report::parse(line),
-            Report::Ours(Notice::Hello(_) | Notice::Disk { .. })
-        );
+        let is_greeting = matches!(Report::parse(line), Report::Ours(Notice::Hello(_) | Notice::Disk { .. }));
         if is_greeting && self.held.len() < 2 && line.len() <= HELD_MAX {
             self.held.push(line.into());
         }
@@ -134,7 +131,9 @@ impl Proof {
         let keys = service.recorder.keys_of(&said).map_err(|e| format!("reading the keys of Pis: {e}"))?;
         let mut said = said;
         if let Some(owner) = &keys.of_mac {
-            tracing::warn!("{said}: its hardware address is that of {owner}, which has a key: it is left out");
+            tracing::warn!(
+                "{said}: its hardware address is that of {owner}, which has a key: it is left out"
+            );
             said.mac = None;
         }
         let (Some(own), false) = (keys.own, said.serial.is_none() && said.mac.is_none()) else {
@@ -177,7 +176,8 @@ impl Proof {
 
     fn pin(&mut self, pi: &Identity, service: &InstallContext) {
         let claim = self.trust.as_ref().and_then(|trust| trust.claim());
-        let Some(claim) = claim.filter(|claim| claim.is_kept && (pi.serial.is_some() || pi.mac.is_some())) else {
+        let Some(claim) = claim.filter(|claim| claim.is_kept && (pi.serial.is_some() || pi.mac.is_some()))
+        else {
             return;
         };
         match tokio::task::block_in_place(|| service.recorder.pin(pi, claim.key)) {
@@ -189,6 +189,11 @@ impl Proof {
             Ok(false) => self.standing = Standing::Wrong(pi.key().into()),
             Err(e) => tracing::error!("{pi}: its key is not kept: {e}"),
         }
+    }
+
+    /// Whether orders are signed on this connection.
+    pub(super) fn signs(&self, service: &InstallContext) -> bool {
+        self.trust.is_some() && service.keys.now().certificate().is_some()
     }
 
     pub(super) const fn is_proven(&self) -> bool {
@@ -226,7 +231,8 @@ impl Proof {
 /// The names that a Pi says it has, as far as they can be names: a serial number is one, a hardware address is one, and
 /// neither is another Pi's address.
 pub(super) fn names(hello: &Hello<'_>) -> [Option<Box<str>>; 2] {
-    let is_serial = |name: &&str| (8..=32).contains(&name.len()) && name.bytes().all(|b| b.is_ascii_hexdigit());
+    let is_serial =
+        |name: &&str| (8..=32).contains(&name.len()) && name.bytes().all(|b| b.is_ascii_hexdigit());
     let serial = hello.serial.filter(is_serial).map(|name| name.to_ascii_lowercase().into());
     let mac = hello.mac.and_then(|name| name.parse::<crate::sys::mac::Mac>().ok());
     // Names are compared exactly, so they are kept in one spelling.

@@ -10,7 +10,6 @@ use std::io::{ErrorKind, Read as _};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
 use piman_core::install::trust::{Certificate, PublicKey, ServerKey};
@@ -28,8 +27,6 @@ pub const CERTIFICATE: &str = "server.cert";
 
 /// The largest file that is read for a key or a certificate, in bytes.
 const FILE_MAX: u64 = 4096;
-/// How long it may take until another certificate is noticed.
-const LOOK: Duration = Duration::from_secs(1);
 /// How long before its end a certificate is worth a warning, in seconds.
 const SOON: u64 = 30 * 24 * 3600;
 
@@ -41,7 +38,6 @@ pub struct ServerKeys {
 
 struct Current {
     key: Arc<ServerKey>,
-    looked: Instant,
     stamp: Stamp,
 }
 
@@ -60,7 +56,7 @@ impl ServerKeys {
             None => make(folder)?,
         };
         warn(&key);
-        let current = Mutex::new(Current { key: Arc::new(key), looked: Instant::now(), stamp });
+        let current = Mutex::new(Current { key: Arc::new(key), stamp });
         Ok(Self { folder: folder.to_owned(), current })
     }
 
@@ -68,22 +64,20 @@ impl ServerKeys {
     #[must_use]
     pub fn now(&self) -> Arc<ServerKey> {
         let mut current = lock(&self.current);
-        if current.looked.elapsed() > LOOK {
-            current.looked = Instant::now();
-            let stamp = stamp(&self.folder);
-            if stamp != current.stamp {
-                current.stamp = stamp;
-                match read(&self.folder) {
-                    Ok(Some(key)) => {
-                        warn(&key);
-                        current.key = Arc::new(key);
-                    }
-                    Ok(None) => tracing::error!(
-                        "{} is gone: going on with the key that it had",
-                        self.folder.join(KEY).display()
-                    ),
-                    Err(e) => tracing::error!("going on with the key of before: {e:#}"),
+        // What is certified counts at once; two looks cost less than a signature.
+        let stamp = stamp(&self.folder);
+        if stamp != current.stamp {
+            current.stamp = stamp;
+            match read(&self.folder) {
+                Ok(Some(key)) => {
+                    warn(&key);
+                    current.key = Arc::new(key);
                 }
+                Ok(None) => tracing::error!(
+                    "{} is gone: going on with the key that it had",
+                    self.folder.join(KEY).display()
+                ),
+                Err(e) => tracing::error!("going on with the key that this server had: {e:#}"),
             }
         }
         Arc::clone(&current.key)
@@ -232,10 +226,6 @@ mod tests {
         assert!(error.contains("nothing was changed"), "{error}");
         let certificate = of(keys.now().public());
         keep(folder.path(), &certificate).unwrap();
-        let until = Instant::now() + Duration::from_secs(20);
-        while keys.now().certificate() != Some(&certificate) {
-            assert!(Instant::now() < until, "it is not noticed");
-            std::thread::sleep(Duration::from_millis(20));
-        }
+        assert_eq!(keys.now().certificate(), Some(&certificate));
     }
 }

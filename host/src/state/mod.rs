@@ -127,12 +127,7 @@ pub trait State: Send + Sync {
     ///
     /// # Errors
     /// [`StateError`] if the state cannot be read.
-    fn is_given(
-        &self,
-        pi: &Identity,
-        image: Hash,
-        number: Option<Installation>,
-    ) -> Result<bool, StateError>;
+    fn is_given(&self, pi: &Identity, image: Hash, number: Option<Installation>) -> Result<bool, StateError>;
 
     /// Orders a reinstall of the Pi with exactly this name, for `source`; with a fingerprint, of what has this one
     /// alone. It is on the disk when this returns.

@@ -184,7 +184,12 @@ impl Recorder {
     ///
     /// # Errors
     /// [`StateError`] if the state cannot be read.
-    pub fn is_given(&self, pi: &Identity, image: Hash, number: Option<Installation>) -> Result<bool, StateError> {
+    pub fn is_given(
+        &self,
+        pi: &Identity,
+        image: Hash,
+        number: Option<Installation>,
+    ) -> Result<bool, StateError> {
         self.state.is_given(pi, image, number)
     }
 

@@ -18,10 +18,12 @@ use piman_core::Error;
 use piman_core::blocking::{Blocking, run};
 use piman_core::error::PeerError;
 use piman_core::install::drive;
+use piman_core::install::trust::{Floor, PiTrust, Refusal};
 use piman_core::install::{Can, Clock, Date, Decision, Hello, Notice, Report, Stage, Start};
 use piman_core::line::LINE_MAX;
 
 use crate::failure::{Cause, Failure};
+use crate::trust::Trust;
 use limited::{Limited, Unanswered, late, unsent};
 pub use machine::Machine;
 
@@ -40,6 +42,8 @@ const AFTER_CLOSE: Duration = Duration::from_secs(1);
 const PAUSE: Duration = Duration::from_millis(100);
 /// How often it is looked whether what was said is delivered.
 const DELIVERY_LOOK: Duration = Duration::from_millis(10);
+/// How long a server of which nothing is known may take to say who it is, before it is told something all the same.
+const KNOWN_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a report may take to be taken.
 const REPORT_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -83,24 +87,31 @@ pub enum Peer {
 pub struct ControlConnection {
     io: Blocking<FromStd<Limited>>,
     peer: Peer,
+    trust: PiTrust,
 }
 
 impl ControlConnection {
     /// Connects and talks to a decision. A server that does not answer the greeting is asked once more, without
     /// one: some old servers understand a report only if nothing else has come with it.
     ///
+    /// With a root in `trust` a server that does not show that it may order anything is not obeyed, and no server is
+    /// spoken to as an old Pi does.
+    ///
     /// # Errors
-    /// [`Cause::Network`] if piman cannot be reached or closes without a decision.
+    /// [`Cause::Network`] if piman cannot be reached or closes without a decision, [`Cause::Refused`] if it may not order
+    /// what it orders.
     pub fn open(
         server: &Server,
         start: Start<'_>,
         machine: &mut Machine,
+        trust: &Trust,
     ) -> Result<(Self, Decision), Failure> {
         let who = format!("{} port {}", server.host, server.control_port);
         let plain = Start { hello: None, ..start };
         let mut closed = 0;
         while start.hello.is_some() && !machine.old_server {
-            match Self::ask(server, start, machine) {
+            match Self::ask(server, start, machine, trust) {
+                Err(unheard) if trust.root.is_some() => return Err(unheard.failure(&who)),
                 Err(Unheard::Greeting) => {
                     log::warn!("{who} does not answer this agent's greeting: asking again as an old Pi does");
                     break;
@@ -117,14 +128,22 @@ impl ControlConnection {
                 done => return done.map_err(|e| e.failure(&who)),
             }
         }
-        let done = Self::ask(server, plain, machine);
+        if trust.root.is_some() {
+            return Err(Unheard::NotTrusted(Refusal::Unsigned).failure(&who));
+        }
+        let done = Self::ask(server, plain, machine, trust);
         machine.old_server = done.is_ok();
         done.map_err(|e| e.failure(&who))
     }
 
-    fn ask(server: &Server, start: Start<'_>, machine: &mut Machine) -> Result<(Self, Decision), Unheard> {
+    fn ask(
+        server: &Server,
+        start: Start<'_>,
+        machine: &mut Machine,
+        trust: &Trust,
+    ) -> Result<(Self, Decision), Unheard> {
         let greets = start.hello.is_some();
-        let mut talk = Self::connect(server, Peer::Unknown).map_err(Unheard::Absent)?;
+        let mut talk = Self::connect(server, Peer::Unknown, trust).map_err(Unheard::Absent)?;
         let heard = Arc::new(AtomicBool::new(false));
         let now = Instant::now();
         let limits = talk.io.0.inner_mut();
@@ -135,8 +154,8 @@ impl ControlConnection {
             decision: now + UNANSWERED_TIMEOUT,
         });
         let mut buf = [0; LINE_MAX];
-        let asked =
-            run(drive::run(&mut talk.io, &mut buf, &start, &mut TalkingMachine { machine, heard: &heard }));
+        let mut pi = TalkingMachine { machine, heard: &heard };
+        let asked = run(drive::run_trusted(&mut talk.io, &mut buf, &start, &mut pi, &mut talk.trust));
         let ours = heard.load(Ordering::Relaxed);
         talk.io.0.inner_mut().unheard = None;
         talk.peer = match (ours, greets) {
@@ -145,7 +164,20 @@ impl ControlConnection {
             (false, false) => Peer::Old,
         };
         match asked {
-            Ok(decision) => Ok((talk, decision)),
+            Ok(decision) => {
+                // What the server says of the time without a signature was not heard.
+                if let Some(clock) = talk.trust.clock() {
+                    run(drive::Pi::set_clock(machine, clock));
+                }
+                Ok((talk, decision))
+            }
+            Err(Error::Peer(PeerError::NotTrusted)) => {
+                let refusal = talk.trust.refusal().unwrap_or(Refusal::Unsigned);
+                let text = not_trusted(refusal);
+                // So that whoever looks at that server sees why its Pis do nothing.
+                let _ = talk.notify(Notice::Failed { stage: Stage::Disk, text: &text });
+                Err(Unheard::NotTrusted(refusal))
+            }
             Err(Error::Io(e)) if e.kind() == io::ErrorKind::TimedOut && greets && !ours => {
                 Err(Unheard::Greeting)
             }
@@ -159,20 +191,40 @@ impl ControlConnection {
     ///
     /// # Errors
     /// If piman cannot be reached.
-    pub fn resume(server: &Server, hello: Hello<'_>, peer: Peer) -> anyhow::Result<Self> {
-        let mut talk = Self::connect(server, peer)?;
-        // An answer would not be read.
-        let can = Can { answer: false, ..hello.can };
-        talk.notify(Notice::Hello(Hello { can, ..hello }))?;
+    pub fn resume(server: &Server, hello: Hello<'_>, peer: Peer, trust: &Trust) -> anyhow::Result<Self> {
+        let mut talk = Self::connect(server, peer, trust)?;
+        let limit = match peer {
+            Peer::Ours => REPORT_TIMEOUT,
+            Peer::Unknown => KNOWN_TIMEOUT,
+            Peer::Old => Duration::ZERO,
+        };
+        if trust.device.is_none() || limit.is_zero() {
+            // An answer would not be read.
+            let can = Can { answer: false, ..hello.can };
+            talk.notify(Notice::Hello(Hello { can, ..hello }))?;
+            return Ok(talk);
+        }
+        talk.limit(limit);
+        let hello = Hello { can: Can { answer: true, ..hello.can }, ..hello };
+        let mut buf = [0; LINE_MAX];
+        run(drive::greet_trusted(&mut talk.io, &mut buf, hello, &mut talk.trust))
+            .map_err(|e| anyhow!("{e}"))?;
         Ok(talk)
     }
 
-    fn connect(server: &Server, peer: Peer) -> anyhow::Result<Self> {
+    fn connect(server: &Server, peer: Peer, trust: &Trust) -> anyhow::Result<Self> {
         let stream = server.connect(server.control_port)?;
         Ok(Self {
             io: Blocking(FromStd::new(Limited { stream, until: Instant::now(), unheard: None })),
             peer,
+            trust: trust.connection()?,
         })
+    }
+
+    /// What is known of time and revocations by now.
+    #[must_use]
+    pub const fn floor(&self) -> Floor {
+        self.trust.floor()
     }
 
     /// What is known of the server.
@@ -187,7 +239,7 @@ impl ControlConnection {
     /// If the connection is gone.
     pub fn report(&mut self, report: Report<'_>) -> anyhow::Result<()> {
         self.limit(REPORT_TIMEOUT);
-        run(drive::report(&mut self.io, &report)).map_err(|e| anyhow!("{e}"))
+        run(drive::report_trusted(&mut self.io, &report, &mut self.trust)).map_err(|e| anyhow!("{e}"))
     }
 
     /// Says a line of ours, unless the server is an old one that it could only confuse.
@@ -203,7 +255,8 @@ impl ControlConnection {
             _ => {}
         }
         self.limit(REPORT_TIMEOUT);
-        run(drive::notify(&mut self.io, notice)).map_err(|e| anyhow!("{e}"))
+        let report = Report::Ours(notice);
+        run(drive::report_trusted(&mut self.io, &report, &mut self.trust)).map_err(|e| anyhow!("{e}"))
     }
 
     /// Whether the server's machine has taken all that was said, after `limit` at most: what was only written is
@@ -235,6 +288,23 @@ enum Unheard {
     Absent(anyhow::Error),
     /// The connection failed or ended.
     Failed(anyhow::Error),
+    /// The server may not order what it orders.
+    NotTrusted(Refusal),
+}
+
+/// Why nothing is done that was ordered, and what to do.
+fn not_trusted(refusal: Refusal) -> String {
+    let what = match refusal {
+        Refusal::NoCertificate | Refusal::Expired { .. } => {
+            "`piman key certify` on the server, with the secret key that belongs to this Pi's public key, makes one"
+        }
+        Refusal::WrongCertificate => "it is another server, or this Pi has another server's public key",
+        Refusal::Revoked => {
+            "`piman key certify` makes another, unless this is not the server that it should be"
+        }
+        _ => "an old server, or somebody between it and this Pi",
+    };
+    format!("{refusal}: {what}; nothing was changed")
 }
 
 fn is_closed(e: &Error<io::Error>) -> bool {
@@ -250,6 +320,11 @@ impl Unheard {
     fn failure(self, who: &str) -> Failure {
         let waiting = || format!("waiting for the decision of the server {who}");
         let error = match self {
+            Self::NotTrusted(refusal) => {
+                let error =
+                    anyhow!("{}", not_trusted(refusal)).context(format!("the order of the server {who}"));
+                return Failure { stage: Stage::Disk, cause: Cause::Refused, error };
+            }
             Self::Greeting => anyhow::Error::new(late()).context(waiting()),
             Self::Absent(e) => e,
             Self::Closed(e) | Self::Failed(e) => e.context(waiting()),

@@ -107,6 +107,7 @@ fn plan(options: &Options, server: &Server, key: Option<Key>) -> Plan {
         reinstall: false,
         identity: Identity::of_this_machine(),
         key,
+        device: None,
         boot_from: Some(NEW_ROOT.into()),
         tell_time: install::TELL_TIME,
         service: options.service_port.map(|port| Enrol {

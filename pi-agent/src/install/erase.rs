@@ -60,6 +60,7 @@ pub(super) fn erase_proof(
     }
     // Also where the image of a whole disk had something of its own, which goes now.
     trust::remember(disk.file(), counter, layout, None).or_fail(Stage::Partition, Cause::Disk, keeping())?;
+    super::keep_device(plan, disk, None);
     if plan.discard {
         discard(disk, layout, &begun)?;
     }

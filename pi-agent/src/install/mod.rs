@@ -45,7 +45,7 @@ use crate::failure::{Cause, Failure, OrFail};
 use crate::identity::Identity;
 use crate::rpc::unit::Enrol;
 use crate::telemetry::progress::Progress;
-use crate::trust::{self, Key};
+use crate::trust::{self, Device, Key, Trust};
 use crate::unsaid::{self, Unsaid};
 use personal::Personality;
 use piman_core::hosted::causes::in_one_line;
@@ -125,6 +125,8 @@ pub struct Plan {
     pub identity: Identity,
     /// Whose images it installs; `None`: whatever the server sends.
     pub key: Option<Key>,
+    /// By which key servers know this Pi again; found on its disk.
+    pub device: Option<Device>,
     /// Where to mount the root filesystem and leave it, on a Pi that boots from it.
     pub boot_from: Option<PathBuf>,
     /// The service that the installed system is to run, if wanted.
@@ -187,6 +189,7 @@ pub fn attempt(plan: &Plan, machine: &mut Machine, progress: &Arc<Progress>) -> 
         log::info!("{said}");
         machine.said = said;
     }
+    let plan = &with_device(plan, &disk, &found.card);
     // What is reported: a system that has to go counts as none, but what may boot is what is really there.
     let card_id = disk.id();
     machine.takes(format!(
@@ -214,7 +217,9 @@ pub fn attempt(plan: &Plan, machine: &mut Machine, progress: &Arc<Progress>) -> 
     let told = found.to_string();
     let start =
         Start { hello: Some(hello), disk: Some(&told), installed: card.is_installed(plan.trust_unmarked) };
-    let (talk, offer) = match decide(plan, start, machine, progress)? {
+    let (talk, decision) = decide(plan, start, machine, progress)?;
+    learn(plan, &disk, &found.card, &talk);
+    let (talk, offer) = match (talk, decision) {
         (talk, Decision::Format(offer)) => (talk, offer),
         // The server knows it.
         (_, Decision::Never) => return Err(never(&disk, machine)),
@@ -267,6 +272,7 @@ pub fn attempt(plan: &Plan, machine: &mut Machine, progress: &Arc<Progress>) -> 
     if let Err(e) = trust::remember(disk.file(), more.counter, &plan.layout, of_whole_disk) {
         log::warn!("{disk} does not keep the counter against older images: {e}");
     }
+    keep_device(plan, &disk, of_whole_disk);
     let told = reporter.installed(done.image, more.installation);
     enrol(plan, &disk, &done, told)?;
     let Done { image, way, received, written, root, .. } = done;
@@ -274,6 +280,56 @@ pub fn attempt(plan: &Plan, machine: &mut Machine, progress: &Arc<Progress>) -> 
         return Err(whole_disk_path::boots_by_itself(&disk));
     }
     Ok(Outcome::Installed { image, way, received, written, took, root })
+}
+
+/// The same plan with the key of this Pi, which goes onto a card of ours that has none.
+fn with_device(plan: &Plan, disk: &Disk, card: &Card) -> Plan {
+    let device = match Device::of(disk.file(), &plan.identity) {
+        Ok(device) => Some(device),
+        Err(e) => {
+            log::warn!("this Pi cannot show who it is: making a key: {e}");
+            None
+        }
+    };
+    let plan = Plan { device, ..plan.clone() };
+    let is_kept = plan.device.as_ref().is_none_or(|device| device.is_kept);
+    if !is_kept && matches!(card, Card::Installed(_)) {
+        let kept = keep_device(&plan, disk, card.is_whole_disk().then_some(disk.bytes()));
+        return Plan { device: kept, ..plan };
+    }
+    plan
+}
+
+/// Keeps the key of this Pi on its disk; returns it as it is kept.
+fn keep_device(plan: &Plan, disk: &Disk, of_whole_disk: Option<u64>) -> Option<Device> {
+    let mut device = plan.device.clone()?;
+    match device.keep(disk.file(), &plan.layout, of_whole_disk) {
+        Ok(true) => {}
+        Ok(false) => log::warn!(
+            "something else lies on {disk} where this Pi's key is kept: the server does not know this Pi again by it"
+        ),
+        Err(e) => log::warn!("{disk} does not keep this Pi's key: {e}"),
+    }
+    Some(device)
+}
+
+/// What was learnt of time and revocations, where there is a place for it.
+fn learn(plan: &Plan, disk: &Disk, card: &Card, talk: &ControlConnection) {
+    let mut device = plan.device.clone().filter(|device| device.is_kept);
+    if let Some(device) = &mut device
+        && device.learn(talk.floor())
+        && let Err(e) = device.keep(disk.file(), &plan.layout, card.is_whole_disk().then_some(disk.bytes()))
+    {
+        log::warn!("{disk} does not keep which certificates are revoked: {e}");
+    }
+}
+
+impl Plan {
+    /// What a connection to the server needs to know whom it talks to.
+    #[must_use]
+    pub fn trust(&self) -> Trust {
+        Trust { root: self.key.as_ref().map(Key::root), device: self.device.clone() }
+    }
 }
 
 /// Who this Pi is; what it can do is not known yet.
@@ -302,7 +358,7 @@ fn who(plan: &Plan) -> Hello<'_> {
 /// talk was over. Returns whether it was delivered.
 pub(crate) fn report_early(plan: &Plan, failure: &Failure) -> bool {
     let text = in_one_line(failure.error.as_ref());
-    let told = ControlConnection::resume(&plan.server, who(plan), Peer::Unknown)
+    let told = ControlConnection::resume(&plan.server, who(plan), Peer::Unknown, &plan.trust())
         .and_then(|mut talk| talk.notify(Notice::Failed { stage: failure.stage, text: &text }).map(|()| talk))
         .and_then(|talk| {
             anyhow::ensure!(talk.is_delivered(unsaid::DELIVERY), "it does not acknowledge what it is told");
@@ -322,9 +378,10 @@ fn decide(
     progress: &Progress,
 ) -> Result<(ControlConnection, Decision), Failure> {
     let mut said = None::<(u8, Instant)>;
+    let trust = plan.trust();
     loop {
         machine.has_reason = false;
-        match ControlConnection::open(&plan.server, start, machine)? {
+        match ControlConnection::open(&plan.server, start, machine, &trust)? {
             (_, Decision::Wait { seconds, percent }) => {
                 progress.wait(percent, machine.waits_for());
                 // What changes is displayed. What does not is said as well: process 1 waits for a sign of life.
@@ -414,7 +471,10 @@ fn may_enrol(plan: &Plan) -> Result<(), Failure> {
 fn enrol(plan: &Plan, disk: &Disk, done: &Done, told: bool) -> Result<(), Failure> {
     let Some(service) = &plan.service else { return Ok(()) };
     let put = |mounted: &Mounted| {
-        if !told && let Err(e) = unsaid::keep(mounted.place(), Some(&plan.server), &Unsaid::Installed) {
+        if !told
+            && let Err(e) =
+                unsaid::keep(mounted.place(), Some((&plan.server, plan.device.as_ref())), &Unsaid::Installed)
+        {
             log::warn!("keeping on {disk} that the server is to be told: {e}");
         }
         service.put(mounted.place()).and_then(|()| mounted.sync())

@@ -124,7 +124,10 @@ impl<'a> Reporter<'a> {
         loop {
             let told = match talk.take() {
                 Some(old) => Ok(old),
-                None => ControlConnection::resume(&self.plan.server, self.hello, self.peer),
+                None => {
+                    let trust = self.plan.trust();
+                    ControlConnection::resume(&self.plan.server, self.hello, self.peer, &trust)
+                }
             };
             let told = told.and_then(|mut open| {
                 message(&mut open)?;

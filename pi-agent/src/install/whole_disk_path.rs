@@ -155,7 +155,7 @@ fn erase_disk(plan: &Plan, disk: &Disk, area: &Area<'_>) -> Result<(), Failure> 
         put(disk, 0, &before).or_fail(Stage::Disk, Cause::Disk, what())?;
         return Err(failure);
     }
-    let first = trust::first_block(&withheld.write(), counter);
+    let first = trust::first_block(&withheld.write(), counter, plan.device.as_ref());
     put(disk, 0, &first).or_fail(Stage::Partition, Cause::Disk, what())?;
     if plan.discard {
         let behind = RootArea { offset: BLOCK, length: disk.bytes().saturating_sub(BLOCK) };

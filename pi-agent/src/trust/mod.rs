@@ -3,8 +3,10 @@
 //!
 //! | file | what lives there |
 //! |---|---|
-//! | `rollback_counter` | the counter below which a card takes no image |
+//! | `rollback` | the counter below which a card takes no image |
+//! | `device` | the key pair of this Pi |
 
+mod device;
 mod rollback;
 
 use std::fmt;
@@ -16,10 +18,13 @@ use anyhow::{Context, anyhow, bail, ensure};
 use minisign_verify::{PublicKey, Signature};
 use piman_core::install::fetch::{Kind, Request};
 use piman_core::install::manifest::{self, BYTES_MAX, Manifest};
+use piman_core::install::trust::{Nonce, PiTrust, Root};
 use piman_core::install::{Offer, Stage};
 
+pub use device::Device;
 pub use rollback::{first_block, raise, remember, rollback_counter};
 
+use crate::card::random;
 use crate::failure::{Cause, Failure};
 use crate::fetch::{Link, Retry, Source};
 use crate::identity::Identity;
@@ -37,7 +42,30 @@ const BUILT_IN: Option<&str> = option_env!("PIMAN_PUBLIC_KEY");
 #[derive(Clone)]
 pub struct Key {
     key: PublicKey,
+    /// The same, for the certificates of servers.
+    root: Root,
     from: String,
+}
+
+/// What a connection needs to know whom it talks to, and to show who this Pi is.
+#[derive(Debug, Clone, Default)]
+pub struct Trust {
+    /// Who certifies servers; `None`: every server is obeyed.
+    pub root: Option<Root>,
+    /// This Pi's own key.
+    pub device: Option<Device>,
+}
+
+impl Trust {
+    /// Begins a connection.
+    ///
+    /// # Errors
+    /// If the system has no random numbers.
+    pub fn connection(&self) -> io::Result<PiTrust> {
+        let key = self.device.as_ref().and_then(|device| Some((device.key()?, device.is_kept)));
+        let floor = self.device.as_ref().map(|device| device.floor).unwrap_or_default();
+        Ok(PiTrust::new(Nonce(random::bytes()?), key, self.root, floor))
+    }
 }
 
 impl fmt::Debug for Key {
@@ -60,8 +88,16 @@ impl Key {
     /// If it is no public key of minisign.
     pub fn parse(text: &str, from: impl Into<String>) -> anyhow::Result<Self> {
         let line = text.lines().map(str::trim).rfind(|line| !line.is_empty()).unwrap_or_default();
-        let key = PublicKey::from_base64(line).map_err(|_| anyhow!("this is no public key of minisign"))?;
-        Ok(Self { key, from: from.into() })
+        let none = || anyhow!("this is no public key of minisign");
+        let key = PublicKey::from_base64(line).map_err(|_| none())?;
+        let root = Root::from_minisign(line).ok_or_else(none)?;
+        Ok(Self { key, root, from: from.into() })
+    }
+
+    /// The same key, for the certificates of servers.
+    #[must_use]
+    pub const fn root(&self) -> Root {
+        self.root
     }
 
     /// The key of this program: the one it was built with, else the one of its initramfs, else

@@ -8,16 +8,17 @@ use std::os::unix::fs::FileExt;
 use piman_core::install::gpt::{HEADER, Header};
 use piman_core::install::layout::{Layout, SECTOR};
 
+use super::device::Device;
 use crate::card::content::source::{DiskSource, Region};
 use crate::card::content::table;
 use crate::card::disk::{is_root_withheld, sector_bytes};
 use crate::card::inspect;
 
 /// Where the sector is: behind what a partition table may take.
-const AT: u64 = 64 * SECTOR;
+pub(super) const AT: u64 = 64 * SECTOR;
 /// Where it is as well while the image of a whole disk is being written, which may have something of its own there: in
 /// the first block, which is written last.
-const UNDER_WAY: u64 = 2 * SECTOR;
+pub(super) const UNDER_WAY: u64 = 2 * SECTOR;
 
 const HEADING: &[u8; 16] = b"piman-counter 1\n";
 
@@ -37,13 +38,17 @@ pub fn raise(disk: &File, bytes: u64, layout: &Layout) -> io::Result<u64> {
     Ok(card.counter().max(remembered(disk)))
 }
 
-/// A first block that remembers a counter until another one takes its place; it begins with this sector.
+/// A first block that remembers a counter, and the key of this Pi, until another one takes its place; it begins with
+/// this sector.
 #[must_use]
-pub fn first_block(table: &[u8; SECTOR as usize], counter: u64) -> Vec<u8> {
+pub fn first_block(table: &[u8; SECTOR as usize], counter: u64, device: Option<&Device>) -> Vec<u8> {
     let mut block = table.to_vec();
     block.resize(4096, 0);
     let place = block.iter_mut().skip(UNDER_WAY as usize);
     place.zip(sector_of(counter)).for_each(|(place, byte)| *place = byte);
+    if let Some(device) = device {
+        device.put_under_way(&mut block);
+    }
     block
 }
 
@@ -57,11 +62,7 @@ pub fn remember(disk: &File, counter: u64, layout: &Layout, whole_disk: Option<u
     if counter <= remembered(disk) {
         return Ok(());
     }
-    let is_free = match whole_disk {
-        Some(bytes) => is_free(disk, bytes)?,
-        None => layout.boot_start.min(layout.root_start) * SECTOR >= AT + SECTOR,
-    };
-    if !is_free {
+    if !is_free_at(disk, AT, (layout, whole_disk), HEADING)? {
         log::warn!(
             "something else lies where the counter against older images is kept: only the proof has it"
         );
@@ -81,21 +82,30 @@ fn sector_of(counter: u64) -> [u8; SECTOR as usize] {
     sector
 }
 
-/// Whether the place belongs to nobody, and holds nothing, or what we keep there.
-fn is_free(disk: &File, bytes: u64) -> io::Result<bool> {
+/// Whether the sector there belongs to nobody, and on a whole disk's image holds nothing, or what begins with this
+/// heading. `whole_disk` is the size of a disk that holds such an image, in bytes.
+pub(super) fn is_free_at(
+    disk: &File,
+    at: u64,
+    (layout, whole_disk): (&Layout, Option<u64>),
+    heading: &[u8],
+) -> io::Result<bool> {
+    let Some(bytes) = whole_disk else {
+        return Ok(layout.boot_start.min(layout.root_start) * SECTOR >= at + SECTOR);
+    };
     let mut sector = [0; SECTOR as usize];
-    disk.read_exact_at(&mut sector, AT)?;
-    let empty = sector.starts_with(HEADING) || sector.iter().all(|byte| *byte == 0);
-    Ok(empty && table_end(disk, bytes)? <= AT)
+    disk.read_exact_at(&mut sector, at)?;
+    let empty = sector.starts_with(heading) || sector.iter().all(|byte| *byte == 0);
+    Ok(empty && table_end(disk, bytes, at + SECTOR)? <= at)
 }
 
 /// How far what a partition table says of a disk of so many bytes reaches at its start: its own entries, and whatever
-/// partition is in the way of the counter.
-fn table_end(disk: &File, bytes: u64) -> io::Result<u64> {
+/// partition begins before `end`.
+fn table_end(disk: &File, bytes: u64, end: u64) -> io::Result<u64> {
     let sector = sector_bytes(disk);
     let source = DiskSource { file: disk, bytes, sector };
     let table = table::read(&Region::whole(&source)).map_err(|wrong| io::Error::other(wrong.to_string()))?;
-    if table.parts.iter().any(|part| part.offset < AT + SECTOR) {
+    if table.parts.iter().any(|part| part.offset < end) {
         return Ok(u64::MAX);
     }
     let mut header = [0; HEADER];
@@ -162,7 +172,7 @@ mod tests {
         let mut withheld = Mbr::new(0);
         withheld.partitions[1] = Partition::new(LINUX, 8192, 0);
         disk.write_all_at(&vec![0; 1 << 20], 0).unwrap();
-        disk.write_all_at(&first_block(&withheld.write(), 55), 0).unwrap();
+        disk.write_all_at(&first_block(&withheld.write(), 55, None), 0).unwrap();
         assert_eq!(rollback_counter(&disk, 1 << 20), 55);
         withheld.partitions[1].sectors = 1000;
         disk.write_all_at(&withheld.write(), 0).unwrap();

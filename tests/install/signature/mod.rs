@@ -9,12 +9,14 @@ use std::net::TcpListener;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::sync::Arc;
 use std::thread;
 
 use pi_agent::card::inspect::{self, Card};
 use piman_core::hash::Hash;
 use piman_core::install::layout::{Layout, SECTOR};
 use piman_core::install::manifest;
+use piman_core::install::trust::{Certificate, ServerKey};
 use piman_tests::server::{Server, wait_until};
 use piman_tests::{binaries, tar};
 
@@ -35,7 +37,25 @@ impl Lab {
                 .args(&["--public", &lab.path(&format!("{name}.pub"))])
                 .ok();
         }
+        lab.certify("one");
         lab
+    }
+
+    /// Certifies the server by a key.
+    fn certify(&self, key: &str) {
+        let state = self.state().display().to_string();
+        self.piman(&["key", "certify", "--state", &state, "--secret", &self.path(key)]).ok();
+    }
+
+    /// The key of another server, which the first key has certified.
+    fn another_server(&self) -> Arc<ServerKey> {
+        let secret = [9; 32];
+        let key = ServerKey::new(secret, None).unwrap().public().to_string();
+        let (out, by) = (self.path("another.cert"), self.path("one"));
+        let _ = fs::remove_file(&out);
+        self.piman(&["key", "certify", "--server-key", &key, "--out", &out, "--secret", &by]).ok();
+        let certificate = Certificate::parse(fs::read_to_string(&out).unwrap().trim().as_bytes());
+        Arc::new(ServerKey::new(secret, Some(certificate.unwrap())).unwrap())
     }
 
     fn path(&self, name: &str) -> String {
@@ -157,7 +177,16 @@ fn only_what_is_signed_is_installed_and_nothing_is_erased_for_the_rest() {
 
     refused(&lab, &server, "card", Some(&one), "is not signed");
     lab.sign("one", &["--counter", "100"]);
+    refused(
+        &lab,
+        &server,
+        "card",
+        Some(&two),
+        "the server's certificate is not signed by this Pi's public key",
+    );
+    lab.certify("two");
     refused(&lab, &server, "card", Some(&two), "signed by another key");
+    lab.certify("one");
     lab.sign("one", &["--counter", "100", "--for", "10000000cafe0021"]);
     refused(&lab, &server, "card", Some(&one), "for other Pis");
 
@@ -293,7 +322,7 @@ fn an_older_server_gets_no_card_of_a_pi_that_wants_signatures() {
         agent.args(["--serial", SERIAL, "--retries", "0", "--transfer-port", "0"]);
         let output = agent.args(["--public-key", &lab.path("one.pub")]).output().unwrap();
         assert_eq!(output.status.code(), Some(1));
-        let why = if offers { "is not signed" } else { "does not say what it sends" };
+        let why = "the server's order is not signed";
         assert!(said(&output).contains(why), "{}", said(&output));
         assert!(fs::read(&card).unwrap().iter().all(|b| *b == 0), "the card was touched");
         let heard = heard.join().unwrap();
@@ -339,6 +368,7 @@ fn the_minisign_tool_reads_ours_and_we_read_its() {
         let take =
             ["image", "sign", "--state", &state, &archive, "--manifest", &draft, "--signature", &minisig];
         lab.piman(&take).ok();
+        lab.certify("theirs");
         let server = lab.server();
         let card = format!("card{legacy}");
         let output = lab.install(&server, &card, Some(&public));

@@ -76,7 +76,9 @@ fn a_signed_manifest_without_chunk_hashes_installs_nothing() {
         archive.len(),
         signed.len()
     );
-    let script = Script { rootfs: evil(), fetch: signed, ..Script::default() };
+    // A server that may order, and has no right image.
+    let key = Some(lab.another_server());
+    let script = Script { rootfs: evil(), fetch: signed, key, ..Script::default() };
     for sums in ["", " sums=0", " sums=4096"] {
         let rogue = Rogue::start(Script { order: format!("format\n{offer}{sums}\nEOM\n"), ..script.clone() });
         let card = new_card(&lab, "card");
@@ -122,7 +124,8 @@ fn what_a_failed_installation_leaves_is_neither_booted_nor_found() {
         blake3::hash(b"another"),
         evil.len()
     );
-    let rogue = Rogue::start(Script { order, rootfs: evil, ..Script::default() });
+    let key = Some(lab.another_server());
+    let rogue = Rogue::start(Script { order, rootfs: evil, key, ..Script::default() });
     let card = new_card(&lab, "card");
     let output = install(&rogue, &card, None);
     assert_eq!(output.status.code(), Some(1), "{}", said(&output));

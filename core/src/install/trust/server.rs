@@ -236,8 +236,14 @@ impl ServerTrust {
             Command::Hello { .. } => key.answer(self.nonce),
             // Without a certificate nobody believes it.
             _ if key.certificate().is_none() => String::new(),
-            _ => key.sign(&self.said.finalize(), self.report, clock, &command.to_string()),
+            _ => self.sign(&command.to_string(), clock, key),
         }
+    }
+
+    /// The line that goes in front of a block of orders, with its end.
+    #[must_use]
+    pub fn sign(&self, block: &str, clock: Clock, key: &ServerKey) -> String {
+        key.sign(&self.said.finalize(), self.report, clock, block)
     }
 }
 

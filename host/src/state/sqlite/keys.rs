@@ -6,8 +6,8 @@ use piman_core::install::trust::PublicKey;
 use rusqlite::{Connection, OptionalExtension, Row, TransactionBehavior, params};
 
 use super::{signed, unsigned};
-use crate::state::keys::{Keys, PendingKey, PinnedKey};
 use crate::state::Identity;
+use crate::state::keys::{Keys, PendingKey, PinnedKey};
 use crate::sys::clock::now_ms;
 
 /// How many that wait are kept, in all and of one address; the oldest go first.
@@ -73,7 +73,10 @@ pub(super) fn pin(
     let text = key.to_string();
     let given = params![device, text, signed(now_ms()), source];
     if replaces {
-        work.execute("INSERT OR REPLACE INTO keys (device, key, pinned_ms, source) VALUES (?1, ?2, ?3, ?4)", given)?;
+        work.execute(
+            "INSERT OR REPLACE INTO keys (device, key, pinned_ms, source) VALUES (?1, ?2, ?3, ?4)",
+            given,
+        )?;
         work.execute("DELETE FROM pending_keys WHERE device = ?1", [device])?;
     } else {
         work.execute(
@@ -195,7 +198,8 @@ mod tests {
         let event = DeviceEvent { at_ms: 1, kind: "tftp".into(), text: "kernel8.img".into() };
         let mut claim = pi("aa", Some("b8:27:eb:00:00:09"));
         claim.address = [10, 0, 0, 66].into();
-        let change = Change { stage: Some("failed".into()), events: vec![event], ..Change::of(claim.clone()) };
+        let change =
+            Change { stage: Some("failed".into()), events: vec![event], ..Change::of(claim.clone()) };
         save(change.clone());
         assert_eq!(state.devices().unwrap(), before);
         assert_eq!(state.events("aa").unwrap()[0].text, "kernel8.img (not proven, from 10.0.0.66)");

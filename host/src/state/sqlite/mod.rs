@@ -200,12 +200,7 @@ impl State for Sqlite {
         self.write_durably(|db| orders::claim(db, ask))
     }
 
-    fn is_given(
-        &self,
-        pi: &Identity,
-        image: Hash,
-        number: Option<Installation>,
-    ) -> Result<bool, StateError> {
+    fn is_given(&self, pi: &Identity, image: Hash, number: Option<Installation>) -> Result<bool, StateError> {
         self.read(|db| orders::is_given(db, pi, (image, number)))
     }
 

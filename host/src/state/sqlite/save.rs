@@ -112,8 +112,10 @@ fn save_change(work: &Connection, change: &Change) -> rusqlite::Result<()> {
 /// Writes what happened, with a remark behind it.
 fn save_events(work: &Connection, key: &str, change: &Change, remark: &str) -> rusqlite::Result<()> {
     for h in &change.events {
-        work.prepare_cached("INSERT INTO happenings (device, at_ms, kind, text) VALUES (?1, ?2, ?3, ?4 || ?5)")?
-            .execute(params![key, signed(h.at_ms), h.kind, h.text, remark])?;
+        work.prepare_cached(
+            "INSERT INTO happenings (device, at_ms, kind, text) VALUES (?1, ?2, ?3, ?4 || ?5)",
+        )?
+        .execute(params![key, signed(h.at_ms), h.kind, h.text, remark])?;
     }
     if !change.events.is_empty() {
         work.prepare_cached(
