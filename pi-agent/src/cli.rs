@@ -47,8 +47,9 @@ pi-agent: installs this Pi from a piman server
       --tell SECONDS     so long it tries to tell a server that went away how it
                          ended; what --service installs tells it later      [240]
       --serial S         the identity to report in place of this machine's
-      --public-key KEY   installs only what is signed for this key, a file or
-                         base64, as minisign has it
+      --public-key KEY   obeys only servers that this key has certified, and
+                         installs only what it has signed; a file or base64, as
+                         minisign has it
       --reinstall        installs again what is installed already
       --trust-unmarked   a system without piman's proof counts as installed
       --erase WHAT       erases what the server's order does not name: foreign,

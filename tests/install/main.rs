@@ -26,3 +26,4 @@ mod profiles; // what makes a card one Pi's own, on the server
 mod programs;
 mod signature; // of images; also against the minisign tool
 mod while_made; // a Pi begins with an image that the server still makes
+mod who_is_who; // names, and the keys that belong to them

@@ -15,15 +15,18 @@ use crate::config::{Options, Settings, check, state_folder};
 use crate::images::boot_from::boot_of;
 use crate::images::disk_image;
 use crate::images::fitness::{Finding, Fitness, Severity};
+use crate::images::sign;
 use crate::images::source::{Inspected, inspect};
 use crate::net::listen;
 use crate::netboot::build::lint::{self, Weight};
 use crate::netboot::dhcp::server::{self as dhcp_server, interfaces};
 use crate::netboot::{self, dhcp, kernel};
+use crate::provision::server_key;
 use crate::rpc;
 use crate::state::server_lock::ServerLock;
 use crate::state::{self, Registered, Sqlite, State as _, StateError};
 use crate::sys::clock::now_ms;
+use crate::text::human::when_utc;
 
 /// How long to wait for DHCP servers to answer.
 const DHCP_WAIT: Duration = Duration::from_secs(3);
@@ -130,6 +133,7 @@ pub fn examine(options: Options) -> Checkup {
         None => checkup.note(Health::Warning, "archive", "--rootfs is not given: nothing is installed"),
     }
     ports(&mut checkup, &settings, install);
+    certificate(&mut checkup, &settings.state);
     network(&mut checkup);
     folder(&mut checkup, &settings);
     fitness(
@@ -150,6 +154,40 @@ pub fn examine(options: Options) -> Checkup {
 
 /// A system that Pis get: its name, whether it is taken although it is unfit, and what is known of it.
 type System = (String, bool, Fitness);
+
+/// Whether Pis with a public key obey this server. Without signed images there are none, as far as can be seen.
+fn certificate(checkup: &mut Checkup, state: &Path) {
+    const WHAT: &str = "certificate";
+    let key = match server_key::read(state) {
+        Ok(key) => key,
+        Err(e) => return checkup.note(Health::Bad, WHAT, format!("{e:#}")),
+    };
+    let Some(certificate) = key.as_ref().and_then(|key| key.certificate()) else {
+        if sign::has_manifests(state) {
+            let text = "images are signed, and this server has no certificate: Pis with a public key do not obey it; \
+                        `piman key certify` makes one";
+            checkup.note(Health::Warning, WHAT, text);
+        }
+        return;
+    };
+    let until = when_utc(certificate.until);
+    let left = certificate.until.saturating_sub(now_ms() / 1000);
+    match left {
+        0 => checkup.note(
+            Health::Bad,
+            WHAT,
+            format!("it has expired ({until}): `piman key certify` makes another"),
+        ),
+        _ if left < server_key::SOON => {
+            checkup.note(
+                Health::Warning,
+                WHAT,
+                format!("it ends on {until}: `piman key certify` makes another"),
+            );
+        }
+        _ => checkup.note(Health::Good, WHAT, format!("this server may order until {until}")),
+    }
+}
 
 /// The images of the catalogue. What is not known of one yet, the server finds out when it starts.
 fn images(state: &Path) -> Result<Vec<System>, StateError> {

@@ -121,6 +121,11 @@ pub fn keep(state: &Path, signature: &str, text: &str) -> anyhow::Result<PathBuf
     Ok(file)
 }
 
+/// Whether anything is signed there.
+pub(crate) fn has_manifests(state: &Path) -> bool {
+    fs::read_dir(folder(state)).is_ok_and(|mut files| files.next().is_some())
+}
+
 /// What is signed of the image with this hash, as it is sent; `None` if it is not signed.
 #[must_use]
 pub fn signed(state: &Path, id: Hash) -> Option<Vec<u8>> {

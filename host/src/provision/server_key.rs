@@ -28,7 +28,7 @@ pub const CERTIFICATE: &str = "server.cert";
 /// The largest file that is read for a key or a certificate, in bytes.
 const FILE_MAX: u64 = 4096;
 /// How long before its end a certificate is worth a warning, in seconds.
-const SOON: u64 = 30 * 24 * 3600;
+pub const SOON: u64 = 30 * 24 * 3600;
 
 /// The key of this server, which follows the files.
 pub struct ServerKeys {

@@ -13,7 +13,7 @@
 //! | `piman.keep_data=SIZE[,LABEL]` | a partition behind the root filesystem that an installation makes once and never touches again; `none`: one that is there may be erased | there is none, and one that is there stops an installation |
 //! | `piman.table=auto\|mbr\|gpt` | the kind of partition table | `auto`: GPT where MBR does not reach |
 //! | `piman.path=auto\|stream\|image` | by which way to install | `auto` |
-//! | `piman.key=KEY` | installs only what is signed for this public key, base64 or a file | the initramfs's `/etc/piman/key.pub`, if there is one |
+//! | `piman.key=KEY` | obeys only servers that this public key has certified, and installs only what it has signed; base64 or a file | the initramfs's `/etc/piman/key.pub`, if there is one |
 //! | `piman.erase=WHAT` | erases what the server's order does not name: `foreign`, `damaged`, `unreadable`, or several with commas | waits for an order that does |
 //! | `piman.trust-unmarked=1` | a system without piman's proof counts as installed | it counts as foreign |
 //! | `piman.init=FILE`, `init=FILE` | the installed system's process 1 | `/sbin/init` and its usual places |

@@ -2,6 +2,7 @@
 //! bytes, and both sides against each other.
 
 mod golden;
+mod hostile;
 mod properties;
 
 use piman_core::blocking;
