@@ -15,6 +15,7 @@ mod reporter;
 mod retry;
 pub(crate) mod room;
 mod survey;
+mod trusted;
 mod whole_disk_path;
 
 use std::io;
@@ -27,9 +28,7 @@ use std::time::{Duration, Instant};
 use anyhow::anyhow;
 use piman_core::hash::Hash;
 use piman_core::install::layout::Layout;
-use piman_core::install::{
-    Can, Decision, Fingerprint, Hello, More, Notice, Offer, Paths, REVISION, Stage, Start,
-};
+use piman_core::install::{Can, Decision, Fingerprint, Hello, Notice, Offer, Paths, REVISION, Stage, Start};
 
 pub use consent::Consent;
 pub use keep::Keep;
@@ -45,13 +44,14 @@ use crate::failure::{Cause, Failure, OrFail};
 use crate::identity::Identity;
 use crate::rpc::unit::Enrol;
 use crate::telemetry::progress::Progress;
-use crate::trust::{self, Device, Key, Trust};
+use crate::trust::{self, Device, Key};
 use crate::unsaid::{self, Unsaid};
 use personal::Personality;
 use piman_core::hosted::causes::in_one_line;
 use piman_core::install::receipt::Way;
 use reporter::Reporter;
 use survey::{judge, open};
+use trusted::{keep_device, learn, trusted, unsigned, with_device};
 
 /// How long the server may send nothing: it may have other Pis to serve first.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(120);
@@ -282,56 +282,6 @@ pub fn attempt(plan: &Plan, machine: &mut Machine, progress: &Arc<Progress>) -> 
     Ok(Outcome::Installed { image, way, received, written, took, root })
 }
 
-/// The same plan with the key of this Pi, which goes onto a card of ours that has none.
-fn with_device(plan: &Plan, disk: &Disk, card: &Card) -> Plan {
-    let device = match Device::of(disk.file(), &plan.identity) {
-        Ok(device) => Some(device),
-        Err(e) => {
-            log::warn!("this Pi cannot show who it is: making a key: {e}");
-            None
-        }
-    };
-    let plan = Plan { device, ..plan.clone() };
-    let is_kept = plan.device.as_ref().is_none_or(|device| device.is_kept);
-    if !is_kept && matches!(card, Card::Installed(_)) {
-        let kept = keep_device(&plan, disk, card.is_whole_disk().then_some(disk.bytes()));
-        return Plan { device: kept, ..plan };
-    }
-    plan
-}
-
-/// Keeps the key of this Pi on its disk; returns it as it is kept.
-fn keep_device(plan: &Plan, disk: &Disk, of_whole_disk: Option<u64>) -> Option<Device> {
-    let mut device = plan.device.clone()?;
-    match device.keep(disk.file(), &plan.layout, of_whole_disk) {
-        Ok(true) => {}
-        Ok(false) => log::warn!(
-            "something else lies on {disk} where this Pi's key is kept: the server does not know this Pi again by it"
-        ),
-        Err(e) => log::warn!("{disk} does not keep this Pi's key: {e}"),
-    }
-    Some(device)
-}
-
-/// What was learnt of time and revocations, where there is a place for it.
-fn learn(plan: &Plan, disk: &Disk, card: &Card, talk: &ControlConnection) {
-    let mut device = plan.device.clone().filter(|device| device.is_kept);
-    if let Some(device) = &mut device
-        && device.learn(talk.floor())
-        && let Err(e) = device.keep(disk.file(), &plan.layout, card.is_whole_disk().then_some(disk.bytes()))
-    {
-        log::warn!("{disk} does not keep which certificates are revoked: {e}");
-    }
-}
-
-impl Plan {
-    /// What a connection to the server needs to know whom it talks to.
-    #[must_use]
-    pub fn trust(&self) -> Trust {
-        Trust { root: self.key.as_ref().map(Key::root), device: self.device.clone() }
-    }
-}
-
 /// Who this Pi is; what it can do is not known yet.
 fn who(plan: &Plan) -> Hello<'_> {
     Hello {
@@ -495,26 +445,6 @@ fn enrol(plan: &Plan, disk: &Disk, done: &Done, told: bool) -> Result<(), Failur
         }
     }
     Ok(())
-}
-
-/// The offer, if it may be installed by whoever made it.
-fn trusted(plan: &Plan, disk: &Disk, offer: Option<Offer>) -> Result<Option<Offer>, Failure> {
-    let Some(key) = &plan.key else {
-        log::info!("no public key is given: who made the image is not checked");
-        // What nobody has signed must not count against a later image.
-        return Ok(offer.map(|o| Offer { more: More { counter: 0, ..o.more }, ..o }));
-    };
-    let rollback_counter = trust::rollback_counter(disk.file(), disk.bytes());
-    key.check(offer, &plan.identity, rollback_counter, |port| dial(plan, port)).map(Some)
-}
-
-/// Nothing of a disk image can be installed but its chunks.
-fn unsigned() -> Failure {
-    let error = anyhow!(
-        "the signed manifest does not name the chunks of the disk image that the server offers: sign it again with \
-         `piman image sign`; nothing was changed"
-    );
-    Failure { stage: Stage::Disk, cause: Cause::Refused, error }
 }
 
 fn format(

@@ -87,6 +87,7 @@ pub fn run(args: &DemoArgs) -> anyhow::Result<()> {
             model: Some("piman demo".into()),
         },
         key: None,
+        device: None,
         boot_from: None,
         service: None,
         tell_time: TELL_TIME,
