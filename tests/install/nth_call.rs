@@ -15,12 +15,14 @@ use piman::net::drain::Drain;
 use piman::provision::{Bound, Running, Shared};
 use piman::state::archive_facts::{Content, Stamp};
 use piman::state::decision::{Ask, Cancelled, Claimed, Policy, Rule, Scope};
+use piman::state::keys::{Keys, PendingKey, PinnedKey};
 use piman::state::{
     About, Batch, Catalogue, Device, DeviceEvent, Edit, Identity, Listed, ListedPi, OpenOrder, Order,
     Ordered, PersonalFacts, PersonalOrder, Recorder, Sqlite, State, StateError, StoredProfile, Written,
 };
 use piman::sys::clock::now_ms;
 use piman_core::hash::Hash;
+use piman_core::install::trust::PublicKey;
 use piman_core::install::{Can, Fingerprint, Found, Hello, Installation, Notice, Paths};
 use piman_tests::server::{connect_from, wait_until};
 use piman_tests::tar;
@@ -104,6 +106,24 @@ impl State for Faulty {
     }
     fn about(&self, path: &Path) -> Result<About, StateError> {
         self.call("about", |real| real.about(path))
+    }
+    fn keys_of(&self, pi: &Identity) -> Result<Keys, StateError> {
+        self.call("keys_of", |real| real.keys_of(pi))
+    }
+    fn is_given(&self, pi: &Identity, image: Hash, number: Option<Installation>) -> Result<bool, StateError> {
+        self.call("is_given", |real| real.is_given(pi, image, number))
+    }
+    fn pin(&self, device: &str, key: PublicKey, source: &str, replaces: bool) -> Result<bool, StateError> {
+        self.call("pin", |real| real.pin(device, key, source, replaces))
+    }
+    fn pinned_keys(&self) -> Result<Vec<PinnedKey>, StateError> {
+        self.real.pinned_keys()
+    }
+    fn forget_key(&self, device: &str) -> Result<bool, StateError> {
+        self.real.forget_key(device)
+    }
+    fn pending_keys(&self) -> Result<Vec<PendingKey>, StateError> {
+        self.real.pending_keys()
     }
     fn profiles(&self) -> Result<Vec<StoredProfile>, StateError> {
         self.real.profiles()

@@ -128,6 +128,7 @@ fn plan(python: &Python, disk: &Path) -> Plan {
         reinstall: false,
         identity: Identity { serial: Some("00000000cafe0003".into()), ..Identity::default() },
         key: None,
+        device: None,
         boot_from: None,
         service: None,
         tell_time: TELL_TIME,

@@ -130,6 +130,7 @@ fn plan(server: Server, disk: PathBuf, choice: Choice) -> Plan {
         reinstall: false,
         identity: Identity { serial: Some("00000000cafe0001".into()), ..Identity::default() },
         key: None,
+        device: None,
         boot_from: None,
         service: None,
         tell_time: TELL_TIME,

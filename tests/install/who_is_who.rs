@@ -165,7 +165,9 @@ fn a_name_belongs_to_the_key_that_was_shown_with_it_first() {
     }
     let orders = lab.done(&["reinstall", "--list"]);
     assert!(orders.contains("waits") && !orders.contains("begun"), "{orders}");
-    wait_until("it is pending", || lab.done(&["devices", "--pending"]).contains("0ce"));
+    wait_until("it is pending", || {
+        lab.done(&["devices", "--pending"]).contains(&format!("piman devices approve {SERIAL}"))
+    });
     let after = lab.done(&["device", SERIAL]);
     let facts = |text: &str| text.lines().take(8).map(str::to_owned).collect::<Vec<_>>();
     assert_eq!(facts(&before), facts(&after), "nothing of it changed");

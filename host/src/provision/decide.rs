@@ -120,6 +120,10 @@ impl ControlConnection<'_> {
             self.wrong = reason;
             return Plan::Wait { seconds: ASK_FOR_DECISION, percent: 0 };
         }
+        if let Some(e) = self.unread.clone() {
+            self.alert("nothing is decided", &format!("reading what is known of it: {e}"));
+            return without_state(question);
+        }
         let settings = self.service.settings();
         let recorder = &self.service.recorder;
         if settings.only_known {
@@ -131,10 +135,6 @@ impl ControlConnection<'_> {
                     return without_state(question);
                 }
             }
-        }
-        if let Some(e) = self.unread.clone() {
-            self.alert("nothing is decided", &format!("reading what is ordered: {e}"));
-            return without_state(question);
         }
         let known = recorder
             .open_orders(&pi)

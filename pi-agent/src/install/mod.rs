@@ -51,7 +51,7 @@ use piman_core::hosted::causes::in_one_line;
 use piman_core::install::receipt::Way;
 use reporter::Reporter;
 use survey::{judge, open};
-use trusted::{keep_device, learn, trusted, unsigned, with_device};
+use trusted::{keep_device, learnt, trusted, unsigned, with_device};
 
 /// How long the server may send nothing: it may have other Pis to serve first.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(120);
@@ -183,13 +183,14 @@ pub fn attempt(plan: &Plan, machine: &mut Machine, progress: &Arc<Progress>) -> 
     let opened = plan.disk.open_path().and_then(|path| open(plan, &path));
     let (disk, root) = opened.inspect_err(|failure| _ = report_early(plan, failure))?;
     let (disk, found) = judge(plan, disk, as_root).inspect_err(|failure| _ = report_early(plan, failure))?;
+    // What is written here is not taken for what others write.
+    let plan = &with_device(plan, &disk, &found.card);
     let seen = disk.seen();
     let said = format!("{disk}: {found}");
     if machine.said != said {
         log::info!("{said}");
         machine.said = said;
     }
-    let plan = &with_device(plan, &disk, &found.card);
     // What is reported: a system that has to go counts as none, but what may boot is what is really there.
     let card_id = disk.id();
     machine.takes(format!(
@@ -218,7 +219,11 @@ pub fn attempt(plan: &Plan, machine: &mut Machine, progress: &Arc<Progress>) -> 
     let start =
         Start { hello: Some(hello), disk: Some(&told), installed: card.is_installed(plan.trust_unmarked) };
     let (talk, decision) = decide(plan, start, machine, progress)?;
-    learn(plan, &disk, &found.card, &talk);
+    let (plan, is_news) = learnt(plan, &talk);
+    let plan = &plan;
+    if is_news && !matches!(decision, Decision::Format(_)) {
+        keep_device(plan, &disk, found.card.is_whole_disk().then_some(disk.bytes()));
+    }
     let (talk, offer) = match (talk, decision) {
         (talk, Decision::Format(offer)) => (talk, offer),
         // The server knows it.

@@ -41,15 +41,12 @@ pub(super) fn keep_device(plan: &Plan, disk: &Disk, of_whole_disk: Option<u64>) 
     Some(device)
 }
 
-/// What was learnt of time and revocations, where there is a place for it.
-pub(super) fn learn(plan: &Plan, disk: &Disk, card: &Card, talk: &ControlConnection) {
-    let mut device = plan.device.clone().filter(|device| device.is_kept);
-    if let Some(device) = &mut device
-        && device.learn(talk.floor())
-        && let Err(e) = device.keep(disk.file(), &plan.layout, card.is_whole_disk().then_some(disk.bytes()))
-    {
-        log::warn!("{disk} does not keep which certificates are revoked: {e}");
-    }
+/// The same plan with what was learnt of time and revocations; whether that is worth a write to a card that has a place
+/// for it. What is installed anew is written to in any case.
+pub(super) fn learnt(plan: &Plan, talk: &ControlConnection) -> (Plan, bool) {
+    let mut plan = plan.clone();
+    let is_news = plan.device.as_mut().is_some_and(|device| device.learn(talk.floor()) && device.is_kept);
+    (plan, is_news)
 }
 
 impl Plan {
