@@ -11,6 +11,7 @@ pub mod dialogue;
 pub mod disk;
 pub mod fetch;
 pub mod first_write;
+pub mod http;
 pub mod lab;
 pub mod link;
 pub mod memory;

@@ -110,6 +110,7 @@ impl Server {
         // What was asked for beyond the install service has a line of its own.
         let more = [
             "--netboot",
+            "--http-boot-port",
             "--transfer-dir",
             "--telemetry-dir",
             "--rpc-port",

@@ -1,5 +1,7 @@
 //! `piman doctor`: whether a server with these options would work, and what to do if not.
 
+mod http_boot;
+
 use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::io::BufReader;
@@ -398,6 +400,7 @@ fn boot(checkup: &mut Checkup, settings: &netboot::Settings, ip: IpAddr) {
         };
         checkup.note(health, "boot folder", finding.text);
     }
+    http_boot::examine(checkup, settings, ip);
     server_of(checkup, &settings.folder);
     let Some(dhcp) = &settings.dhcp else {
         let text = "--dhcp is not given: another DHCP server must send Pis here (next server and option 43)";

@@ -324,6 +324,7 @@ fn serve(settings: Settings, read: impl Fn(&Preview) -> anyhow::Result<Settings>
         ("telemetry", at.telemetry),
         ("rpc", at.rpc),
         ("tftp", at.tftp),
+        ("http-boot", at.http_boot),
     ] {
         text += &address.map(|a| format!("{name} {a}\n")).unwrap_or_default();
     }

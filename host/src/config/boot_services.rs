@@ -28,5 +28,6 @@ pub(super) fn settings(o: &mut Options) -> Option<netboot::Settings> {
     let limits = netboot::tftp::Limits::default();
     let tftp_transfers = o.tftp_transfers.unwrap_or(limits.transfers);
     let only_known = o.only_known.unwrap_or(false);
-    Some(netboot::Settings { folder, tftp_port, tftp_transfers, dhcp, only_known })
+    let http_port = o.http_boot_port;
+    Some(netboot::Settings { folder, tftp_port, tftp_transfers, http_port, dhcp, only_known })
 }

@@ -189,6 +189,7 @@ fn no_effect(findings: &mut Findings, o: &Options) {
                 (o.dhcp.is_some(), "dhcp"),
                 (o.tftp_port.is_some(), "tftp-port"),
                 (o.tftp_transfers.is_some(), "tftp-transfers"),
+                (o.http_boot_port.is_some(), "http-boot-port"),
             ],
         );
     }
@@ -311,7 +312,7 @@ fn one_place_for_two(findings: &mut Findings, o: &Options) {
         "--telemetry-dir is the state folder: name another one".into()
     });
     findings.add(o.netboot.as_ref().is_some_and(|dir| real(&state).starts_with(real(dir))), || {
-        "--state is in the folder of --netboot, whose files everybody gets by TFTP: name another one".into()
+        "--state is in the folder of --netboot, whose files everybody gets: name another one".into()
     });
 }
 
@@ -330,6 +331,7 @@ fn install(findings: &mut Findings, o: &Options, installs: bool) {
     }
     let [transfer, telemetry] = [o.transfer_dir.is_some(), o.telemetry_dir.is_some()];
     let [messages, rpc] = [has_messages(o), o.rpc_port.is_some()];
+    let http = o.netboot.is_some() && o.http_boot_port.is_some();
     findings.without(
         "--rootfs FILE, the archive that is installed, or `piman image add`",
         &[
@@ -348,19 +350,21 @@ fn install(findings: &mut Findings, o: &Options, installs: bool) {
             (o.netboot.is_none() && o.only_known == Some(true), "only-known"),
             (!transfer && o.min_rate.is_some(), "min-rate"),
             (!transfer && !messages && o.stall_timeout.is_some(), "stall-timeout"),
-            (!transfer && !messages && o.shutdown_timeout.is_some(), "shutdown-timeout"),
+            (!transfer && !messages && !http && o.shutdown_timeout.is_some(), "shutdown-timeout"),
         ],
     );
-    let connects = transfer || telemetry || messages || rpc;
+    let connects = transfer || telemetry || messages || rpc || http;
     if !connects {
         findings.without(
             "a service to connect to",
             &[
                 (o.connections.is_some(), "connections"),
                 (o.connections_per_address.is_some(), "connections-per-address"),
-                (!o.serial.is_empty(), "serial"),
             ],
         );
+    }
+    if !(transfer || telemetry || messages || rpc) {
+        findings.without("a service to connect to", &[(!o.serial.is_empty(), "serial")]);
     }
     if !(transfer || telemetry || rpc) {
         let needs = "--telemetry-dir, --transfer-dir or --rpc-port";
@@ -389,6 +393,9 @@ fn ports(findings: &mut Findings, o: &Options, installs: bool) {
     }
     if o.telemetry_dir.is_some() {
         ports.push(("--telemetry-port", here(o.telemetry_port.unwrap_or(TELEMETRY_PORT))));
+    }
+    if let Some(port) = o.http_boot_port.filter(|_| o.netboot.is_some()) {
+        ports.push(("--http-boot-port", here(port)));
     }
     let messages = channels(o).ok().flatten();
     let channels = messages.iter().flat_map(|m| &m.channels);

@@ -76,7 +76,7 @@ fn merge(now: &mut Settings, new: Settings) -> Reloaded {
             fetch_port: "fetch-port", rpc_port: "rpc-port", rpc_password_file: "rpc-password-file", state: "state",
             images: "no-images", reinstall_file: "reinstall-file", only_known: "only-known", connections: "connections",
             connections_per_address: "connections-per-address", transfer: "transfer-...", telemetry: "telemetry-...",
-            messages: "messages-...", netboot: "netboot, tftp-..., dhcp-...", serial: "serial", bluetooth: "bluetooth";
+            messages: "messages-...", netboot: "netboot, tftp-..., http-boot-port, dhcp-...", serial: "serial", bluetooth: "bluetooth";
         // Nothing but a start heeds these.
         derived given, wait
     );

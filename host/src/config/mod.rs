@@ -199,6 +199,10 @@ pub struct Options {
     /// Files sent by TFTP at the same time; further requests wait for their turn [default: 256]
     #[arg(long, value_name = "N")]
     pub tftp_transfers: Option<usize>,
+    /// Port of HTTP boot, by which boot loaders of the Pi 4 and 5 fetch boot.img and boot.sig from the folder of --netboot;
+    /// they ask port 80 unless HTTP_PORT is set in their EEPROM [default: none]
+    #[arg(long, value_name = "PORT")]
+    pub http_boot_port: Option<u16>,
     /// Answer DHCP: `proxy` beside another server, `server` to give addresses too [default: not at all]
     #[arg(long, value_name = "MODE")]
     pub dhcp: Option<Mode>,
@@ -359,6 +363,7 @@ impl Options {
             netboot: self.netboot.or(file.netboot),
             tftp_port: self.tftp_port.or(file.tftp_port),
             tftp_transfers: self.tftp_transfers.or(file.tftp_transfers),
+            http_boot_port: self.http_boot_port.or(file.http_boot_port),
             dhcp: self.dhcp.or(file.dhcp),
             dhcp_interface: self.dhcp_interface.or(file.dhcp_interface),
             dhcp_range: self.dhcp_range.or(file.dhcp_range),

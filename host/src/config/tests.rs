@@ -55,6 +55,7 @@ fn booting_is_off_unless_it_is_asked_for() {
     for (text, names) in [
         ("dhcp = 'proxy'", "--netboot"),
         ("tftp-port = 69", "--netboot"),
+        ("http-boot-port = 80", "--http-boot-port has no effect without --netboot"),
         ("netboot = '/b'\ndhcp-interface = 'eth0'", "--dhcp proxy"),
         ("netboot = '/b'\ndhcp = 'proxy'", "--dhcp-interface"),
         ("netboot = '/b'\ndhcp-range = '10.0.0.5'", "10.0.0.5"),
@@ -89,6 +90,7 @@ fn message_channels() {
     for (text, names) in [
         ("messages-port = 9123\nmessages-channel = ['a=9123']", "--messages-channel"),
         ("messages-port = 5003\ntelemetry-dir = '/s'", "--telemetry-port"),
+        ("messages-port = 9123\nnetboot = '/b'\nhttp-boot-port = 9123", "--http-boot-port"),
         ("rpc-port = 7\nmessages-chat = ['a=127.0.0.1:7']", "--messages-chat"),
     ] {
         let error = settings(text).and_then(|s| s.check(&Preview::default())).unwrap_err().to_string();

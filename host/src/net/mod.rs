@@ -12,10 +12,12 @@
 //! | [`queue`] | a fair queue for a limited number of transfers |
 //! | [`workers`] | threads for work that blocks |
 //! | [`sendfile`] | file contents to a socket without a copy |
+//! | [`http`] | a small server for files |
 //! | [`drain`] | what a stop waits for |
 
 pub mod drain;
 pub mod gate;
+pub mod http;
 pub mod listen;
 pub mod min_rate;
 pub mod queue;

@@ -28,6 +28,16 @@ pub struct Timeline {
     storm: Mutex<tftp::Load>,
 }
 
+/// A request for a file.
+struct Asked<'a> {
+    service: &'static str,
+    ip: IpAddr,
+    /// What for, as it was sent.
+    name: &'a str,
+    /// Whether its address is its own for certain.
+    proven: bool,
+}
+
 #[derive(Default)]
 struct Known {
     at: Option<Instant>,
@@ -125,11 +135,21 @@ impl Timeline {
         self.recorder.alert("tftp", text);
     }
 
-    /// A Pi asked for a file.
+    /// A Pi asked for a file by TFTP.
     pub fn tftp(&self, report: &tftp::Report) {
         self.storm(report.load);
-        let ip = report.peer.ip();
-        let text = match &report.what {
+        let tftp::Report { peer, asked, what, proven, .. } = report;
+        self.file(&Asked { service: "tftp", ip: peer.ip(), name: asked, proven: *proven }, what);
+    }
+
+    /// A Pi asked for a file by HTTP. `asked`: the name without a `/` in front.
+    pub fn http(&self, ip: IpAddr, asked: &str, what: &What) {
+        self.file(&Asked { service: "http", ip, name: asked, proven: true }, what);
+    }
+
+    fn file(&self, asked: &Asked<'_>, what: &What) {
+        let Asked { service, ip, name: file, proven } = *asked;
+        let text = match what {
             What::Sent { name, bytes, took, sent_twice } => {
                 let missed = lock(&self.misses).of.remove(&ip).unwrap_or_default();
                 let mut text = format!("{name}: {bytes} bytes in {:.3} s", took.as_secs_f64());
@@ -143,7 +163,9 @@ impl Timeline {
             }
             What::Refused(name) => {
                 let serial = Some(name.as_str()).filter(|n| n.len() <= 16 && !n.contains(':'));
-                let text = format!("gets no files by TFTP: {name} is not in the device list (--only-known)");
+                let service = service.to_ascii_uppercase();
+                let text =
+                    format!("gets no files by {service}: {name} is not in the device list (--only-known)");
                 let mut pi = self.who(Some(ip), None, serial);
                 // By what it said of itself it can be let in; its address may be another's tomorrow.
                 let is_serial =
@@ -152,40 +174,42 @@ impl Timeline {
                 pi.serial = pi.serial.or_else(|| said.as_deref().map(Into::into));
                 return self.refused(pi, name, text);
             }
-            What::Waiting(place) => format!("{}: waits for its turn, {place} are first", report.asked),
+            What::Waiting(place) => format!("{file}: waits for its turn, {place} are first"),
             What::Missing => {
-                self.missing(ip, &report.asked);
+                self.missing(asked);
                 return;
             }
             What::Stopped => {
-                tracing::debug!("{ip}: tftp: {} was not wanted after all", report.asked);
+                tracing::debug!("{ip}: {service}: {file} was not wanted after all");
                 return;
             }
-            What::Failed(why) if !report.proven => {
+            What::Failed(why) if !proven => {
                 // Anybody sends packets to port 69, and writes into them who is said to have sent them.
-                tracing::debug!("{ip}: tftp: {}: {why}", report.asked);
+                tracing::debug!("{ip}: {service}: {file}: {why}");
                 return;
             }
             What::Failed(why) => {
-                tracing::warn!(address = %ip, event = "tftp", file = report.asked.as_str(), "a file was not sent: {why}");
-                format!("{}: {why}", report.asked)
+                tracing::warn!(address = %ip, event = service, file, "a file was not sent: {why}");
+                format!("{file}: {why}")
             }
         };
         let mac = match ip {
             IpAddr::V4(ip) => hardware_address(ip),
             IpAddr::V6(_) => None,
         };
-        let pi = self.who(Some(ip), mac.as_deref(), report.own_part());
-        let stage = if matches!(report.what, What::Waiting(_)) { "waiting" } else { "booting" };
-        self.note(pi, "tftp", stage, text);
+        let own = tftp::folder::own_part(file).map(|(own, _)| own);
+        let pi = self.who(Some(ip), mac.as_deref(), own);
+        let stage = if matches!(what, What::Waiting(_)) { "waiting" } else { "booting" };
+        self.note(pi, service, stage, text);
     }
 
     /// Pis ask for a dozen files that need not exist: a line in the log for each name, not for each Pi.
-    fn missing(&self, ip: IpAddr, name: &str) {
+    fn missing(&self, asked: &Asked<'_>) {
+        let Asked { service, ip, name, .. } = *asked;
         let common = tftp::folder::own_part(name).map_or(name, |(_, rest)| rest);
         let mut misses = lock(&self.misses);
         if misses.said.len() < MISSES_MAX && misses.said.insert(common.to_owned()) {
-            tracing::info!("{ip}: tftp: there is no {common} (said once)");
+            tracing::info!("{ip}: {service}: there is no {common} (said once)");
         }
         if misses.of.len() >= MISSES_MAX {
             misses.of.clear();

@@ -7,18 +7,24 @@
 //! | [`dhcp`] | tells Pis where they are, and gives addresses |
 //! | [`ready`] | waits for the interface and the addresses |
 //! | [`kernel`] | which kernels the folder has |
+//! | [`http_boot`] | finds what boot loaders ask for by HTTP |
+//! | [`boot_sig`] | what `boot.img` is checked against |
+//! | `pairs` | `boot.img` and `boot.sig` that belong together |
 //! | [`who_asks`] | who asks for a file |
 //! | [`image_folder`] | which Pi boots from the folder of its own image |
 //! | [`only_known`] | who is answered with `--only-known` |
 //! | [`boot_events`] | notes what each Pi was told and sent |
 
 pub mod boot_events;
+pub mod boot_sig;
 pub mod build;
 pub mod dhcp;
+pub mod http_boot;
 pub mod image_folder;
 pub mod kernel;
 mod known;
 pub mod only_known;
+mod pairs;
 pub mod ready;
 pub mod tftp;
 pub mod who_asks;
@@ -35,8 +41,13 @@ use tokio::task::JoinHandle;
 
 use crate::state::{Recorder, State};
 use boot_events::Timeline;
+use http_boot::HttpBoot;
 use image_folder::ImageFolders;
 use only_known::OnlyKnown;
+
+/// What is wrong with a folder that is served by HTTP and has no image.
+pub const NO_BOOT_IMG: &str = "there is no boot.img, so HTTP boots no Pi but those with a folder of their own: `piman \
+                               netboot build --boot-image --boot-key KEY.pem` makes it";
 
 /// What the services for booting are told.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,10 +58,20 @@ pub struct Settings {
     pub tftp_port: u16,
     /// How many files are sent at the same time.
     pub tftp_transfers: usize,
+    /// Where HTTP boot listens; `None`: not at all.
+    pub http_port: Option<u16>,
     /// Whether only Pis of the device list are answered, as far as can be told.
     pub only_known: bool,
     /// Off unless it was asked for.
     pub dhcp: Option<dhcp::Settings>,
+}
+
+/// The services as they run.
+pub struct Started {
+    /// Until these are aborted.
+    pub tasks: Vec<JoinHandle<()>>,
+    /// The files for whoever asks by HTTP, if somebody serves it.
+    pub http: HttpBoot,
 }
 
 /// The services, with their ports open.
@@ -77,6 +98,9 @@ impl Bound {
         for finding in build::lint::folder(folder) {
             tracing::warn!("{}: {}", folder.display(), finding.text);
         }
+        if settings.http_port.is_some() && !folder.join(boot_sig::BOOT_IMG).is_file() {
+            tracing::warn!("{}: {NO_BOOT_IMG}", folder.display());
+        }
         let socket = bind(ip, settings.tftp_port)?;
         if let Some(dhcp) = &settings.dhcp {
             dhcp::search::alone(dhcp)?;
@@ -95,12 +119,18 @@ impl Bound {
 
     /// Starts to answer.
     #[must_use]
-    pub fn start(self, recorder: Arc<Recorder>, state: Arc<dyn State>, on: &Runtime) -> Vec<JoinHandle<()>> {
+    pub fn start(self, recorder: Arc<Recorder>, state: Arc<dyn State>, on: &Runtime) -> Started {
         let who_asks = Arc::default();
-        let images = ImageFolders::new(Arc::clone(&state), Arc::clone(&who_asks));
+        let images = Arc::new(ImageFolders::new(Arc::clone(&state), Arc::clone(&who_asks)));
         let only_known = self.only_known.then(|| Arc::new(OnlyKnown::new(Arc::clone(&state), who_asks)));
         let of_dhcp = Arc::clone(&state);
         let timeline = Arc::new(Timeline::new(recorder, state));
+        let http = HttpBoot::new(
+            self.folder.clone(),
+            only_known.clone(),
+            Arc::clone(&images),
+            Arc::clone(&timeline),
+        );
         let sent = Arc::clone(&timeline);
         let tell: tftp::Tell = Arc::new(move |report| sent.tftp(&report));
         let mut tasks = vec![on.spawn(said(tftp::serve(
@@ -118,7 +148,7 @@ impl Bound {
                 tell,
             ))));
         }
-        tasks
+        Started { tasks, http }
     }
 }
 

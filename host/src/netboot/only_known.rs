@@ -79,7 +79,7 @@ impl OnlyKnown {
     }
 
     /// The name under which whoever asks for this file is refused; `None`: it is answered.
-    pub fn refuses_tftp(&self, ip: IpAddr, asked: &str) -> Option<String> {
+    pub fn refuses_file(&self, ip: IpAddr, asked: &str) -> Option<String> {
         let Asker { serial, mac } = self.who_asks.of(ip, asked);
         self.known().refuses(serial.as_deref(), mac.as_deref(), Some(ip))
     }

@@ -1,5 +1,6 @@
 //! `piman serve`: everything a server consists of, from start to end.
 
+mod http_boot;
 mod opened;
 pub mod serial;
 pub mod services;
@@ -45,6 +46,7 @@ pub struct Addresses {
     pub transfer: Option<SocketAddr>,
     pub telemetry: Option<SocketAddr>,
     pub tftp: Option<SocketAddr>,
+    pub http_boot: Option<SocketAddr>,
     /// The mode and the interface.
     pub dhcp: Option<String>,
     pub rpc: Option<SocketAddr>,
@@ -156,7 +158,9 @@ impl Server {
         };
         let mut listeners = Vec::new();
         if let Some(netboot) = opened.netboot {
-            listeners.extend(netboot.start(Arc::clone(&recorder), Arc::clone(&state), &bulk));
+            let started = netboot.start(Arc::clone(&recorder), Arc::clone(&state), &bulk);
+            listeners.extend(started.tasks);
+            listeners.extend(opened.http_boot.map(|http| http.start(started.http, &drain, &bulk)));
         }
         let service = install.as_ref().map(|i| Arc::clone(&i.service));
         let who = move |address| match &service {

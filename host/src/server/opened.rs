@@ -8,7 +8,7 @@ use piman_core::hosted::dial::serial::Listening;
 use tokio::runtime::{Builder, Runtime};
 
 use super::services::Bound;
-use super::{Addresses, serial};
+use super::{Addresses, http_boot, serial};
 use crate::config::Settings;
 use crate::images::source::Source;
 use crate::net::listen::{Gate, bind};
@@ -26,6 +26,8 @@ pub(super) struct Opened {
     pub(super) operator: PathBuf,
     pub(super) messages: Option<messages::Bound>,
     pub(super) netboot: Option<netboot::Bound>,
+    /// Only with `netboot`.
+    pub(super) http_boot: Option<http_boot::Bound>,
     pub(super) control: Runtime,
     pub(super) bulk: Runtime,
     pub(super) lines: Vec<Listening>,
@@ -60,6 +62,9 @@ impl Opened {
         }
         let messages = settings.messages.as_ref().map(messages::Bound::open).transpose()?;
         let secret = secret(settings)?;
+        let http_boot = settings.netboot.as_ref().and_then(|n| n.http_port);
+        let http_boot =
+            http_boot.map(|port| http_boot::Bound::open(ip, port, gate("http-boot"))).transpose()?;
         // Last, since it may take seconds: other DHCP servers are looked for.
         let netboot = settings.netboot.as_ref().map(|n| netboot::Bound::open(n, ip)).transpose()?;
         let addresses = Addresses {
@@ -67,6 +72,7 @@ impl Opened {
             transfer: transfer.as_ref().map(|t| t.address),
             telemetry: telemetry.as_ref().map(|s| s.address),
             tftp: netboot.as_ref().map(|n| n.tftp),
+            http_boot: http_boot.as_ref().map(|h| h.address),
             dhcp: netboot.as_ref().and_then(netboot::Bound::dhcp),
             rpc: rpc.as_ref().map(TcpListener::local_addr).transpose()?,
             messages: messages.as_ref().map_or_else(Vec::new, |m| m.addresses.clone()),
@@ -90,6 +96,7 @@ impl Opened {
             operator,
             messages,
             netboot,
+            http_boot,
             control,
             bulk,
             lines,

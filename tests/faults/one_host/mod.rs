@@ -9,6 +9,7 @@ use std::time::Duration;
 use piman_tests::server::{Server, connect_from, wait_until};
 
 mod control;
+mod http_boot;
 mod log;
 mod rpc;
 mod slots;

@@ -6,8 +6,8 @@ use std::path::Path;
 
 use flate2::read::MultiGzDecoder;
 
-use super::Packing;
-use crate::netboot::tftp::folder::IMAGES;
+use super::{Packing, boot_check};
+use crate::netboot::tftp::folder::{IMAGES, own_part};
 use crate::sys::mac::Mac;
 use crate::sys::models::MODELS;
 
@@ -35,7 +35,7 @@ pub struct Finding {
 }
 
 impl Finding {
-    fn new(weight: Weight, text: impl Into<String>) -> Self {
+    pub(super) fn new(weight: Weight, text: impl Into<String>) -> Self {
         Self { weight, text: text.into() }
     }
 }
@@ -159,16 +159,27 @@ fn value<'a>(config: &'a str, option: &str) -> Option<&'a str> {
     config.lines().find_map(|line| line.strip_prefix(option)?.strip_prefix('='))
 }
 
-/// Looks whether a folder, and each for the Pis of one image in it, has everything that each model needs.
+/// Looks whether a folder, and each for the Pis of one image in it, has everything that each model needs; and whether
+/// the `boot.img` in it, in these and in those for single Pis can be booted.
 #[must_use]
 pub fn folder(path: &Path) -> Vec<Finding> {
     let mut found = one(path);
-    let images = std::fs::read_dir(path.join(IMAGES)).into_iter().flatten().flatten();
-    for image in images.filter(|image| image.path().is_dir()) {
-        let name = Path::new(IMAGES).join(image.file_name());
-        let named =
-            |finding: Finding| Finding { text: format!("{}: {}", name.display(), finding.text), ..finding };
-        found.extend(one(&image.path()).into_iter().map(named));
+    let folders = |at: &str| {
+        let entries = std::fs::read_dir(path.join(at)).into_iter().flatten().flatten();
+        entries.filter(|entry| entry.path().is_dir())
+    };
+    let named = |name: &Path, findings: Vec<Finding>| -> Vec<Finding> {
+        let text = |text: String| format!("{}: {text}", name.display());
+        findings.into_iter().map(|f| Finding { text: text(f.text), ..f }).collect()
+    };
+    for image in folders(IMAGES) {
+        found.extend(named(&Path::new(IMAGES).join(image.file_name()), one(&image.path())));
+    }
+    for own in folders("") {
+        let name = own.file_name();
+        if name.to_str().is_some_and(|name| own_part(&format!("{name}/x")).is_some()) {
+            found.extend(named(Path::new(&name), boot_check::boot_image(&own.path())));
+        }
     }
     found
 }
@@ -210,6 +221,7 @@ fn one(path: &Path) -> Vec<Finding> {
         );
         found.push(Finding::new(Weight::Warning, text));
     }
+    found.extend(boot_check::boot_image(path));
     // What cannot be listed has no files either, which is said above.
     for entry in std::fs::read_dir(path).into_iter().flatten().flatten() {
         let name = entry.file_name();

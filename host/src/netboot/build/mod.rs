@@ -1,8 +1,13 @@
 //! `piman netboot build`: the folder that Pis fetch, made from agent, firmware and kernel.
 //!
-//! The same input gives the same bytes: no times, owners or order of a folder get in.
+//! The same input gives the same bytes: no times, owners or order of a folder get in. Only `boot.sig` says when it was
+//! made, unless `SOURCE_DATE_EPOCH` does.
 
+mod boot_check;
+pub mod boot_image;
+mod boot_key;
 pub mod cpio;
+mod fat;
 pub mod from_image;
 pub mod lint;
 pub mod modules;
@@ -17,9 +22,11 @@ use flate2::{Compression, GzBuilder};
 use minisign::PublicKey;
 use piman_core::install::KEY_FILE;
 
+use boot_image::{BootImageArgs, Recipe};
 use cpio::{Cpio, Kind};
 use lint::{Finding, Weight};
 
+use super::boot_sig::{BOOT_IMG, BOOT_SIG};
 use crate::sys::files::replace;
 
 /// How an initramfs is packed.
@@ -89,6 +96,9 @@ pub struct Ingredients {
     /// More for the kernel's command line, such as `piman.server=192.168.1.2`
     #[arg(long, value_name = "TEXT", default_value = "")]
     pub cmdline: String,
+    /// The folder as one file that boot loaders can check.
+    #[command(flatten)]
+    pub boot_image: BootImageArgs,
 }
 
 /// What was made.
@@ -121,6 +131,8 @@ impl Built {
 /// # Errors
 /// If something cannot be read or written, or could not boot any Pi.
 pub fn build(from: &Ingredients) -> anyhow::Result<Built> {
+    let boot_image = &from.boot_image;
+    let recipe = boot_image.boot_image.then(|| Recipe::new(boot_image)).transpose()?;
     let agent = read(&from.agent)?;
     if let (None, Some(name)) = (&from.modules, from.module.first()) {
         bail!(
@@ -160,7 +172,7 @@ pub fn build(from: &Ingredients) -> anyhow::Result<Built> {
         findings.extend(lint::kernel(name, bytes, !modules.is_empty(), from.packing));
     }
     let pi5 = kernels().any(|(name, _)| name == "kernel_2712.img");
-    files.push(("config.txt".to_owned(), config(pi5, from.packing).into_bytes()));
+    files.push(("config.txt".to_owned(), config(pi5, from.packing, boot_image.boot_ramdisk).into_bytes()));
     files.push(("cmdline.txt".to_owned(), cmdline(&from.cmdline)?.into_bytes()));
     if let Some(error) = findings.iter().find(|f| f.weight == Weight::Error) {
         bail!("{}", error.text);
@@ -175,6 +187,15 @@ pub fn build(from: &Ingredients) -> anyhow::Result<Built> {
     for (name, bytes) in files {
         write(&from.out, &name, &bytes)?;
         sizes.push((name, bytes.len() as u64));
+    }
+    if let Some(recipe) = recipe {
+        let made = recipe.make(&from.out, &config(pi5, from.packing, false))?;
+        findings.extend(made.findings);
+        // A server that has both open gives each Pi the two that belong to each other.
+        for (name, bytes) in [(BOOT_IMG, made.image), (BOOT_SIG, made.sig.into_bytes())] {
+            write(&from.out, name, &bytes)?;
+            sizes.push((name.to_owned(), bytes.len() as u64));
+        }
     }
     findings.extend(lint::folder(&from.out));
     Ok(Built { files: sizes, findings })
@@ -284,7 +305,8 @@ fn pack(archive: &[u8], packing: Packing) -> anyhow::Result<Vec<u8>> {
     packed.context("packing the initramfs")
 }
 
-fn config(pi5: bool, packing: Packing) -> String {
+/// `ramdisk`: whether models that can load `boot.img` and nothing else.
+fn config(pi5: bool, packing: Packing, ramdisk: bool) -> String {
     let initramfs = packing.file();
     let mut text = format!(
         "# Made by `piman netboot build`; options of your own go into a folder named like the\n\
@@ -294,6 +316,9 @@ fn config(pi5: bool, packing: Packing) -> String {
     );
     if pi5 {
         text.push_str("[pi5]\nkernel=kernel_2712.img\n[all]\n");
+    }
+    if ramdisk {
+        text.push_str("[pi4]\nboot_ramdisk=1\n[pi5]\nboot_ramdisk=1\n[all]\n");
     }
     text
 }

@@ -41,6 +41,9 @@ pub enum NoFile {
     /// Whoever asks is not in the device list.
     #[error("this Pi is not in the device list (--only-known)")]
     NotListed,
+    /// `boot.img` and `boot.sig` do not belong together.
+    #[error("boot.sig is not the one of this boot.img: they are being replaced, or damaged")]
+    NoPair,
     /// It cannot be read.
     #[error("it cannot be read: {0}")]
     Unreadable(#[from] io::Error),
@@ -88,6 +91,17 @@ impl Folder {
         match image.and_then(|image| self.of_image(image)) {
             Some(folder) => self.open_exactly(&format!("{folder}/{common}")),
             None => self.open_exactly(common),
+        }
+    }
+
+    /// Opens the file of this name in the folder in which another one was found.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn open_beside(&self, found: &str, name: &str) -> Result<Found, NoFile> {
+        match found.rsplit_once('/') {
+            Some((folder, _)) => self.open_exactly(&format!("{folder}/{name}")),
+            None => self.open_exactly(name),
         }
     }
 
@@ -200,6 +214,8 @@ mod tests {
         assert_eq!(text(&folder, "/kernel8.img"), is("kernel8.img", "kernel"));
         assert_eq!(text(&folder, "./overlays//a.dtbo"), is("overlays/a.dtbo", "o"));
         assert_eq!(text(&folder, "inside"), is("inside", "kernel"));
+        let beside = |found: &str| folder.open_beside(found, "config.txt").unwrap().name;
+        assert_eq!([beside("kernel8.img"), beside("abcdef01/x")], ["config.txt", "abcdef01/config.txt"]);
     }
 
     #[test]

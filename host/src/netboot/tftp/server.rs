@@ -113,7 +113,7 @@ async fn answer(server: Arc<Server>, turn: Turn, request: Request, here: IpAddr)
     let peer = turn.peer();
     let begun = Instant::now();
     let Rules { only_known, images } = &server.rules;
-    let refused = only_known.as_ref().and_then(|known| known.refuses_tftp(peer.ip(), &request.name));
+    let refused = only_known.as_ref().and_then(|known| known.refuses_file(peer.ip(), &request.name));
     let image = match refused {
         Some(_) => None,
         None => images.as_ref().and_then(|images| images.of(peer.ip(), &request.name)),
@@ -140,8 +140,9 @@ async fn answer(server: Arc<Server>, turn: Turn, request: Request, here: IpAddr)
         Err(e @ NoFile::NotListed) => {
             (Some((code::ACCESS, e.to_string())), What::Refused(refused.unwrap_or_default()))
         }
-        Err(e @ NoFile::Outside) => (Some((code::ACCESS, e.to_string())), What::Failed(e.to_string())),
-        Err(e @ NoFile::Unreadable(_)) => (Some((code::ACCESS, e.to_string())), What::Failed(e.to_string())),
+        Err(e @ (NoFile::Outside | NoFile::Unreadable(_) | NoFile::NoPair)) => {
+            (Some((code::ACCESS, e.to_string())), What::Failed(e.to_string()))
+        }
     };
     if let Some((code, text)) = refusal
         && let Err(e) = send_packet(here, peer, &packet::error(code, &text)).await

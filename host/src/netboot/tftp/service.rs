@@ -78,7 +78,7 @@ pub struct Rules {
     /// Those alone are answered that it does not refuse; `None`: all.
     pub only_known: Option<Arc<OnlyKnown>>,
     /// Who boots from the folder of an image; `None`: nobody.
-    pub images: Option<ImageFolders>,
+    pub images: Option<Arc<ImageFolders>>,
 }
 
 impl Server {
