@@ -101,7 +101,7 @@ mod tests {
                 assert!(request[..n].starts_with(b"GET /boot.sig HTTP/1.1\r\nHost: 127.0.0.1:"));
                 stream.write_all(answer.as_bytes()).unwrap();
             });
-            answers(at.ip(), at.port(), sig).map_or_else(|e| format!("{e:#}"), |text| text)
+            answers(at.ip(), at.port(), sig).unwrap_or_else(|e| format!("{e:#}"))
         })
     }
 
