@@ -3,16 +3,74 @@
 
 use core::fmt::{self, Write as _};
 
-/// Whether a character from a peer may be shown on a terminal or in a list. Not shown are control characters and
-/// those that are invisible and make a line read otherwise than it is: the direction of writing, separators of lines,
-/// spaces of no width, tags.
+/// Whether a character from a peer may be shown on a terminal or in a list. Not shown are control characters (also
+/// those of Latin-1, U+0080 to U+009F, which some terminals obey) and those that are invisible and make a line read
+/// otherwise than it is: the direction of writing, separators of lines, spaces of no width, fillers, variants, tags.
 #[must_use]
 pub fn is_shown(c: char) -> bool {
     !c.is_control()
         && !matches!(c,
-            '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}' | '\u{200e}' | '\u{200f}'
-            | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}'
-            | '\u{e0000}'..='\u{e007f}')
+            '\u{ad}' | '\u{34f}' | '\u{61c}' | '\u{115f}' | '\u{1160}' | '\u{17b4}' | '\u{17b5}' | '\u{3164}'
+            | '\u{180b}'..='\u{180f}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}'
+            | '\u{fe00}'..='\u{fe0f}' | '\u{feff}' | '\u{ffa0}' | '\u{fff9}'..='\u{fffb}'
+            | '\u{e0000}'..='\u{e0fff}')
+}
+
+/// The character, or a space in place of one that is not [shown](is_shown): for texts that are kept and must not grow.
+#[must_use]
+pub fn shown_or_space(c: char) -> char {
+    if is_shown(c) { c } else { ' ' }
+}
+
+/// A text from a peer for one line of a terminal or a log: what [`is_shown`] refuses is written as `\n`, `\t`, `\r` or
+/// `\u{1b}`.
+#[derive(Debug, Clone, Copy)]
+pub struct Escaped<'a>(pub &'a str);
+
+impl fmt::Display for Escaped<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        escape(f, self.0, |f, c| write!(f, "{}", c.escape_default()), |_| false)
+    }
+}
+
+/// What a program prints, as it goes to a terminal: the same as [`Escaped`], but ends of lines and tabs stay.
+#[derive(Debug, Clone, Copy)]
+pub struct EscapedLines<'a>(pub &'a str);
+
+impl fmt::Display for EscapedLines<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        escape(f, self.0, |f, c| write!(f, "{}", c.escape_default()), |c| matches!(c, '\n' | '\t'))
+    }
+}
+
+/// A JSON document in which also those characters are escaped that JSON allows but a terminal obeys. They occur only
+/// inside strings, where `\uXXXX` means the same; ends of lines between values stay.
+#[derive(Debug, Clone, Copy)]
+pub struct EscapedJson<'a>(pub &'a str);
+
+impl fmt::Display for EscapedJson<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let units = |f: &mut fmt::Formatter<'_>, c: char| {
+            c.encode_utf16(&mut [0; 2]).iter().try_for_each(|unit| write!(f, "\\u{unit:04x}"))
+        };
+        escape(f, self.0, units, |c| c == '\n')
+    }
+}
+
+fn escape(
+    f: &mut fmt::Formatter<'_>,
+    text: &str,
+    hidden: impl Fn(&mut fmt::Formatter<'_>, char) -> fmt::Result,
+    stays: impl Fn(char) -> bool,
+) -> fmt::Result {
+    let mut rest = text;
+    while let Some((at, c)) = rest.char_indices().find(|(_, c)| !is_shown(*c) && !stays(*c)) {
+        let (shown, behind) = rest.split_at(at);
+        f.write_str(shown)?;
+        hidden(f, c)?;
+        rest = behind.get(c.len_utf8()..).unwrap_or_default();
+    }
+    f.write_str(rest)
 }
 
 /// Whether a file on a FAT filesystem can have such a name.
@@ -249,6 +307,19 @@ mod tests {
         for bad in ["", "+1", "-1", " 1", "1 ", "0x1", "18446744073709551616", "99999999999999999999999"] {
             assert_eq!(parse(bad.as_bytes()), None, "{bad}");
         }
+    }
+
+    #[test]
+    fn what_a_terminal_obeys_is_written_out() {
+        let hostile = "a\x1b[2J\r\n\t\x7f\u{85}\u{9b}31m\u{202e}\u{2066}\u{200b}\u{feff}\u{e0041}é";
+        assert!(!Escaped(hostile).to_string().chars().any(|c| !is_shown(c)));
+        assert_eq!(Escaped("é\n\u{9b}\t").to_string(), "é\\n\\u{9b}\\t");
+        assert_eq!(EscapedLines("a\tb\r\n\x1b").to_string(), "a\tb\\r\n\\u{1b}");
+        assert_eq!(EscapedJson("{\n\"\u{9b}\u{e0041}\"}").to_string(), "{\n\"\\u009b\\udb40\\udc41\"}");
+        for text in ["", "plain é 日本"] {
+            assert_eq!(Escaped(text).to_string(), text);
+        }
+        assert_eq!("a\x07b".chars().map(shown_or_space).collect::<String>(), "a b");
     }
 
     #[test]

@@ -50,10 +50,11 @@ pub mod unpack;
 pub mod unsaid;
 
 /// Writes a line to standard error. Where that is closed nobody reads it, and that is no reason to fail: `eprintln`
-/// would panic, and the agent would end in the middle of its work.
+/// would panic, and the agent would end in the middle of its work. Nothing in it steers a terminal: names and answers
+/// in it come from servers and disks.
 pub fn say_on_stderr(line: std::fmt::Arguments<'_>) {
     use std::io::Write;
-    let _ = writeln!(std::io::stderr().lock(), "{line}");
+    let _ = writeln!(std::io::stderr().lock(), "{}", piman_core::text::EscapedLines(&line.to_string()));
 }
 
 /// Sends log lines of level info and worse to standard error.
@@ -68,8 +69,10 @@ pub fn log_to_stderr() {
             if self.enabled(record.metadata()) {
                 telemetry::log_buffer::keep(&record.args().to_string());
                 // A console line of its own, also where a progress line is being shown.
-                let begin = if std::io::stderr().is_terminal() { "\r" } else { "" };
-                say_on_stderr(format_args!("{begin}{}", record.args()));
+                if std::io::stderr().is_terminal() {
+                    let _ = std::io::Write::write_all(&mut std::io::stderr(), b"\r");
+                }
+                say_on_stderr(*record.args());
             }
         }
         fn flush(&self) {}

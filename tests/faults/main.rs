@@ -5,6 +5,7 @@
 mod away; // the network
 mod decisions; // Pi and server are killed around a decision
 mod durable; // what was acknowledged, after a power cut of the server and with its disk full
+mod local; // other users of the machine, and the operator's terminal
 mod no_threads; // the system gives none
 mod one_host; // against all others
 mod power_cut; // what a card may hold after its power was cut

@@ -18,7 +18,7 @@ use crate::rpc::{Direct, direct};
 use crate::state::resolve::resolve;
 use crate::state::{Device, Sqlite};
 use crate::sys::clock::now_ms;
-use crate::text::human::{columns, when};
+use crate::text::human::{self, columns, when};
 
 /// How long the server itself may take.
 const SERVER: Duration = Duration::from_secs(5);
@@ -122,7 +122,7 @@ fn called(
     let well = outcomes.iter().all(|(_, result)| result.is_ok());
     if wanted.json {
         let all: Vec<Json> = outcomes.iter().map(outcome_json).collect();
-        return Ok((serde_json::to_string_pretty(&all)? + "\n", well));
+        return Ok((human::json(&all)?, well));
     }
     let rows = outcomes.iter().map(|(device, result)| match result {
         Ok(value) => [device.key.clone(), "ok".into(), value.to_string().replace('\n', "\n  ")],
@@ -150,7 +150,7 @@ pub fn status(state: &Path, within: Duration, json: bool) -> anyhow::Result<(Str
             outcome => outcome_json(outcome),
         };
         let all: Vec<Json> = outcomes.iter().map(one).collect();
-        return Ok((serde_json::to_string_pretty(&all)? + "\n", well));
+        return Ok((human::json(&all)?, well));
     }
     let rows = outcomes.iter().map(|(device, result)| {
         let text = |key: &str| device.text(key).unwrap_or("-").to_owned();

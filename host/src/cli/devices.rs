@@ -2,12 +2,12 @@
 
 use std::fmt::Write as _;
 
-use anyhow::{Context, bail};
+use anyhow::bail;
 use serde::Serialize;
 
 use crate::state::{Device, DeviceEvent, State};
 use crate::sys::clock::now_ms;
-use crate::text::human::{bytes, clock, columns, since, when};
+use crate::text::human::{self, bytes, clock, columns, since, when};
 
 /// What `--json` prints of all devices.
 #[derive(Debug, Serialize)]
@@ -30,7 +30,7 @@ struct One {
 pub fn all(state: &dyn State, json: bool) -> anyhow::Result<String> {
     let everything = Everything { alerts: state.alerts()?, devices: state.devices()? };
     if json {
-        return print_json(&everything);
+        return human::json(&everything);
     }
     let mut out = String::new();
     for alert in &everything.alerts {
@@ -84,7 +84,7 @@ pub fn one(state: &dyn State, name: &str, json: bool) -> anyhow::Result<String> 
     };
     let events = state.events(&device.key)?;
     if json {
-        return print_json(&One { device, events });
+        return human::json(&One { device, events });
     }
     let mut out = String::new();
     let dash = |s: &Option<String>| s.clone().unwrap_or_else(|| "-".into());
@@ -136,12 +136,6 @@ fn on_the_disk(device: &Device) -> String {
         (Some(found), None) => found.clone(),
         (None, _) => "-".into(),
     }
-}
-
-fn print_json(value: &impl Serialize) -> anyhow::Result<String> {
-    let mut out = serde_json::to_string_pretty(value).context("writing JSON")?;
-    out.push('\n');
-    Ok(out)
 }
 
 fn progress(device: &Device) -> String {

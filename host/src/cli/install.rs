@@ -4,6 +4,7 @@ use std::io::{IsTerminal as _, Write as _, stderr, stdin};
 
 use anyhow::{Context as _, bail, ensure};
 use piman_core::install::{Fingerprint, Found};
+use piman_core::text::Escaped;
 
 use super::reinstall::operator;
 use crate::cli::state_arg::StateFolder;
@@ -89,7 +90,8 @@ fn what_is_erased(device: &Device) -> String {
 
 fn agreed(device: &Device) -> anyhow::Result<bool> {
     // Standard output is for what was done.
-    write!(stderr(), "This erases {}.\nErase it? [y/N] ", what_is_erased(device)).context("asking")?;
+    write!(stderr(), "This erases {}.\nErase it? [y/N] ", Escaped(&what_is_erased(device)))
+        .context("asking")?;
     let mut answer = String::new();
     stdin().read_line(&mut answer).context("reading the answer")?;
     Ok(matches!(answer.trim(), "y" | "Y" | "yes"))

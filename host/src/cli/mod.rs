@@ -311,7 +311,7 @@ impl Cli {
 }
 
 fn serve(settings: Settings, read: impl Fn(&Preview) -> anyhow::Result<Settings>) -> anyhow::Result<()> {
-    let server = Server::start(settings)?;
+    let server = Server::start_alone(settings)?;
     let signals = server.signals()?;
     let at = server.addresses();
     let install = at.install.as_ref();

@@ -1,9 +1,14 @@
 //! The option by which commands find the state of a server.
 
+use std::fs;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use clap::Args;
+use nix::unistd::{Uid, User};
+use rustix::fs::{Access, access};
+use rustix::io::Errno;
 
 use crate::config::{Options, ROOT_STATE, state_folder};
 use crate::state::{FILE, Sqlite};
@@ -32,7 +37,9 @@ impl StateFolder {
     /// If the configuration cannot be read.
     pub fn path(&self) -> anyhow::Result<PathBuf> {
         let configured = self.config.as_deref().map(Options::read).transpose()?.and_then(|file| file.state);
-        Ok(self.folder.clone().or(configured).unwrap_or_else(state_folder))
+        let folder = self.folder.clone().or(configured).unwrap_or_else(state_folder);
+        may_use(&folder)?;
+        Ok(folder)
     }
 
     /// The configuration that was named.
@@ -75,6 +82,28 @@ impl StateFolder {
         let folder = self.path()?;
         Ok(if folder.join(FILE).exists() { Sqlite::command(&folder)? } else { Sqlite::serve(&folder)? })
     }
+}
+
+/// Whether this user may: the state is its owner's alone, and what else it fails with names a file of SQLite.
+fn may_use(folder: &Path) -> anyhow::Result<()> {
+    let denied = |path: &Path, how| access(path, how) == Err(Errno::ACCESS);
+    if !denied(folder, Access::READ_OK | Access::EXEC_OK)
+        && !denied(&folder.join(FILE), Access::READ_OK | Access::WRITE_OK)
+    {
+        return Ok(());
+    }
+    let owner = match fs::metadata(folder) {
+        Ok(found) => User::from_uid(Uid::from_raw(found.uid()))
+            .ok()
+            .flatten()
+            .map_or_else(|| format!("#{}", found.uid()), |user| user.name),
+        Err(_) => "root".to_owned(),
+    };
+    bail!(
+        "the state folder {} is for {owner} alone, whose server it is: run this command as that user \
+         (`sudo -u {owner} piman ...`), or name another folder with --state",
+        folder.display()
+    )
 }
 
 /// Pis that a command changes something about, and the state that keeps it.

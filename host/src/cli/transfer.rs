@@ -9,6 +9,7 @@ use clap::Args;
 use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
 use piman_core::transfer::{Name, PORT};
 
+use crate::text::human::json_line;
 use crate::transfer::Target;
 use crate::transfer::{Deadlines, Outcome, Progress, TransferError, get, put};
 
@@ -137,26 +138,24 @@ fn report(
     display.end();
     let seconds = began.elapsed().as_secs_f64();
     let line = match &done {
-        Ok(o) if common.json => serde_json::json!({
+        Ok(o) if common.json => json_line(&serde_json::json!({
             "operation": verb, "name": name, "bytes": o.size, "moved": o.moved,
             "resumed_at": o.resumed_at, "already": o.already, "seconds": seconds,
-        })
-        .to_string(),
-        Err(e) if common.json => serde_json::json!({
+        })),
+        Err(e) if common.json => json_line(&serde_json::json!({
             "operation": verb, "name": name, "error": e.to_string(), "code": e.exit_code(),
-        })
-        .to_string(),
-        Ok(o) if o.already => format!("{name}: the server has exactly this file already"),
+        })),
+        Ok(o) if o.already => format!("{name}: the server has exactly this file already\n"),
         Ok(o) => {
             let rate = HumanBytes((o.moved as f64 / seconds.max(0.001)) as u64);
             let resumed = if o.resumed_at > 0 { ", resumed" } else { "" };
-            format!("{name}: {} in {seconds:.1} s ({rate}/s{resumed})", HumanBytes(o.size))
+            format!("{name}: {} in {seconds:.1} s ({rate}/s{resumed})\n", HumanBytes(o.size))
         }
         Err(_) => String::new(),
     };
     if !line.is_empty() {
         // Whoever reads it may have stopped reading: the file is there all the same.
-        let _ = crate::text::human::print(&(line + "\n"));
+        let _ = crate::text::human::print(&line);
     }
     done.map(drop).context(what)
 }

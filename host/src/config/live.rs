@@ -72,7 +72,7 @@ fn merge(now: &mut Settings, new: Settings) -> Reloaded {
             date: "no-date", allow_unfit: "allow-unfit", policy: "policy", old_pis_wait: "old-pis", identity: "identity", slots: "slots",
             timeouts: LIMITS, stall: LIMITS, ours: LIMITS, old: LIMITS, shutdown: "shutdown-timeout";
         restart
-            rootfs: "rootfs", listen: "listen", control_port: "control-port", rootfs_port: "rootfs-port",
+            rootfs: "rootfs", user: "user", listen: "listen", control_port: "control-port", rootfs_port: "rootfs-port",
             fetch_port: "fetch-port", rpc_port: "rpc-port", rpc_password_file: "rpc-password-file", state: "state",
             images: "no-images", reinstall_file: "reinstall-file", only_known: "only-known", connections: "connections",
             connections_per_address: "connections-per-address", transfer: "transfer-...", telemetry: "telemetry-...",

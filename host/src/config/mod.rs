@@ -55,6 +55,10 @@ pub struct Options {
     /// Root filesystem to install: a tar archive packed by gzip or zstd; without it nothing is installed
     #[arg(long, value_name = "FILE")]
     pub rootfs: Option<PathBuf>,
+    /// User (name or number) that a server started by root becomes when its ports are open [default: it stays root, with
+    /// few capabilities]
+    #[arg(long, value_name = "USER")]
+    pub user: Option<String>,
     /// Address to listen on [default: 0.0.0.0, all of IPv4]
     #[arg(long, value_name = "IP")]
     pub listen: Option<IpAddr>,
@@ -252,6 +256,8 @@ pub struct Settings {
     pub rootfs: Option<PathBuf>,
     /// What was given, to be compared with the state.
     pub(super) given: Box<Options>,
+    /// Whom a server of root becomes.
+    pub user: Option<String>,
     pub listen: IpAddr,
     pub control_port: u16,
     pub rootfs_port: u16,
@@ -318,6 +324,7 @@ impl Options {
     pub fn or(self, file: Self) -> Self {
         Self {
             rootfs: self.rootfs.or(file.rootfs),
+            user: self.user.or(file.user),
             listen: self.listen.or(file.listen),
             control_port: self.control_port.or(file.control_port),
             rootfs_port: self.rootfs_port.or(file.rootfs_port),
@@ -442,6 +449,7 @@ impl TryFrom<Options> for Settings {
         Ok(Self {
             rootfs: o.rootfs,
             given,
+            user: o.user,
             listen,
             control_port: o.control_port.unwrap_or(CONTROL_PORT),
             rootfs_port: o.rootfs_port.unwrap_or(ROOTFS_PORT),

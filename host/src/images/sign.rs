@@ -12,7 +12,7 @@ use piman_core::base64;
 use piman_core::hash::Hash;
 use piman_core::install::manifest::{self, BYTES_MAX, Manifest};
 
-use crate::sys::files::{parent, replace, sync_folder};
+use crate::sys::files::{make_private, parent, replace, sync_folder};
 use crate::text::password;
 
 /// How a secret key is protected.
@@ -112,7 +112,7 @@ pub fn keep(state: &Path, signature: &str, text: &str) -> anyhow::Result<PathBuf
     let (folder, file) = (folder(state), file(state, image));
     let written = || {
         if !folder.exists() {
-            fs::create_dir_all(&folder)?;
+            make_private(&folder)?;
             sync_folder(state)?;
         }
         replace(&file, 0o600, whole.as_bytes())

@@ -3,6 +3,7 @@
 use std::fmt::{self, Write};
 
 use jiff::Timestamp;
+use piman_core::text::{Escaped, EscapedJson};
 use serde_json::{Map, Value};
 use tracing::Level;
 use tracing::field::{Field, Visit};
@@ -107,7 +108,7 @@ impl Style {
 fn text(mut line: String, fields: &Fields) -> String {
     let mut between = "";
     if !fields.message.is_empty() {
-        escape_to(&mut line, &fields.message);
+        let _ = write!(line, "{}", Escaped(&fields.message));
         between = " ";
     }
     for (name, value) in &fields.others {
@@ -135,45 +136,14 @@ fn json(level: Level, target: &str, fields: &Fields, now: Timestamp) -> String {
     escaped_json(&Value::Object(object)) + "\n"
 }
 
-/// JSON in which also those characters are escaped that JSON allows but a terminal obeys. They occur only inside
-/// strings, where `\uXXXX` means the same.
+/// JSON that no terminal obeys.
 fn escaped_json(value: &Value) -> String {
-    let mut out = String::new();
-    for c in value.to_string().chars() {
-        if is_hostile(c) {
-            for unit in c.encode_utf16(&mut [0; 2]) {
-                let _ = write!(out, "\\u{unit:04x}");
-            }
-        } else {
-            out.push(c);
-        }
-    }
-    out
-}
-
-fn escape_to(out: &mut String, text: &str) {
-    for c in text.chars() {
-        if is_hostile(c) {
-            out.extend(c.escape_default());
-        } else {
-            out.push(c);
-        }
-    }
+    EscapedJson(&value.to_string()).to_string()
 }
 
 /// Whether a value can stand without quotes.
 fn is_bare(text: &str) -> bool {
     !text.is_empty() && text.chars().all(|c| c.is_alphanumeric() || "-_.:/@#+[]%".contains(c))
-}
-
-/// Control characters, and those that are invisible or turn the direction of text.
-fn is_hostile(c: char) -> bool {
-    c.is_control()
-        || matches!(c,
-            '\u{ad}' | '\u{34f}' | '\u{61c}' | '\u{115f}' | '\u{1160}' | '\u{17b4}' | '\u{17b5}' | '\u{3164}'
-            | '\u{180b}'..='\u{180f}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}'
-            | '\u{fe00}'..='\u{fe0f}' | '\u{feff}' | '\u{ffa0}' | '\u{fff9}'..='\u{fffb}'
-            | '\u{e0000}'..='\u{e0fff}')
 }
 
 fn syslog(level: Level) -> u8 {
@@ -197,6 +167,7 @@ fn color(level: Level) -> u8 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use piman_core::text::is_shown;
 
     fn hostile() -> Fields {
         Fields {
@@ -214,7 +185,7 @@ mod tests {
         for style in [Style::Json, Style::Journal, Style::Human { color: false }] {
             let line = line(style);
             assert_eq!(line.matches('\n').count(), 1, "{line:?}");
-            assert!(!line.trim_end().chars().any(is_hostile), "{line:?}");
+            assert!(!line.trim_end().chars().any(|c| !is_shown(c)), "{line:?}");
         }
     }
 

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use piman_core::text::is_shown;
+use piman_core::text::shown_or_space;
 
 use super::settings::Kind;
 use crate::messages::transport::{NotSent, Peer};
@@ -146,7 +146,7 @@ impl Channel {
         let text = String::from_utf8_lossy(message);
         // Other members' terminals show it: no escape sequences, and no second line that looks like
         // somebody else's.
-        let text: String = text.trim_end().chars().map(|c| if is_shown(c) { c } else { ' ' }).collect();
+        let text: String = text.trim_end().chars().map(shown_or_space).collect();
         match text.split_once(' ').unwrap_or((&text, "")) {
             ("/who", "") => self.answer(id, peer, &self.who()),
             ("/name", name) => self.rename(id, peer, name.trim()),

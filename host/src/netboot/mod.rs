@@ -74,6 +74,14 @@ pub struct Started {
     pub http: HttpBoot,
 }
 
+impl Settings {
+    /// Whether addresses are given, and not only told where to boot from.
+    #[must_use]
+    pub fn gives_addresses(&self) -> bool {
+        self.dhcp.as_ref().is_some_and(|dhcp| matches!(dhcp.mode, dhcp::Mode::Server))
+    }
+}
+
 /// The services, with their ports open.
 pub struct Bound {
     /// Where TFTP listens.

@@ -15,6 +15,7 @@ use piman_core::install::{
     Clock, Date, Event, Hello, InstallPolicy, Installation, Milestone, Notice, Plan, Question, Report, Stage,
     Step,
 };
+use piman_core::text::shown_or_space;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
@@ -320,7 +321,7 @@ impl<'a> ControlConnection<'a> {
     /// It says what is on its disk.
     fn disk(&mut self, text: &str) {
         // From the network, for terminals.
-        self.disk = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+        self.disk = text.chars().map(shown_or_space).collect();
         let text = format!("on its disk: {}", self.disk);
         let change = Change { disk: Some(self.disk.as_str().into()), ..self.change() };
         self.happened("disk", text, change);

@@ -1,7 +1,7 @@
 //! The old `reinstall.txt`: one address per line, taken in when it is there and complete.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, ErrorKind};
+use std::io::{self, ErrorKind, Read as _};
 use std::net::Ipv4Addr;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
@@ -10,7 +10,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
+use rustix::fs::OFlags;
+use rustix::io::Errno;
+use rustix::process::geteuid;
 
 use crate::state::resolve::resolve;
 use crate::state::{Ordered, State};
@@ -20,6 +23,11 @@ use crate::sys::files::{parent, sync_folder};
 const LOOK: Duration = Duration::from_millis(500);
 /// More than this is no list of Pis.
 const BYTES_MAX: u64 = 1 << 20;
+
+/// How many lines it may have.
+const LINES_MAX: usize = 65_536;
+/// Of how many lines it is said that they are no addresses; of the others, how many they are.
+const WRONG_SAID: usize = 10;
 
 /// Ends the thread that watches.
 #[derive(Debug, Default)]
@@ -69,8 +77,8 @@ fn look(file: &Path, state: &dyn State, stop: &Stop) -> anyhow::Result<()> {
     let name = file.display();
     let taken = taken(file);
     // Left over from a server that was killed while it took it in.
-    if !taken.exists() {
-        let found = match fs::metadata(file) {
+    if fs::symlink_metadata(&taken).is_err() {
+        let found = match fs::symlink_metadata(file) {
             Ok(found) => found,
             Err(e) if e.kind() == ErrorKind::NotFound => return Ok(()),
             Err(e) => return Err(e).with_context(|| format!("reading {name}")),
@@ -78,9 +86,8 @@ fn look(file: &Path, state: &dyn State, stop: &Stop) -> anyhow::Result<()> {
         if found.len() == 0 {
             return Ok(());
         }
-        if !found.is_file() {
-            bail!("{name} is no file: a list of addresses is expected there");
-        }
+        // Before it is moved: what is refused stays where its owner finds it.
+        vetted(file)?;
         if !still(file, stop)? {
             return Ok(());
         }
@@ -106,7 +113,7 @@ fn look(file: &Path, state: &dyn State, stop: &Stop) -> anyhow::Result<()> {
 /// Whether nobody wrote to it for a moment.
 fn still(file: &Path, stop: &Stop) -> anyhow::Result<bool> {
     let look = || -> io::Result<_> {
-        let m = fs::metadata(file)?;
+        let m = fs::symlink_metadata(file)?;
         Ok((m.ino(), m.len(), m.mtime(), m.mtime_nsec()))
     };
     let context = || format!("reading {}", file.display());
@@ -121,7 +128,7 @@ fn still(file: &Path, stop: &Stop) -> anyhow::Result<bool> {
 
 /// An empty file in the old one's place, for the same users.
 fn renew(file: &Path, old: &Path) -> io::Result<()> {
-    let like = fs::metadata(old)?;
+    let like = vetted(old).and_then(|file| Ok(file.metadata()?)).map_err(io::Error::other)?;
     let new: File =
         match OpenOptions::new().write(true).create_new(true).mode(like.mode() & 0o7777).open(file) {
             // Somebody has begun the next one already.
@@ -134,15 +141,44 @@ fn renew(file: &Path, old: &Path) -> io::Result<()> {
     Ok(())
 }
 
+/// Opens the list if it is one that only the server's user or root can have written: whoever else could put a link or a
+/// file there would have other files read, or Pis erased.
+fn vetted(file: &Path) -> anyhow::Result<File> {
+    let name = file.display();
+    let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed();
+    let opened = match OpenOptions::new().read(true).custom_flags(flags).open(file) {
+        Err(e) if e.raw_os_error() == Some(Errno::LOOP.raw_os_error()) => {
+            bail!("{name} is a link, which is not followed: put the list of addresses itself there")
+        }
+        opened => opened.with_context(|| format!("reading {name}"))?,
+    };
+    let found = opened.metadata().with_context(|| format!("reading {name}"))?;
+    ensure!(found.is_file(), "{name} is no file: a list of addresses is expected there");
+    let (owner, user) = (found.uid(), geteuid().as_raw());
+    ensure!(
+        owner == 0 || owner == user,
+        "{name} belongs to user {owner}, and only root and user {user} may order reinstalls by it: `chown {user} {name}`"
+    );
+    ensure!(
+        found.mode() & 0o022 == 0,
+        "{name} can be written by others than its owner, who could order reinstalls by it: `chmod go-w {name}`"
+    );
+    Ok(opened)
+}
+
 fn import(file: &Path, taken: &Path, state: &dyn State) -> anyhow::Result<()> {
     let name = file.display();
-    if fs::metadata(taken)?.len() > BYTES_MAX {
+    let mut bytes = Vec::new();
+    let read = vetted(taken)?.take(BYTES_MAX + 1).read_to_end(&mut bytes);
+    read.with_context(|| format!("reading {}", taken.display()))?;
+    let is_long = bytes.iter().filter(|b| **b == b'\n').count() > LINES_MAX;
+    if bytes.len() as u64 > BYTES_MAX || is_long {
         tracing::error!(
-            "{name} is larger than {BYTES_MAX} bytes, so it is no list of addresses; it is dropped"
+            "{name} has more than {BYTES_MAX} bytes or {LINES_MAX} lines, so it is no list of addresses; it is dropped"
         );
         return Ok(());
     }
-    let bytes = fs::read(taken).with_context(|| format!("reading {}", taken.display()))?;
+    let mut wrong = 0;
     for (number, line) in (1..).zip(bytes.split(|b| *b == b'\n')) {
         match parse(line) {
             Ok(None) => {}
@@ -158,9 +194,19 @@ fn import(file: &Path, taken: &Path, state: &dyn State) -> anyhow::Result<()> {
                 }
             }
             Err(why) => {
-                tracing::error!("{name}:{number}: `{}` {why}; this line orders nothing", line.escape_ascii())
+                wrong += 1;
+                // Not what it says: it may be a line of something that is not for everybody who reads logs.
+                if wrong <= WRONG_SAID {
+                    tracing::error!("{name}:{number}: this line {why}; it orders nothing");
+                }
             }
         }
+    }
+    if wrong > WRONG_SAID {
+        tracing::error!(
+            "{name}: {} more lines are no IPv4 addresses; they order nothing",
+            wrong - WRONG_SAID
+        );
     }
     Ok(())
 }

@@ -2,6 +2,7 @@
 
 mod http_boot;
 mod opened;
+mod privileges;
 pub mod serial;
 pub mod services;
 mod signals;
@@ -99,13 +100,26 @@ impl Server {
     /// If another server uses the state folder, the settings contradict each other or the state, or the archive, the
     /// state folder or a port cannot be used; the message says what to do.
     pub fn start(settings: Settings) -> anyhow::Result<Self> {
+        Self::start_as(settings, false)
+    }
+
+    /// The same for a process that is nothing but this server and has no other thread: it gives up, for good, all
+    /// privileges that a server with open ports does not need.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start), or if `--user` cannot be used.
+    pub fn start_alone(settings: Settings) -> anyhow::Result<Self> {
+        Self::start_as(settings, true)
+    }
+
+    fn start_as(settings: Settings, alone: bool) -> anyhow::Result<Self> {
         raise_file_limit();
         outlive_hangups()?;
         let lock = ServerLock::on(&settings.state)?;
         let preview = state::preview(&settings.state)?;
         settings.check(&preview)?;
         ready::wait(&settings.own_addresses(), settings.dhcp_interface(), settings.wait)?;
-        let opened = Opened::open(&settings, preview.images > 0)?;
+        let opened = Opened::open(&settings, preview.images > 0, alone)?;
 
         // From here on the state is written.
         let lock = ServerLock::take(&settings.state, lock)?;

@@ -8,7 +8,7 @@ use piman_core::hosted::dial::serial::Listening;
 use tokio::runtime::{Builder, Runtime};
 
 use super::services::Bound;
-use super::{Addresses, http_boot, serial};
+use super::{Addresses, http_boot, privileges, serial};
 use crate::config::Settings;
 use crate::images::source::Source;
 use crate::net::listen::{Gate, bind};
@@ -34,11 +34,12 @@ pub(super) struct Opened {
 }
 
 impl Opened {
-    /// Opens everything; `has_images`: whether the state has images that are installed.
+    /// Opens everything; `has_images`: whether the state has images that are installed; `alone`: whether the process is
+    /// nothing but this server, so that privileges can be given up when the ports are open.
     ///
     /// # Errors
     /// If something cannot be used; the message says what to do.
-    pub(super) fn open(settings: &Settings, has_images: bool) -> anyhow::Result<Self> {
+    pub(super) fn open(settings: &Settings, has_images: bool, alone: bool) -> anyhow::Result<Self> {
         let source = settings.rootfs.as_deref().map(Source::open).transpose()?;
         let installs = source.is_some() || has_images;
         if !installs {
@@ -77,6 +78,10 @@ impl Opened {
             rpc: rpc.as_ref().map(TcpListener::local_addr).transpose()?,
             messages: messages.as_ref().map_or_else(Vec::new, |m| m.addresses.clone()),
         };
+        // Before there are threads, which would keep what this one gives up.
+        if alone {
+            privileges::give_up(settings)?;
+        }
         let control = runtime("control", 2)?;
         let cores = std::thread::available_parallelism().map_or(2, usize::from);
         let bulk = runtime("bulk", cores.max(2))?;

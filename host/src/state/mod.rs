@@ -5,6 +5,7 @@
 pub mod archive_facts;
 pub mod decision;
 pub mod keys;
+mod private;
 mod recorder;
 pub mod resolve;
 pub mod server_lock;

@@ -1,14 +1,16 @@
 //! One server for one state folder: a lock on the folder that the kernel holds for as long as the server lives.
 
 use std::fmt;
-use std::fs::{self, File, TryLockError};
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{ErrorKind, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use super::StateError;
 use crate::sys::clock::now_ms;
+use crate::sys::files::make_private;
 use crate::text::human::when;
 
 /// The file that says who holds the lock, for people. It is not what is locked: whoever removes it frees nothing, and
@@ -89,7 +91,7 @@ impl ServerLock {
         let lock = match before {
             Some(lock) => lock,
             None => {
-                fs::create_dir_all(folder).map_err(|e| StateError::ReadOnly {
+                make_private(folder).map_err(|e| StateError::ReadOnly {
                     path: folder.display().to_string(),
                     reason: e.to_string(),
                 })?;
@@ -98,7 +100,12 @@ impl ServerLock {
         };
         let text = format!("{} {}\n", std::process::id(), now_ms());
         // Without it the lock is as good; a second server only cannot say who this one is.
-        if let Err(e) = File::create(folder.join(FILE)).and_then(|mut file| file.write_all(text.as_bytes())) {
+        let write = || {
+            let mut options = OpenOptions::new();
+            let file = options.write(true).create(true).truncate(true).mode(0o600).open(folder.join(FILE));
+            file.and_then(|mut file| file.write_all(text.as_bytes()))
+        };
+        if let Err(e) = write() {
             tracing::warn!("{} is not written: {e}", folder.join(FILE).display());
         }
         Ok(lock)

@@ -1,9 +1,9 @@
 //! What all that keep files have in common: names that are taken, disks that are full.
 
-use std::fs::{File, Permissions};
+use std::fs::{DirBuilder, File, Permissions};
 use std::io::{self, ErrorKind, Write};
 use std::os::fd::AsFd;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::Path;
 
 use rustix::fs::{AtFlags, RenameFlags, linkat, renameat, renameat_with, statat, unlinkat};
@@ -50,6 +50,33 @@ pub(crate) fn parent(path: &Path) -> &Path {
     path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
+/// Makes a folder for its owner alone, and those that it is in as usual; one that is there stays as it is.
+///
+/// # Errors
+/// The filesystem's.
+pub(crate) fn make_private(folder: &Path) -> io::Result<()> {
+    std::fs::create_dir_all(parent(folder))?;
+    match DirBuilder::new().mode(0o700).create(folder) {
+        Err(e) if e.kind() == ErrorKind::AlreadyExists && folder.is_dir() => Ok(()),
+        Err(e) => Err(e),
+        Ok(()) => as_its_folder(&File::open(folder)?, parent(folder)),
+    }
+}
+
+/// Gives what root has made in another user's folder to that user: a command of root beside a server that runs as an
+/// ordinary user makes files that the server has to read.
+///
+/// # Errors
+/// The filesystem's.
+pub(crate) fn as_its_folder(file: &File, folder: &Path) -> io::Result<()> {
+    let (owner, made) = (std::fs::metadata(folder)?, file.metadata()?);
+    // Not in folders such as /tmp, where everybody may write.
+    if made.uid() != 0 || owner.uid() == 0 || owner.mode() & 0o022 != 0 {
+        return Ok(());
+    }
+    std::os::unix::fs::fchown(file, Some(owner.uid()), Some(owner.gid()))
+}
+
 /// Brings the names in a folder to the disk: a file that was brought there itself may still be without its name
 /// after a power cut, or have its old one.
 ///
@@ -69,6 +96,7 @@ pub(crate) fn replace(path: &Path, mode: u32, bytes: &[u8]) -> io::Result<()> {
     let mut file = tempfile::NamedTempFile::new_in(folder)?;
     file.write_all(bytes)?;
     file.as_file().set_permissions(Permissions::from_mode(mode))?;
+    as_its_folder(file.as_file(), folder)?;
     file.as_file().sync_all()?;
     file.persist(path)?;
     sync_folder(folder)

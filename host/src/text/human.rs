@@ -3,6 +3,8 @@
 use std::io::{self, ErrorKind, Write};
 
 use anyhow::Context;
+use piman_core::text::{Escaped, EscapedJson, EscapedLines};
+use serde::Serialize;
 
 /// Reads a number of bytes: `32G`, `512M`, `64K` (powers of 1024), or bytes.
 ///
@@ -16,22 +18,43 @@ pub fn size(text: &str) -> Result<u64, String> {
     }
 }
 
-/// Prints; whoever reads may stop reading (`piman devices | head`).
+/// Prints; whoever reads may stop reading (`piman devices | head`). Whatever a peer's text in it holds, no terminal
+/// obeys it: only ends of lines and tabs go through as they are.
 ///
 /// # Errors
 /// If standard output takes no more for another reason.
 pub fn print(text: &str) -> anyhow::Result<()> {
     let mut out = io::stdout().lock();
-    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+    match write!(out, "{}", EscapedLines(text)).and_then(|()| out.flush()) {
         Err(e) if e.kind() == ErrorKind::BrokenPipe => Ok(()),
         done => done.context("writing to standard output"),
     }
 }
 
 /// Writes a line to standard error. Where that is closed nobody reads it, and that is no reason to fail: `eprintln`
-/// would panic.
+/// would panic. As [`print`], it lets nothing through that a terminal obeys.
 pub fn print_error(line: std::fmt::Arguments<'_>) {
-    let _ = writeln!(io::stderr().lock(), "{line}");
+    let _ = writeln!(io::stderr().lock(), "{}", EscapedLines(&line.to_string()));
+}
+
+/// JSON on several lines, with an end of line behind it, in which no terminal finds anything to obey.
+///
+/// # Errors
+/// If the value cannot be JSON.
+pub fn json(value: &impl Serialize) -> anyhow::Result<String> {
+    let text = serde_json::to_string_pretty(value).context("writing JSON")?;
+    Ok(EscapedJson(&text).to_string() + "\n")
+}
+
+/// The same on one line.
+pub fn json_line(value: &serde_json::Value) -> String {
+    EscapedJson(&value.to_string()).to_string() + "\n"
+}
+
+/// A cell of a table: a peer's text in it makes no rows of its own. Further lines of an answer are indented.
+fn cell(text: &str) -> String {
+    let lines: Vec<String> = text.split("\n  ").map(|line| Escaped(line).to_string()).collect();
+    lines.join("\n  ")
 }
 
 /// A number of bytes for people.
@@ -95,7 +118,8 @@ const COLUMN_MAX: usize = 100;
 
 /// A table with columns as wide as their widest cell; the last is as long as it is.
 pub fn columns<const N: usize>(head: [&str; N], rows: impl Iterator<Item = [String; N]>) -> String {
-    let rows: Vec<[String; N]> = [head.map(String::from)].into_iter().chain(rows).collect();
+    let rows: Vec<[String; N]> =
+        [head.map(String::from)].into_iter().chain(rows.map(|row| row.map(|text| cell(&text)))).collect();
     let widths: [usize; N] = std::array::from_fn(|i| {
         let lengths = rows.iter().filter_map(|r| r.get(i)).map(|cell| cell.chars().count());
         lengths.filter(|length| *length <= COLUMN_MAX).max().unwrap_or(0)
@@ -137,6 +161,8 @@ mod tests {
     #[test]
     fn tables() {
         let row = |a: &str, b: &str| [a.into(), b.into()];
+        let forged = columns(["A"], [["x\ny ok\x1b[2K".into()], ["1\n  2".into()]].into_iter());
+        assert_eq!(forged, "A\nx\\ny ok\\u{1b}[2K\n1\n  2\n");
         assert_eq!(columns(["A", "B"], [row("xyz", "1"), row("é", "")].into_iter()), "A    B\nxyz  1\né\n");
         // A cell of any length, in any column: a format's width ends at 65,535.
         for length in [65_535, 65_536, 1 << 20] {

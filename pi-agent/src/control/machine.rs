@@ -102,7 +102,7 @@ impl drive::Pi for Machine {
 
     fn waits(&mut self, reason: &[u8]) {
         let reason = String::from_utf8_lossy(reason);
-        let reason: String = reason.chars().map(|c| if c.is_control() { '?' } else { c }).collect();
+        let reason: String = reason.chars().map(piman_core::text::shown_or_space).collect();
         self.has_reason = true;
         if reason != self.reason {
             log::warn!("the server has this Pi wait: {reason}");

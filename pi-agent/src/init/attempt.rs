@@ -117,7 +117,7 @@ fn write_line(level: Level, text: impl std::fmt::Display) {
         Level::Debug => "debug: ",
         Level::Trace => "trace: ",
     };
-    let line = format!("{mark}{text}\n");
+    let line = format!("{mark}{}\n", piman_core::text::EscapedLines(&text.to_string()));
     crate::telemetry::log_buffer::keep(line.trim_end());
     let mut out = std::io::stdout().lock();
     let _ = out.write_all(line.as_bytes()).and_then(|()| out.flush());

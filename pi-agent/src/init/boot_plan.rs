@@ -1,7 +1,7 @@
 //! The attempt of a Pi that boots: the plan of an installation, with what the kernel
 //! command line says.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use piman_core::install::Stage;
@@ -15,7 +15,7 @@ use crate::control::{Machine, Server};
 use crate::failure::{Cause, Failure};
 use crate::identity::Identity;
 use crate::install::{self, Plan};
-use crate::rpc::unit::{Enrol, PASSWORD};
+use crate::rpc::unit::Enrol;
 use crate::telemetry::display::Display;
 use crate::telemetry::log_buffer;
 use crate::telemetry::progress::Progress;
@@ -113,7 +113,8 @@ fn plan(options: &Options, server: &Server, key: Option<Key>) -> Plan {
         service: options.service_port.map(|port| Enrol {
             host: server.host.clone(),
             port,
-            password_file: Some(PASSWORD.into()).filter(|p: &PathBuf| p.exists()),
+            // Whoever can fetch this initramfs could read one in it; a profile's file brings it to the Pi.
+            password_file: None,
         }),
     }
 }

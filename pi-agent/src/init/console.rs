@@ -39,8 +39,7 @@ impl Console {
         let seconds = self.start.elapsed().as_secs_f64();
         let mut block = String::new();
         for line in text.to_string().lines() {
-            let line: String =
-                line.chars().map(|c| if piman_core::text::is_shown(c) { c } else { ' ' }).collect();
+            let line: String = line.chars().map(piman_core::text::shown_or_space).collect();
             block.push_str(&format!("piman: {seconds:8.3} {}\n", line.trim_end()));
         }
         // One write, so that the kernel's own messages do not come between.

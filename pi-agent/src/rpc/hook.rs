@@ -3,7 +3,6 @@
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Read, Seek as _, Write as _};
-use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -15,6 +14,7 @@ use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::io::Errno;
 use rustix::process::{Pid, Signal, kill_process_group};
 
+use super::owned;
 use super::value::{Answer, Data};
 
 /// How long a hook may run.
@@ -82,23 +82,19 @@ fn failed(path: &Path, e: &io::Error) -> String {
     }
 }
 
-/// The program of this name, if it may be run.
+/// The program of this name, if it may be run: nobody but root and the agent's user could have put it there.
 pub(super) fn find(folder: &Path, name: &str) -> Result<PathBuf, String> {
     let plain = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
     if name.is_empty() || name.starts_with('.') || !name.bytes().all(plain) {
         return Err(format!("ValueError: {name:?} is no name of a hook: letters, digits, `.`, `_` and `-`"));
     }
     let path = folder.join(name);
-    let metadata = fs::symlink_metadata(&path)
-        .map_err(|_| format!("FileNotFoundError: there is no hook {name} in {}", folder.display()))?;
-    let mode = metadata.permissions().mode();
-    if !metadata.is_file() || mode & 0o111 == 0 {
-        return Err(format!("PermissionError: {} is no program", path.display()));
+    if let Err(e) = fs::symlink_metadata(&path)
+        && e.kind() == ErrorKind::NotFound
+    {
+        return Err(format!("FileNotFoundError: there is no hook {name} in {}", folder.display()));
     }
-    if mode & 0o022 != 0 {
-        return Err(format!("PermissionError: {} can be changed by others than its owner", path.display()));
-    }
-    Ok(path)
+    owned::program(&path)
 }
 
 /// What is kept of an output that is longer, in bytes.
@@ -242,6 +238,8 @@ fn kill_all(child: &mut Child) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
     use super::*;
 
     fn hook(folder: &Path, name: &str, text: &str, mode: u32) {

@@ -14,7 +14,7 @@ use anyhow::{Context, anyhow};
 use embedded_io_adapters::std::FromStd;
 use piman_core::blocking::{self, Blocking};
 use piman_core::messages::{MessageBuffer, MessageStream, PORT, Role, SendError, Timeless};
-use piman_core::text::is_shown;
+use piman_core::text::shown_or_space;
 
 use super::socket::{CONNECT, no_greeting, readable, tune};
 use super::{Service, hook};
@@ -257,7 +257,7 @@ impl Allowance {
 /// A message as one line of a log.
 fn shown(message: &[u8]) -> String {
     let text = String::from_utf8_lossy(message);
-    let line = text.chars().map(|c| if is_shown(c) { c } else { ' ' });
+    let line = text.chars().map(shown_or_space);
     let short: String = line.take(LOGGED_MAX).collect();
     if text.chars().nth(LOGGED_MAX).is_some() {
         format!("{short}... ({} bytes)", message.len())

@@ -19,6 +19,7 @@ mod hook;
 mod line;
 pub mod messages;
 mod old;
+mod owned;
 mod socket;
 mod status;
 pub mod unit;

@@ -15,7 +15,7 @@ use crate::card::root_path::resolve;
 pub const UNIT: &str = "piman-agent.service";
 /// Where the program goes.
 pub const PROGRAM: &str = "/usr/local/sbin/pi-agent";
-/// Where the password goes; in an initramfs, where it comes from.
+/// Where the password is in an installed system: `--password-file` or a profile's file puts it there.
 pub const PASSWORD: &str = "/etc/piman/password";
 
 /// What the installed service is to be told.
@@ -69,7 +69,7 @@ impl Enrol {
         if let Some(password) = self.password()? {
             put(root, PASSWORD, 0o600, &password)?;
         }
-        put(root, &format!("/etc/systemd/system/{UNIT}"), 0o644, self.unit().as_bytes())?;
+        put(root, &format!("/etc/systemd/system/{UNIT}"), 0o644, self.unit(has(PASSWORD)).as_bytes())?;
         let wants = root_files::folder(root, Path::new("/etc/systemd/system/multi-user.target.wants"))?;
         let link = wants.join(UNIT);
         match symlink(format!("/etc/systemd/system/{UNIT}"), &link) {
@@ -80,9 +80,8 @@ impl Enrol {
         }
     }
 
-    fn unit(&self) -> String {
-        let password =
-            self.password_file.as_ref().map_or_else(String::new, |_| format!(" --password-file {PASSWORD}"));
+    fn unit(&self, has_password: bool) -> String {
+        let password = if has_password { format!(" --password-file {PASSWORD}") } else { String::new() };
         format!(
             "[Unit]\n\
              Description=piman's agent: does what piman call asks\n\
@@ -138,6 +137,13 @@ mod tests {
             assert_eq!(link.unwrap(), Path::new("/etc/systemd/system").join(UNIT));
         }
         let other = Enrol { port: 7, password_file: None, ..enrol.clone() };
+        other.put(&root).unwrap();
+        let unit = fs::read_to_string(root.join("etc/systemd/system").join(UNIT)).unwrap();
+        assert!(
+            unit.contains("--port 7 --password-file /etc/piman/password\n"),
+            "a profile may put it there: {unit}"
+        );
+        fs::remove_file(root.join("etc/piman/password")).unwrap();
         other.put(&root).unwrap();
         let unit = fs::read_to_string(root.join("etc/systemd/system").join(UNIT)).unwrap();
         assert!(unit.contains("--port 7\n"), "{unit}");

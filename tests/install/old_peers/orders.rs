@@ -159,7 +159,7 @@ fn reinstall_txt_is_taken_in_when_it_is_complete() {
     for (pi, want) in [(2, FORMAT), (30, FORMAT), (4, FORMAT), (3, BOOT), (20, BOOT), (1, BOOT)] {
         assert_eq!(lab.decision([127, 0, 0, pi]), want, "127.0.0.{pi}");
     }
-    lab.server.wait_log("reinstall.txt:5: `nonsense` is no IPv4 address");
+    lab.server.wait_log("reinstall.txt:5: this line is no IPv4 address");
     // As a user does it: a new file over the old one; and again what is ordered already.
     let new = folder.path().join("new");
     fs::write(&new, "127.0.0.3\n127.0.0.4\n").unwrap();

@@ -1,7 +1,7 @@
 //! Where messages go that a command received: lines, JSON, bytes, files.
 
 use std::fs::Permissions;
-use std::io::{self, ErrorKind, Write};
+use std::io::{self, ErrorKind, IsTerminal as _, Write};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
@@ -9,6 +9,7 @@ use anyhow::Context;
 
 use super::Print;
 use crate::sys::clock::now_ms;
+use crate::text::human::json_line;
 
 /// Where messages go.
 pub(super) enum Output {
@@ -27,7 +28,14 @@ impl Output {
                 Self::Files { folder: folder.clone(), next: 1 }
             }
             None if args.json => Self::Json,
-            None if args.raw => Self::Raw,
+            None if args.raw => {
+                anyhow::ensure!(
+                    !io::stdout().is_terminal(),
+                    "--raw prints what others send as it is, and this terminal would obey it: send it to a file or a \
+                     program, or leave --raw out"
+                );
+                Self::Raw
+            }
             None => Self::Lines,
         })
     }
@@ -74,7 +82,7 @@ pub(super) fn json(message: &[u8]) -> String {
         Ok(text) => ("text", text.to_owned()),
         Err(_) => ("hex", message.iter().map(|b| format!("{b:02x}")).collect()),
     };
-    serde_json::json!({ "at": now_ms(), "size": message.len(), key: value }).to_string() + "\n"
+    json_line(&serde_json::json!({ "at": now_ms(), "size": message.len(), key: value }))
 }
 
 /// A message as one line that does nothing to a terminal.
@@ -86,7 +94,7 @@ pub(super) fn shown(message: &[u8]) -> String {
                 '\n' => text.push_str("\\n"),
                 '\r' => text.push_str("\\r"),
                 '\t' => text.push('\t'),
-                c if c.is_control() => text.push_str(&format!("\\x{:02x}", u32::from(c))),
+                c if c.is_ascii_control() => text.push_str(&format!("\\x{:02x}", u32::from(c))),
                 c if !piman_core::text::is_shown(c) => text.extend(c.escape_unicode()),
                 c => text.push(c),
             }

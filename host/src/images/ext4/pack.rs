@@ -15,6 +15,7 @@ use tempfile::NamedTempFile;
 use zstd::bulk::Compressor;
 
 use super::{Early, Error, Progress};
+use crate::sys::files::as_its_folder;
 use crate::sys::lock::lock;
 
 /// What the names of unfinished files in the state folder begin with.
@@ -32,6 +33,7 @@ const GAIN_MIN: usize = 64;
 /// abandoned.
 pub(in crate::images) fn temporary(folder: &Path) -> io::Result<NamedTempFile> {
     let file = tempfile::Builder::new().prefix(UNFINISHED).tempfile_in(folder)?;
+    as_its_folder(file.as_file(), folder)?;
     flock(file.as_file(), FlockOperation::NonBlockingLockExclusive)?;
     Ok(file)
 }

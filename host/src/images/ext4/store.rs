@@ -15,7 +15,7 @@ use rustix::fs::{FlockOperation, flock};
 
 use super::pack::{UNFINISHED, temporary};
 use super::{Built, Error, Order, Progress, build};
-use crate::sys::files::sync_folder;
+use crate::sys::files::{make_private, sync_folder};
 use crate::sys::lock::lock;
 
 /// The folder of the images in the state folder.
@@ -148,7 +148,7 @@ impl Images {
     /// If the folder cannot be made or read.
     pub fn open(state: &Path) -> io::Result<Self> {
         let folder = state.join(FOLDER);
-        fs::create_dir_all(&folder)?;
+        make_private(&folder)?;
         let images = Self { folder, images: Mutex::default(), building: Mutex::new(()) };
         images.scan()?;
         remove_unfinished(&images.folder)?;

@@ -3,9 +3,9 @@
 //! A file belongs to it from the moment that the catalogue names it. While it is made it is locked, so that no other
 //! command takes it for a leftover; what a crash left is neither, and is removed by the next command.
 
-use std::fs::{self, DirBuilder, File};
+use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
@@ -13,7 +13,7 @@ use rustix::fs::{FlockOperation, flock};
 use tempfile::{Builder, NamedTempFile};
 
 use crate::state::State;
-use crate::sys::files::sync_folder;
+use crate::sys::files::{as_its_folder, make_private, sync_folder};
 
 const FOLDER: &str = "archives";
 
@@ -25,13 +25,11 @@ impl Kept {
     pub(super) fn new(state: &Path, name: &str, suffix: &str) -> anyhow::Result<Self> {
         let folder = state.join(FOLDER);
         let make = || -> io::Result<NamedTempFile> {
-            match DirBuilder::new().mode(0o700).create(&folder) {
-                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
-                made => made?,
-            }
+            make_private(&folder)?;
             let folder = folder.canonicalize()?;
             loop {
                 let file = Builder::new().prefix(&format!("{name}-")).suffix(suffix).tempfile_in(&folder)?;
+                as_its_folder(file.as_file(), &folder)?;
                 flock(&file, FlockOperation::LockExclusive)?;
                 // Unless another command was faster and has tidied it up.
                 if file.as_file().metadata()?.nlink() > 0 {

@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 
 use piman_core::install::personal::{Bundle, Item, Place, Renew, User};
+use piman_core::text::EscapedLines;
 
 /// The longest content that is shown whole, in bytes.
 const CONTENT_SHOWN: usize = 4096;
@@ -87,5 +88,5 @@ fn text(out: &mut String, content: &[u8]) -> std::fmt::Result {
 
 /// A line without what a terminal would obey.
 fn shown(line: &str) -> String {
-    line.chars().map(|c| if c.is_control() && c != '\t' { '\u{fffd}' } else { c }).collect()
+    EscapedLines(line).to_string()
 }

@@ -80,10 +80,6 @@ pub struct Ingredients {
     /// --module, or one of *.ko files, taken as its file `order` says, or by name
     #[arg(long, value_name = "DIR")]
     pub modules: Option<PathBuf>,
-    /// File with the password of the server's rpc port, for `piman.service=PORT`; whoever can fetch
-    /// the initramfs can read it
-    #[arg(long, value_name = "FILE")]
-    pub rpc_password_file: Option<PathBuf>,
     /// Public key: Pis that boot this install only what is signed by its secret key
     #[arg(long, value_name = "FILE")]
     pub public_key: Option<PathBuf>,
@@ -142,9 +138,6 @@ pub fn build(from: &Ingredients) -> anyhow::Result<Built> {
     let modules = from.modules.as_deref().map(|folder| modules::collect(folder, &from.module));
     let modules = modules.transpose()?.unwrap_or_default();
     let mut secrets = Vec::new();
-    if let Some(file) = &from.rpc_password_file {
-        secrets.push(("etc/piman/password", 0o600, read(file)?));
-    }
     if let Some(file) = &from.public_key {
         let key = read(file)?;
         let text = String::from_utf8_lossy(&key);

@@ -2,7 +2,7 @@
 
 use piman_core::hash::Hash;
 use piman_core::install::{Installation, Milestone, Stage};
-use piman_core::text::is_shown;
+use piman_core::text::shown_or_space;
 use tokio::task::block_in_place;
 
 use super::{Boot, ControlConnection};
@@ -117,7 +117,7 @@ impl ControlConnection<'_> {
     pub(super) fn failed(&mut self, at: Stage, text: &str) {
         self.installing = None;
         // From the network, for terminals.
-        let text: String = text.chars().map(|c| if is_shown(c) { c } else { ' ' }).collect();
+        let text: String = text.chars().map(shown_or_space).collect();
         let text = format!("failed ({}): {text}", at.word());
         let change =
             Change { stage: Some("failed".into()), error: Some(Some(text.as_str().into())), ..self.change() };

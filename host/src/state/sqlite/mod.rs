@@ -36,6 +36,7 @@ use piman_core::install::trust::PublicKey;
 use piman_core::install::{Fingerprint, Installation};
 use rusqlite::{Connection, Row, ffi};
 
+use super::private;
 use super::{
     About, Batch, Catalogue, Device, DeviceEvent, Edit, Identity, Listed, ListedPi, OpenOrder, Order,
     Ordered, PersonalFacts, PersonalOrder, State, StateError, StoredProfile, Written,
@@ -89,7 +90,7 @@ impl Sqlite {
     /// # Errors
     /// [`StateError`] if the folder cannot be written, or was used by a newer version.
     pub fn serve(folder: &Path) -> Result<Self, StateError> {
-        fs::create_dir_all(folder).map_err(|e| read_only(folder, &e))?;
+        private::prepare(folder).map_err(|e| read_only(folder, &e))?;
         // Says so now and not at the first write; SQLite alone would open it for reading.
         tempfile::tempfile_in(folder).map_err(|e| read_only(folder, &e))?;
         let file = folder.join(FILE);

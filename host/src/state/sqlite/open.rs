@@ -11,6 +11,7 @@ use rusqlite::{Connection, ErrorCode, OpenFlags, ffi};
 use super::tables::{FORMAT, FROM_1, FROM_2, IMAGES_FROM_2, IMAGES_FROM_4, NEEDED, TABLES};
 use crate::state::StateError;
 use crate::sys::clock::now_ms;
+use crate::sys::files::{as_its_folder, parent};
 
 /// How long a writer waits for another one, such as `piman reinstall`.
 const WRITER_WAIT: Duration = Duration::from_secs(5);
@@ -114,20 +115,25 @@ pub(super) fn open(file: &Path, how: Check) -> Result<(Connection, Connection), 
     Ok((reader, writer))
 }
 
-/// Passwords are in it: it is made for its owner alone, and of one that was made before others may read nothing more.
+/// Passwords are in it, and who can open it can lock it: it is made for its owner alone, and of one that was made before
+/// others may read nothing more.
 /// SQLite gives its log the same permissions.
 fn keep_private(file: &Path) -> Result<(), StateError> {
     let made = OpenOptions::new().append(true).create(true).mode(0o600).open(file);
-    let mode = made.and_then(|file| file.metadata()).map_err(|e| read_only(file, &e))?.permissions().mode();
-    if mode & 0o007 == 0 {
+    let mode = made
+        .and_then(|made| as_its_folder(&made, parent(file)).and_then(|()| made.metadata()))
+        .map_err(|e| read_only(file, &e))?
+        .permissions()
+        .mode();
+    if mode & 0o077 == 0 {
         return Ok(());
     }
     for path in [file.to_owned(), file.with_extension("db-wal"), file.with_extension("db-shm")] {
         // Another one's file is his own to protect.
-        if let Err(e) = fs::set_permissions(&path, Permissions::from_mode(mode & 0o770))
+        if let Err(e) = fs::set_permissions(&path, Permissions::from_mode(mode & 0o700))
             && e.kind() != io::ErrorKind::NotFound
         {
-            tracing::warn!("everybody may read {}, which has passwords in it: {e}", path.display());
+            tracing::warn!("others may read {}, which has passwords in it: {e}", path.display());
         }
     }
     Ok(())

@@ -5,6 +5,8 @@
 //! Structure", f2fs.rst, "LUKS1/LUKS2 On-Disk Format Specification", lvm2 `format_text/layout.h`, mdadm `super0.c`
 //! and `super1.c`. `libblkid` looks at the same places, and so does whoever mounts by UUID.
 
+use piman_core::text::is_shown;
+
 use super::source::{Region, Unreadable};
 
 /// Something that others recognise.
@@ -179,7 +181,7 @@ pub(super) fn wide(raw: &[u8]) -> String {
 /// A name from a disk as it may be displayed: terminals obey some characters.
 pub(super) fn printable(text: &str) -> String {
     let text = text.trim().chars().take(32);
-    text.map(|c| if c.is_control() || c == '"' || c == '\u{fffd}' { '?' } else { c }).collect()
+    text.map(|c| if !is_shown(c) || c == '"' || c == '\u{fffd}' { '?' } else { c }).collect()
 }
 
 /// What the superblock of ext2, ext3 and ext4 says beside label and UUID.
