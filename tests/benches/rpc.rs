@@ -1,5 +1,5 @@
 //! Talks and frames against two Python peers that use pickle and sockets as the old libraries do, in one
-//! run: calls in a second, one at a time and 64 under way, and messages in a second of three sizes; then the
+//! run: calls in a second, one at a time and 64 under way (those in postcard are sealed), a login, and messages in a second of three sizes; then the
 //! server's memory with 10,000 idle connections.
 //!
 //! `cargo bench --bench talks`; figures are ratios, ours to theirs. `-- --idle` measures memory alone.
@@ -111,6 +111,17 @@ async fn calls(address: SocketAddr, codec: Codec, under_way: usize) -> f64 {
     all as f64 / start.elapsed().as_secs_f64()
 }
 
+/// Protected logins one after another, each from dialling to the end of the login, in milliseconds.
+async fn login_ms(address: SocketAddr) -> f64 {
+    const LOGINS: u32 = 500;
+    let start = Instant::now();
+    for _ in 0..LOGINS {
+        let secret = Secret::new(None);
+        connect(address, Codec::Postcard, secret, Arc::new(Nothing), DEADLINE).await.unwrap().close();
+    }
+    start.elapsed().as_secs_f64() * 1000.0 / f64::from(LOGINS)
+}
+
 async fn messages(size: usize) -> f64 {
     let addresses = vec![([127, 0, 0, 1], 0).into()];
     let settings = transport::Settings::default();
@@ -216,7 +227,14 @@ fn main() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         listener.set_nonblocking(true).unwrap();
         let secret = Secret::new(None);
-        let plan = Plan { listener, operator: None, secret, connections: 10, connections_per_address: 10 };
+        let plan = Plan {
+            listener,
+            operator: None,
+            secret,
+            old_peers: true,
+            connections: 100,
+            connections_per_address: 100,
+        };
         let server = Server::start(plan, ConnectedPis::default(), Arc::new(Echo)).unwrap();
         println!("{:32} {:>10} {:>10} {:>7}", "", "Python", "piman", "ratio");
         let row = |what: &str, old: f64, ours: f64| {
@@ -228,6 +246,7 @@ fn main() {
                 row(&format!("calls/s, {under_way} under way, {codec:?}"), *old, ours);
             }
         }
+        println!("a protected login takes {:.2} ms", login_ms(server.address()).await);
         for (size, old) in [16, 1024, 1 << 20].into_iter().zip(old.iter().skip(2)) {
             row(&format!("messages/s of {size} bytes"), *old, messages(size).await);
         }

@@ -8,6 +8,7 @@ mod install;
 mod messages;
 mod pickle;
 mod rpc;
+mod rpc_secure; // the login that protects what follows
 mod serial_link; // both ends of a bad line
 mod smoltcp; // its transport
 mod telemetry;

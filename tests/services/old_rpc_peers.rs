@@ -143,6 +143,7 @@ fn listen(operator: Option<&Path>, connected: ConnectedPis, functions: Arc<dyn F
         operator: operator.map(|state| state.join(piman::rpc::SOCKET)),
         secret: Secret::new(Some("secret".into())),
         connections: 100,
+        old_peers: true,
         connections_per_address: 100,
     };
     Server::start(plan, connected, functions).unwrap()

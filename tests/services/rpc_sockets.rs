@@ -57,7 +57,14 @@ fn server(password: Option<&str>, functions: Arc<dyn Functions>) -> Server {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     listener.set_nonblocking(true).unwrap();
     let secret = Secret::new(password.map(String::from));
-    let plan = Plan { listener, operator: None, secret, connections: 100, connections_per_address: 100 };
+    let plan = Plan {
+        listener,
+        operator: None,
+        secret,
+        old_peers: true,
+        connections: 100,
+        connections_per_address: 100,
+    };
     Server::start(plan, ConnectedPis::default(), functions).unwrap()
 }
 
@@ -412,6 +419,7 @@ async fn the_operator_calls_one_or_all() {
         operator: Some(state.path().join(piman::rpc::SOCKET)),
         secret: secret.clone(),
         connections: 10,
+        old_peers: true,
         connections_per_address: 10,
     };
     let server = Server::start(plan, connected.clone(), Arc::new(connected.clone())).unwrap();

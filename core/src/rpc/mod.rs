@@ -9,14 +9,15 @@
 //! | `calls` | calls that are under way: numbers, matching, time-outs |
 //! | `session` | one side of an open talk, [`Session`] |
 //! | [`auth`] | who may call |
-//! | `drive` | the login of our own clients over frames (feature `postcard`) |
+//! | `drive` | the login of small clients over messages, which protects nothing after it (feature `postcard`) |
 //! | `protocol` | which protocol a client speaks, [`Protocol`] |
 //! | `function` | opcodes, names, bindings |
+//! | `secure` | the protected login of our own peers, and what follows it (feature `rpc-secure`) |
 //! | [`pickle`] | the codec of the old peers |
 //! | `postcard` | the codec between our own peers, over frames (feature `postcard`) |
 //!
-//! On the port our own peers begin with the greeting of frames, 0xFF, which no pickle begins
-//! with: so a server knows from the first byte who is there. A client cannot ask an old server in that way: it
+//! On the port our own peers begin with 0xFB, the first byte of a protected login, or without that feature with the
+//! greeting of messages, 0xFF. No pickle begins with either: so a server knows from the first byte who is there. A client cannot ask an old server in that way: it
 //! would wait for ever for the rest of a pickle. [`auth::EITHER`] is what such a client says.
 
 mod arena;
@@ -30,6 +31,8 @@ pub mod pickle;
 #[cfg(feature = "postcard")]
 pub mod postcard;
 mod protocol;
+#[cfg(feature = "rpc-secure")]
+pub mod secure;
 mod session;
 mod value;
 mod write;

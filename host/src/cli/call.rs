@@ -61,6 +61,13 @@ type Outcome = (Connected, Result<Data, Failed>);
 /// What is said of an old peer instead of its status.
 const NO_STATUS: &str = "an old peer, without a status function";
 
+/// What is said of a peer without the protected login.
+const UNPROTECTED: &str = "old login, not protected";
+
+fn is_unprotected(device: &Connected) -> bool {
+    device.info.find("protected") == Some(&Data::Bool(false))
+}
+
 /// What is to be called.
 #[derive(Debug, Clone)]
 pub struct Wanted {
@@ -145,7 +152,7 @@ pub fn status(state: &Path, within: Duration, json: bool) -> anyhow::Result<(Str
     if json {
         let one = |outcome: &Outcome| match outcome {
             (device, result) if old(device, result) => {
-                json!({ "device": device.key, "result": null, "note": NO_STATUS })
+                json!({ "device": device.key, "result": null, "note": format!("{NO_STATUS}; {UNPROTECTED}") })
             }
             outcome => outcome_json(outcome),
         };
@@ -173,8 +180,9 @@ pub fn status(state: &Path, within: Duration, json: bool) -> anyhow::Result<(Str
             value("temperature", &|t| format!("{t:.1} °C")),
             image.and_then(|i| i.get(..12)).unwrap_or("-").to_owned(),
             match result {
-                Err(_) if old(device, result) => NO_STATUS.into(),
+                Err(_) if old(device, result) => format!("{NO_STATUS}; {UNPROTECTED}"),
                 Err(e) => e.text().replace('\n', "\n  "),
+                Ok(_) if is_unprotected(device) => UNPROTECTED.into(),
                 Ok(_) => String::new(),
             },
         ]

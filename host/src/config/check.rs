@@ -194,7 +194,10 @@ fn no_effect(findings: &mut Findings, o: &Options) {
         );
     }
     if o.rpc_port.is_none() {
-        let given = [(o.rpc_password_file.is_some(), "rpc-password-file")];
+        let given = [
+            (o.rpc_password_file.is_some(), "rpc-password-file"),
+            (o.rpc_old_peers.is_some(), "rpc-old-peers"),
+        ];
         findings.without("--rpc-port PORT, where Pis connect", &given);
     }
     if o.transfer_dir.is_none() {

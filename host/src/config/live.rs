@@ -73,7 +73,8 @@ fn merge(now: &mut Settings, new: Settings) -> Reloaded {
             timeouts: LIMITS, stall: LIMITS, ours: LIMITS, old: LIMITS, shutdown: "shutdown-timeout";
         restart
             rootfs: "rootfs", user: "user", listen: "listen", control_port: "control-port", rootfs_port: "rootfs-port",
-            fetch_port: "fetch-port", rpc_port: "rpc-port", rpc_password_file: "rpc-password-file", state: "state",
+            fetch_port: "fetch-port", rpc_port: "rpc-port", rpc_password_file: "rpc-password-file",
+            rpc_old_peers: "rpc-old-peers", state: "state",
             images: "no-images", reinstall_file: "reinstall-file", only_known: "only-known", connections: "connections",
             connections_per_address: "connections-per-address", transfer: "transfer-...", telemetry: "telemetry-...",
             messages: "messages-...", netboot: "netboot, tftp-..., http-boot-port, dhcp-...", serial: "serial", bluetooth: "bluetooth";

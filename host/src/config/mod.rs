@@ -77,6 +77,10 @@ pub struct Options {
     /// File with the password that Pis must know on that port, in its first line
     #[arg(long, value_name = "FILE")]
     pub rpc_password_file: Option<PathBuf>,
+    /// Whether old TCPTalks peers may connect there too, whose login sends the password in clear and protects nothing
+    /// after it; `false` allows the protected login alone [default: true]
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", require_equals = true, value_name = "BOOL")]
+    pub rpc_old_peers: Option<bool>,
     /// Folder for what is known of the Pis, orders and built images
     #[arg(long, value_name = "DIR")]
     pub state: Option<PathBuf>,
@@ -265,6 +269,8 @@ pub struct Settings {
     /// `None`: not at all.
     pub rpc_port: Option<u16>,
     pub rpc_password_file: Option<PathBuf>,
+    /// Whether old peers may connect, whose login protects nothing.
+    pub rpc_old_peers: bool,
     pub state: PathBuf,
     /// Whether the time is sent.
     pub date: bool,
@@ -331,6 +337,7 @@ impl Options {
             fetch_port: self.fetch_port.or(file.fetch_port),
             rpc_port: self.rpc_port.or(file.rpc_port),
             rpc_password_file: self.rpc_password_file.or(file.rpc_password_file),
+            rpc_old_peers: self.rpc_old_peers.or(file.rpc_old_peers),
             state: self.state.or(file.state),
             no_date: self.no_date.or(file.no_date),
             no_images: self.no_images.or(file.no_images),
@@ -456,6 +463,7 @@ impl TryFrom<Options> for Settings {
             fetch_port: o.fetch_port.unwrap_or(FETCH_PORT),
             rpc_port: o.rpc_port,
             rpc_password_file: o.rpc_password_file,
+            rpc_old_peers: o.rpc_old_peers.unwrap_or(true),
             state: o.state.unwrap_or_else(state_folder),
             date: !o.no_date.unwrap_or(false),
             images: !o.no_images.unwrap_or(false),

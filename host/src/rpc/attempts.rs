@@ -3,6 +3,9 @@
 //! Old clients wait one second for the answer to their login, so a server cannot slow guessing down by answering
 //! late. It looks at fewer passwords instead: what comes over the limit is refused without a look at it, the
 //! right password too.
+//!
+//! A protected login costs the server a key exchange before there is anything to look at: who may not try is refused
+//! before that, and who begins and never proves anything has used up an attempt.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
@@ -18,6 +21,8 @@ const PER_SECOND: f64 = 1.0;
 /// The same for all addresses together that have not logged in before.
 const BURST_ALL: f64 = 100.0;
 const PER_SECOND_ALL: f64 = 10.0;
+/// How many unfinished logins count beyond the last attempt: they may all have begun at the same moment.
+const DEBT_MAX: f64 = 60.0;
 /// How many addresses are remembered.
 const ADDRESSES_MAX: usize = 4096;
 
@@ -74,25 +79,19 @@ impl Attempts {
     /// Judges one login: `right` is only asked if the address may try.
     pub(super) fn judge(&self, address: IpAddr, now: Instant, right: impl FnOnce() -> bool) -> Judged {
         let mut table = lock(&self.0);
-        let all = table.all.refill(now, BURST_ALL, PER_SECOND_ALL);
         let key = network(address);
-        let (here, known) = match table.addresses.get_mut(&key) {
-            Some(here) => (here.left.refill(now, BURST, PER_SECOND), here.known),
-            None => (BURST, false),
-        };
-        if here < 1.0 || (all < 1.0 && !known) {
-            table.warn(address, now, if here < 1.0 { "from this address" } else { "in all" });
+        if let Some(whose) = table.refused(key, now) {
+            table.warn(address, now, whose);
             return Judged::Unseen;
         }
+        let known = table.addresses.get(&key).is_some_and(|a| a.known);
         let right = right();
         if !right && !known {
             table.all.attempts -= 1.0;
         }
         // An address without a history needs no place.
         if !right || !known {
-            table.make_room(key, now);
-            let fresh = Address { left: Left { attempts: BURST, at: now }, known: false };
-            let here = table.addresses.entry(key).or_insert(fresh);
+            let here = table.place(key, now);
             here.known |= right;
             here.left.attempts -= if right { 0.0 } else { 1.0 };
         }
@@ -100,7 +99,47 @@ impl Attempts {
     }
 }
 
+impl Attempts {
+    /// Whether a login of this address would be looked at now.
+    pub(super) fn may_try(&self, address: IpAddr, now: Instant) -> bool {
+        let mut table = lock(&self.0);
+        let whose = table.refused(network(address), now);
+        if let Some(whose) = whose {
+            table.warn(address, now, whose);
+        }
+        whose.is_none()
+    }
+
+    /// A login of this address has cost a key exchange, and was given up before anything was proved.
+    pub(super) fn unfinished(&self, address: IpAddr, now: Instant) {
+        let mut table = lock(&self.0);
+        let here = table.place(network(address), now);
+        here.left.refill(now, BURST, PER_SECOND);
+        here.left.attempts = (here.left.attempts - 1.0).max(-DEBT_MAX);
+    }
+}
+
 impl Table {
+    /// Why a login is not looked at: whose attempts are used up.
+    fn refused(&mut self, key: IpAddr, now: Instant) -> Option<&'static str> {
+        let all = self.all.refill(now, BURST_ALL, PER_SECOND_ALL);
+        let (here, known) = match self.addresses.get_mut(&key) {
+            Some(here) => (here.left.refill(now, BURST, PER_SECOND), here.known),
+            None => (BURST, false),
+        };
+        if here < 1.0 {
+            return Some("from this address");
+        }
+        (all < 1.0 && !known).then_some("in all")
+    }
+
+    /// What is kept of an address.
+    fn place(&mut self, key: IpAddr, now: Instant) -> &mut Address {
+        self.make_room(key, now);
+        let fresh = Address { left: Left { attempts: BURST, at: now }, known: false };
+        self.addresses.entry(key).or_insert(fresh)
+    }
+
     /// Forgets the address with the least to tell, if there is no place for another one.
     fn make_room(&mut self, key: IpAddr, now: Instant) {
         if self.addresses.len() < ADDRESSES_MAX || self.addresses.contains_key(&key) {
@@ -177,6 +216,22 @@ mod tests {
         let seen =
             (1..20_000).filter(|n| attempts.judge(v4(n + 40_000), later, || false) == Judged::Wrong).count();
         assert_eq!(seen, 100);
+    }
+
+    #[test]
+    fn who_begins_and_proves_nothing_uses_up_attempts() {
+        let began = Instant::now();
+        let attempts = Attempts::new(began);
+        for _ in 0..10 {
+            assert!(attempts.may_try(v4(1), began));
+            attempts.unfinished(v4(1), began);
+        }
+        assert!(!attempts.may_try(v4(1), began) && attempts.may_try(v4(2), began));
+        assert_eq!(attempts.judge(v4(1), began, || true), Judged::Unseen);
+        // However many it has begun, it comes to an end.
+        (0..10_000).for_each(|_| attempts.unfinished(v4(1), began));
+        assert!(!attempts.may_try(v4(1), began + Duration::from_secs(59)));
+        assert!(attempts.may_try(v4(1), began + Duration::from_secs(62)));
     }
 
     #[test]

@@ -9,7 +9,8 @@ use tokio::net::{TcpStream, ToSocketAddrs, UnixStream};
 use tokio::time::timeout;
 
 use super::engine::{Answer, Functions, Request};
-use super::login::{RpcError, Secret, join};
+use super::join::join;
+use super::login::{RpcError, Secret};
 use super::peer::Peer;
 use crate::net::socket::Living;
 
@@ -25,7 +26,8 @@ impl Functions for Nothing {
 }
 
 /// Connects and logs in within `within`. The protocol is a [`Protocol`], or the one of a [`Codec`](piman_core::rpc::Codec); both
-/// [`Protocol::Auto`] and [`Protocol::Pickle`] give the password to the server in clear. The connection lives in
+/// [`Protocol::Auto`] and [`Protocol::Pickle`] allow old servers and give the password to the server in clear;
+/// [`Protocol::Piman`] never falls back to an old login. The connection lives in
 /// a task of its own until [`Peer::close`] or the end.
 ///
 /// # Errors

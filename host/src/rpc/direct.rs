@@ -24,8 +24,9 @@ pub struct Direct {
     /// Call a function of the server at HOST, and not of a Pi; HOST:PORT if it is not at port 25565
     #[arg(long, value_name = "HOST")]
     pub server: Option<String>,
-    /// What the server speaks: piman, pickle (an old TCPTalks server) or auto (either). Pickle and auto give the
-    /// password to the server in clear; an old server that takes one client only may end when it is asked in piman,
+    /// What the server speaks: piman (protected, and never anything else), pickle (an old TCPTalks server) or auto
+    /// (either). Pickle and auto allow old servers: they give the password to the server in clear, and calls of an old
+    /// one are not protected; an old server that takes one client only may end when it is asked in piman,
     /// so say pickle for it [default: auto; with a password: piman]
     #[arg(long, value_name = "PROTOCOL", requires = "server")]
     pub protocol: Option<Protocol>,

@@ -32,6 +32,13 @@ pub trait Functions: Send + Sync + 'static {
     /// A peer calls. It runs in a task of its own and may call back.
     fn call(&self, peer: &Peer, request: Request) -> Answer;
 
+    /// A peer has proved who it is up to its name, which it may have if this returns `true`; `false`: another peer
+    /// has the name, and answers. [`closed`](Self::closed) gives the name back.
+    fn claim(&self, peer: &Peer, name: &str) -> Pin<Box<dyn Future<Output = bool> + Send>> {
+        let _ = (peer, name);
+        Box::pin(std::future::ready(true))
+    }
+
     /// A peer has logged in.
     fn opened(&self, peer: &Peer) {
         let _ = peer;

@@ -1,4 +1,4 @@
-//! From a connection to a talk: which protocol, and who may.
+//! From a connection to a talk on the server's side: which protocol, and who may.
 
 use std::io;
 use std::net::IpAddr;
@@ -9,29 +9,31 @@ use std::time::{Duration, Instant};
 use anyhow::ensure;
 use piman_core::Error;
 use piman_core::error::PeerError;
-use piman_core::messages::{GO, MessageStream, Role};
+use piman_core::messages::{FAILED, GO, MessageStream, Role};
 use piman_core::rpc::auth::{
-    Authenticator, Challenge, EITHER, Handshake, KEY_CONTEXT, LOGIN_MS, LoginOut, PASSWORD_MAX, PENALTY_MS,
-    Verdict, same, verify,
+    Authenticator, Challenge, EITHER, Handshake, KEY_CONTEXT, LOGIN_MS, PASSWORD_MAX, PENALTY_MS, Verdict,
+    same, verify,
 };
-use piman_core::rpc::{Codec, Encode, LoginError, Protocol, login as prove_password};
+use piman_core::rpc::secure::{FIRST, LoginFault, Status};
+use piman_core::rpc::{Codec, Encode, Protocol};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
-use tokio::time::{sleep, timeout, timeout_at};
+use tokio::time::{sleep, timeout};
 
 use super::attempts::{Attempts, Judged};
 use super::engine::{Engine, Functions, MESSAGE_MAX, decode, encode};
 use super::mail::{Mail, Mailbox};
 use super::peer::Peer;
+use super::secure::{Entered, admit};
 use super::wire::{Lost, Pickles, frames, pickles, send};
 use crate::messages::transport::ahead::{Ahead, Clock};
 use crate::sys::random;
 use crate::text::password;
 
 /// The memory of an idle connection for reading, in bytes.
-const PIECE: usize = 2048;
+pub(super) const PIECE: usize = 2048;
 /// How long a peer may stand still in the midst of a message: a slow one takes nothing for minutes, since its system
 /// has room for much that it has not read. Whether its system is there is found out sooner.
-const STALL: Duration = Duration::from_secs(300);
+pub(super) const STALL: Duration = Duration::from_secs(300);
 
 /// A password and the key that is made of it.
 #[derive(Clone)]
@@ -46,6 +48,11 @@ impl Secret {
     pub fn new(password: Option<String>) -> Self {
         let key = blake3::derive_key(KEY_CONTEXT, password.as_deref().unwrap_or("").as_bytes());
         Self { password, key }
+    }
+
+    /// The password, if there is one.
+    pub(super) fn password(&self) -> Option<&str> {
+        self.password.as_deref()
     }
 
     /// Of the password in the first line of a file.
@@ -84,12 +91,23 @@ impl Authenticator for Secret {
 /// Why there is no talk.
 #[derive(Debug, thiserror::Error)]
 pub enum RpcError {
-    /// The peer does not have our password, or we do not have its.
-    #[error("the password is wrong")]
+    /// The two sides have different passwords, or somebody between them changed what they sent.
+    #[error("the password is wrong: the two sides have different ones; is it the right server?")]
     Denied,
-    /// The server does not know the password: it may not be the one that is meant.
-    #[error("the server does not know the password; is it the right server?")]
+    /// The server has no password, and we have one: it may not be the one that is meant.
+    #[error("{}", LoginFault::NoPasswordThere)]
     ServerNotTrusted,
+    /// Another peer with this name is connected.
+    #[error(
+        "a peer with the name {0} is connected already, and it answers: the login of another one is refused"
+    )]
+    NameTaken(String),
+    /// The server refuses the login.
+    #[error("{}", LoginFault::Refused(*.0))]
+    Refused(Status),
+    /// An old peer, where only the protected login is allowed.
+    #[error("an old peer, or one without the protected login: refused by rpc-old-peers = false")]
+    OldPeer,
     /// The server wants a password, and we have none.
     #[error("the server wants a password, and none was given")]
     NoPassword,
@@ -157,10 +175,33 @@ fn hint(protocol: Protocol) -> &'static str {
     }
 }
 
+impl From<LoginFault> for RpcError {
+    fn from(fault: LoginFault) -> Self {
+        match fault {
+            LoginFault::WrongPassword | LoginFault::Refused(Status::WrongPassword) => Self::Denied,
+            LoginFault::PasswordWanted => Self::NoPassword,
+            LoginFault::NoPasswordThere => Self::ServerNotTrusted,
+            LoginFault::Refused(Status::TooManyAttempts) => Self::Unseen,
+            LoginFault::Refused(status) => Self::Refused(status),
+            _ => Self::Unauthenticated,
+        }
+    }
+}
+
 impl From<Lost> for RpcError {
     fn from(lost: Lost) -> Self {
         Self::Lost(lost.to_string())
     }
+}
+
+/// What a server asks of its clients, and what they may call.
+#[derive(Clone, Copy)]
+pub(super) struct Rules<'a> {
+    pub(super) secret: &'a Secret,
+    pub(super) attempts: &'a Attempts,
+    pub(super) functions: &'a Arc<dyn Functions>,
+    /// Whether logins are taken that protect nothing after them.
+    pub(super) old_peers: bool,
 }
 
 /// Serves one client to the end of its connection; its first byte says what it speaks. `address` is
@@ -168,51 +209,76 @@ impl From<Lost> for RpcError {
 pub(super) async fn serve<S: AsyncRead + AsyncWrite + Unpin>(
     stream: S,
     address: Option<IpAddr>,
-    secret: &Secret,
-    attempts: &Attempts,
-    functions: &Arc<dyn Functions>,
+    rules: Rules<'_>,
 ) -> Result<(), RpcError> {
     let within = Duration::from_millis(LOGIN_MS);
     let mut stream = Ahead::new(stream, STALL);
-    match timeout(within, stream.peek()).await.map_err(|_| RpcError::Timeout(within))?? {
+    let first = timeout(within, stream.peek()).await.map_err(|_| RpcError::Timeout(within))??;
+    match first {
         None => Ok(()),
-        Some(GO) => serve_frames(stream, address, secret, attempts, functions).await,
-        first => {
-            let (mut stream, mut incoming) = (stream.into_inner(), Pickles::login(first));
-            let login = timeout(within, next(&mut stream, &mut incoming)).await;
-            let login = login.map_err(|_| RpcError::Timeout(within))??;
-            if login.starts_with(EITHER) {
-                // Nothing may follow before our greeting.
-                if !incoming.is_idle() {
-                    return Err(RpcError::Unauthenticated);
-                }
-                let stream = Ahead::new(stream, STALL);
-                return serve_frames(stream, address, secret, attempts, functions).await;
-            }
-            let password = secret.password.as_deref();
-            let right = || decode(Codec::Pickle, &login, |value| verify(password, value)) == Some(true);
-            if let Err(e) = judge(address, secret, attempts, right) {
-                sleep(Duration::from_millis(PENALTY_MS)).await;
-                stream.write_all(&message(Codec::Pickle, &Verdict(false))).await?;
-                Ahead::new(stream, STALL).close().await;
-                return Err(e);
-            }
-            stream.write_all(&message(Codec::Pickle, &Verdict(true))).await?;
-            incoming.logged_in();
-            let (peer, ends) = Peer::new(address, Codec::Pickle);
-            let mut engine = Engine::new(peer, Arc::clone(functions));
-            Ok(pickles(&mut stream, incoming, &mut engine, ends, STALL).await?)
+        Some(FIRST) => serve_protected(admit(stream.into_inner(), address, &rules, false).await?).await,
+        Some(GO) if address.is_none() || rules.old_peers => serve_frames(stream, address, rules).await,
+        Some(GO) => {
+            stream.into_inner().write_all(&[FAILED]).await?;
+            Err(RpcError::OldPeer)
         }
+        first => serve_pickles(stream.into_inner(), first, address, rules).await,
     }
+}
+
+/// Serves one client that began with a pickle.
+async fn serve_pickles<S: AsyncRead + AsyncWrite + Unpin>(
+    mut stream: S,
+    first: Option<u8>,
+    address: Option<IpAddr>,
+    rules: Rules<'_>,
+) -> Result<(), RpcError> {
+    let within = Duration::from_millis(LOGIN_MS);
+    let mut incoming = Pickles::login(first);
+    let login = timeout(within, next(&mut stream, &mut incoming)).await;
+    let login = login.map_err(|_| RpcError::Timeout(within))??;
+    if login.starts_with(EITHER) {
+        // Nothing may follow before our answer.
+        if !incoming.is_idle() {
+            return Err(RpcError::Unauthenticated);
+        }
+        stream.write_all(&[FIRST]).await?;
+        stream.flush().await?;
+        return serve_protected(admit(stream, address, &rules, true).await?).await;
+    }
+    let password = rules.secret.password();
+    let right = || decode(Codec::Pickle, &login, |value| verify(password, value)) == Some(true);
+    let judged = if rules.old_peers { judge(address, &rules, right) } else { Err(RpcError::OldPeer) };
+    if let Err(e) = judged {
+        sleep(Duration::from_millis(PENALTY_MS)).await;
+        stream.write_all(&message(Codec::Pickle, &Verdict(false))).await?;
+        Ahead::new(stream, STALL).close().await;
+        return Err(e);
+    }
+    stream.write_all(&message(Codec::Pickle, &Verdict(true))).await?;
+    incoming.logged_in();
+    let (peer, ends) = Peer::new(address, Codec::Pickle, false);
+    let mut engine = Engine::new(peer, Arc::clone(rules.functions));
+    Ok(pickles(&mut stream, incoming, &mut engine, ends, STALL).await?)
+}
+
+/// Serves one client that has logged in so that all is protected, to the end of its connection.
+async fn serve_protected<S: AsyncRead + AsyncWrite + Unpin>(entered: Entered<S>) -> Result<(), RpcError> {
+    let within = Duration::from_millis(LOGIN_MS);
+    let Entered { stream, mut engine, ends } = entered;
+    let (mut stream, mut buf) = (Ahead::new(stream, STALL), [0; PIECE]);
+    let opening = timeout(within, open(&mut stream, Role::Server, &mut buf)).await;
+    let mut talk = opening.map_err(|_| RpcError::Timeout(within))??;
+    let ended = frames(&mut talk, Mailbox::open(), &mut engine, ends).await;
+    stream.finish().await;
+    Ok(ended?)
 }
 
 /// Serves one client that speaks frames, from the greetings to the end of its connection.
 async fn serve_frames<S: AsyncRead + AsyncWrite + Unpin>(
     mut stream: Ahead<S>,
     address: Option<IpAddr>,
-    secret: &Secret,
-    attempts: &Attempts,
-    functions: &Arc<dyn Functions>,
+    rules: Rules<'_>,
 ) -> Result<(), RpcError> {
     let within = Duration::from_millis(LOGIN_MS);
     let mut buf = [0; PIECE];
@@ -224,7 +290,7 @@ async fn serve_frames<S: AsyncRead + AsyncWrite + Unpin>(
                 mail.logged_in();
                 Ok(())
             }
-            Some(_) => challenge(&mut talk, &mut mail, secret, address, attempts).await?,
+            Some(_) => challenge(&mut talk, &mut mail, &rules, address).await?,
         };
         Ok::<_, RpcError>((talk, mail, judged))
     };
@@ -239,20 +305,21 @@ async fn serve_frames<S: AsyncRead + AsyncWrite + Unpin>(
         stream.close().await;
         return Err(e);
     }
-    let (peer, ends) = Peer::new(address, Codec::Postcard);
-    let mut engine = Engine::new(peer, Arc::clone(functions));
+    let (peer, ends) = Peer::new(address, Codec::Postcard, false);
+    let mut engine = Engine::new(peer, Arc::clone(rules.functions));
     Ok(frames(&mut talk, mail, &mut engine, ends).await?)
 }
 
 /// Whether a login is right. Wrong ones count against the address; a server without a password has none to guess.
-fn judge(
+pub(super) fn judge(
     address: Option<IpAddr>,
-    secret: &Secret,
-    attempts: &Attempts,
+    rules: &Rules<'_>,
     right: impl FnOnce() -> bool,
 ) -> Result<(), RpcError> {
     let judged = match address {
-        Some(address) if secret.password.is_some() => attempts.judge(address, Instant::now(), right),
+        Some(address) if rules.secret.password.is_some() => {
+            rules.attempts.judge(address, Instant::now(), right)
+        }
         _ if right() => Judged::Right,
         _ => Judged::Wrong,
     };
@@ -263,137 +330,15 @@ fn judge(
     }
 }
 
-/// What a client has after its login: run it to the end.
-pub(super) type Running = std::pin::Pin<Box<dyn Future<Output = ()> + Send>>;
-
-/// Logs in as a client. The connection lives as long as the returned future is polled. `secret` is `None` for
-/// the operator, who needs no login.
-pub(super) async fn join<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
-    mut stream: S,
-    address: Option<IpAddr>,
-    protocol: Protocol,
-    secret: Option<Secret>,
-    functions: Arc<dyn Functions>,
-    within: Duration,
-) -> Result<(Peer, Running), RpcError> {
-    let deadline = tokio::time::Instant::now() + within;
-    let unanswered = move |_| RpcError::Unanswered { within, protocol };
-    let password = secret.as_ref().and_then(|s| s.password.as_deref());
-    if protocol != Protocol::Piman {
-        let mut login = if protocol == Protocol::Auto { EITHER.to_vec() } else { Vec::new() };
-        login.extend(message(Codec::Pickle, &LoginOut(password)));
-        timeout_at(deadline, stream.write_all(&login)).await.map_err(unanswered)??;
-    }
-    let mut stream = Ahead::new(stream, STALL);
-    if protocol != Protocol::Piman {
-        let first = timeout_at(deadline, stream.peek()).await.map_err(unanswered)?;
-        // A server that resets the connection has not answered either.
-        let first = first.or_else(|e| if lost(&e) { Ok(None) } else { Err(e) })?;
-        if first.is_none() {
-            return Err(RpcError::Closed { midway: false, protocol });
-        }
-        if protocol == Protocol::Pickle || first != Some(GO) {
-            let incoming = Pickles::login(first);
-            let verdict = verdict(stream.into_inner(), incoming, protocol, password.is_some());
-            let (mut stream, incoming) = timeout_at(deadline, verdict).await.map_err(unanswered)??;
-            let (peer, ends) = Peer::new(address, Codec::Pickle);
-            let this = peer.clone();
-            let running: Running = Box::pin(async move {
-                let mut engine = Engine::new(this, functions);
-                tell(pickles(&mut stream, incoming, &mut engine, ends, STALL).await);
-            });
-            return Ok((peer, running));
-        }
-    }
-    let (peer, ends) = Peer::new(address, Codec::Postcard);
-    let this = peer.clone();
-    // The buffer and what borrows it live in one future, which tells when the login is done.
-    let (done, mut login) = tokio::sync::oneshot::channel();
-    let mut running: Running = Box::pin(async move {
-        let mut buf = [0; PIECE];
-        let opening = async {
-            let mut talk = open(&mut stream, Role::Client, &mut buf).await.map_err(|e| match e {
-                RpcError::Cut => RpcError::Closed { midway: false, protocol },
-                other => other,
-            })?;
-            if let Some(secret) = &secret {
-                let proven = prove_password(&mut talk, secret, random::bytes()).await;
-                proven.map_err(|e| not_logged_in(e, secret.password.is_some()))?;
-            }
-            Ok::<_, RpcError>(talk)
-        };
-        let opened = timeout_at(deadline, opening).await.unwrap_or_else(|e| Err(unanswered(e)));
-        let mut talk = match opened {
-            Ok(talk) => talk,
-            Err(e) => {
-                // Whoever waited for it may be gone.
-                let _ = done.send(Err(e));
-                return;
-            }
-        };
-        let _ = done.send(Ok(()));
-        let mut engine = Engine::new(this, functions);
-        tell(frames(&mut talk, Mailbox::open(), &mut engine, ends).await);
-    });
-    let verdict = tokio::select! {
-        biased;
-        verdict = &mut login => verdict,
-        // It ends at once when the login fails.
-        () = &mut running => return Err(login.try_recv().ok().and_then(Result::err).unwrap_or(RpcError::Unauthenticated)),
-    };
-    verdict.unwrap_or(Err(RpcError::Unauthenticated))?;
-    Ok((peer, running))
-}
-
-/// Why one of our servers did not let us in.
-fn not_logged_in<E: std::fmt::Display>(error: LoginError<E>, has_password: bool) -> RpcError {
-    match error {
-        LoginError::Denied if has_password => RpcError::Denied,
-        LoginError::Denied => RpcError::NoPassword,
-        LoginError::ServerNotTrusted => RpcError::ServerNotTrusted,
-        LoginError::Unauthenticated => RpcError::Unauthenticated,
-        other => RpcError::Lost(other.to_string()),
-    }
-}
-
-/// The answer of an old server to our login.
-async fn verdict<S: AsyncRead + Unpin>(
-    mut stream: S,
-    mut incoming: Pickles,
-    protocol: Protocol,
-    has_password: bool,
-) -> Result<(S, Pickles), RpcError> {
-    let verdict = next(&mut stream, &mut incoming).await.map_err(|e| match e {
-        RpcError::Io(e) if lost(&e) => RpcError::Closed { midway: true, protocol },
-        RpcError::Lost(_) => RpcError::NoAnswer,
-        other => other,
-    })?;
-    match decode(Codec::Pickle, &verdict, Verdict::parse).flatten() {
-        Some(Verdict(true)) => {
-            incoming.logged_in();
-            Ok((stream, incoming))
-        }
-        Some(Verdict(false)) if has_password => Err(RpcError::Denied),
-        Some(Verdict(false)) => Err(RpcError::NoPassword),
-        None => Err(RpcError::NoAnswer),
-    }
-}
-
 /// Whether the peer has closed the connection.
-fn lost(e: &io::Error) -> bool {
+pub(super) fn lost(e: &io::Error) -> bool {
     use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
     matches!(e.kind(), BrokenPipe | ConnectionAborted | ConnectionReset | UnexpectedEof)
 }
 
-fn tell(ended: Result<(), Lost>) {
-    if let Err(e) = ended {
-        tracing::info!("rpc: {e}");
-    }
-}
-
 type Talk<'b, S> = MessageStream<'b, &'b mut Ahead<S>, Clock>;
 
-async fn open<'b, S: AsyncRead + AsyncWrite + Unpin>(
+pub(super) async fn open<'b, S: AsyncRead + AsyncWrite + Unpin>(
     stream: &'b mut Ahead<S>,
     role: Role,
     buf: &'b mut [u8],
@@ -411,16 +356,16 @@ async fn open<'b, S: AsyncRead + AsyncWrite + Unpin>(
 async fn challenge<S: AsyncRead + AsyncWrite + Unpin>(
     talk: &mut Talk<'_, S>,
     mail: &mut Mailbox,
-    secret: &Secret,
+    rules: &Rules<'_>,
     address: Option<IpAddr>,
-    attempts: &Attempts,
 ) -> Result<Result<(), RpcError>, RpcError> {
     let Handshake::Hello(client) = step(talk, mail).await? else { return Err(RpcError::Unauthenticated) };
     let challenge = Challenge { client, server: random::bytes() };
     send(talk, &message(Codec::Postcard, &Handshake::Challenge(challenge.server)), mail).await?;
     let Handshake::Proof(proof) = step(talk, mail).await? else { return Err(RpcError::Unauthenticated) };
+    let secret = rules.secret;
     let right = || secret.password.is_none() || same(&challenge.client_proof(secret), &proof);
-    if let Err(e) = judge(address, secret, attempts, right) {
+    if let Err(e) = judge(address, rules, right) {
         return Ok(Err(e));
     }
     // The client may send what it likes as soon as it has the proof.
@@ -459,7 +404,10 @@ async fn whole<S: AsyncRead + AsyncWrite + Unpin>(
 }
 
 /// The next whole pickle.
-async fn next(stream: &mut (impl AsyncRead + Unpin), incoming: &mut Pickles) -> Result<Vec<u8>, RpcError> {
+pub(super) async fn next(
+    stream: &mut (impl AsyncRead + Unpin),
+    incoming: &mut Pickles,
+) -> Result<Vec<u8>, RpcError> {
     loop {
         if let Some(message) = incoming.next()? {
             return Ok(message);
@@ -471,6 +419,6 @@ async fn next(stream: &mut (impl AsyncRead + Unpin), incoming: &mut Pickles) -> 
 }
 
 /// A message of a login; none is larger than its buffer.
-fn message(codec: Codec, value: &dyn Encode) -> Vec<u8> {
+pub(super) fn message(codec: Codec, value: &dyn Encode) -> Vec<u8> {
     encode(codec, value).unwrap_or_default()
 }

@@ -4,7 +4,10 @@
 //! |---|---|
 //! | `data` | values that own what they hold, [`Data`] |
 //! | `attempts` | how many wrong passwords are looked at |
-//! | `login` | which protocol a peer speaks, and whether it may |
+//! | `login` | which protocol a client speaks, and whether it may |
+//! | `join` | logging in to a server |
+//! | `secure` | the protected login, on both sides |
+//! | `sealed` | a stream that goes in sealed records |
 //! | `engine` | what happens on a connection, and [`Functions`] |
 //! | `peer` | a peer that is connected, [`Peer`] |
 //! | `mail` | messages while they come in, and their limits of memory |
@@ -24,9 +27,12 @@ pub(crate) mod connected;
 mod data;
 pub(crate) mod direct;
 mod engine;
+mod join;
 mod login;
 mod mail;
 mod peer;
+mod sealed;
+mod secure;
 mod server;
 mod wire;
 

@@ -50,6 +50,7 @@ pub(super) enum Outgoing {
 pub struct Peer {
     address: Option<IpAddr>,
     codec: Codec,
+    protected: bool,
     pub(super) queue: mpsc::Sender<Outgoing>,
     stop: Arc<watch::Sender<bool>>,
 }
@@ -62,10 +63,10 @@ pub(super) struct Ends {
 }
 
 impl Peer {
-    pub(super) fn new(address: Option<IpAddr>, codec: Codec) -> (Self, Ends) {
+    pub(super) fn new(address: Option<IpAddr>, codec: Codec, protected: bool) -> (Self, Ends) {
         let (queue, outgoing) = mpsc::channel(QUEUE);
         let (stop, stopped) = watch::channel(false);
-        let peer = Self { address, codec, queue, stop: Arc::new(stop) };
+        let peer = Self { address, codec, protected, queue, stop: Arc::new(stop) };
         (peer, Ends { queue: outgoing, stop: stopped })
     }
 
@@ -79,6 +80,13 @@ impl Peer {
     #[must_use]
     pub fn codec(&self) -> Codec {
         self.codec
+    }
+
+    /// Whether its login bound both sides, and all that is said is sealed; not so with old peers, and with small ones
+    /// that cannot.
+    #[must_use]
+    pub fn is_protected(&self) -> bool {
+        self.protected
     }
 
     /// Whether this is the same connection.

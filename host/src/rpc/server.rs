@@ -14,7 +14,7 @@ use tokio::task::JoinHandle;
 use super::attempts::Attempts;
 use super::connected::{ConnectedPis, Operator};
 use super::engine::Functions;
-use super::login::{RpcError, Secret, serve};
+use super::login::{RpcError, Rules, Secret, serve};
 use crate::net::listen::{Gate, Pass, accept};
 use crate::net::socket::Living;
 
@@ -27,6 +27,8 @@ pub struct Plan {
     pub operator: Option<PathBuf>,
     /// Who may.
     pub secret: Secret,
+    /// Whether old peers may connect, whose login protects nothing.
+    pub old_peers: bool,
     /// How many connections at once.
     pub connections: usize,
     /// How many of one address.
@@ -61,12 +63,14 @@ impl Server {
         }
         let secret = Arc::new(RwLock::new(Arc::new(plan.secret)));
         let (secrets, attempts) = (Arc::clone(&secret), Arc::new(Attempts::new(Instant::now())));
+        let old_peers = plan.old_peers;
         let attend = move |stream, address, pass: Pass| {
             let secret = Arc::clone(&secrets.read().unwrap_or_else(PoisonError::into_inner));
             let (attempts, functions) = (Arc::clone(&attempts), Arc::clone(&functions));
             pass.serve(Box::pin(async move {
                 crate::net::socket::tune(&stream);
-                match serve(Living::new(stream), Some(address), &secret, &attempts, &functions).await {
+                let rules = Rules { secret: &secret, attempts: &attempts, functions: &functions, old_peers };
+                match serve(Living::new(stream), Some(address), rules).await {
                     Ok(()) => {}
                     // The limit has a line of its own, which does not flood the log.
                     Err(e @ RpcError::Unseen) => tracing::debug!("rpc: {address}: {e}"),
@@ -156,7 +160,9 @@ async fn operate(listener: UnixListener, operator: Arc<dyn Functions>) {
             Ok((stream, _)) => {
                 let (operator, attempts) = (Arc::clone(&operator), Attempts::new(Instant::now()));
                 tokio::spawn(async move {
-                    if let Err(e) = serve(stream, None, &Secret::new(None), &attempts, &operator).await {
+                    let (secret, functions) = (Secret::new(None), &operator);
+                    let rules = Rules { secret: &secret, attempts: &attempts, functions, old_peers: true };
+                    if let Err(e) = serve(stream, None, rules).await {
                         tracing::debug!("rpc: operator: {e}");
                     }
                 });

@@ -157,6 +157,7 @@ impl Server {
                 listener,
                 operator: Some(opened.operator),
                 secret: opened.secret,
+                old_peers: settings.rpc_old_peers,
                 connections: settings.connections,
                 connections_per_address: settings.connections_per_address,
             };

@@ -3,23 +3,19 @@
 
 use std::fs;
 use std::io::Read;
-use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, ensure};
-use embedded_io_adapters::std::FromStd;
-use piman_core::blocking::{self, Blocking};
+use piman_core::blocking;
 use piman_core::messages::{MessageBuffer, MessageStream, Role, Timeless};
-use piman_core::rpc::auth::{Authenticator, KEY_CONTEXT};
-use piman_core::rpc::{
-    Codec, DEPTH_MAX, Head, LoginError, Memory, Place, Protocol, Session, Slot, WEIGHT_MAX, login, postcard,
-};
+use piman_core::rpc::{Codec, DEPTH_MAX, Head, Memory, Place, Protocol, Session, Slot, WEIGHT_MAX, postcard};
 
 use super::calls::{Back, Ended, begin, encode, refuse};
-use super::socket::{CONNECT, STALL, no_greeting, readable, tune};
+use super::protected::{BUFFER, RECORD, Stream, enter};
+use super::socket::{CONNECT, no_greeting, readable, tune};
 use super::{Service, old};
 use piman_core::hosted::dial;
 
@@ -29,27 +25,6 @@ const LOGIN: Duration = Duration::from_secs(10);
 const CALL_MAX: u32 = 64 << 10;
 /// How many calls run at the same time; more are refused.
 const RUNNING_MAX: u32 = 8;
-
-type Stream = Blocking<FromStd<TcpStream>>;
-
-/// The key of both peers, made of the password.
-struct Key([u8; 32]);
-
-impl Key {
-    fn of(password: &str) -> Self {
-        Self(blake3::derive_key(KEY_CONTEXT, password.as_bytes()))
-    }
-}
-
-impl Authenticator for Key {
-    fn tag(&self, parts: &[&[u8]]) -> [u8; 32] {
-        let mut hasher = blake3::Hasher::new_keyed(&self.0);
-        for part in parts {
-            hasher.update(part);
-        }
-        hasher.finalize().into()
-    }
-}
 
 /// Dials, logs in and serves until the connection ends. `proven` is whether the server has proved before that it
 /// is one of ours: then an old server must refuse us once before it gets the password.
@@ -71,32 +46,23 @@ pub(super) fn serve(service: &Arc<Service>, proven: &mut bool) -> anyhow::Result
         *proven = false;
         let server = old::login(&stream, protocol, given, &mut incoming, Instant::now() + LOGIN)?;
         if server == old::Server::Old {
-            log::info!(
-                "connected to {}:{}, an old server: it cannot prove who it is",
+            log::warn!(
+                "connected to {}:{} by the old login, not protected: an old server cannot prove who it is, and whoever is in between can read and change all calls",
                 service.host,
                 service.port
             );
             return old::serve(service, &stream, &mut incoming, &back, &answered, &woken, RUNNING_MAX);
         }
     }
-    stream.set_read_timeout(Some(LOGIN)).context("setting the socket's options")?;
     let socket = stream.try_clone().context("sharing the socket")?;
-    let mut buf = [0; 4096];
-    let io = Blocking(FromStd::new(stream));
-    let open = MessageStream::open(io, Timeless, Role::Client, CALL_MAX, &mut buf);
-    let mut frames = blocking::run(open).map_err(|e| match protocol {
-        Protocol::Piman => anyhow!("{:#}; if it is an old TCPTalks server, say --protocol pickle (a password then crosses the network in clear)", no_greeting(e)),
-        _ => no_greeting(e),
-    })?;
-    let key = Key::of(password.as_deref().unwrap_or(""));
-    blocking::run(login(&mut frames, &key, nonce()?)).map_err(|e| match e {
-        LoginError::Denied if password.is_none() => {
-            anyhow!("login: the server wants a password: give it with --password-file FILE")
-        }
-        e => anyhow!("login: {e}"),
-    })?;
+    let mut records = [[0; BUFFER]; 2];
+    let end = Instant::now() + LOGIN;
+    let (stream, deadline) = enter(service, stream, password.as_deref(), protocol, end, &mut records)?;
     *proven = password.is_some();
-    socket.set_read_timeout(Some(STALL)).context("setting the socket's options")?;
+    let mut buf = [0; RECORD];
+    let open = MessageStream::open(stream, Timeless, Role::Client, CALL_MAX, &mut buf);
+    let mut frames = blocking::run(open).map_err(no_greeting)?;
+    deadline.over();
     log::info!("connected to {}:{}", service.host, service.port);
 
     let mut session = Session::new([], RUNNING_MAX);
@@ -106,7 +72,7 @@ pub(super) fn serve(service: &Arc<Service>, proven: &mut bool) -> anyhow::Result
         for frame in mail.whole.drain(..) {
             begin_all(service, &mut session, &frame, &back)?;
         }
-        if !frames.has_unused() && !readable(&socket, &woken, None)? {
+        if !frames.has_unused() && !frames.stream().has_unread() && !readable(&socket, &woken, None)? {
             // Answers are there.
             while matches!(woken.read(&mut [0; 64]), Ok(n) if n > 0) {}
             continue;
@@ -118,7 +84,7 @@ pub(super) fn serve(service: &Arc<Service>, proven: &mut bool) -> anyhow::Result
 }
 
 fn send_answers(
-    frames: &mut MessageStream<'_, Stream, Timeless>,
+    frames: &mut MessageStream<'_, Stream<'_>, Timeless>,
     session: &mut Session<[Place; 0]>,
     answered: &Receiver<Ended>,
     mail: &mut MessageBuffer,
@@ -175,11 +141,4 @@ fn password(service: &Service) -> anyhow::Result<Option<String>> {
     let password = text.lines().next().unwrap_or("").trim();
     ensure!(!password.is_empty(), "the password in {name} is empty: write it into the first line");
     Ok(Some(password.to_owned()))
-}
-
-fn nonce() -> anyhow::Result<[u8; 32]> {
-    let mut nonce = [0; 32];
-    let n = rustix::rand::getrandom(&mut nonce, rustix::rand::GetRandomFlags::empty());
-    ensure!(n.context("asking the kernel for random bytes")? == nonce.len(), "too few random bytes");
-    Ok(nonce)
 }

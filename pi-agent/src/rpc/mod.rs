@@ -4,6 +4,7 @@
 //! | file | what lives there |
 //! |---|---|
 //! | `line` | one connection: login, calls in, answers out |
+//! | `protected` | the login to a server of ours, after which all is sealed |
 //! | `old` | the same to an old TCPTalks server |
 //! | `calls` | calls of either kind of server: a thread each, and the answer |
 //! | `functions` | what the Pi can be asked |
@@ -20,6 +21,7 @@ mod line;
 pub mod messages;
 mod old;
 mod owned;
+mod protected;
 mod socket;
 mod status;
 pub mod unit;

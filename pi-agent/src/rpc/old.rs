@@ -9,9 +9,9 @@ use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, bail, ensure};
-use piman_core::messages::GO;
 use piman_core::rpc::auth::{EITHER, LOGIN_MAX, LoginOut, Verdict};
 use piman_core::rpc::pickle::{self, Pickler, Scanner};
+use piman_core::rpc::secure::FIRST;
 use piman_core::rpc::{
     Codec, DEPTH_MAX, DecodeError, Encode, Head, Memory, Place, Protocol, Session, Slot, Value, WEIGHT_MAX,
 };
@@ -93,7 +93,7 @@ impl Pickles {
 pub(super) enum Server {
     /// It is an old one and lets us in.
     Old,
-    /// It is one of ours and has sent the greeting of frames, which is not read yet.
+    /// It is one of ours and waits for the protected login.
     Ours,
 }
 
@@ -115,7 +115,9 @@ pub(super) fn login(
         let mut first = [0];
         limit(stream, end)?;
         let n = stream.peek(&mut first).map_err(|e| unanswered(e, false))?;
-        if n == 1 && first == [GO] {
+        if n == 1 && first == [FIRST] {
+            // Its login follows from here.
+            stream.read_exact(&mut first).context("login")?;
             return Ok(Server::Ours);
         }
     }

@@ -46,7 +46,7 @@ pub(super) fn readable(
 }
 
 /// Why there is no greeting, for people.
-pub(super) fn no_greeting(e: Error<io::Error>) -> anyhow::Error {
+pub(super) fn no_greeting<E: std::fmt::Display>(e: Error<E>) -> anyhow::Error {
     match e {
         Error::Peer(PeerError::Refused(code)) => {
             anyhow!("the server refuses the connection: {}", refusal(code))
@@ -61,7 +61,7 @@ mod tests {
 
     #[test]
     fn a_refusal_is_told_in_words() {
-        let text = |code| no_greeting(Error::Peer(PeerError::Refused(code))).to_string();
+        let text = |code| no_greeting(Error::<io::Error>::Peer(PeerError::Refused(code))).to_string();
         assert_eq!(text(0xFE), "the server refuses the connection: it has too many connections; try later");
         assert!(text(0).ends_with("it gives no reason"));
     }

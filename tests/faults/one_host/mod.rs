@@ -12,6 +12,7 @@ mod control;
 mod http_boot;
 mod log;
 mod rpc;
+mod rpc_login;
 mod slots;
 mod telemetry;
 mod tftp;

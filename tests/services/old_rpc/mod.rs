@@ -77,7 +77,14 @@ fn start_with(password: Option<&str>, connected: ConnectedPis, functions: Arc<dy
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     listener.set_nonblocking(true).unwrap();
     let secret = Secret::new(password.map(String::from));
-    let plan = Plan { listener, operator: None, secret, connections: 500, connections_per_address: 500 };
+    let plan = Plan {
+        listener,
+        operator: None,
+        secret,
+        old_peers: true,
+        connections: 500,
+        connections_per_address: 500,
+    };
     Server::start(plan, connected, functions).unwrap()
 }
 

@@ -43,6 +43,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Ahead<S> {
         self.stream
     }
 
+    /// Says that nothing more is sent, for as long as a peer may take to hear it.
+    pub(crate) async fn finish(&mut self) {
+        // The peer may have gone before; then there is nobody to tell.
+        let _ = timeout(LINGER, self.stream.shutdown()).await;
+    }
+
     /// Ends the connection so that the peer gets all that was sent: a close with bytes unread
     /// would be a reset, which overtakes them.
     pub(crate) async fn close(&mut self) {

@@ -6,6 +6,7 @@ pub mod frames;
 pub mod install;
 pub mod pickle;
 pub mod postcard;
+pub mod protected;
 pub mod stream;
 pub mod transfer;
 

@@ -1,5 +1,6 @@
 //! One side of the rpc service with a peer of ours, in postcard over frames: a call, an answer.
 
+use embedded_io_async::{Read, Write};
 use piman_core::messages::{MessageStream, Role, Timeless};
 use piman_core::rpc::auth::Authenticator;
 use piman_core::rpc::{AnswerOut, CallOut, Codec, Encode, Place, Session, Step, Tuple, login};
@@ -43,16 +44,18 @@ impl Service for Postcard {
     }
 }
 
-type Link<'b> = MessageStream<'b, &'b mut Line, Timeless>;
-
 async fn talk(io: &mut Line, buf: &mut [u8]) -> Option<bool> {
     let mut frames = MessageStream::open(io, Timeless, Role::Client, 64, buf).await.ok()?;
     login(&mut frames, &Key, [9; 32]).await.ok()?;
+    calls(&mut frames).await
+}
+
+/// A call in each direction.
+pub(super) async fn calls<T: Read + Write>(frames: &mut MessageStream<'_, T, Timeless>) -> Option<bool> {
     let mut session = Session::new([Place::default(); 2], 2);
     let mut last = Last::new();
     let (retcode, _) = session.calls.begin(1 << 16, 1000).ok()?;
-    write_line(&mut frames, &mut last, &CallOut { opcode: 1, retcode, args: &Tuple(&[&2_i64, &"two"]) })
-        .await?;
+    write_line(frames, &mut last, &CallOut { opcode: 1, retcode, args: &Tuple(&[&2_i64, &"two"]) }).await?;
     let mut room = Room::new();
     let mut answered = false;
     while frames.receive(&mut last).await.ok()? {
@@ -72,14 +75,18 @@ async fn talk(io: &mut Line, buf: &mut [u8]) -> Option<bool> {
             }
         };
         if let Some((retcode, value)) = answer {
-            write_line(&mut frames, &mut last, &AnswerOut { retcode, value: &(value + 1) }).await?;
+            write_line(frames, &mut last, &AnswerOut { retcode, value: &(value + 1) }).await?;
             session.answered();
         }
     }
     Some(answered)
 }
 
-async fn write_line(frames: &mut Link<'_>, last: &mut Last, message: &dyn Encode) -> Option<()> {
+async fn write_line<T: Read + Write>(
+    frames: &mut MessageStream<'_, T, Timeless>,
+    last: &mut Last,
+    message: &dyn Encode,
+) -> Option<()> {
     let mut buf = [0; 64];
     let n = Codec::Postcard.encode(message, &mut buf).ok()?;
     frames.send(n as u64, &mut buf.get(..n)?, last).await.ok()
