@@ -319,7 +319,7 @@ mod tests {
         for text in ["", "plain é 日本"] {
             assert_eq!(Escaped(text).to_string(), text);
         }
-        assert_eq!("a\x07b".chars().map(shown_or_space).collect::<String>(), "a b");
+        assert_eq!("a\x07b".chars().map(shown_or_space).collect::<std::string::String>(), "a b");
     }
 
     #[test]

@@ -447,7 +447,7 @@ mod tests {
         }
         assert_eq!(notes.changes.len(), DEVICES_OF_ONE);
         note(&mut notes, "real".into(), [10, 0, 0, 1], 1);
-        assert!(notes.changes.contains_key("real"));
+        assert!(notes.changes.contains_key(&("real".into(), false)));
     }
 
     #[test]

@@ -340,8 +340,9 @@ fn orders(line: &[u8]) -> bool {
     match Word::parse(line) {
         Some(Word::Boot | Word::Format | Word::Reinstall) => true,
         Some(Word::Ip) => false,
-        None => ours::split(line)
-            .is_some_and(|(verb, _)| [&b"offer"[..], b"personal", b"wait"].iter().any(|word| *word == verb)),
+        None => {
+            ours::split(line).is_some_and(|(verb, _)| [&b"offer"[..], b"personal", b"wait"].contains(&verb))
+        }
     }
 }
 

@@ -123,7 +123,7 @@ mod tests {
         let real: Vec<_> = (0..20_u8)
             .map(|n| {
                 let mut change = pi(&format!("real{n:04}"), [10, 0, 0, n]);
-                change.image = (n < 5).then_some(piman_core::hash::Hash([n; 32]));
+                change.image = (n < 5).then_some(Hash([n; 32]));
                 change.seen_ms = 1000;
                 change
             })
@@ -150,7 +150,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let state = Sqlite::serve(folder.path()).unwrap();
         let mut installed = pi("installed", [10, 0, 0, 1]);
-        installed.image = Some(piman_core::hash::Hash([1; 32]));
+        installed.image = Some(Hash([1; 32]));
         state.add_listed(&[("listed".to_owned(), None)], "test").unwrap();
         save_all(&state, vec![installed, pi("listed", [10, 0, 0, 2]), pi("once", [10, 0, 0, 3])]);
         for n in 0..210_u8 {
@@ -184,7 +184,7 @@ mod tests {
             change
         };
         let mut installed = with(pi("installed", [10, 0, 0, 2]), 100);
-        installed.image = Some(piman_core::hash::Hash([1; 32]));
+        installed.image = Some(Hash([1; 32]));
         save_all(&state, vec![with(pi("named", [10, 0, 0, 1]), 100), installed]);
         save_all(&state, (0..10).map(|i| with(pi(&format!("once{i}"), [10, 0, 1, i]), 100)).collect());
         let left = |name| state.events(name).unwrap().len();

@@ -144,6 +144,8 @@ pub(super) fn note_pending(work: &Connection, pending: &PendingKey) -> rusqlite:
 
 #[cfg(test)]
 mod tests {
+    use std::net::IpAddr;
+
     use super::super::*;
     use super::*;
     use crate::state::Change;
