@@ -21,7 +21,7 @@ use crate::install::{Choice, Consent, Keep, Plan, TELL_TIME};
 use crate::rpc::Service;
 use crate::rpc::unit::Enrol;
 use crate::telemetry::machine::decimal;
-use crate::trust::Key;
+use crate::trust::{Device, Key};
 use piman_core::hosted::size;
 
 /// What `--help` prints.
@@ -50,6 +50,9 @@ pi-agent: installs this Pi from a piman server
       --public-key KEY   obeys only servers that this key has certified, and
                          installs only what it has signed; a file or base64, as
                          minisign has it
+      --device-key FILE  makes this Pi's own key of what is in FILE (16 to 4096
+                         bytes), as its one-time programmable memory; no card has
+                         the key then    [made at first contact, kept on the card]
       --reinstall        installs again what is installed already
       --trust-unmarked   a system without piman's proof counts as installed
       --erase WHAT       erases what the server's order does not name: foreign,
@@ -194,6 +197,10 @@ fn install(parser: &mut Parser) -> anyhow::Result<Order> {
             Arg::Long("service") => service_port = Some(parser.value()?.parse()?),
             Arg::Long("password-file") => password_file = Some(parser.value()?.into()),
             Arg::Long("public-key") => public_key = Some(parser.value()?.string()?),
+            Arg::Long("device-key") => {
+                plan.device =
+                    Some(Device::elsewhere(&PathBuf::from(parser.value()?)).context("--device-key")?);
+            }
             Arg::Long("reinstall") => plan.reinstall = true,
             Arg::Long("trust-unmarked") => plan.trust_unmarked = true,
             Arg::Long("erase") => {

@@ -43,8 +43,8 @@ pub enum Unsaid {
 pub fn keep(root: &Path, server: Option<(&Server, Option<&Device>)>, what: &Unsaid) -> io::Result<()> {
     let (host, port) = server.map_or(("-", 0), |(server, _)| (server.host.as_str(), server.control_port));
     let key = server
-        .and_then(|(_, device)| device)
-        .map_or_else(String::new, |device| format!("{KEY}{}", Hash(*device.secret())));
+        .and_then(|(_, device)| device?.secret())
+        .map_or_else(String::new, |secret| format!("{KEY}{}", Hash(*secret)));
     let proof = proof(root).ok_or(io::ErrorKind::NotFound)?;
     let which = which(&proof);
     let text = match what {

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use piman_core::Error;
 use piman_core::hash::Hash;
 use piman_core::install::drive;
-use piman_core::install::trust::Said;
+use piman_core::install::trust::{PublicKey, Said};
 use piman_core::install::{
     Clock, Date, Event, Hello, InstallPolicy, Installation, Milestone, Notice, Plan, Question, Report, Stage,
     Step,
@@ -204,6 +204,11 @@ impl<'a> ControlConnection<'a> {
     /// Why nothing that is meant for the Pi that it says it is is meant for it.
     pub(super) fn refusal(&self) -> Option<String> {
         self.proof.as_ref()?.refusal()
+    }
+
+    /// The key that it says it has: what is sealed for that, only its holder can read.
+    pub(super) fn key(&self) -> Option<PublicKey> {
+        self.proof.as_ref().and_then(|proof| proof.key())
     }
 
     /// Whether what this Pi is told is signed for it.

@@ -140,7 +140,18 @@ impl ControlConnection<'_> {
         let rendered = self.render(wanted, content, occasion, installation)?;
         let bundle = rendered.draft.bytes();
         let is_empty = Bundle::parse(bundle).is_ok_and(|bundle| bundle.items().next().is_none());
-        Ok((!is_empty).then(|| self.service.bundles.keep(bundle)))
+        if is_empty {
+            return Ok(None);
+        }
+        // Names and passwords are nobody else's business; a Pi without a key can open nothing.
+        let sealed = match self.key() {
+            Some(key) => {
+                let sealed = self.service.keys.now().seal(key, bundle);
+                Some(sealed.ok_or_else(|| "the key that it shows is none".to_owned())?)
+            }
+            None => None,
+        };
+        Ok(Some(self.service.bundles.keep(sealed.as_deref().unwrap_or(bundle))))
     }
 
     /// A Pi boots what is on its card; if that is ordered, its profile is applied before.

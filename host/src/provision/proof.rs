@@ -157,7 +157,7 @@ impl Proof {
         Ok(nobody)
     }
 
-    fn key(&self) -> Option<PublicKey> {
+    pub(super) fn key(&self) -> Option<PublicKey> {
         Some(self.trust.as_ref()?.claim()?.key)
     }
 

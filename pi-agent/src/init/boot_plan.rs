@@ -19,7 +19,7 @@ use crate::rpc::unit::Enrol;
 use crate::telemetry::display::Display;
 use crate::telemetry::log_buffer;
 use crate::telemetry::progress::Progress;
-use crate::trust::Key;
+use crate::trust::{Device, Key};
 use crate::unsaid::{self, Unsaid};
 
 /// Asks piman once, installs if it says so, and mounts the root filesystem.
@@ -30,7 +30,12 @@ pub fn attempt(options: &Options, server: &Server) -> Outcome {
         Ok(key) => key,
         Err(e) => return Outcome::Permanent(format!("the public key: {e:#}")),
     };
-    let plan = plan(options, server, key);
+    let device =
+        match options.device_key.as_deref().map(|file| Device::elsewhere(Path::new(file))).transpose() {
+            Ok(device) => device,
+            Err(e) => return Outcome::Permanent(format!("piman.device-key: {e:#}")),
+        };
+    let plan = plan(options, server, key, device);
     if let Some(why) = late::take()
         && !tell_late(&plan, Stage::Boot, &why)
     {
@@ -91,7 +96,7 @@ pub fn attempt(options: &Options, server: &Server) -> Outcome {
 }
 
 /// What this Pi installs, and how, by its kernel command line.
-fn plan(options: &Options, server: &Server, key: Option<Key>) -> Plan {
+fn plan(options: &Options, server: &Server, key: Option<Key>, device: Option<Device>) -> Plan {
     Plan {
         server: server.clone(),
         disk: options.disk.clone(),
@@ -107,7 +112,7 @@ fn plan(options: &Options, server: &Server, key: Option<Key>) -> Plan {
         reinstall: false,
         identity: Identity::of_this_machine(),
         key,
-        device: None,
+        device,
         boot_from: Some(NEW_ROOT.into()),
         tell_time: install::TELL_TIME,
         service: options.service_port.map(|port| Enrol {

@@ -14,6 +14,7 @@
 //! | `piman.table=auto\|mbr\|gpt` | the kind of partition table | `auto`: GPT where MBR does not reach |
 //! | `piman.path=auto\|stream\|image` | by which way to install | `auto` |
 //! | `piman.key=KEY` | obeys only servers that this public key has certified, and installs only what it has signed; base64 or a file | the initramfs's `/etc/piman/key.pub`, if there is one |
+//! | `piman.device-key=FILE` | the file that has what this Pi's own key is made of, 16 to 4096 bytes: its one-time programmable memory as the kernel shows it, for example; no card has the key then | the key is made at first contact, and kept on the card |
 //! | `piman.erase=WHAT` | erases what the server's order does not name: `foreign`, `damaged`, `unreadable`, or several with commas | waits for an order that does |
 //! | `piman.trust-unmarked=1` | a system without piman's proof counts as installed | it counts as foreign |
 //! | `piman.init=FILE`, `init=FILE` | the installed system's process 1 | `/sbin/init` and its usual places |
@@ -68,6 +69,8 @@ pub struct Options {
     pub path: Choice,
     /// The public key of those who sign images, or its file.
     pub key: Option<String>,
+    /// The file that has what this Pi's own key is made of.
+    pub device_key: Option<String>,
     /// What may be erased without an order that names it.
     pub erase: Consent,
     /// Whether a system without piman's proof, installed in an older way, is booted; it counts as foreign otherwise.
@@ -98,6 +101,7 @@ impl Default for Options {
             table: TableKind::Auto,
             path: Choice::Auto,
             key: None,
+            device_key: None,
             erase: Consent::default(),
             trust_unmarked: false,
             init: None,
@@ -228,6 +232,8 @@ impl Options {
             "path" => self.path = value.parse().map_err(|_| "not auto, archive or image")?,
             // Also if it is empty: who names a key means that nothing is installed without one.
             "key" => self.key = Some(value.to_owned()),
+            // Likewise: who names one does not want another on the card.
+            "device-key" | "device_key" => self.device_key = Some(value.to_owned()),
             "erase" => self.erase = value.parse()?,
             "trust-unmarked" => self.trust_unmarked = switch(value)?,
             "shell" => self.shell = switch(value)?,

@@ -6,6 +6,7 @@ use anyhow::{Context, anyhow};
 use piman_core::install::fetch::{Kind, Request};
 use piman_core::install::personal::{BYTES_MAX, Bundle};
 use piman_core::install::receipt::Proof;
+use piman_core::install::trust::seal::{OVERHEAD, is_sealed};
 use piman_core::install::{BootPersonal, Offer, Personal, Stage};
 
 use super::reporter::Reporter;
@@ -23,6 +24,7 @@ use crate::fetch::{Link, Retry, Source};
 use crate::image::{self, Medium, Pending};
 use crate::personalise::{self, Identifiers};
 use crate::telemetry::progress::Progress;
+use crate::trust::Device;
 
 /// How often a lost connection is made again while the bundle is fetched: the server is asked again soon.
 const TRIES: u32 = 6;
@@ -274,7 +276,7 @@ fn write(disk: &Disk, identifiers: &Identifiers) -> Result<(), Failure> {
 /// The bundle's bytes, which are a whole bundle that may be carried out.
 fn fetch(plan: &Plan, of: Personal, port: u16) -> Result<Vec<u8>, Failure> {
     const NAME: &str = "what makes the card this Pi's own";
-    if of.bytes as usize > BYTES_MAX {
+    if of.bytes as usize > BYTES_MAX + OVERHEAD {
         return Err(refusal(&format!(
             "the server wants more of the card than this agent reads: {} bytes",
             of.bytes
@@ -284,14 +286,26 @@ fn fetch(plan: &Plan, of: Personal, port: u16) -> Result<Vec<u8>, Failure> {
     let (link, retry) = (Link::default(), Retry::default().times(TRIES));
     let right = |bytes: &[u8]| blake3::hash(bytes).as_bytes() == &of.hash.0;
     let mut source = Source::new(|| dial(plan, port), &link, retry, NAME);
-    let bytes =
+    let mut bytes =
         source.whole(NAME, &request, &right, "look at the server and at what is between it and this Pi")?;
+    if is_sealed(&bytes) {
+        bytes = open(plan, &mut bytes)?;
+    }
     Bundle::parse(&bytes).context(format!("reading {NAME}")).map_err(|error| Failure {
         stage: Stage::Disk,
         cause: Cause::Image,
         error: error.context("nothing was changed: use an agent and a server of the same version"),
     })?;
     Ok(bytes)
+}
+
+/// What was sealed for this Pi.
+fn open(plan: &Plan, sealed: &mut [u8]) -> Result<Vec<u8>, Failure> {
+    let key = plan.device.as_ref().and_then(Device::key);
+    let key =
+        key.ok_or_else(|| refusal("the server has sealed this Pi's profile for a key that it has not"))?;
+    let opened = key.open(sealed).map(|content| content.to_vec());
+    opened.map_err(|e| refusal(&format!("this Pi's profile, as the server sends it: {e}")))
 }
 
 fn refusal(why: &str) -> Failure {

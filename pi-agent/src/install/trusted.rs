@@ -12,7 +12,7 @@ use crate::trust::{self, Device, Key, Trust};
 
 /// The same plan with the key of this Pi, which goes onto a card of ours that has none.
 pub(super) fn with_device(plan: &Plan, disk: &Disk, card: &Card) -> Plan {
-    let device = match Device::of(disk.file(), &plan.identity) {
+    let device = match Device::of(disk.file(), &plan.identity, plan.device.as_ref()) {
         Ok(device) => Some(device),
         Err(e) => {
             log::warn!("this Pi cannot show who it is: making a key: {e}");

@@ -3,6 +3,7 @@
 mod again; // applied to what is on a card already
 mod commands; // setting, showing, listing; nothing secret is shown
 mod refused; // what no agent could do
+mod sealed; // what only the Pi with the key can read
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -14,6 +15,7 @@ use std::time::Duration;
 use piman_core::hash::Hash;
 use piman_core::install::fetch::{Answer, Kind, Request};
 use piman_core::install::personal::{Bundle, Item, Place, Renew};
+use piman_core::install::trust::PublicKey;
 use piman_core::install::{Agent, AgentStep, Can, Decision, Hello, Notice, Offer, Paths, Personal};
 use piman_tests::binaries;
 use piman_tests::server::{Server, connect_from, wait_until};
@@ -116,6 +118,7 @@ impl Lab {
             can,
             card: None,
             personal: None,
+            key: None,
         }
     }
 }
@@ -128,6 +131,8 @@ struct Pi<'l> {
     /// What is on its card.
     card: Option<Hash>,
     personal: Option<Hash>,
+    /// The key that it says it has.
+    key: Option<PublicKey>,
 }
 
 impl Pi<'_> {
@@ -155,6 +160,10 @@ impl Pi<'_> {
     fn ask(&self) -> (Told, BufReader<TcpStream>) {
         let report = if self.card.is_some() { "IS_INSTALLED" } else { "IS_UNINSTALLED" };
         let mut stream = self.connect("control");
+        if let Some(key) = self.key {
+            let nonce = format!("{:032x}", self.number);
+            stream.write_all(format!("PIMAN/1 trust nonce={nonce} key={key} kept=1\n").as_bytes()).unwrap();
+        }
         stream.write_all(format!("{}\n{report}\n", Notice::Hello(self.hello())).as_bytes()).unwrap();
         let (mut agent, mut lines) = (Agent::new(), BufReader::new(stream));
         loop {

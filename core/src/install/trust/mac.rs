@@ -43,7 +43,8 @@ impl Mac {
         self.inner.update(bytes);
     }
 
-    fn finish(mut self) -> [u8; 64] {
+    /// All of it, to make keys of.
+    pub(super) fn finish(mut self) -> [u8; 64] {
         self.outer.update(self.inner.finalize());
         self.outer.finalize()
     }

@@ -22,14 +22,16 @@
 //! | `certificate` | who may order, until when: [`Certificate`] |
 //! | `mac` | marks of lines |
 //! | `pi` | the Pi's side: [`PiTrust`] |
+//! | `seal` | what is for one Pi alone |
 //! | `server` | the server's: [`ServerTrust`], [`ServerKey`] (feature `alloc`) |
 //!
-//! Source: Ed25519 as RFC 8032 and X25519 as RFC 7748 have them, HMAC-SHA-512 (RFC 2104); public keys and signatures of
+//! Source: Ed25519 as RFC 8032 and X25519 as RFC 7748 have them, HMAC-SHA-512 (RFC 2104), ChaCha20-Poly1305 (RFC 8439); public keys and signatures of
 //! the signing key as minisign writes them.
 
 mod certificate;
 pub mod mac;
 mod pi;
+pub mod seal;
 #[cfg(feature = "alloc")]
 mod server;
 

@@ -28,6 +28,12 @@ impl DeviceKey {
         Some(Self(x25519::KeyPair { pk: public, sk: secret }))
     }
 
+    /// The secret of this key and a server's; `None` if that is no key.
+    pub(super) fn agree(&self, server: PublicKey) -> Option<[u8; 32]> {
+        let public = x25519::PublicKey::from_ed25519(&ed25519_compact::PublicKey::new(server.0)).ok()?;
+        Some(*public.dh(&self.0.sk).ok()?)
+    }
+
     /// What a server pins.
     #[must_use]
     pub fn public(&self) -> PublicKey {
@@ -198,8 +204,7 @@ impl PiTrust {
         let (nonce, key) = (Nonce(nonce), PublicKey(key));
         self.server = Some(Server { key, certificate: self.judge(fields) });
         let Some(pair) = &self.key else { return };
-        let public = x25519::PublicKey::from_ed25519(&ed25519_compact::PublicKey::new(key.0));
-        if let Ok(secret) = public.and_then(|public| public.dh(&pair.0.sk)) {
+        if let Some(secret) = pair.agree(key) {
             self.marks = Some(Marks::new(&secret, [nonce, self.nonce], [key, pair.public()]));
         }
     }

@@ -41,6 +41,11 @@ impl ServerKey {
         PublicKey(*self.pair.pk)
     }
 
+    /// The same key, to agree on secrets.
+    pub(super) const fn agreeing(&self) -> &x25519::SecretKey {
+        &self.agreeing
+    }
+
     /// The certificate.
     #[must_use]
     pub const fn certificate(&self) -> Option<&Certificate> {
