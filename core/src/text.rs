@@ -25,6 +25,7 @@ pub fn shown_or_space(c: char) -> char {
 /// A text from a peer for one line of a terminal or a log: what [`is_shown`] refuses is written as `\n`, `\t`, `\r` or
 /// `\u{1b}`.
 #[derive(Debug, Clone, Copy)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct Escaped<'a>(pub &'a str);
 
 impl fmt::Display for Escaped<'_> {
@@ -35,6 +36,7 @@ impl fmt::Display for Escaped<'_> {
 
 /// What a program prints, as it goes to a terminal: the same as [`Escaped`], but ends of lines and tabs stay.
 #[derive(Debug, Clone, Copy)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct EscapedLines<'a>(pub &'a str);
 
 impl fmt::Display for EscapedLines<'_> {
@@ -46,6 +48,7 @@ impl fmt::Display for EscapedLines<'_> {
 /// A JSON document in which also those characters are escaped that JSON allows but a terminal obeys. They occur only
 /// inside strings, where `\uXXXX` means the same; ends of lines between values stay.
 #[derive(Debug, Clone, Copy)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct EscapedJson<'a>(pub &'a str);
 
 impl fmt::Display for EscapedJson<'_> {

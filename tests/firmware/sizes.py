@@ -26,7 +26,7 @@ import sys
 HERE = os.path.dirname(os.path.abspath(__file__))
 RECORD = os.path.join(HERE, "sizes.json")
 TARGET = "thumbv7em-none-eabihf"
-SESSIONS = ["install", "transfer", "stream", "frames", "pickle", "postcard", "protected",
+SESSIONS = ["install", "trusted", "transfer", "stream", "frames", "pickle", "postcard", "protected",
             "all-postcard", "all-pickle", "all-both"]
 RUNTIME = re.compile(r"^compiler_builtins::mem::|^__aeabi_mem|^mem(cpy|move|set|cmp)$")
 # What the compiler puts into every async function: a panic for a poll after its end. Drivers and

@@ -317,7 +317,7 @@ async fn two_old_peers_at_one_address_are_two() {
         assert!(well && text.matches("an old peer, without a status function").count() == 2, "{text}");
         assert!(!text.contains("KeyError"), "{text}");
         let (text, well) = call::status(&folder, DEADLINE, true).unwrap();
-        let row = r#"{"device":"127.0.0.1#2","note":"anoldpeer,withoutastatusfunction","result":null}"#;
+        let row = r#"{"device":"127.0.0.1#2","note":"anoldpeer,withoutastatusfunction;oldlogin,notprotected","result":null}"#;
         assert!(well && dense(&text).contains(row), "{text}");
     };
     tokio::task::spawn_blocking(calls).await.unwrap();

@@ -175,8 +175,11 @@ pub fn plan(server: &Server, card: &Path, path: &str) -> Plan {
     let card = card.to_str().expect("text");
     // Cards of tests hold what is to be erased.
     let erase = "foreign,damaged,unreadable";
-    let line = ["install", "--server", "127.0.0.1", "--serial", "00000000cafe0004", "--path", path];
-    let disk = ["--disk", card, "--erase", erase];
+    const SERIAL: &str = "00000000cafe0004";
+    let line = ["install", "--server", "127.0.0.1", "--serial", SERIAL, "--path", path];
+    // It is one Pi, whatever card is in it.
+    let key = server.device_key(SERIAL);
+    let disk = ["--disk", card, "--erase", erase, "--device-key", key.to_str().expect("text")];
     let line = line.iter().chain(&disk);
     let ports = ["--control-port", &control, "--rootfs-port", &rootfs];
     let order = cli::parse(line.chain(&ports).map(OsString::from));

@@ -205,8 +205,27 @@ impl Server {
         String::from_utf8(crate::disk::run(&mut piman).stdout).expect("text")
     }
 
-    /// The agent's command to install `disk` from this server, as a Pi with this serial number.
+    /// The file of a Pi's own key, in the Pi: whatever card is in it, it is the same Pi. `--device-key` names it.
+    ///
+    /// # Panics
+    /// If it cannot be written.
+    #[must_use]
+    pub fn device_key(&self, serial: &str) -> PathBuf {
+        let file = self.state.with_file_name(format!("{serial}.key"));
+        std::fs::write(&file, format!("the key of the Pi with the serial number {serial}")).expect("a file");
+        file
+    }
+
+    /// The agent's command to install `disk` from this server, as a Pi with this serial number that has its key in
+    /// itself.
     pub fn agent(&self, disk: impl AsRef<OsStr>, serial: &str) -> Command {
+        let mut agent = self.agent_with_key_on_card(disk, serial);
+        agent.arg("--device-key").arg(self.device_key(serial));
+        agent
+    }
+
+    /// The same with a key on its card: with another card it is somebody else.
+    pub fn agent_with_key_on_card(&self, disk: impl AsRef<OsStr>, serial: &str) -> Command {
         let mut agent = Command::new(binaries::pi_agent());
         agent.args(["install", "--server", "127.0.0.1", "--serial", serial]);
         agent.args(["--control-port", &self.port("control").to_string()]);

@@ -86,7 +86,7 @@ pub(super) struct ControlConnection<'a> {
     /// Why it has to wait if somebody has to see to it, or the recorded reason why it is formatted.
     pub(super) wrong: String,
     /// What is on its disk, in its words.
-    pub(super) disk: String,
+    pub(super) disk: Box<str>,
     installing: Option<InFlight>,
     /// What it was doing when it last said so.
     at: Option<Stage>,
@@ -97,7 +97,7 @@ pub(super) struct ControlConnection<'a> {
     /// How many orders it carries out by that.
     pub(super) orders: usize,
     /// Why it is not known whether an order is completed by what is on its disk.
-    pub(super) unread: Option<String>,
+    pub(super) unread: Option<Box<str>>,
     /// What is decided for its card; a Pi that says nothing has no memory for it.
     own: Option<Box<Own>>,
     /// Who it has shown to be, in the same way.
@@ -160,7 +160,7 @@ impl<'a> ControlConnection<'a> {
             events: 0,
             quiet: false,
             wrong: String::new(),
-            disk: String::new(),
+            disk: Box::default(),
             installing: None,
             at: None,
             boot: Boot::No,
@@ -247,7 +247,7 @@ impl<'a> ControlConnection<'a> {
         let said = Identity { serial, mac, address: self.address };
         let judged = self.proof.get_or_insert_default().judge(said, self.service);
         let pi = judged.unwrap_or_else(|e| {
-            self.unread = Some(e);
+            self.unread = Some(e.into());
             Identity::of(self.address)
         });
         self.service.last_identity.put(self.address, pi.clone());
@@ -299,7 +299,7 @@ impl<'a> ControlConnection<'a> {
                 Ok(true) => self.installed(card, hello.installation),
                 Ok(false) => {}
                 // Or an order would be carried out again that the card shows to be completed.
-                Err(e) => self.unread = Some(e.to_string()),
+                Err(e) => self.unread = Some(e.to_string().into()),
             }
         }
     }
@@ -328,7 +328,7 @@ impl<'a> ControlConnection<'a> {
         // From the network, for terminals.
         self.disk = text.chars().map(shown_or_space).collect();
         let text = format!("on its disk: {}", self.disk);
-        let change = Change { disk: Some(self.disk.as_str().into()), ..self.change() };
+        let change = Change { disk: Some(self.disk.clone()), ..self.change() };
         self.happened("disk", text, change);
     }
 }

@@ -10,6 +10,9 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::data::Data;
 
+/// So much longer a call waits than its connection does, whose answer says more.
+const GRACE: Duration = Duration::from_millis(200);
+
 /// How many messages may wait to be sent.
 const QUEUE: usize = 64;
 
@@ -122,7 +125,11 @@ impl Peer {
             Ok(Err(_)) => return Err(CallError::Closed),
             Err(_) => return Err(CallError::TimedOut(within)),
         }
-        answer.await.unwrap_or(Err(CallError::Closed))
+        // The connection counts the time as well, but not while it waits for the peer's greeting.
+        match tokio::time::timeout_at(deadline + GRACE, answer).await {
+            Ok(answer) => answer.unwrap_or(Err(CallError::Closed)),
+            Err(_) => Err(CallError::TimedOut(within)),
+        }
     }
 
     /// Closes the connection.

@@ -23,6 +23,8 @@ use crate::sys::random;
 const DEVICES_MAX: usize = 20_000;
 /// How many of them may be of one address: whoever makes up names takes no place of others.
 const DEVICES_OF_ONE: usize = 64;
+/// How long a first contact waits for what is just being saved.
+const SAVED_WITHIN: Duration = Duration::from_secs(2);
 /// How many events of one device are kept until they are saved; more are counted only.
 const HAPPENINGS_MAX: usize = 32;
 /// The same for all devices together.
@@ -291,12 +293,27 @@ impl Recorder {
         self.state.keys_of(pi)
     }
 
-    /// Pins the key that a Pi has shown at its first contact; returns whether it is the Pi's.
+    /// Pins the key that a Pi has shown at its first contact; returns whether it is the Pi's. What was said of it until
+    /// then counts: nobody had to show anything.
     ///
     /// # Errors
     /// [`StateError`] if the state cannot be written.
     pub fn pin(&self, pi: &Identity, key: PublicKey) -> Result<bool, StateError> {
-        self.state.pin(&pi.key(), key, "first contact", false)
+        let mut notes = lock(&self.notes);
+        let end = Instant::now() + SAVED_WITHIN;
+        while notes.saving
+            && let Some(left) = end.checked_duration_since(Instant::now())
+        {
+            notes = self.wake.wait_timeout(notes, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        let said = notes.take(&pi.key());
+        drop(notes);
+        let pinned = self.state.pin(&pi.key(), key, "first contact", false);
+        if let Some(said) = said {
+            let is_proven = matches!(pinned, Ok(true));
+            self.put(Change { is_proven, ..said }, true);
+        }
+        pinned
     }
 
     /// Takes note of somebody who has not shown that it is the Pi that it says it is.
@@ -401,6 +418,16 @@ impl Notes {
         };
         self.events += new.saturating_sub(over);
         self.dropped += over;
+    }
+
+    /// Takes out what nobody has vouched for of what was said of a Pi.
+    fn take(&mut self, key: &str) -> Option<Change> {
+        let said = self.changes.remove(&(key.to_owned(), false))?;
+        self.events = self.events.saturating_sub(said.events.len());
+        if let Some(of_address) = self.of_address.get_mut(&said.identity.address) {
+            *of_address = of_address.saturating_sub(1);
+        }
+        Some(said)
     }
 
     /// What could not be saved is older than what came since.

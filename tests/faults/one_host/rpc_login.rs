@@ -101,7 +101,7 @@ fn between(server: SocketAddr, of_client: bool, change: Change, at: usize) -> So
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn whatever_somebody_in_between_changes_both_ends_notice_at_once() {
+async fn whatever_somebody_in_between_changes_both_ends_notice() {
     let (server, gone) = here("secret", true);
     let flip: Change = |bytes, at| bytes[at] ^= 4;
     let one_more: Change = |bytes, at| bytes.insert(at, 7);
@@ -115,8 +115,10 @@ async fn whatever_somebody_in_between_changes_both_ends_notice_at_once() {
             if let Ok(peer) = dial(address, "secret").await {
                 let mut failed = false;
                 for n in 0..20 {
-                    match peer.call(1, vec![n.into()], WITHIN).await {
+                    match peer.call(1, vec![n.into()], Duration::from_secs(1)).await {
                         Ok(answer) => assert_eq!(answer, Data::Tuple(vec![n.into()]), "a changed answer"),
+                        // A record that was made longer is a forgery when the rest of it comes, with the next call.
+                        Err(CallError::TimedOut(_)) => {}
                         Err(e) => {
                             assert_eq!(e, CallError::Closed);
                             failed = true;

@@ -115,14 +115,20 @@ fn our_agents_order_is_completed_by_the_proof_alone() {
     talk.write_line(&format!(
         "{hello}PIMAN/1 failed stage=sync text=the card is\x1b[31m broken\nIS_INSTALLED\n"
     ));
-    assert!(talk.block().starts_with("format\n"));
+    let order = talk.block();
+    assert!(order.starts_with("format\n"));
+    let field = |key: &str| {
+        let (_, rest) = order.split_once(key).expect("the offer has it");
+        rest.split_whitespace().next().expect("a value").to_owned()
+    };
+    let (id, installation) = (field(" id="), field(" installation="));
     let failed = || lab.server.piman(&["devices"]);
     wait_until("the failure is shown", || failed().contains("failed (sync): the card is [31m broken"));
-    talk.write_line(&format!("PIMAN/1 committed id={}\nIS_INSTALLED\n", "ab".repeat(32)));
+    talk.write_line(&format!("PIMAN/1 committed id={id} installation={installation}\nIS_INSTALLED\n"));
     assert_eq!(talk.block(), BOOT, "at once, and not when it is written down");
     wait_until("the order is completed", || lab.orders().contains("completed"));
     let devices = || lab.server.piman(&["devices", "--json"]);
-    for part in ["\"serial\": \"10000000abcdef01\"", "\"last_error\": null", "abababab"] {
+    for part in ["\"serial\": \"10000000abcdef01\"", "\"last_error\": null", &id[..8]] {
         wait_until(part, || devices().contains(part));
     }
 }

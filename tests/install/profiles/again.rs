@@ -125,7 +125,7 @@ fn who_cannot_apply_it_boots_all_the_same() {
     Pi { can: Can::default(), ..lab.pi(2, ABLE).with_card(able.card) }.boots();
     record("the agent on this Pi is too old");
     Pi { can: Can { signed: true, ..ABLE }, ..lab.pi(2, ABLE).with_card(able.card) }.boots();
-    record("a Pi with a key takes no unsigned profile");
+    record("takes no profile from a server without a certificate");
     lab.pi(2, ABLE).with_card(Some(Hash([9; 32]))).boots();
     record("is not in the list of images any more");
     lab.set(&[], "hostname = '{mac}'");

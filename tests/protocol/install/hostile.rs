@@ -15,7 +15,7 @@ use piman_tests::memory::Script;
 
 use super::offer;
 
-const NOW: u64 = 1_800_000_000;
+pub(super) const NOW: u64 = 1_800_000_000;
 /// How many conversations there are.
 const CONVERSATIONS: usize = 10_000;
 
@@ -49,7 +49,7 @@ fn signer() -> ([u8; 64], Root) {
     (secret, Root::new(PublicKey(public)))
 }
 
-fn server(n: u8, until: u64) -> ServerKey {
+pub(super) fn server(n: u8, until: u64) -> ServerKey {
     let key = ServerKey::new([n; 32], None).unwrap().public();
     let certificate = Certificate::sign(key, until, (7, 3), &signer().0);
     ServerKey::new([n; 32], Some(certificate)).unwrap()

@@ -4,6 +4,7 @@
 mod golden;
 mod hostile;
 mod properties;
+mod trusted_script;
 
 use piman_core::blocking;
 use piman_core::hash::Hash;

@@ -228,7 +228,7 @@ async fn auto_speaks_our_own_protocol_to_our_own_server() {
         let agent = Agent::start(locked_port, SERIAL, &["--protocol", "auto", "--password-file", &wrong]);
         agent.wait_log("the password is wrong");
         let agent = Agent::start(open_port, SERIAL, &["--protocol", "auto", "--password-file", &right]);
-        agent.wait_log("the server does not know the password");
+        agent.wait_log("the server has no password");
     })
     .await
     .unwrap();

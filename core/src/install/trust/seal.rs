@@ -180,6 +180,6 @@ mod tests {
             .iter()
             .map(|b| std::format!("{b:02x}"))
             .collect();
-        assert_eq!((sealed.len(), hash.as_str()), (82, "0000000000000000"));
+        assert_eq!((sealed.len(), hash.as_str()), (82, "cd64bc8b7ec23ab4"));
     }
 }

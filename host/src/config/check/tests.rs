@@ -59,7 +59,7 @@ fn each_by_itself() {
         (install, "serial = ['/dev/x:fast']", "--serial"),
         (install, "reinstall-file = '/a'", "emptied"),
         (files, "state = '/t'", "everybody could get"),
-        (boot, "state = '/b/state'", "by TFTP"),
+        (boot, "state = '/b/state'", "whose files everybody gets"),
         (install, "control-port = 4444", "--rootfs-port"),
         (files, "rpc-port = 50001", "--transfer-port"),
     ] {

@@ -16,7 +16,8 @@ use crate::script;
 /// The agent.
 pub struct Install;
 
-struct Chip;
+/// The Pi.
+pub(super) struct Chip;
 
 impl Pi for Chip {
     async fn set_date(&mut self, date: Date) -> bool {
@@ -58,7 +59,7 @@ impl Service for Install {
 
 /// Who the Pi is.
 #[unsafe(link_section = ".script")]
-static START: Start<'static> = Start {
+pub(super) static START: Start<'static> = Start {
     hello: Some(Hello {
         revision: REVISION,
         serial: Some("10000000abcdef01"),
@@ -82,7 +83,7 @@ static START: Start<'static> = Start {
 
 /// What the Pi says on its way, one after another.
 #[unsafe(link_section = ".script")]
-static REPORTS: [Report<'static>; 5] = [
+pub(super) static REPORTS: [Report<'static>; 5] = [
     Report::Ours(Notice::Progress { stage: Stage::Transfer, done: 5, total: 1_234_567_890 }),
     Report::Ours(Notice::Failed { stage: Stage::Sync, text: "no" }),
     Report::Milestone(Milestone::Mounting),

@@ -9,6 +9,7 @@ pub mod postcard;
 pub mod protected;
 pub mod stream;
 pub mod transfer;
+pub mod trusted;
 
 use core::future::Future;
 
